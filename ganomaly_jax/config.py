@@ -1,0 +1,228 @@
+"""Every default of the project, once, with its unit. Plain dataclasses; `configs/*.py` return a `Config`.
+
+The stored form is `config.json` in a run's folder: `to_dict` and `from_dict` turn one into the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from ganomaly_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Data:
+    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]."""
+
+    source: str = ""
+    """A folder, a file (npz, idx), `tfds:NAME`, `mnist5k` or `elpv`."""
+    abnormal: str = ""
+    """Class whose images are the anomalies; empty: the labels that the source itself has."""
+    height: int = 0
+    """Pixels, a power of two from 16 to 256; 0: 32 where no image is larger than 32, otherwise 64."""
+    width: int = 0
+    """Pixels, as `height`."""
+    channels: int = 0
+    """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed)."""
+    fit: str = "stretch"
+    """How an image of another size is brought to height x width: `stretch` or `letterbox` (aspect kept, padded)."""
+    low: float = 0.0
+    """Pixel value that becomes -1. With low = high = 0: the range of the type (uint8, uint16), or, for floating
+    point, the smallest and largest value of the normal training images."""
+    high: float = 0.0
+    """Pixel value that becomes +1."""
+    test: float = 0.2
+    """Share of the normal images kept for the test set, where the source has no split of its own."""
+    calibration: float = 0.1
+    """Share of the normal training images set aside for threshold and p-values; never trained on."""
+    limit: int = 0
+    """Train on at most this many normal images; 0: on all."""
+
+
+@dataclasses.dataclass
+class Model:
+    """Size of the networks."""
+
+    detector: str = "ganomaly"
+    latent_size: int = 100
+    features: int = 64
+    """Channels of the first convolution, of the generator and of the discriminator."""
+    extra_layers: int = 0
+    """3x3 convolutions added after the first layer (and mirrored in the decoder)."""
+
+
+@dataclasses.dataclass
+class Loss:
+    """Weights of the generator's three losses (equation 4 of arXiv 1805.06725)."""
+
+    adversarial: float = 1.0
+    contextual: float = 50.0
+    encoder: float = 1.0
+
+
+@dataclasses.dataclass
+class Optimizer:
+    """Adam, the same for generator and discriminator."""
+
+    learning_rate: float = 2e-4
+    beta1: float = 0.5
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclasses.dataclass
+class Train:
+    """Length of the training and what is kept of it."""
+
+    batch_size: int = 64
+    """Images a step over all devices; fewer where the training part is smaller than one batch."""
+    epochs: int = 15
+    steps: int = 0
+    """Stop after this many steps; 0: after `epochs`."""
+    save_every: int = 500
+    """Steps between checkpoints; one more is written at the end and at SIGINT or SIGTERM."""
+    keep: int = 2
+    """Checkpoints kept."""
+    picture_every: int = 5
+    """Epochs between pictures of x and x_hat; 0: none."""
+
+
+@dataclasses.dataclass
+class Evaluate:
+    """Scores, threshold and what is shown."""
+
+    batch_size: int = 256
+    score: str = "squared"
+    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper)."""
+    false_positive_rate: float = 0.01
+    """Share of normal images that may be flagged; the threshold follows from the calibration part."""
+    worst: int = 4
+    """Worst false positives and as many worst false negatives that get a picture each."""
+
+
+@dataclasses.dataclass
+class Config:
+    """A whole run."""
+
+    seed: int = 0
+    """Weights, split and order of batches follow from it."""
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    train: Train = dataclasses.field(default_factory=Train)
+    evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
+
+
+# A run may go on with other values of these: they change how long it trains, what it keeps and what is shown of it,
+# never what a step computes.
+MAY_CHANGE = frozenset(
+    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.picture_every"}
+    | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
+)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The nested dict that `config.json` holds."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Keys that are left out keep their default.
+
+    Raises:
+      UserError: a key that does not exist (the nearest that does is named), or a value of another type.
+    """
+    config = Config()
+    for path, value in flatten(values).items():
+        set_value(config, path, value)
+    return config
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"epochs": 5}}` as `{"train.epochs": 5}`."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def set_value(config: Config, path: str, value: Any) -> None:
+    """Set one value by its dotted path; a string is read as the type of the default.
+
+    Raises:
+      UserError: no such key, or a value that the type does not take.
+    """
+    known = flatten(to_dict(Config()))
+    if path not in known:
+        near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+        raise UserError(f"unknown configuration key {path!r}; the nearest that exists is {near[0]!r}")
+    want = type(known[path])
+    try:
+        converted = want(value)
+        if want is int and float(value) != converted:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise UserError(f"{path}={value!r}: wanted {want.__name__}, such as {known[path]!r}") from None
+    *parents, name = path.split(".")
+    owner: Any = config
+    for parent in parents:
+        owner = getattr(owner, parent)
+    setattr(owner, name, converted)
+
+
+def check(config: Config) -> None:
+    """Refuse values that cannot work, before anything is loaded.
+
+    Raises:
+      UserError: naming the key, the value and what is wanted.
+    """
+
+    def refuse_unless(good: bool, path: str, want: str) -> None:
+        if not good:
+            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: wanted {want}")
+
+    for name in ("height", "width"):
+        side = getattr(config.data, name)
+        refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", "16, 32, 64, 128, 256, or 0 for automatic")
+    refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
+    refuse_unless(config.data.fit in ("stretch", "letterbox"), "data.fit", "'stretch' or 'letterbox'")
+    refuse_unless(
+        config.data.low < config.data.high or config.data.low == config.data.high == 0,
+        "data.high",
+        "more than data.low",
+    )
+    refuse_unless(0 < config.data.test < 1, "data.test", "a share between 0 and 1")
+    refuse_unless(0 <= config.data.calibration < 1, "data.calibration", "a share from 0 to below 1")
+    refuse_unless(config.data.limit >= 0, "data.limit", "a number of images, or 0 for all")
+    refuse_unless(config.model.detector == "ganomaly", "model.detector", "'ganomaly'")
+    for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
+        refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
+    refuse_unless(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "more than 0")
+    for name in ("beta1", "beta2"):
+        refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")
+    refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
+    for path in ("train.epochs", "train.save_every", "train.keep", "evaluate.batch_size"):
+        refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
+    for path in ("train.steps", "train.picture_every", "evaluate.worst"):
+        refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
+    refuse_unless(config.evaluate.score in ("squared", "l1"), "evaluate.score", "'squared' or 'l1'")
+    rate = config.evaluate.false_positive_rate
+    refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
+
+
+def differences(stored: Config, asked: Config) -> list[str]:
+    """What keeps a stored run from going on as `asked`: one line a key, empty where nothing does."""
+    old, new = flatten(to_dict(stored)), flatten(to_dict(asked))
+    return [
+        f"{key}: the run has {old[key]!r}, asked is {new[key]!r}"
+        for key in old
+        if old[key] != new[key] and key not in MAY_CHANGE
+    ]

@@ -1,0 +1,25 @@
+"""The errors a user can cause, each with the exit code that the command line gives for it."""
+
+
+class UserError(ValueError):
+    """Something that came from outside cannot be used; the message says what was got, what was wanted and what to do."""
+
+    exit_code = 2
+
+
+class PartialError(UserError):
+    """Some of the inputs failed; the others were dealt with."""
+
+    exit_code = 3
+
+
+class DivergedError(RuntimeError):
+    """Training met a NaN or an infinity."""
+
+    exit_code = 4
+
+
+class DamagedError(RuntimeError):
+    """A stored artefact (checkpoint, detector folder) is incomplete or was altered."""
+
+    exit_code = 5
