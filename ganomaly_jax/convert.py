@@ -1,0 +1,164 @@
+"""Weights of the authors' PyTorch GANomaly, read safely and turned into a TrainState."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ganomaly_jax.detector import TrainState
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.ganomaly import Ganomaly
+from ganomaly_jax.networks import halvings
+
+# One layer: our path below the network, the PyTorch name, its kind. An `expand`ing and an `up` layer are transposed
+# convolutions; a `norm` has four tensors.
+_Layers = Iterator[tuple[tuple[str, ...], str, str]]
+
+
+def _encoder_layers(detector: Ganomaly, ours: str, theirs: str) -> _Layers:
+    height, width, channels = detector.shape
+    wide = detector.features
+    yield (ours, "pyramid", "initial"), f"{theirs}.main.initial-conv-{channels}-{wide}", "conv"
+    for i in range(detector.extra_layers):
+        yield (ours, "pyramid", f"extra_{i}"), f"{theirs}.main.extra-layers-{i}-{wide}-conv", "conv"
+        yield (ours, "pyramid", f"extra_{i}_norm"), f"{theirs}.main.extra-layers-{i}-{wide}-batchnorm", "norm"
+    for i in range(halvings(height, width) - 1):
+        yield (ours, "pyramid", f"down_{i}"), f"{theirs}.main.pyramid-{wide}-{2 * wide}-conv", "conv"
+        wide *= 2
+        yield (ours, "pyramid", f"down_{i}_norm"), f"{theirs}.main.pyramid-{wide}-batchnorm", "norm"
+    yield (ours, "head"), f"{theirs}.main.final-{wide}-1-conv", "conv"
+
+
+def _decoder_layers(detector: Ganomaly) -> _Layers:
+    height, width, channels = detector.shape
+    wide = detector.features * 2 ** (halvings(height, width) - 1)
+    yield ("decoder", "head"), f"decoder.main.initial-{detector.latent_size}-{wide}-convt", "expand"
+    yield ("decoder", "head_norm"), f"decoder.main.initial-{wide}-batchnorm", "norm"
+    for i in range(halvings(height, width) - 1):
+        yield ("decoder", f"up_{i}"), f"decoder.main.pyramid-{wide}-{wide // 2}-convt", "up"
+        wide //= 2
+        yield ("decoder", f"up_{i}_norm"), f"decoder.main.pyramid-{wide}-batchnorm", "norm"
+    for i in range(detector.extra_layers):
+        yield ("decoder", f"extra_{i}"), f"decoder.main.extra-layers-{i}-{wide}-conv", "conv"
+        yield ("decoder", f"extra_{i}_norm"), f"decoder.main.extra-layers-{i}-{wide}-batchnorm", "norm"
+    yield ("decoder", "final"), f"decoder.main.final-{wide}-{channels}-convt", "up"
+
+
+def _discriminator_layers(detector: Ganomaly) -> _Layers:
+    """The original's discriminator numbers its layers: convolution 0, activation 1, then convolution, norm, activation."""
+    yield ("pyramid", "initial"), "features.0", "conv"
+    names = [f"extra_{i}" for i in range(detector.extra_layers)]
+    names += [f"down_{i}" for i in range(halvings(*detector.shape[:2]) - 1)]
+    for i, name in enumerate(names):
+        yield ("pyramid", name), f"features.{2 + 3 * i}", "conv"
+        yield ("pyramid", f"{name}_norm"), f"features.{3 + 3 * i}", "norm"
+    yield ("head",), "classifier.0", "conv"
+
+
+def _generator_layers(detector: Ganomaly) -> _Layers:
+    yield from _encoder_layers(detector, "encoder", "encoder1")
+    yield from _decoder_layers(detector)
+    yield from _encoder_layers(detector, "reencoder", "encoder2")
+
+
+def kernel_from_pytorch(weight: np.ndarray, kind: str) -> np.ndarray:
+    """A PyTorch kernel in our layout [h, w, C_in, C_out]: `conv` from OIHW; `up` and `expand` from IOHW."""
+    if kind == "conv":
+        return weight.transpose(2, 3, 1, 0)
+    kernel = weight.transpose(2, 3, 0, 1)
+    # Ours is the kernel of the convolution over the dilated input; `expand` is a product and has nothing to flip.
+    return kernel[::-1, ::-1] if kind == "up" else kernel
+
+
+def _convert(
+    layers: _Layers, weights: Mapping[str, np.ndarray], like: tuple[Any, Any], network: str
+) -> tuple[Any, Any]:
+    # DataParallel puts `module.` before every name.
+    weights = {name.removeprefix("module."): np.asarray(value) for name, value in weights.items()}
+    params, stats = {}, {}
+
+    def take(name: str, path: tuple[str, ...], expected: Any, kind: str = "") -> Any:
+        if name not in weights:
+            raise UserError(
+                f"{network}: no tensor {name!r} among the {len(weights)} given; wanted the state dict of the original's "
+                "network of the same shape, latent_size, features and extra_layers as the detector"
+            )
+        value = kernel_from_pytorch(weights.pop(name), kind) if kind else weights.pop(name)
+        for part in path:
+            expected = expected[part]
+        if value.shape != expected.shape:
+            raise UserError(f"{network}: {name!r} has shape {value.shape} in our layout, wanted {expected.shape}")
+        return jnp.asarray(value, expected.dtype)
+
+    def put(tree: dict[str, Any], path: tuple[str, ...], leaves: dict[str, Any]) -> None:
+        for part in path:
+            tree = tree.setdefault(part, {})
+        tree.update(leaves)
+
+    for path, name, kind in layers:
+        if kind == "norm":
+            names = {"scale": "weight", "bias": "bias"}
+            put(params, path, {k: take(f"{name}.{v}", (*path, k), like[0]) for k, v in names.items()})
+            names = {"mean": "running_mean", "var": "running_var"}
+            put(stats, path, {k: take(f"{name}.{v}", (*path, k), like[1]) for k, v in names.items()})
+            weights.pop(f"{name}.num_batches_tracked", None)
+        else:
+            put(params, path, {"kernel": take(f"{name}.weight", (*path, "kernel"), like[0], kind)})
+    if weights:
+        raise UserError(f"{network}: {len(weights)} tensors fit nowhere, such as {next(iter(weights))!r}")
+    return params, stats
+
+
+def from_pytorch(
+    detector: Ganomaly, generator: Mapping[str, np.ndarray], discriminator: Mapping[str, np.ndarray]
+) -> TrainState:
+    """The original's `netG` and `netD` state dicts (PyTorch name -> array) as a TrainState at step 0.
+
+    The optimisers start afresh.
+
+    Raises:
+      UserError: a tensor that is missing, left over or of another shape, by its name.
+    """
+    like = detector.init(_key())
+    pairs = {
+        "generator": (_generator_layers(detector), generator),
+        "discriminator": (_discriminator_layers(detector), discriminator),
+    }
+    params, stats = {}, {}
+    for name, (layers, weights) in pairs.items():
+        params[name], stats[name] = _convert(layers, weights, (like.params[name], like.batch_stats[name]), name)
+    return detector.state(params, stats)
+
+
+def _key() -> Any:
+    import jax
+
+    return jax.random.key(0)
+
+
+def read_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The tensors of a `.pth` file by name, read without running code from it (torch's `weights_only`).
+
+    Takes a plain state dict or the original's `{"epoch": ..., "state_dict": ...}`.
+
+    Raises:
+      UserError: torch is absent, or the file is missing, damaged, or holds anything but tensors.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError("reading a .pth file needs PyTorch: pip install 'ganomaly-jax[torch]'") from None
+    try:
+        content = torch.load(Path(path), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a bad file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a PyTorch file of weights alone: {reason}") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: wanted a state dict of tensors, or one under 'state_dict'")
+    return {str(name): value.numpy() for name, value in state.items()}

@@ -1,0 +1,42 @@
+"""What every detector is: four pure functions over a state of arrays."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import flax.struct
+from jax import Array
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Arrays only, so that saving, sharding, donating and counting are `jax.tree.map`.
+
+    `params`, `batch_stats` and `opt_state` are dicts keyed by network (`generator`, `discriminator`).
+    """
+
+    step: Array
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
+    opt_state: dict[str, Any]
+
+
+class Detector(Protocol):
+    """The interface of design; implementations are final frozen dataclasses, no base class."""
+
+    shape: tuple[int, ...]
+
+    def init(self, key: Array) -> TrainState:
+        """Fresh weights from a PRNG key."""
+
+    def update(self, state: TrainState, x: Array, key: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
+        """One training step on a batch x [B, ...] in [-1, 1]; the state after it and scalar metrics. Pure."""
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """The part of the state that scoring needs, no copy."""
+
+    def score(self, variables: dict[str, Any], x: Array) -> Array:
+        """Scores [B] float32, higher is more anomalous; each depends on its own image alone."""
+
+    def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
+        """What the detector takes x [B, ...] for, of x's shape and range."""

@@ -1,0 +1,235 @@
+"""GANomaly: the detector of Akcay, Atapour-Abarghouei and Breckon (ACCV 2018, arXiv 1805.06725)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from ganomaly_jax import losses, networks
+from ganomaly_jax.config import Config, Evaluate, Loss, Model, Optimizer
+from ganomaly_jax.detector import TrainState
+from ganomaly_jax.errors import UserError
+
+# Below this loss the discriminator has won outright and is drawn afresh (the authors' `reinit_d`).
+_DISCRIMINATOR_HAS_WON = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Ganomaly:
+    """Detector for images of `shape` (H, W, C): H and W powers of two from 16 to 256, any C.
+
+    Images are [B, H, W, C] floating point in [-1, 1], the range of the decoder's tanh. `axis_name` names the mapped
+    axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged and batch
+    norm is synchronised over it.
+
+    Raises:
+      UserError: a shape, size or score that cannot work.
+    """
+
+    shape: tuple[int, int, int]
+    latent_size: int = Model.latent_size
+    features: int = Model.features
+    extra_layers: int = Model.extra_layers
+    adversarial_weight: float = Loss.adversarial
+    contextual_weight: float = Loss.contextual
+    encoder_weight: float = Loss.encoder
+    learning_rate: float = Optimizer.learning_rate
+    beta1: float = Optimizer.beta1
+    beta2: float = Optimizer.beta2
+    epsilon: float = Optimizer.epsilon
+    score_distance: str = Evaluate.score
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
+            sides = ", ".join(map(str, networks.SIDES))
+            raise UserError(
+                f"shape {tuple(self.shape)}: wanted (height, width, channels) with height and width each one of {sides} "
+                "and at least one channel; resize the images, or let preprocess.fit_image do it"
+            )
+        for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: wanted at least {least}")
+        if self.score_distance not in ("squared", "l1"):
+            raise UserError(f"score_distance={self.score_distance!r}: wanted 'squared' or 'l1'")
+
+    @property
+    def generator(self) -> networks.Generator:
+        return networks.Generator(
+            self.shape, self.latent_size, self.features, self.extra_layers, self.axis_name, self.param_dtype
+        )
+
+    @property
+    def discriminator(self) -> networks.Discriminator:
+        return networks.Discriminator(self.features, self.extra_layers, self.axis_name, self.param_dtype)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.adam(self.learning_rate, self.beta1, self.beta2, self.epsilon)
+
+    def init(self, key: Array) -> TrainState:
+        """Weights as the paper draws them: kernels N(0, 0.02), batch-norm scales N(1, 0.02), biases 0."""
+        x = jnp.zeros((1, *self.shape), self.param_dtype)
+        for_generator, for_discriminator = jax.random.split(key)
+        variables = {
+            "generator": self.generator.init(for_generator, x, train=False),
+            "discriminator": self.discriminator.init(for_discriminator, x, train=False),
+        }
+        return self.state(
+            {name: v["params"] for name, v in variables.items()},
+            # A network as small as 16x16 without extra layers still has batch norm; there is always an entry.
+            {name: v["batch_stats"] for name, v in variables.items()},
+        )
+
+    def state(self, params: dict[str, Any], batch_stats: dict[str, Any]) -> TrainState:
+        """A state at step 0 with these weights and fresh optimisers."""
+        opt_state = {name: self.optimizer.init(p) for name, p in params.items()}
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
+
+    def gradients(self, state: TrainState, x: Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Array]]:
+        """Gradients of both networks at one and the same point, the moved running statistics, and the losses.
+
+        The generator's loss does not reach the discriminator's weights nor the reverse (section 3.3).
+        """
+        self._check(x)
+        generator, discriminator = self.generator, self.discriminator
+        params, stats = state.params, state.batch_stats
+
+        def discriminate(d_params: Any, d_stats: Any, image: Array) -> tuple[tuple[Array, Array], Any]:
+            variables = {"params": d_params, "batch_stats": d_stats}
+            output, moved = discriminator.apply(variables, image, train=True, mutable=["batch_stats"])
+            return output, moved["batch_stats"]
+
+        # In training batch norm uses the batch alone, so the running statistics that go in change nothing that comes
+        # out; and real and fake images are two batches, never pooled. XLA merges the passes that the two losses share.
+        def generator_loss(g_params: Any) -> tuple[Array, Any]:
+            variables = {"params": g_params, "batch_stats": stats["generator"]}
+            (x_hat, z, z_hat), moved = generator.apply(variables, x, train=True, mutable=["batch_stats"])
+            (real, _), _ = discriminate(params["discriminator"], stats["discriminator"], x)
+            (fake, _), _ = discriminate(params["discriminator"], stats["discriminator"], x_hat)
+            parts = {
+                "adversarial": losses.l2(real, fake),
+                "contextual": losses.l1(x, x_hat),
+                "encoder": losses.l2(z, z_hat),
+            }
+            total = (
+                self.adversarial_weight * parts["adversarial"]
+                + self.contextual_weight * parts["contextual"]
+                + self.encoder_weight * parts["encoder"]
+            )
+            return total, (parts | {"generator": total}, x_hat, moved["batch_stats"])
+
+        def discriminator_loss(d_params: Any, x_hat: Array) -> tuple[Array, Any]:
+            (_, real), after_real = discriminate(d_params, stats["discriminator"], x)
+            (_, fake), after_fake = discriminate(d_params, after_real, x_hat)
+            loss = 0.5 * (losses.real_or_fake(real, True) + losses.real_or_fake(fake, False))
+            return loss, _moved_twice(stats["discriminator"], after_real, after_fake)
+
+        (_, (metrics, x_hat, g_stats)), g_grads = jax.value_and_grad(generator_loss, has_aux=True)(params["generator"])
+        (d_loss, d_stats), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
+            params["discriminator"], lax.stop_gradient(x_hat)
+        )
+        grads = {"generator": g_grads, "discriminator": d_grads}
+        metrics = metrics | {"discriminator": d_loss}
+        if self.axis_name is not None:
+            grads, metrics = lax.pmean((grads, metrics), self.axis_name)
+        return grads, {"generator": g_stats, "discriminator": d_stats}, metrics
+
+    def update(self, state: TrainState, x: Array, key: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
+        """One step of both networks on x [B, H, W, C] in [-1, 1].
+
+        Returns the state after it and the losses before it, float scalars: `adversarial`, `contextual`, `encoder`,
+        `generator` (their weighted sum), `discriminator`. `key` seeds the redrawing of a discriminator that has won;
+        without one it follows from the step.
+        """
+        grads, batch_stats, metrics = self.gradients(state, x)
+        params, opt_state = {}, {}
+        for name, network_grads in grads.items():
+            moves, opt_state[name] = self.optimizer.update(network_grads, state.opt_state[name], state.params[name])
+            params[name] = optax.apply_updates(state.params[name], moves)
+        if key is None:
+            key = jax.random.fold_in(jax.random.key(0), state.step)
+        params["discriminator"] = lax.cond(
+            metrics["discriminator"] < _DISCRIMINATOR_HAS_WON,
+            lambda p: redraw(key, p),
+            lambda p: p,
+            params["discriminator"],
+        )
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    def variables(self, state: TrainState) -> dict[str, Any]:
+        """What scoring needs: the generator's weights and running statistics, no copy."""
+        return {"params": state.params["generator"], "batch_stats": state.batch_stats["generator"]}
+
+    def score(self, variables: dict[str, Any], x: Array) -> Array:
+        """A(x) [B] float: distance of z and z_hat, with running statistics, for x [B, H, W, C] in [-1, 1].
+
+        Differs from the paper: `squared` (the default, as in the authors' code) is the mean over the latent of the
+        squared difference; `l1` is the mean absolute difference, the paper's L1 norm (equation 5) over latent_size.
+        """
+        self._check(x)
+        _, z, z_hat = self.generator.apply(variables, x, train=False)
+        difference = z - z_hat
+        distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
+        return jnp.mean(distance, axis=-1)
+
+    def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
+        """x_hat [B, H, W, C] in [-1, 1]."""
+        self._check(x)
+        return self.generator.apply(variables, x, train=False)[0]
+
+    def _check(self, x: Array) -> None:
+        if x.ndim != 4 or x.shape[1:] != self.shape:
+            wanted = ", ".join(map(str, self.shape))
+            raise UserError(f"images of shape {x.shape}: wanted [B, {wanted}], the shape this detector was made for")
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise UserError(f"images of type {x.dtype}: wanted floating point in [-1, 1]; see preprocess.to_unit")
+
+
+def _moved_twice(before: Any, after_real: Any, after_fake: Any) -> Any:
+    """Running statistics after x, x_hat, x, x_hat, from those before, after x and after x, x_hat.
+
+    The original runs each discriminator pass twice a step (once for each loss), which moves them four times.
+    """
+    keep = networks.BatchNorm.momentum
+    third = jax.tree.map(lambda s0, s1, s2: keep * s2 + (s1 - keep * s0), before, after_real, after_fake)
+    return jax.tree.map(lambda s1, s2, s3: keep * s3 + (s2 - keep * s1), after_real, after_fake, third)
+
+
+def redraw(key: Array, params: Any) -> Any:
+    """Weights of the same structure drawn afresh: kernels N(0, 0.02), scales N(1, 0.02), biases 0."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    means = {"kernel": 0.0, "scale": 1.0}
+    fresh = []
+    for (path, leaf), leaf_key in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+        name = path[-1].key
+        if name == "bias":
+            fresh.append(jnp.zeros_like(leaf))
+        else:
+            fresh.append(means[name] + 0.02 * jax.random.normal(leaf_key, leaf.shape, leaf.dtype))
+    return jax.tree_util.tree_unflatten(structure, fresh)
+
+
+def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
+    """The detector that a resolved configuration describes."""
+    return Ganomaly(
+        shape=(config.data.height, config.data.width, config.data.channels),
+        latent_size=config.model.latent_size,
+        features=config.model.features,
+        extra_layers=config.model.extra_layers,
+        adversarial_weight=config.loss.adversarial,
+        contextual_weight=config.loss.contextual,
+        encoder_weight=config.loss.encoder,
+        learning_rate=config.optimizer.learning_rate,
+        beta1=config.optimizer.beta1,
+        beta2=config.optimizer.beta2,
+        epsilon=config.optimizer.epsilon,
+        score_distance=config.evaluate.score,
+        axis_name=axis_name,
+    )

@@ -1,0 +1,189 @@
+"""The networks of GANomaly as Linen modules: Encoder, Decoder, Generator, Discriminator.
+
+Images are [B, H, W, C] in [-1, 1] with H and W powers of two from 16 to 256, square or not: maps are halved until the
+smaller side is 4 and the head covers what is left. No layer has a bias (section 4 and the authors' code).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ganomaly_jax import convolution
+
+SIDES = (16, 32, 64, 128, 256)
+_kernel_init = nn.initializers.normal(0.02)
+
+
+def _scale_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+
+def halvings(height: int, width: int) -> int:
+    """How often the encoder halves the map: until the smaller side is 4."""
+    return min(height, width).bit_length() - 3
+
+
+class Layer(nn.Module):
+    """One of the functions of `convolution` with its kernel [h, w, C_in, features]."""
+
+    function: Any
+    size: tuple[int, int]
+    features: int
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (*self.size, x.shape[-1], self.features)
+        return self.function(x, self.param("kernel", _kernel_init, shape, self.param_dtype))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+
+    running <- 0.9 running + 0.1 batch, the batch variance unbiased there (n / (n - 1)) and biased in the normalisation;
+    Flax's own keeps the biased one. With `axis_name` the statistics are those of the whole batch over that mapped axis.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = (x.shape[-1],)
+        scale = self.param("scale", _scale_init, features, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, self.param_dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features, self.param_dtype)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // x.shape[-1]
+            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+            if self.axis_name is not None:
+                count *= lax.axis_size(self.axis_name)
+                local = mean
+                mean = lax.pmean(local, self.axis_name)
+                var = lax.pmean(var + jnp.square(local - mean), self.axis_name)
+            if not self.is_initializing():
+                unbiased = var * (count / (count - 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(mean)
+                running_var.value = keep * running_var.value + (1 - keep) * lax.stop_gradient(unbiased)
+        # Subtracted first: folding the mean into the bias rounds more, and values near 0 cross the kink of the ReLU.
+        return (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+
+
+def _leaky_relu(x: Array) -> Array:
+    return nn.leaky_relu(x, 0.2)
+
+
+class Pyramid(nn.Module):
+    """The encoder without its head: images [B, H, W, C] to features [B, h, w, F], the smaller of h and w being 4."""
+
+    features: int
+    extra_layers: int = 0
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        dtype = self.param_dtype
+        channels = self.features
+        count = halvings(*x.shape[1:3])
+        x = _leaky_relu(Layer(convolution.downsample, (4, 4), channels, dtype, name="initial")(x))
+        for i in range(self.extra_layers):
+            x = Layer(convolution.convolve, (3, 3), channels, dtype, name=f"extra_{i}")(x)
+            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"extra_{i}_norm")(x, train))
+        for i in range(count - 1):
+            channels *= 2
+            x = Layer(convolution.downsample, (4, 4), channels, dtype, name=f"down_{i}")(x)
+            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"down_{i}_norm")(x, train))
+        return x
+
+
+class Encoder(nn.Module):
+    """Images [B, H, W, C] to latents z [B, latent_size]; the head is linear."""
+
+    latent_size: int
+    features: int
+    extra_layers: int = 0
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        maps = Pyramid(self.features, self.extra_layers, self.axis_name, self.param_dtype, name="pyramid")(x, train)
+        size = (maps.shape[1], maps.shape[2])
+        return Layer(convolution.collapse, size, self.latent_size, self.param_dtype, name="head")(maps)
+
+
+class Decoder(nn.Module):
+    """Latents z [B, N] to images x_hat of `shape` (H, W, C) in [-1, 1] (tanh)."""
+
+    shape: tuple[int, int, int]
+    features: int
+    extra_layers: int = 0
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool) -> Array:
+        dtype = self.param_dtype
+        height, width, image_channels = self.shape
+        count = halvings(height, width)
+        channels = self.features * 2 ** (count - 1)
+        size = (height >> count, width >> count)
+        x = Layer(convolution.expand, size, channels, dtype, name="head")(z)
+        x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name="head_norm")(x, train))
+        for i in range(count - 1):
+            channels //= 2
+            x = Layer(convolution.upsample, (4, 4), channels, dtype, name=f"up_{i}")(x)
+            x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"up_{i}_norm")(x, train))
+        for i in range(self.extra_layers):
+            x = Layer(convolution.convolve, (3, 3), channels, dtype, name=f"extra_{i}")(x)
+            x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"extra_{i}_norm")(x, train))
+        return jnp.tanh(Layer(convolution.upsample, (4, 4), image_channels, dtype, name="final")(x))
+
+
+class Generator(nn.Module):
+    """Encoder, decoder, encoder: x [B, H, W, C] to (x_hat of x's shape, z [B, N], z_hat [B, N])."""
+
+    shape: tuple[int, int, int]
+    latent_size: int
+    features: int
+    extra_layers: int = 0
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        sizes = (self.features, self.extra_layers, self.axis_name, self.param_dtype)
+        self.encoder = Encoder(self.latent_size, *sizes)
+        self.decoder = Decoder(self.shape, *sizes)
+        self.reencoder = Encoder(self.latent_size, *sizes)
+
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+        z = self.encoder(x, train)
+        x_hat = self.decoder(z, train)
+        return x_hat, z, self.reencoder(x_hat, train)
+
+
+class Discriminator(nn.Module):
+    """x [B, H, W, C] to (features [B, h, w, F], logits [B]); sigmoid(logits) is the probability of being real."""
+
+    features: int
+    extra_layers: int = 0
+    axis_name: str | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        maps = Pyramid(self.features, self.extra_layers, self.axis_name, self.param_dtype, name="pyramid")(x, train)
+        size = (maps.shape[1], maps.shape[2])
+        return maps, Layer(convolution.collapse, size, 1, self.param_dtype, name="head")(maps)[:, 0]
