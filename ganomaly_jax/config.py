@@ -85,6 +85,8 @@ class Train:
     """Steps between checkpoints; one more is written at the end and at SIGINT or SIGTERM."""
     keep: int = 2
     """Checkpoints kept."""
+    log_every: int = 10
+    """Steps that one line of `history.jsonl` averages over."""
     picture_every: int = 5
     """Epochs between pictures of x and x_hat; 0: none."""
 
@@ -119,7 +121,8 @@ class Config:
 # A run may go on with other values of these: they change how long it trains, what it keeps and what is shown of it,
 # never what a step computes.
 MAY_CHANGE = frozenset(
-    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.picture_every"}
+    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.log_every"}
+    | {"train.picture_every", "data.source"}  # moved data are still the same data: their hash is compared
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
 
@@ -209,7 +212,7 @@ def check(config: Config) -> None:
     for name in ("beta1", "beta2"):
         refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")
     refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
-    for path in ("train.epochs", "train.save_every", "train.keep", "evaluate.batch_size"):
+    for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every", "evaluate.batch_size"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
     for path in ("train.steps", "train.picture_every", "evaluate.worst"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -50,7 +51,7 @@ def _decoder_layers(detector: Ganomaly) -> _Layers:
 
 
 def _discriminator_layers(detector: Ganomaly) -> _Layers:
-    """The original's discriminator numbers its layers: convolution 0, activation 1, then convolution, norm, activation."""
+    """The original numbers these layers: convolution 0, activation 1, then convolution, norm, activation, ..."""
     yield ("pyramid", "initial"), "features.0", "conv"
     names = [f"extra_{i}" for i in range(detector.extra_layers)]
     names += [f"down_{i}" for i in range(halvings(*detector.shape[:2]) - 1)]
@@ -124,7 +125,7 @@ def from_pytorch(
     Raises:
       UserError: a tensor that is missing, left over or of another shape, by its name.
     """
-    like = detector.init(_key())
+    like = jax.eval_shape(detector.init, jax.random.key(0))
     pairs = {
         "generator": (_generator_layers(detector), generator),
         "discriminator": (_discriminator_layers(detector), discriminator),
@@ -133,12 +134,6 @@ def from_pytorch(
     for name, (layers, weights) in pairs.items():
         params[name], stats[name] = _convert(layers, weights, (like.params[name], like.batch_stats[name]), name)
     return detector.state(params, stats)
-
-
-def _key() -> Any:
-    import jax
-
-    return jax.random.key(0)
 
 
 def read_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def _patches(x: Array) -> Array:
 def _fold(patches: Array) -> Array:
     """The adjoint of `_patches`: overlapping 4x4 patches [B, h, w, 4, 4, C] summed into [B, 2h, 2w, C]."""
     b, h, w, _, _, c = patches.shape
-    # Output row 2p + a takes tap row a + 1 of patch p, and tap row a + 3 of patch p - 1 (a = 0) or a - 1 of p + 1 (a = 1).
+    # Output row 2p takes tap row 1 of patch p and 3 of patch p - 1; row 2p + 1 takes 2 of p and 0 of p + 1.
     up, down = patches[:, :, :, 3], patches[:, :, :, 0]
     rows = patches[:, :, :, 1:3]
     above = jnp.pad(up, ((0, 0), (1, 0), (0, 0), (0, 0), (0, 0)))[:, :-1]

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Something that came from outside cannot be used; the message says what was got, what was wanted and what to do."""
+    """Something from outside cannot be used; the message says what was got, what was wanted and what to do."""
 
     exit_code = 2
 
@@ -23,3 +23,11 @@ class DamagedError(RuntimeError):
     """A stored artefact (checkpoint, detector folder) is incomplete or was altered."""
 
     exit_code = 5
+
+
+class StoppedError(RuntimeError):
+    """A signal ended the work early; what was done is saved. The exit code is the shell's for that signal."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -50,7 +50,7 @@ class Ganomaly:
         if len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
             sides = ", ".join(map(str, networks.SIDES))
             raise UserError(
-                f"shape {tuple(self.shape)}: wanted (height, width, channels) with height and width each one of {sides} "
+                f"shape {tuple(self.shape)}: wanted (height, width, channels), height and width each one of {sides} "
                 "and at least one channel; resize the images, or let preprocess.fit_image do it"
             )
         for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0)):

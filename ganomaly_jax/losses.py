@@ -14,7 +14,7 @@ def l1(a: Array, b: Array) -> Array:
 def l2(a: Array, b: Array) -> Array:
     """Mean squared difference over all elements: the adversarial and the encoder loss.
 
-    Differs from the paper: it writes L1 and L2 norms; the authors' code takes means, and its weights 1, 50, 1 go with those.
+    Differs from the paper: it writes norms; the authors' code takes means, and the weights 1, 50, 1 go with those.
     """
     return jnp.mean(jnp.square(a - b))
 

@@ -1,0 +1,244 @@
+"""The command `ganomaly`: its verbs, their flags, and the exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ganomaly_jax import __version__, config
+from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
+
+if TYPE_CHECKING:
+    from ganomaly_jax.evaluate import Evaluation
+    from ganomaly_jax.scorer import Judgement
+
+_SOME_FAILED = 3
+# Rows of the verdict table on the terminal; predictions.csv has them all.
+_ROWS = 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 2 usage, 3 some inputs failed, 4 diverged, 5 damaged artefact."""
+    parser = _parser()
+    given, overrides = parser.parse_known_args(arguments)
+    verb = vars(given).pop("run", None)
+    if verb is None:
+        parser.print_help()
+        return 2
+    try:
+        _quiet()
+        return verb(given, overrides)
+    except (UserError, DivergedError, DamagedError, StoppedError) as error:
+        print(f"ganomaly: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ganomaly: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "ganomaly",
+        description="Train an anomaly detector on normal images alone, and find what is not normal.",
+        epilog="exit codes: 0 done, 2 usage, 3 some inputs failed, 4 training diverged, 5 damaged artefact",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ganomaly-jax {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+
+    def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    override = "change a value, such as --config.train.epochs=5; config.py lists them all"
+    demo = verb("demo", _demo, "train on 5,000 real digits and show what comes out, in about a minute")
+    demo.add_argument("--workdir", default="runs/demo", help="the run's folder (default %(default)s)")
+    demo.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+
+    train = verb("train", _train, "train a detector, or go on with one, then evaluate it")
+    train.add_argument("folder", nargs="?", metavar="DATA", help="folder or file of images; the same as --data")
+    train.add_argument("--data", help="a folder, a file (npz, idx), tfds:NAME, mnist5k or elpv")
+    train.add_argument("--workdir", required=True, help="the run's folder; an unfinished run in it goes on")
+    train.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
+    train.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+
+    evaluate = verb("evaluate", _evaluate, "score the test set of a run: metrics, curves, worst cases, report")
+    evaluate.add_argument("--workdir", required=True, help="the folder of a finished run")
+    evaluate.add_argument("--data", default="", help="other labelled images to test on")
+    evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
+
+    predict = verb("predict", _predict, "a verdict for each image file")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them")
+    predict.add_argument("--workdir", required=True, help="the folder of a finished run")
+    predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    return parser
+
+
+def _quiet() -> None:
+    """Once a verb runs: no chatter of the libraries on the user's terminal."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _overrides(settings: config.Config, rest: Sequence[str]) -> None:
+    """`--config.a.b=value` and `--config.a.b value`."""
+    words = iter(rest)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key.startswith("--config."):
+            raise UserError(f"{word!r} is not understood; `ganomaly VERB --help` lists what is")
+        if not equals:
+            value = next(words, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{key} has no value: wanted {key}=VALUE")
+        config.set_value(settings, key.removeprefix("--config."), value)
+
+
+def _nothing_left(rest: Sequence[str]) -> None:
+    if rest:
+        raise UserError(f"{rest[0]!r} is not understood; `ganomaly VERB --help` lists what is")
+
+
+def _config_from(path: str) -> config.Config:
+    """The Config that `get_config()` of a Python file returns.
+
+    Raises:
+      UserError: no such file, or it does not run, or it returns something else.
+    """
+    spec = importlib.util.spec_from_file_location("ganomaly_config", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"--config {path}: wanted a Python file with a function get_config(), such as configs/mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        settings = module.get_config()
+    except Exception as error:  # the user's own code may do anything
+        raise UserError(f"--config {path} does not run: {type(error).__name__}: {error}") from None
+    if not isinstance(settings, config.Config):
+        raise UserError(f"--config {path}: get_config() returned {type(settings).__name__}, wanted ganomaly_jax.Config")
+    return settings
+
+
+def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    if given.folder and given.data:
+        raise UserError(f"both {given.folder!r} and --data {given.data!r} are given; wanted one of them")
+    settings = _config_from(given.config) if given.config else config.Config()
+    _overrides(settings, rest)
+    settings.data.source = given.folder or given.data or settings.data.source
+    if not settings.data.source:
+        raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
+    _train_and_evaluate(settings, given.workdir)
+    return 0
+
+
+def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    from ganomaly_jax import demo
+
+    settings = demo.get_config()
+    _overrides(settings, rest)
+    found = _train_and_evaluate(settings, given.workdir)
+    if found is not None and found.misses:
+        print("worst misses (a picture of each is in the report):")
+        for case in found.misses:
+            print(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
+    return 0
+
+
+def _train_and_evaluate(settings: config.Config, workdir: str) -> Evaluation | None:
+    from ganomaly_jax import train
+
+    scorer = train.train(settings, workdir, say=lambda line: print(line, flush=True))
+    print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+    return _show_evaluation(workdir)
+
+
+def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate)
+    return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
+
+
+def _show_evaluation(workdir: str, source: str = "", rate: float | None = None) -> Evaluation:
+    from ganomaly_jax import evaluate
+
+    found = evaluate.evaluate(workdir, source, false_positive_rate=rate)
+    values = found.metrics
+
+    def shown(name: str) -> str:
+        return "not defined" if values[name] is None else f"{values[name]:.4f}"
+
+    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} anomalous images ({values['protocol']})")
+    print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
+    if len(values["per_class"]) > 1:
+        print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
+    print(
+        f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
+        f"{shown('true_positive_rate')} of the anomalous images"
+    )
+    if rate is not None:
+        print(f"threshold from {values['threshold_source']}")
+    for warning in values["warnings"]:
+        print(f"note: {warning}")
+    if found.report is not None:
+        print(f"pictures in {found.report.parent / 'pictures'}, report in {found.report}")
+    return found
+
+
+def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    import numpy as np
+
+    from ganomaly_jax import evaluate, images, scorer
+
+    judge = scorer.load(given.workdir)
+    files: list[Path] = []
+    for path in map(Path, given.paths):
+        files += images.list_images(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"no image files in {', '.join(given.paths)}")
+    parts, reasons = [], {}
+    for begin in range(0, len(files), scorer.BUCKETS[-1]):
+        x, problems = judge.read(files[begin : begin + scorer.BUCKETS[-1]])
+        parts.append(judge.judge(x))
+        reasons |= dict(problems)
+    judged = scorer.Judgement(
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.p_values for part in parts]),
+        [verdict for part in parts for verdict in part.verdicts],
+    )
+    out = Path(given.out) if given.out else Path(given.workdir) / evaluate.PREDICTIONS
+    names = [str(path) for path in files]
+    why = [
+        reasons.get(images.shown(path), "NaN or infinite pixels") if verdict == "invalid" else ""
+        for path, verdict in zip(files, judged.verdicts, strict=True)
+    ]
+    evaluate.write_predictions(out, names, [None] * len(files), judged, why)
+    _table(names, judged, why)
+    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
+    return _SOME_FAILED if counts["invalid"] else 0
+
+
+def _table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:
+    """The verdicts, invalid ones and then the most anomalous first."""
+    order = sorted(range(len(names)), key=lambda i: (judged.verdicts[i] != "invalid", -judged.scores[i]))
+    print(f"{'verdict':9}  {'score':>10}  {'p-value':>7}  path")
+    for i in order[:_ROWS]:
+        if judged.verdicts[i] == "invalid":
+            print(f"{'invalid':9}  {'':>10}  {'':>7}  {names[i]}: {why[i]}")
+        else:
+            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {names[i]}")
+    if len(order) > _ROWS:
+        print(f"... and {len(order) - _ROWS} less anomalous ones")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

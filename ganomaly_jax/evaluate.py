@@ -1,0 +1,239 @@
+"""How good a detector is on its test set: metrics.json, predictions.csv, and what the report shows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import calibration, data, metrics, pictures, report, run, scorer, sources
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.run import Run
+from ganomaly_jax.scorer import Judgement, Scorer
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
+# Below this AUROC a detector is told apart from a coin in words, not only in numbers.
+_SEPARATES = 0.6
+_SHOWN_PER_CLASS = 6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was found, and what it was found on."""
+
+    metrics: dict[str, Any]
+    report: Path | None
+    """The report, None where matplotlib is absent or nothing could be scored."""
+    misses: list[report.Case]
+    """The worst false positives and false negatives, worst first."""
+
+
+def evaluate(
+    workdir: str | os.PathLike[str], source: str = "", arrays: Any = None, false_positive_rate: float | None = None
+) -> Evaluation:
+    """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
+
+    Scores use running statistics only: each depends on its own image alone. Nothing is chosen on the test data.
+
+    Args:
+      workdir: the run's folder.
+      source: other data to test on, as `data.source`; empty: the test part of the run's own.
+      arrays: images, or (images, labels), in place of a source.
+      false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
+
+    Raises:
+      UserError: no finished run there, or data that cannot be used.
+      DamagedError: the detector is damaged.
+    """
+    workdir = Path(workdir)
+    judge = scorer.load(workdir)
+    if false_positive_rate is not None:
+        if not 0 < false_positive_rate < 1:
+            raise UserError(f"false_positive_rate={false_positive_rate}: wanted a rate between 0 and 1")
+        found = calibration.calibrate(np.asarray(judge.variables["calibration"]), false_positive_rate)
+        judge = dataclasses.replace(judge, calibration=found)
+    this = _data(workdir, judge, source, arrays)
+    images = this.dataset.images[this.split.test]
+    if not len(images):
+        raise UserError("the test set is empty: give --data with images to test on")
+    judged = judge.judge(images)
+    labels = this.split.labels
+    values = _metrics(this, judge, judged, labels)
+    run.write_json(workdir / METRICS, values)
+    paths = [this.dataset.paths[i] for i in this.split.test]
+    reasons = ["NaN or infinite pixels" if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
+    write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
+    misses = _misses(this, judge, judged, labels)
+    written = _report(workdir, this, judge, judged, labels, misses, values)
+    return Evaluation(values, written, misses)
+
+
+def _data(workdir: Path, judge: Scorer, source: str, arrays: Any) -> Run:
+    settings = judge.config
+    if not source and arrays is None:
+        this = run.resolve(settings, progress=True)
+        before = run.stored_environment(workdir).get("data_hash")
+        now = data.content_hash(this.dataset)
+        if before is not None and before != now:
+            raise UserError(
+                f"the data at {settings.data.source} have changed since the training (their hash was {before[:12]}, now "
+                f"it is {now[:12]}): which images were trained on is no longer known. Name them with --data to test on "
+                "all of them as they are now"
+            )
+        return this
+    resolved = dataclasses.replace(settings.data, source=source)
+    dataset = sources.load(resolved, arrays, True)
+    normal = data.normal_classes(dataset, settings.data.abnormal)
+    parts = dataset.parts
+    test = np.arange(len(dataset.images)) if parts is None or not (parts == 1).any() else np.flatnonzero(parts == 1)
+    labels = np.array([dataset.classes[i] not in normal for i in dataset.labels[test]], np.int64)
+    none = np.array([], np.int64)
+    split = data.Split(none, none, test, labels, f"all images of {source or 'the arrays'}")
+    return Run(dataclasses.replace(settings, data=resolved), dataset, split, ())
+
+
+def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:
+    valid = np.isfinite(judged.scores)
+    values: dict[str, Any] = metrics.summary(labels[valid], judged.scores[valid], judge.threshold)
+    classes = this.dataset.labels[this.split.test]
+    per_class = {}
+    for index in np.unique(classes[labels == 1]):
+        chosen = valid & ((labels == 0) | (classes == index))
+        per_class[this.dataset.classes[index]] = metrics.summary(labels[chosen], judged.scores[chosen], None)["auroc"]
+    values |= {
+        "per_class": per_class,
+        "threshold": judge.threshold,
+        "threshold_source": judge.calibration.source,
+        "promised_false_positive_rate": judge.calibration.rate,
+        "n_invalid": int((~valid).sum()),
+        "n_unreadable": len(this.dataset.problems),
+        "seed": this.config.seed,
+        "step": judge.provenance.get("step"),
+        "score": judge.config.evaluate.score,
+        "protocol": f"{this.split.protocol}; running statistics, last step, threshold from the calibration part",
+    }
+    values["warnings"] = _warnings(this, judge, judged, labels, values)
+    return values
+
+
+def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
+    """Plain sentences about what a user should not overlook."""
+    said = []
+    auroc = values["auroc"]
+    if auroc is None:
+        missing = "anomalous" if not values["n_anomalous"] else "normal"
+        said.append(f"AUROC and average precision are not defined: the test set has no {missing} images.")
+    elif auroc < _SEPARATES:
+        said.append(
+            f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f}, and a coin has 0.5. "
+            "Do not use it as it is."
+        )
+    rate, size = judge.calibration.rate, len(judge.variables["calibration"])
+    groups = {"normal test": judged.scores[labels == 0]}
+    if len(this.split.calibration):
+        groups["calibration"] = judge(this.dataset.images[this.split.calibration])
+    for name, scores in groups.items():
+        flagged, n = int((scores > judge.threshold).sum()), len(scores)
+        # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
+        if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:
+            said.append(
+                f"{flagged} of {n} {name} images are flagged, {flagged / n:.1%} where {rate:.1%} was promised: they "
+                "look different from those that the threshold was set on. Set it on images like these."
+            )
+    if values["n_invalid"]:
+        said.append(f"{values['n_invalid']} test images have NaN or infinite pixels: invalid, in no figure.")
+    if this.dataset.problems:
+        path, reason = this.dataset.problems[0]
+        said.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")
+    return said
+
+
+def write_predictions(
+    path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
+) -> None:
+    """`predictions.csv`, a row an image: path, label (0 normal, 1 anomalous, empty unknown), score, p_value, verdict,
+    and the reason of a verdict `invalid`, whose score and p-value are empty.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    # A hostile file name may hold bytes that are no text.
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "label", "score", "p_value", "verdict", "reason"))
+    for name, label, score, p_value, verdict, reason in zip(
+        paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True
+    ):
+        numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
+        shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        rows.writerow((shown, "" if label is None else label, *numbers, verdict, reason))
+    run.write_text(path, text.getvalue())
+
+
+def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> list[report.Case]:
+    scores = np.where(np.isfinite(judged.scores), judged.scores, np.nan)
+    most = this.config.evaluate.worst
+    false_positives = [i for i in np.argsort(-scores) if labels[i] == 0 and scores[i] > judge.threshold][:most]
+    false_negatives = [i for i in np.argsort(scores) if labels[i] == 1 and scores[i] <= judge.threshold][:most]
+    chosen = [*false_positives, *false_negatives]
+    if not chosen:
+        return []
+    x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[chosen]])
+    return [
+        report.Case(
+            name=this.dataset.paths[this.split.test[i]],
+            kind="false negative" if labels[i] else "false positive",
+            x=x[k],
+            x_hat=x_hat[k],
+            score=float(judged.scores[i]),
+            p_value=float(judged.p_values[i]),
+            threshold=judge.threshold,
+            verdict=judged.verdicts[i],
+            label=int(labels[i]),
+        )
+        for k, i in enumerate(chosen)
+    ]
+
+
+def _report(
+    workdir: Path,
+    this: Run,
+    judge: Scorer,
+    judged: Judgement,
+    labels: np.ndarray,
+    misses: list[report.Case],
+    values: dict[str, Any],
+) -> Path | None:
+    valid = np.isfinite(judged.scores)
+    if not valid.any():
+        return None
+    _examples(workdir / "pictures" / "examples.png", this, judge, labels)
+    try:
+        return report.write(workdir, misses, labels[valid], judged.scores[valid], judge.threshold, judge.residual_max)
+    except ImportError as error:
+        values["warnings"].append(str(error))
+        return None
+
+
+def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:
+    """Normal and anomalous test images of each class with reconstruction and residual, as the paper's Figure 3."""
+    sections = []
+    classes = this.dataset.labels[this.split.test]
+    groups = [("normal", labels == 0)]
+    anomalous = np.unique(classes[labels == 1])[:4]
+    groups += [(this.dataset.classes[i], (labels == 1) & (classes == i)) for i in anomalous]
+    for name, chosen in groups:
+        at = np.flatnonzero(chosen)
+        if len(at):
+            at = at[np.linspace(0, len(at) - 1, min(_SHOWN_PER_CLASS, len(at))).astype(int)]
+            x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[at]])
+            sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
+    pictures.save(pictures.titled_grid(sections, judge.residual_max), path)

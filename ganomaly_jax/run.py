@@ -1,0 +1,165 @@
+"""A run's folder: its resolved configuration, its data, and where it was made."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import __version__, config, data, sources
+from ganomaly_jax.config import Config
+from ganomaly_jax.data import Dataset, Split
+from ganomaly_jax.errors import DamagedError, UserError
+
+CONFIG = "config.json"
+ENVIRONMENT = "env.json"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What a configuration becomes once its data are seen: nothing automatic is left in `config`."""
+
+    config: Config
+    dataset: Dataset
+    split: Split
+    notes: tuple[str, ...]
+    """Sentences that the user should see before the training starts."""
+
+    @property
+    def pixels(self) -> tuple[str, float, float]:
+        """(dtype, low, high) of the images."""
+        return str(self.dataset.images.dtype), self.config.data.low, self.config.data.high
+
+
+def resolve(settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False) -> Run:
+    """Load and split the data and fill in what the configuration leaves to them.
+
+    `arrays` stands in for `data.source`, see `sources.load`. A batch larger than the training part becomes the
+    largest that the part and the `devices` allow, with a note.
+
+    Raises:
+      UserError: a configuration or data that cannot work.
+    """
+    config.check(settings)
+    dataset = sources.load(settings.data, arrays, progress)
+    split = data.split(dataset, settings.data, settings.seed)
+    resolved = copy.deepcopy(settings)
+    resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
+    resolved.data.low, resolved.data.high = data.value_range(dataset, split.train)
+    notes = list(split.notes)
+    if len(split.train) < settings.train.batch_size:
+        fits = len(split.train) // devices * devices
+        if fits < 2:
+            raise UserError(f"{len(split.train)} training images do not fill a batch on {devices} devices")
+        resolved.train.batch_size = fits
+        notes.append(f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images")
+    return Run(resolved, dataset, split, tuple(notes))
+
+
+def total_steps(settings: Config, images: int) -> int:
+    """Steps of the whole training on that many images."""
+    return settings.train.steps or settings.train.epochs * (images // settings.train.batch_size)
+
+
+def stored_config(workdir: Path) -> Config | None:
+    """The configuration of the run in this folder, None where there is no run.
+
+    Raises:
+      DamagedError: `config.json` is there and cannot be read.
+    """
+    path = workdir / CONFIG
+    try:
+        return config.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:  # UserError and JSONDecodeError are ValueErrors
+        raise DamagedError(f"{path} cannot be read ({error}); restore it or start in another --workdir") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
+        raise UserError(f"{path} cannot be written: {error.strerror}; what was there before is as it was") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all; NaN and infinity are refused, they are not JSON."""
+    write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def environment(run: Run, data_hash: str) -> dict[str, Any]:
+    """What `env.json` holds: versions, devices, hash of the data, seed."""
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chex", "pillow")
+    versions = {"ganomaly-jax": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    devices = jax.local_devices()
+    return {
+        "versions": versions,
+        "devices": [device.device_kind for device in devices],
+        "platform": devices[0].platform,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "data_hash": data_hash,
+        "images": len(run.dataset.images),
+        "seed": run.config.seed,
+    }
+
+
+def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
+    """Make the folder of a run, or make sure that the run in it is the one asked for.
+
+    Raises:
+      UserError: the folder holds another run (says what differs), other data, or cannot be written.
+    """
+    stored = stored_config(workdir)
+    if stored is not None:
+        other = config.differences(stored, resolved)
+        if other:
+            raise UserError(
+                f"{workdir} holds a run of another configuration: {'; '.join(other)}. "
+                "Take another --workdir, or the same configuration to go on"
+            )
+        before = stored_environment(workdir).get("data_hash")
+        if before is not None and before != data_hash:
+            raise UserError(
+                f"{workdir} holds a run on other data: their hash was {before[:12]}, now it is {data_hash[:12]}. "
+                "Take another --workdir, or the same data to go on"
+            )
+    write_json(workdir / CONFIG, config.to_dict(resolved))
+
+
+def stored_environment(workdir: Path) -> dict[str, Any]:
+    """`env.json` of a run, empty where it is missing or cannot be read."""
+    try:
+        return json.loads((workdir / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def test_images(run: Run) -> np.ndarray:
+    """The test images [n, H, W, C], raw."""
+    return run.dataset.images[run.split.test]

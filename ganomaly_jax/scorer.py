@@ -1,0 +1,271 @@
+"""The detector in use: from raw pixels to a score, a p-value and a verdict, one compiled program for everything."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax import calibration as calibrating
+from ganomaly_jax import checkpoint, config, ganomaly, images, preprocess
+from ganomaly_jax.calibration import Calibration
+from ganomaly_jax.detector import Detector
+from ganomaly_jax.errors import UserError
+
+FOLDER = "detector"
+# A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
+# are compiled at most, whatever sizes come.
+BUCKETS = (1, 8, 64, 256)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Judgement:
+    """What is said of n images: `scores` [n] and `p_values` [n] float32 (NaN where invalid), `verdicts` n words."""
+
+    scores: np.ndarray
+    p_values: np.ndarray
+    verdicts: list[str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+    """A trained detector, its preprocessing and its calibration. Made by `load`; call it with images.
+
+    `dtype`, `low` and `high` are those of the training images: the type of the pixels and the values that become -1
+    and +1.
+    """
+
+    detector: Detector
+    variables: dict[str, Any]
+    """`detector`: what `detector.score` takes; `calibration`: the sorted scores [n] of the calibration images."""
+    config: config.Config
+    dtype: str
+    low: float
+    high: float
+    calibration: Calibration
+    residual_max: float
+    """End of the colour scale of residual maps: 99.9 % of the calibration pixels have a smaller |x - x_hat|."""
+    provenance: dict[str, Any]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(H, W, C) of one image."""
+        return self.detector.shape
+
+    @property
+    def threshold(self) -> float:
+        """Scores above it are anomalous."""
+        return self.calibration.threshold
+
+    def unit(self, x: Array) -> Array:
+        """Raw pixels [B, H, W, C] as the networks take them, float32 in [-1, 1]. Pure.
+
+        The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
+        otherwise span their type; other floating point is taken as being in [-1, 1] already.
+        """
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        if x.dtype == self.dtype or (floating and self.dtype == "float32"):
+            return preprocess.to_unit(x, self.low, self.high)
+        if floating:
+            return x
+        if x.dtype in (jnp.uint8, jnp.uint16) and self.dtype in ("uint8", "uint16"):
+            return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
+        raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point in [-1, 1]")
+
+    def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
+        """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
+        score = self.detector.score(variables["detector"], self.unit(x)).astype(jnp.float32)
+        score = jnp.where(preprocess.finite(x), score, jnp.nan)
+        return {"score": score, "p_value": calibrating.p_values(variables["calibration"], score)}
+
+    def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
+        """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
+
+        It works under jit, vmap, grad, scan and shard_map of another program. It checks shape and type only.
+        """
+        return (lambda variables, x: self.outputs(variables, x)["score"]), self.variables
+
+    def __call__(self, images: Any) -> np.ndarray:
+        """Scores [B] float32, higher is more anomalous, NaN for an image that is invalid.
+
+        `images`: an array [B, H, W, C] or [B, H, W] (see `unit` for what its values mean; other sizes are resized as
+        in training) or a sequence of image files.
+
+        Raises:
+          UserError: another number of channels or type, floating point outside [-1, 1], no images.
+        """
+        return self.judge(images).scores
+
+    def judge(self, images: Any, batch_size: int = BUCKETS[-1]) -> Judgement:
+        """Scores, p-values and verdicts; `images` as in a call."""
+        x = self._array(images)
+        parts = [self._padded(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+        scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
+        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
+
+    def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
+        """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
+        x = self._array(images)
+        x, x_hat = self._reconstruction(self.variables, pad(x, bucket(len(x))))
+        return np.asarray(x)[: len(images)], np.asarray(x_hat)[: len(images)]
+
+    @functools.cached_property
+    def _outputs(self) -> Callable[..., Any]:
+        return jax.jit(self.outputs)
+
+    @functools.cached_property
+    def _reconstruction(self) -> Callable[..., Any]:
+        def both(variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
+            unit = self.unit(x)
+            return unit, self.detector.reconstruct(variables["detector"], unit)
+
+        return jax.jit(both)
+
+    def _padded(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        result = self._outputs(self.variables, pad(x, bucket(len(x))))
+        return {name: np.asarray(value)[: len(x)] for name, value in result.items()}
+
+    def _array(self, given: Any) -> np.ndarray:
+        if isinstance(given, (str, os.PathLike)):
+            given = [given]
+        if not hasattr(given, "dtype") and len(given) and isinstance(given[0], (str, os.PathLike)):
+            return self.read(given)[0]
+        x = np.asarray(given)
+        height, width, channels = self.input_shape
+        if x.ndim == 3 and channels == 1:
+            x = x[..., None]
+        if x.ndim != 4 or x.shape[-1] != channels or not x.size:
+            raise UserError(
+                f"images of shape {x.shape}: wanted [B, {height}, {width}, {channels}], B at least 1, the shape that "
+                "this detector was trained on (other sizes are resized, other numbers of channels are not guessed)"
+            )
+        if x.dtype.kind == "f" and x.dtype != self.dtype:
+            x = x.astype(np.float32)
+            # Not a NaN: that is the image's own fault and becomes a verdict.
+            if self.dtype != "float32" and (np.abs(x) > 1).any():
+                raise UserError(
+                    f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: wanted [-1, 1]; this detector "
+                    f"was trained on {self.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
+                )
+        elif x.dtype.kind not in "uf":
+            raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point")
+        if x.shape[1:3] != (height, width):
+            x = np.stack([preprocess.fit_image(image, height, width, channels, self.config.data.fit) for image in x])
+        return x
+
+    def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
+        """Image files as [n, H, W, C] of the training type, and (path, reason) of those that cannot be read.
+
+        An unreadable one is there as NaN (float32 then), so that it is scored as invalid and keeps its place.
+        """
+        height, width, channels = self.input_shape
+        like = (self.dtype, self.low, self.high)
+        read, kept, problems = images.read_files(paths, height, width, channels, self.config.data.fit, progress, like)
+        if not problems:
+            return read, problems
+        unit = np.asarray(self.unit(jnp.asarray(read))) if self.dtype != "float32" else read
+        x = np.full((len(paths), height, width, channels), np.nan, np.float32)
+        x[kept] = unit
+        return x, problems
+
+    def save(self, directory: Path) -> None:
+        """Write a self-contained folder that `load` reads, independent of the run: weights, configuration, calibration.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        meta = {
+            "format": 1,
+            "config": config.to_dict(self.config),
+            "dtype": self.dtype,
+            "low": self.low,
+            "high": self.high,
+            "calibration": dataclasses.asdict(self.calibration),
+            "residual_max": self.residual_max,
+            "provenance": self.provenance,
+        }
+        checkpoint.write(directory, self.variables, meta)
+
+
+def bucket(n: int) -> int:
+    """The padded size of a batch of n images, n at most the largest of `BUCKETS`."""
+    return next((size for size in BUCKETS if size >= n), n)
+
+
+def pad(x: np.ndarray, size: int) -> np.ndarray:
+    """x [n, ...] filled up to `size` by repeating its last item: scores do not depend on their neighbours."""
+    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
+
+
+def load(directory: str | os.PathLike[str]) -> Scorer:
+    """The detector of a run's folder, or of a detector folder.
+
+    Raises:
+      UserError: there is none.
+      DamagedError: it is incomplete or was altered.
+    """
+    folder = Path(directory)
+    if (folder / FOLDER).is_dir():
+        folder = folder / FOLDER
+    elif not (folder / checkpoint.MANIFEST).exists():
+        where = "is no run's folder" if folder.is_dir() else "does not exist"
+        raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")
+    variables, meta = checkpoint.read(folder)
+    settings = config.from_dict(meta["config"])
+    return Scorer(
+        detector=ganomaly.from_config(settings),
+        variables=jax.device_put(variables),
+        config=settings,
+        dtype=meta["dtype"],
+        low=meta["low"],
+        high=meta["high"],
+        calibration=Calibration(**meta["calibration"]),
+        residual_max=meta["residual_max"],
+        provenance=meta["provenance"],
+    )
+
+
+def make(
+    detector: Detector,
+    variables: dict[str, Any],
+    settings: config.Config,
+    pixels: tuple[str, float, float],
+    normals: np.ndarray,
+    trained_on: bool,
+    provenance: dict[str, Any],
+) -> Scorer:
+    """A scorer calibrated on raw normal images [n, H, W, C]; `pixels` are (dtype, low, high) of the training images.
+
+    `trained_on` says that these very images were trained on, so that the threshold is no promise.
+    """
+    scorer = Scorer(
+        detector,
+        {"detector": variables, "calibration": jnp.zeros((1,), jnp.float32)},
+        settings,
+        *pixels,
+        calibration=Calibration(0.0, 1.0, "not calibrated"),
+        residual_max=1.0,
+        provenance=provenance,
+    )
+    scores = scorer(normals)
+    found = calibrating.calibrate(scores, settings.evaluate.false_positive_rate)
+    if trained_on:
+        source = (
+            f"the scores of {len(scores)} images that were trained on (no calibration part): expect more false alarms"
+        )
+        found = dataclasses.replace(found, source=source)
+    x, x_hat = scorer.reconstruct(normals[: BUCKETS[-1]])
+    return dataclasses.replace(
+        scorer,
+        variables={"detector": variables, "calibration": jnp.asarray(np.sort(scores))},
+        calibration=found,
+        residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
+    )

@@ -1,0 +1,65 @@
+"""One step on many devices. The step is written once, for one replica, with an axis name; here it is spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ganomaly_jax.errors import UserError
+
+AXIS = "data"
+
+
+def local_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all local devices (or these) along one axis, `AXIS`."""
+    return Mesh(np.asarray(devices if devices is not None else jax.local_devices()), (AXIS,))
+
+
+def axis_name(mesh: Mesh) -> str | None:
+    """The axis to average over, or None on a single device, where there is nothing to average."""
+    return AXIS if mesh.size > 1 else None
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Refuse a global batch that the devices do not divide.
+
+    Raises:
+      UserError: naming the batches that fit.
+    """
+    if batch_size % mesh.size:
+        fit = batch_size // mesh.size * mesh.size
+        names = f"{fit + mesh.size}" if not fit else f"{fit} or {fit + mesh.size}"
+        raise UserError(f"a batch of {batch_size} does not divide over {mesh.size} devices; take {names}")
+
+
+def data_parallel(
+    step: Callable[..., Any], mesh: Mesh, batch_axes: Sequence[int | None], donate: int | None = None
+) -> Callable[..., Any]:
+    """Compile `step` to run once a device, each on its part of the batch.
+
+    `batch_axes` gives for each argument the array axis that is split over the devices, None for what every device
+    holds whole; all results are equal on all devices. `donate` is the argument whose memory the result may reuse.
+    """
+    donated = () if donate is None else (donate,)
+    if mesh.size == 1:
+        return jax.jit(step, donate_argnums=donated)
+    specs = tuple(PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, AXIS) for axis in batch_axes)
+    # With check_vma=True, jax.grad by replicated weights sums over the axis by itself, and averaging afterwards gives
+    # gradients as many times too large as there are devices, which Adam hides.
+    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return jax.jit(spread, donate_argnums=donated)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a pytree, whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def put_batch(batch: Array | np.ndarray, mesh: Mesh, axis: int) -> Array:
+    """An array split along `axis` over the devices of the mesh."""
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS)))
