@@ -1,0 +1,453 @@
+"""What a run has to show: a picture of each case, curves as PNG and CSV, and one self-contained `report.html`.
+
+Everything is made from plain arrays and the files of a run's folder. matplotlib is imported only here, inside the
+functions, by its object-oriented interface: nothing of pyplot's global state is touched.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ganomaly_jax import metrics, page
+from ganomaly_jax.config import flatten
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.pictures import COLOURS, one_line, replacing, residual, to_rgb
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The colours of Okabe and Ito, which the colour-blind can tell apart.
+LOSSES = {
+    "adversarial": "#56b4e9",
+    "contextual": "#009e73",
+    "encoder": "#cc79a7",
+    "generator": "#000000",
+    "discriminator": "#d55e00",
+}
+KINDS = ("false positive", "false negative", "anomalous", "normal")
+BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
+HALF, WIDE = "30rem", "46rem"
+CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
+
+
+class MissingError(UserError, ImportError):
+    """matplotlib is not installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One scored image."""
+
+    name: str
+    """Where it came from; any text."""
+    kind: str
+    """`false positive`, `false negative`, `anomalous` or `normal`."""
+    x: np.ndarray
+    """[H, W, C] in [-1, 1], as the network saw it."""
+    x_hat: np.ndarray
+    """As x, its reconstruction."""
+    score: float
+    p_value: float | None
+    threshold: float | None
+    verdict: str
+    label: int | str | None
+    """0 normal, 1 anomalous, the name of a class, or None where it is not known."""
+
+
+def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
+    """A PNG, 1350 pixels wide: input, reconstruction and residual map with its scale, and what was decided.
+
+    Args:
+      residual_max: the residual at the end of the colour scale, the same for all pictures that are to be compared.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: shapes that differ, a residual_max that is not above 0, or a file that cannot be written.
+    """
+    if not (np.isfinite(residual_max) and residual_max > 0):
+        raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
+    if case.x.ndim != 3 or case.x.shape != case.x_hat.shape:
+        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
+    figure = _figure(9, 1.1 + float(np.clip(2.6 * case.x.shape[0] / case.x.shape[1], 1.3, 4.0)))
+    from matplotlib.colors import ListedColormap
+
+    axes = figure.subplots(1, 3)
+    axes[0].imshow(to_rgb(case.x), interpolation="nearest")
+    axes[1].imshow(to_rgb(case.x_hat), interpolation="nearest")
+    colours = ListedColormap((COLOURS / 255).tolist())
+    drawn = axes[2].imshow(
+        residual(case.x, case.x_hat), cmap=colours, vmin=0, vmax=residual_max, interpolation="nearest"
+    )
+    bar = figure.colorbar(drawn, ax=axes[2], extend="max")
+    bar.ax.tick_params(labelsize=9)
+    bar.set_label("|input \N{MINUS SIGN} reconstruction|", fontsize=9)
+    for ax, title in zip(axes, ("input", "reconstruction", "residual"), strict=True):
+        ax.set_title(title, fontsize=11)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    wrong = case.kind.startswith("false")
+    name = one_line(f"{case.kind}: {case.name}", 90)
+    figure.suptitle(name, fontsize=12, weight="bold", color=RED if wrong else INK, parse_math=False)
+    figure.supxlabel(one_line(_decision(case), 140), fontsize=11.5, color=INK, parse_math=False)
+    _save(figure, path)
+
+
+def _decision(case: Case) -> str:
+    """Score, threshold, p-value, verdict and label in one line."""
+    parts = [f"score {page.number(case.score)}"]
+    if case.threshold is not None and case.score == case.score:
+        sign = ">" if case.score > case.threshold else "\N{LESS-THAN OR EQUAL TO}"
+        parts[0] += f" {sign} threshold {page.number(case.threshold)}"
+    if case.p_value is not None:
+        parts.append(f"p-value {page.number(case.p_value)}")
+    label = CLASS_NAMES.get(case.label, case.label)
+    parts += [f"verdict: {case.verdict}", f"label: {'unknown' if label is None else label}"]
+    return "   \N{MIDDLE DOT}   ".join(parts)
+
+
+def curves(
+    labels: Sequence[int] | np.ndarray, scores: Sequence[float] | np.ndarray, threshold: float | None, directory: Path
+) -> list[Path]:
+    """`roc`, `precision_recall` and `histogram`, each as .png and .csv; those of an earlier call are removed first.
+
+    With one class only the histogram alone is drawn, without any score nothing. Scores that are not finite are left
+    out.
+
+    Args:
+      labels: [N] 0 or 1.
+      scores: [N] float.
+      threshold: a score above it is anomalous; None where there is none.
+      directory: exists.
+
+    Returns:
+      The pictures written.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: labels other than 0 and 1, or a file that cannot be written.
+    """
+    labels, scores = _finite(labels, scores)
+    found = metrics.summary(labels, scores, threshold)
+    for name in ("roc", "precision_recall", "histogram"):
+        for kind in ("png", "csv"):
+            _remove(directory / f"{name}.{kind}")
+    if not len(scores):
+        return []
+    n = f"{found['n_normal']} normal, {found['n_anomalous']} anomalous"
+    written = []
+    title = n
+    if found["auroc"] is not None:
+        title = f"AUROC {found['auroc']:.3f}\n{n}"
+        written = [
+            _roc(labels, scores, found, title, directory / "roc.png"),
+            _precision_recall(labels, scores, found, title, directory / "precision_recall.png"),
+        ]
+    return [*written, _histogram(labels, scores, threshold, title, directory / "histogram.png")]
+
+
+def _finite(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Labels [N] bool and scores [N] float64 of the items whose score is finite."""
+    labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if labels.shape == scores.shape:
+        labels, scores = labels[np.isfinite(scores)], scores[np.isfinite(scores)]
+    return metrics.checked(labels, scores)
+
+
+def _roc(labels: np.ndarray, scores: np.ndarray, found: dict[str, Any], title: str, path: Path) -> Path:
+    fpr, tpr, thresholds = metrics.roc_curve(labels, scores)
+    _write_csv(path, ("false_positive_rate", "true_positive_rate", "score_at_least"), (fpr, tpr, thresholds))
+    figure, ax = _plot(title, "false-positive rate", "true-positive rate", square=True)
+    ax.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="chance")
+    ax.plot(fpr, tpr, color=BLUE, linewidth=2)
+    _operating_point(ax, found["false_positive_rate"], found["true_positive_rate"])
+    return _save(figure, path)
+
+
+def _precision_recall(labels: np.ndarray, scores: np.ndarray, found: dict[str, Any], title: str, path: Path) -> Path:
+    precision, recall, thresholds = metrics.precision_recall_curve(labels, scores)
+    _write_csv(path, ("precision", "recall", "score_at_least"), (precision, recall, np.append(thresholds, np.inf)))
+    title = f"average precision {found['average_precision']:.3f}, {title}"
+    figure, ax = _plot(title, "recall", "precision", square=True)
+    ax.axhline(labels.mean(), color="0.6", linestyle=":", label="chance")
+    ax.step(recall, precision, where="post", color=BLUE, linewidth=2)
+    if found["f1"]:
+        recall_there = found["true_positive_rate"]
+        true, false = recall_there * found["n_anomalous"], found["false_positive_rate"] * found["n_normal"]
+        _operating_point(ax, recall_there, true / (true + false))
+    return _save(figure, path)
+
+
+def _operating_point(ax: Axes, x: float | None, y: float | None) -> None:
+    if x is not None and y is not None:
+        ax.plot([x], [y], "o", color=RED, markersize=9, label="at the threshold", clip_on=False, zorder=5)
+    ax.legend(frameon=False, fontsize=11)
+
+
+def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float | None, title: str, path: Path) -> Path:
+    low, high = scores.min(), scores.max()
+    line = threshold if threshold is not None and np.isfinite(threshold) else None
+    # Scores of anomalies often lie far above those of normal images, which a linear axis would squeeze into one bin.
+    ends = np.quantile(scores, [0.02, 0.98])
+    logarithmic = bool(low > 0 and ends[1] > 20 * ends[0] and (line is None or line > 0))
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        margin = max(0.05 * abs(low), 1e-6)
+        low, high, logarithmic = low - margin, high + margin, False
+    edges = np.geomspace(low, high, 41) if logarithmic else np.linspace(low, high, 41)
+    edges[[0, -1]] = low, high
+    counts = [np.histogram(scores[labels == label], edges)[0] for label in (0, 1)]
+    _write_csv(path, ("score_from", "score_to", "normal", "anomalous"), (edges[:-1], edges[1:], *counts))
+    figure, ax = _plot(title, "score" + " (log scale)" * logarithmic, "share of the class")
+    for count, name, colour in zip(counts, CLASS_NAMES.values(), (BLUE, RED), strict=True):
+        if count.sum():
+            share = count / count.sum()
+            ax.stairs(share, edges, fill=True, color=colour, alpha=0.35)
+            ax.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name} ({count.sum()})")
+    if line is not None:
+        ax.axvline(line, color=INK, linestyle="--", linewidth=1.5, label=f"threshold {page.number(line)}")
+    if logarithmic:
+        ax.set_xscale("log")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=11)
+    return _save(figure, path)
+
+
+def losses(history: Path, png: Path) -> Path | None:
+    """The five losses over the steps, on a log scale.
+
+    Args:
+      history: `history.jsonl`; lines that are not whole (a run that was cut off) are passed over, and of two lines for
+        one step the later holds.
+      png: where the picture goes.
+
+    Returns:
+      `png`, or None where the file is missing or holds nothing to draw.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: a file that cannot be written.
+    """
+    _remove(png)
+    records = {record["step"]: record for record in _read_lines(history)}
+    steps = np.array(sorted(records))
+    values = {name: np.array([_float(records[step].get(name)) for step in steps]) for name in LOSSES}
+    drawable = {
+        name: (steps[good], value[good])
+        for name, value in values.items()
+        if (good := (value > 0) & (value < np.inf)).any()
+    }
+    if not drawable:
+        return None
+    figure, ax = _plot("", "step", "loss (log scale)")
+    ax.set_yscale("log")
+    for name, (at, value) in drawable.items():
+        if len(at) <= 100:
+            ax.plot(at, value, color=LOSSES[name], linewidth=1.5, marker="o" if len(at) == 1 else None, label=name)
+            continue
+        # Batch by batch the losses are noise: shown faintly, with the median of each sixtieth over them.
+        ax.plot(at, value, color=LOSSES[name], linewidth=0.6, alpha=0.25)
+        parts = np.array_split(np.arange(len(at)), 60)
+        medians = [np.median(value[part]) for part in parts]
+        ax.plot([at[part].mean() for part in parts], medians, color=LOSSES[name], linewidth=2, label=name)
+    ax.legend(frameon=False, fontsize=10, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1.2)
+    return _save(figure, png)
+
+
+def write(
+    workdir: Path,
+    cases: Sequence[Case],
+    labels: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
+    threshold: float | None,
+    residual_max: float,
+) -> Path:
+    """All pictures into `workdir/pictures/` and `workdir/report.html`: one file that needs no other, and no script.
+
+    Built from `config.json`, `env.json`, `metrics.json`, `history.jsonl`, `pictures/epoch_*.png` and
+    `pictures/examples.png`; what is missing or cannot be read is left out, and the report says so.
+
+    Args:
+      workdir: the run's folder; exists.
+      cases: the images to show, worst first.
+      labels, scores, threshold: as in `curves`.
+      residual_max: as in `case_picture`.
+
+    Returns:
+      The path of the report.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: a case of an unknown kind, or a file that cannot be written.
+    """
+    _matplotlib_figure()
+    labels, scores = _finite(labels, scores)
+    folder = workdir / "pictures"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    for kind in KINDS:
+        for old in folder.glob(f"{kind.replace(' ', '_')}_[0-9]*.png"):
+            _remove(old)
+    shown: dict[str, list[tuple[Path, Case]]] = {kind: [] for kind in KINDS}
+    for case in cases:
+        if case.kind not in shown:
+            raise UserError(f"case of kind {case.kind!r}: wanted one of {', '.join(KINDS)}")
+        path = folder / f"{case.kind.replace(' ', '_')}_{len(shown[case.kind]) + 1:02d}.png"
+        case_picture(case, residual_max, path)
+        shown[case.kind].append((path, case))
+    drawn = curves(labels, scores, threshold, folder)
+    history = losses(workdir / "history.jsonl", folder / "losses.png")
+
+    (config, config_note), (env, env_note), (found, found_note) = (
+        page.read(workdir / name) for name in ("config.json", "env.json", "metrics.json")
+    )
+    flat, examples = flatten(config), folder / "examples.png"
+    title = f"GANomaly on {flat.get('data.source') or workdir.resolve().name}"
+    if flat.get("data.abnormal"):
+        title += f", abnormal: {flat['data.abnormal']}"
+    parts = [
+        page.warnings(found),
+        page.paragraph(found_note) if found_note else page.headline(found),
+        page.section("Curves", *_drawn(drawn)),
+        page.section("Examples", page.image(examples)) if examples.exists() else "",
+        *_cases(shown, labels, scores, threshold, residual_max),
+        _training(history, folder),
+        page.section("Configuration", page.paragraph(config_note) if config_note else page.settings(flat)),
+        page.section("Environment", page.paragraph(env_note) if env_note else page.facts(env)),
+    ]
+    path = workdir / "report.html"
+    with replacing(path) as temporary:
+        temporary.write_text(page.page(title, parts), encoding="utf-8", errors="replace")
+    return path
+
+
+def _drawn(drawn: Sequence[Path]) -> list[str]:
+    """What `curves` drew, the two square ones beside each other."""
+    if not drawn:
+        return [page.paragraph("There are no scores to draw.")]
+    pictures = [page.image(path, width=WIDE if path.stem == "histogram" else HALF) for path in drawn]
+    if len(drawn) == 1:
+        pictures.append(page.paragraph("ROC and precision-recall curves are not defined without both classes."))
+    return pictures
+
+
+def _cases(
+    shown: dict[str, list[tuple[Path, Case]]],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float | None,
+    residual_max: float,
+) -> Iterable[str]:
+    """A section for each kind of case; for the two kinds of mistake also where there is none."""
+    flagged = scores > (np.inf if threshold is None else threshold)
+    mistakes = {
+        "false positive": ("Worst false positives", ~labels, flagged, "normal images are flagged"),
+        "false negative": ("Worst false negatives", labels, ~flagged, "anomalous images are missed"),
+    }
+    for kind, pictures in shown.items():
+        heading, sentence = f"{kind.capitalize()} images", ""
+        if kind in mistakes:
+            heading, of, wrong, words = mistakes[kind]
+            sentence = f"{np.sum(of & wrong)} of {np.sum(of)} {words}."
+            if threshold is None:
+                sentence = "There is no threshold, so nothing is flagged or missed."
+        elif not pictures:
+            continue
+        if pictures:
+            sentence += f" {len(pictures)} shown; all residuals are on one scale, 0 to {page.number(residual_max)}."
+        images = (page.image(path, case.name) for path, case in pictures)
+        yield page.section(heading, page.paragraph(sentence.strip()), *images)
+
+
+def _training(history: Path | None, folder: Path) -> str:
+    """The losses, the first and the last picture of the training, and at most four between."""
+    parts = [
+        page.image(history, width=WIDE) if history else page.paragraph("history.jsonl is missing or holds no losses.")
+    ]
+    found = {int(n[1]): path for path in folder.glob("epoch_*.png") if (n := re.match(r"epoch_(\d+)", path.name))}
+    epochs = sorted(found)
+    for i in sorted(set(np.linspace(0, len(epochs) - 1, min(6, len(epochs))).round().astype(int).tolist())):
+        parts.append(page.image(found[epochs[i]], f"Inputs and reconstructions, epoch {epochs[i]}"))
+    if not epochs:
+        parts.append(page.paragraph("There are no pictures from the training."))
+    return page.section("Training", *parts)
+
+
+def _float(value: Any) -> float:
+    """A number as float, anything else as NaN."""
+    return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def _read_lines(path: Path) -> Iterable[dict[str, Any]]:
+    """The whole records of a history, in the order of the file."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
+
+
+def _write_csv(path: Path, header: Sequence[str], columns: Sequence[np.ndarray]) -> None:
+    with replacing(path.with_suffix(".csv")) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
+def _matplotlib_figure() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingError("pictures and report.html need matplotlib: pip install 'ganomaly-jax[report]'") from None
+    return Figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Sides in inches; 150 pixels an inch."""
+    return _matplotlib_figure()(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _plot(title: str, horizontal: str, vertical: str, square: bool = False) -> tuple[Figure, Axes]:
+    """One pair of axes in the style of all plots."""
+    figure = _figure(4.8 if square else 7.5, 4.6 if square else 4.0)
+    ax = figure.add_subplot()
+    ax.set_title(title, fontsize=11)
+    ax.set_xlabel(horizontal, fontsize=11)
+    ax.set_ylabel(vertical, fontsize=11)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="0.92")
+    ax.set_axisbelow(True)
+    if square:
+        ax.set(xlim=(0, 1), ylim=(0, 1.02))
+    return figure, ax
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        # Names may be in scripts that matplotlib's font lacks; they are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support", category=UserWarning)
+        figure.savefig(temporary, format="png")
+    return Path(path)

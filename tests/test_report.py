@@ -1,0 +1,408 @@
+import ast
+import base64
+import csv
+import dataclasses
+import html.parser
+import io
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ganomaly_jax import config, metrics, page, pictures, report
+from ganomaly_jax.errors import UserError
+
+THRESHOLD = 1.0
+HOSTILE = """a"><script src='http://evil.example/x.js'>alert(1)</script><img src="https://evil.example/">\n{body}.png"""
+
+
+def make_case(kind="false positive", **changes):
+    generator = np.random.default_rng(0)
+    x, x_hat = generator.uniform(-1, 1, (2, 16, 16, 1)).astype(np.float32)
+    case = report.Case("0001.png", kind, x, x_hat, 2.0, 0.01, THRESHOLD, "anomalous", 0)
+    return dataclasses.replace(case, **changes)
+
+
+def scored(n=200, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = (np.arange(n) % 4 == 0).astype(int)
+    return labels, np.exp(generator.normal(size=n) * 0.5 - 1 + 1.5 * labels)
+
+
+def write_history(path, steps=range(10, 60, 10), tail='{"step": 60, "adver'):
+    with path.open("w") as file:
+        for step in steps:
+            record = {name: 1 / step for name in ("adversarial", "contextual", "encoder", "generator")}
+            record |= {"step": step, "epoch": step / 10, "images_per_second": 9.0, "discriminator": float("nan")}
+            file.write(json.dumps(record) + "\n")
+        file.write(tail)
+
+
+class Tags(html.parser.HTMLParser):
+    """Collects the tags of a page, what they load, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.addresses, self.text = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def fill(workdir):
+    """A run's folder with everything in it; returns the arguments of `write`."""
+    folder = workdir / "pictures"
+    folder.mkdir()
+    labels, scores = scored()
+    settings = config.Config()
+    settings.data.source, settings.train.epochs = HOSTILE, 7
+    (workdir / "config.json").write_text(json.dumps(config.to_dict(settings)))
+    (workdir / "env.json").write_text(json.dumps({"versions": {"jax": "9.8.7"}, HOSTILE: [HOSTILE]}))
+    found = metrics.summary(labels, scores, THRESHOLD) | {
+        "threshold": THRESHOLD,
+        "threshold_source": f"From 360 calibration images & {HOSTILE}",
+        "warnings": ["AUROC is below 0.6 <b>really</b>."],
+        "per_class": {HOSTILE: 0.125, "gun": None},
+        "n_invalid": 3,
+        "protocol": HOSTILE,
+        "seed": 12,
+    }
+    (workdir / "metrics.json").write_text(json.dumps(found))
+    write_history(workdir / "history.jsonl")
+    for epoch in (5, 10, 100):
+        pictures.save(Image.new("RGB", (20, 10 + epoch)), folder / f"epoch_{epoch}.png")
+    pictures.save(Image.new("RGB", (20, 10)), folder / "examples.png")
+    (folder / "false_negative_09.png").write_text("of an earlier evaluation")
+    cases = [make_case(name=HOSTILE, verdict=HOSTILE, label="gun $x_{$"), make_case(name="日本.png")]
+    cases.append(make_case("false negative", verdict="normal", score=0.5, label=1))
+    return cases, labels, scores, THRESHOLD, 1.0
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """(workdir, text of the report, its tags) of one full run."""
+    workdir = tmp_path_factory.mktemp("run")
+    path = report.write(workdir, *fill(workdir))
+    assert path == workdir / "report.html"
+    text = path.read_text("utf-8")
+    return workdir, text, Tags(text)
+
+
+def test_the_report_needs_no_other_file(written):
+    _, text, tags = written
+    assert tags.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
+    assert not {"script", "link", "iframe", "object", "a", "base", "form"} & set(tags.tags)
+    assert "url(" not in text
+    assert "@import" not in text
+    for address in tags.addresses:
+        with Image.open(io.BytesIO(base64.b64decode(address.split(",", 1)[1], validate=True))) as image:
+            image.load()
+    # ROC, precision-recall, histogram, three cases, losses, three pictures of the training, examples
+    assert len(tags.addresses) == 11
+
+
+def test_hostile_text_stays_text(written):
+    _, text, tags = written
+    assert "<script" not in text
+    assert "<b>" not in text
+    assert text.count("</html>") == 1
+    for hostile in (HOSTILE, "AUROC is below 0.6 <b>really</b>."):
+        assert hostile.split("\n")[0] in tags.text
+    assert tags.tags.count("img") == 11
+
+
+def test_the_report_says_what_counts(written):
+    _, _, tags = written
+    found = metrics.summary(*scored(), THRESHOLD)
+    for words in (
+        f"{found['auroc']:.4g}",
+        f"{found['average_precision']:.4g}",
+        "From 360 calibration images &",
+        "150 normal, 50 anomalous",
+        "3 that could not be scored",
+        "9.8.7",
+        "0.125",
+        "not defined",
+        "train.epochs",
+        f"{round(150 * found['false_positive_rate'])} of 150 normal images are flagged. 2 shown",
+        f"{round(50 * (1 - found['true_positive_rate']))} of 50 anomalous images are missed. 1 shown",
+    ):
+        assert words in tags.text
+    warning = tags.text.index("AUROC is below 0.6")
+    assert warning < tags.text.index("average precision")
+
+
+def test_the_values_that_differ_from_their_default_show_it(written):
+    _, text, _ = written
+    assert "<tr><td>train.epochs</td><td>7</td><td>15</td></tr>" in text
+    assert "<tr><td>train.keep</td><td>2</td><td></td></tr>" in text
+    assert "<td>(empty)</td>" in text
+
+
+def test_the_pictures_lie_in_their_folder(written):
+    workdir, _, _ = written
+    names = set(os.listdir(workdir / "pictures"))
+    curves = {f"{name}.{kind}" for name in ("roc", "precision_recall", "histogram") for kind in ("png", "csv")}
+    cases = {"false_positive_01.png", "false_positive_02.png", "false_negative_01.png"}
+    assert names == curves | cases | {"losses.png", "examples.png", "epoch_5.png", "epoch_10.png", "epoch_100.png"}
+    for name in names:
+        if name.endswith(".png"):
+            with Image.open(workdir / "pictures" / name) as image:
+                assert image.format == "PNG"
+                image.load()
+                if name in cases:
+                    assert image.width == 1350
+                    assert 500 < image.height < 700
+    assert sorted(os.listdir(workdir)) == sorted(
+        ["config.json", "env.json", "history.jsonl", "metrics.json", "pictures", "report.html"]
+    )
+
+
+def test_the_pictures_of_the_training_are_in_order(written):
+    _, _, tags = written
+    assert re.findall(r"reconstructions, epoch (\d+)", tags.text) == ["5", "10", "100"]
+
+
+def test_of_many_pictures_of_the_training_six_are_shown(tmp_path):
+    for epoch in range(1, 101):
+        Image.new("L", (4, 4)).save(tmp_path / f"epoch_{epoch}.png")
+    found = [int(epoch) for epoch in re.findall(r"epoch (\d+)<", report._training(None, tmp_path))]
+    assert len(found) == 6
+    assert (found[0], found[-1]) == (1, 100)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", '{"a": ' * 100_000])
+def test_what_is_missing_or_broken_is_left_out_with_a_sentence(tmp_path, content):
+    names = ("config.json", "env.json", "metrics.json", "history.jsonl")
+    if content is not None:
+        for name in names:
+            (tmp_path / name).write_text(content)
+    text = Tags(report.write(tmp_path, [], [], [], None, 1.0).read_text()).text
+    for name in names:
+        assert re.search(rf"{name} (is missing|cannot be read|holds no)", text)
+    assert "There are no pictures from the training." in text
+    assert "There is no threshold" in text
+    assert "There are no scores to draw." in text
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_has_a_histogram_alone(tmp_path, label):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "roc.png").write_text("of an earlier evaluation")
+    text = Tags(report.write(tmp_path, [], [label] * 9, np.arange(9.0), 3.0, 1.0).read_text()).text
+    assert sorted(os.listdir(folder)) == ["histogram.csv", "histogram.png"]
+    assert "not defined without both classes" in text
+    assert ("5 of 9 normal images are flagged" if label == 0 else "4 of 9 anomalous images are missed") in text
+    assert "nan" not in text.lower()
+
+
+def test_scores_that_are_not_finite_count_neither_way(tmp_path):
+    labels, scores = [0, 1, 1, 0, 1], [0.1, 0.9, np.nan, np.inf, 0.2]
+    text = Tags(report.write(tmp_path, [], labels, scores, 0.5, 1.0).read_text()).text
+    assert "0 of 1 normal images are flagged" in text
+    assert "1 of 2 anomalous images are missed" in text
+    assert report.curves([], [], 0.5, tmp_path) == []
+
+
+@pytest.mark.parametrize(("labels", "scores"), [([0, 1, 1], [0.0, 1.0]), ([0, 2], [0.0, 1.0])])
+def test_labels_that_make_no_sense_are_refused(tmp_path, labels, scores):
+    with pytest.raises(UserError, match="wanted"):
+        report.curves(labels, scores, 0.5, tmp_path)
+
+
+def test_curves_as_csv(tmp_path):
+    labels, scores = scored()
+    names = [path.name for path in report.curves(labels, scores, THRESHOLD, tmp_path)]
+    assert names == ["roc.png", "precision_recall.png", "histogram.png"]
+    columns = {}
+    for name in ("roc", "precision_recall", "histogram"):
+        with (tmp_path / f"{name}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns[name] = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    for ours, want in zip(columns["roc"].values(), metrics.roc_curve(labels, scores), strict=True):
+        np.testing.assert_array_equal(ours, want)
+    precision, recall, _ = metrics.precision_recall_curve(labels, scores)
+    np.testing.assert_array_equal(columns["precision_recall"]["precision"], precision)
+    np.testing.assert_array_equal(columns["precision_recall"]["recall"], recall)
+    bins = columns["histogram"]
+    assert bins["normal"].sum() == 150
+    assert bins["anomalous"].sum() == 50
+    inside = (scores >= bins["score_from"][3]) & (scores < bins["score_to"][3])
+    assert bins["normal"][3] + bins["anomalous"][3] == inside.sum()
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold"),
+    [
+        ([1.0, 1.0, 1.0], -1.0),
+        ([0.0, 0.0, 0.0], np.inf),
+        ([1.0, 1.0 + 1e-15, 1.0], None),
+        ([1e30, 1e30, 1e30], 1.0),
+        ([0.0, 1e-12, 1e12], 1.0),
+        ([1e-12, 1.0, 1e12], np.inf),
+        ([1e-12, 1.0, 1e12], -1.0),
+        ([-5.0, 0.0, 5.0], 9.0),
+    ],
+)
+def test_a_histogram_holds_every_score(tmp_path, scores, threshold):
+    report.curves([0, 0, 0], scores, threshold, tmp_path)
+    with (tmp_path / "histogram.csv").open(newline="") as file:
+        assert sum(int(row["normal"]) for row in csv.DictReader(file)) == 3
+
+
+def test_losses_pass_over_what_is_not_whole(tmp_path):
+    history, png = tmp_path / "history.jsonl", tmp_path / "losses.png"
+    write_history(history, tail='{"step": 60, "adver')
+    assert report.losses(history, png) == png
+    whole = png.read_bytes()
+    write_history(history, tail='[1]\n"step"\n{"epoch": 1}\n{"step": 60, "encoder": null}\n\0\n')
+    report.losses(history, png)
+    assert png.read_bytes() == whole
+    write_history(history, tail='{"step": 60, "encoder": 0.001}\n')
+    report.losses(history, png)
+    assert png.read_bytes() != whole
+
+
+def test_of_two_lines_for_one_step_the_later_holds(tmp_path):
+    history, png = tmp_path / "history.jsonl", tmp_path / "losses.png"
+    write_history(history, tail="")
+    report.losses(history, png)
+    once = png.read_bytes()
+    again = history.read_text()
+    history.write_text('{"step": 10, "encoder": 50.0}\n' + again)
+    report.losses(history, png)
+    assert png.read_bytes() == once
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 1, "encoder": NaN, "generator": -1, "adversarial": 0}\n'])
+def test_losses_without_anything_to_draw(tmp_path, content):
+    history, png = tmp_path / "history.jsonl", tmp_path / "losses.png"
+    png.write_text("of an earlier run")
+    if content is not None:
+        history.write_text(content)
+    assert report.losses(history, png) is None
+    assert not png.exists()
+
+
+def test_a_long_history_is_drawn(tmp_path):
+    write_history(tmp_path / "history.jsonl", range(1, 1001))
+    assert report.losses(tmp_path / "history.jsonl", tmp_path / "losses.png")
+
+
+def colour_share(path, colour):
+    """Pixels of exactly this colour in the part of a case's picture where the residual map lies."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))[:, 800:1230]
+    return np.mean(np.all(pixels == colour, axis=-1))
+
+
+def test_the_same_residual_has_the_same_colour_whatever_else_is_shown(tmp_path):
+    x = np.zeros((16, 16, 1), np.float32)
+    x_hat = x.copy()
+    x_hat[:, :8] = 0.3
+    other = np.where(x_hat == 0, 2.0, x_hat)  # the same 0.3, beside a far larger residual
+    colour = pictures.heat(np.array(0.3), 1.0)
+    shares = []
+    for name, reconstruction in (("a.png", x_hat), ("b.png", other)):
+        report.case_picture(make_case(x=x, x_hat=reconstruction), 1.0, tmp_path / name)
+        shares.append(colour_share(tmp_path / name, colour))
+    assert shares[0] > 0.3
+    assert shares[0] == pytest.approx(shares[1], rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(16, 64, 3), (64, 16, 2)])
+def test_other_shapes_and_unknown_values(tmp_path, shape):
+    x = np.full(shape, np.nan, np.float32)
+    case = make_case("anomalous", x=x, x_hat=x, score=float("nan"), p_value=None, threshold=None, label=None)
+    report.case_picture(case, 1.0, tmp_path / "case.png")
+    with Image.open(tmp_path / "case.png") as image:
+        assert image.width == 1350
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ("score 2 > threshold 1 ", "p-value 0.01", "verdict: anomalous", "label: normal")),
+        ({"score": np.float32(0.3), "verdict": "normal", "label": 1}, ("score 0.3 ≤ threshold 1 ", "label: anomalous")),
+        ({"label": "gun", "p_value": None}, ("label: gun",)),
+        ({"label": None, "threshold": None}, ("score 2 ", "label: unknown")),
+        ({"score": float("nan"), "verdict": "invalid"}, ("score not defined ", "verdict: invalid")),
+    ],
+)
+def test_the_decision_in_one_line(changes, words):
+    line = report._decision(make_case(**changes))
+    for word in words:
+        assert word in line
+    assert ("p-value" in line) == ("p_value" not in changes)
+    assert ("threshold" in line) == (changes.get("score") == changes.get("score") and "threshold" not in changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "residual_max", "words"),
+    [
+        ({}, 0.0, "residual_max=0.0"),
+        ({}, np.nan, "residual_max=nan"),
+        ({"x": np.zeros((8, 8, 1))}, 1.0, "wanted two of one shape"),
+    ],
+)
+def test_cases_that_cannot_be_drawn_are_refused(tmp_path, changes, residual_max, words):
+    with pytest.raises(UserError, match=words):
+        report.case_picture(make_case(**changes), residual_max, tmp_path / "case.png")
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"'\.\./\.\./x': wanted one of false positive"):
+        report.write(tmp_path, [make_case("../../x")], [0, 1], [0.0, 1.0], 0.5, 1.0)
+
+
+def test_a_report_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("old")
+
+    def full(self, *_, **__):
+        self.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"report\.html: No space left"):
+        report.write(tmp_path, [], [], [], None, 1.0)
+    assert (tmp_path / "report.html").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["pictures", "report.html"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "pictures").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*pictures"):
+        report.write(tmp_path, [], [], [], None, 1.0)
+
+
+def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    old = tmp_path / "pictures" / "false_positive_01.png"
+    old.parent.mkdir()
+    old.write_text("old")
+    with pytest.raises(report.MissingError, match=r"pip install 'ganomaly-jax\[report\]'"):
+        report.write(tmp_path, [], [0, 1], [0.0, 1.0], 0.5, 1.0)
+    assert old.exists()
+    assert issubclass(report.MissingError, UserError)
+
+
+def test_matplotlib_is_imported_lazily_and_pyplot_never():
+    for module in (report, page):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("pyplot" in ast.unparse(node) for node in imports)
+        top = [node for node in imports if node in tree.body]
+        assert top
+        assert not any("matplotlib" in ast.unparse(node) or "PIL" in ast.unparse(node) for node in top)
