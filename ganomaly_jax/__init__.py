@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from ganomaly_jax.convert import from_pytorch, read_pytorch
     from ganomaly_jax.detector import Detector, TrainState
     from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
-    from ganomaly_jax.evaluate import Evaluation, evaluate
+    from ganomaly_jax.evaluation import Evaluation, evaluate
     from ganomaly_jax.ganomaly import Ganomaly
     from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
     from ganomaly_jax.scorer import Scorer, load
-    from ganomaly_jax.train import train
+    from ganomaly_jax.training import train
 
 _HOME = {
     "config": ("Config",),
     "convert": ("from_pytorch", "read_pytorch"),
     "detector": ("Detector", "TrainState"),
     "errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
-    "evaluate": ("Evaluation", "evaluate"),
+    "evaluation": ("Evaluation", "evaluate"),
     "ganomaly": ("Ganomaly",),
     "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
     "scorer": ("Scorer", "load"),
-    "train": ("train",),
+    "training": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [

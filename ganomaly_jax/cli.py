@@ -14,7 +14,7 @@ from ganomaly_jax import __version__, config
 from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
 
 if TYPE_CHECKING:
-    from ganomaly_jax.evaluate import Evaluation
+    from ganomaly_jax.evaluation import Evaluation
     from ganomaly_jax.scorer import Judgement
 
 _SOME_FAILED = 3
@@ -153,9 +153,9 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train_and_evaluate(settings: config.Config, workdir: str) -> Evaluation | None:
-    from ganomaly_jax import train
+    from ganomaly_jax import training
 
-    scorer = train.train(settings, workdir, say=lambda line: print(line, flush=True))
+    scorer = training.train(settings, workdir, say=lambda line: print(line, flush=True))
     print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
     return _show_evaluation(workdir)
 
@@ -167,9 +167,9 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _show_evaluation(workdir: str, source: str = "", rate: float | None = None) -> Evaluation:
-    from ganomaly_jax import evaluate
+    from ganomaly_jax import evaluation
 
-    found = evaluate.evaluate(workdir, source, false_positive_rate=rate)
+    found = evaluation.evaluate(workdir, source, false_positive_rate=rate)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -196,7 +196,7 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_left(rest)
     import numpy as np
 
-    from ganomaly_jax import evaluate, images, scorer
+    from ganomaly_jax import evaluation, images, scorer
 
     judge = scorer.load(given.workdir)
     files: list[Path] = []
@@ -214,13 +214,13 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         np.concatenate([part.p_values for part in parts]),
         [verdict for part in parts for verdict in part.verdicts],
     )
-    out = Path(given.out) if given.out else Path(given.workdir) / evaluate.PREDICTIONS
+    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
     names = [str(path) for path in files]
     why = [
         reasons.get(images.shown(path), "NaN or infinite pixels") if verdict == "invalid" else ""
         for path, verdict in zip(files, judged.verdicts, strict=True)
     ]
-    evaluate.write_predictions(out, names, [None] * len(files), judged, why)
+    evaluation.write_predictions(out, names, [None] * len(files), judged, why)
     _table(names, judged, why)
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")

@@ -92,6 +92,14 @@ class Train:
 
 
 @dataclasses.dataclass
+class Mesh:
+    """The devices that a batch is spread over."""
+
+    devices: int = 0
+    """Local devices to use; 0: all of them."""
+
+
+@dataclasses.dataclass
 class Evaluate:
     """Scores, threshold and what is shown."""
 
@@ -115,6 +123,7 @@ class Config:
     loss: Loss = dataclasses.field(default_factory=Loss)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     train: Train = dataclasses.field(default_factory=Train)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
 
@@ -122,7 +131,7 @@ class Config:
 # never what a step computes.
 MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.log_every"}
-    | {"train.picture_every", "data.source"}  # moved data are still the same data: their hash is compared
+    | {"train.picture_every", "mesh.devices", "data.source"}  # moved data are the same data: their hash is compared
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
 
@@ -214,7 +223,7 @@ def check(config: Config) -> None:
     refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
     for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every", "evaluate.batch_size"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
-    for path in ("train.steps", "train.picture_every", "evaluate.worst"):
+    for path in ("train.steps", "train.picture_every", "evaluate.worst", "mesh.devices"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
     refuse_unless(config.evaluate.score in ("squared", "l1"), "evaluate.score", "'squared' or 'l1'")
     rate = config.evaluate.false_positive_rate

@@ -51,7 +51,7 @@ def _decoder_layers(detector: Ganomaly) -> _Layers:
 
 
 def _discriminator_layers(detector: Ganomaly) -> _Layers:
-    """The original numbers these layers: convolution 0, activation 1, then convolution, norm, activation, ..."""
+    """The original numbers them: convolution 0, activation 1, then convolution, norm, activation and so on."""
     yield ("pyramid", "initial"), "features.0", "conv"
     names = [f"extra_{i}" for i in range(detector.extra_layers)]
     names += [f"down_{i}" for i in range(halvings(*detector.shape[:2]) - 1)]
@@ -86,8 +86,8 @@ def _convert(
     def take(name: str, path: tuple[str, ...], expected: Any, kind: str = "") -> Any:
         if name not in weights:
             raise UserError(
-                f"{network}: no tensor {name!r} among the {len(weights)} given; wanted the state dict of the original's "
-                "network of the same shape, latent_size, features and extra_layers as the detector"
+                f"{network}: no tensor {name!r} among the {len(weights)} left; wanted the state dict of the original "
+                "network, of the same shape, latent_size, features and extra_layers as the detector"
             )
         value = kernel_from_pytorch(weights.pop(name), kind) if kind else weights.pop(name)
         for part in path:

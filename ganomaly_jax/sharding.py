@@ -15,9 +15,16 @@ from ganomaly_jax.errors import UserError
 AXIS = "data"
 
 
-def local_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all local devices (or these) along one axis, `AXIS`."""
-    return Mesh(np.asarray(devices if devices is not None else jax.local_devices()), (AXIS,))
+def local_mesh(count: int = 0) -> Mesh:
+    """A mesh of the first `count` local devices, 0 for all, along one axis, `AXIS`.
+
+    Raises:
+      UserError: there are not so many.
+    """
+    devices = jax.local_devices()
+    if count > len(devices):
+        raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices")
+    return Mesh(np.asarray(devices[: count or None]), (AXIS,))
 
 
 def axis_name(mesh: Mesh) -> str | None:

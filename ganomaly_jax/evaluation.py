@@ -84,8 +84,8 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any) -> Run:
         now = data.content_hash(this.dataset)
         if before is not None and before != now:
             raise UserError(
-                f"the data at {settings.data.source} have changed since the training (their hash was {before[:12]}, now "
-                f"it is {now[:12]}): which images were trained on is no longer known. Name them with --data to test on "
+                f"the data at {settings.data.source} have changed since the training (their hash was {before[:12]}, "
+                f"now it is {now[:12]}): which images were trained on is no longer known. Name them with --data to test on "
                 "all of them as they are now"
             )
         return this

@@ -77,7 +77,7 @@ def train(
       StoppedError: SIGINT or SIGTERM came; the state is saved.
     """
     workdir = Path(workdir)
-    mesh = sharding.local_mesh()
+    mesh = sharding.local_mesh(settings.mesh.devices)
     this = run.resolve(settings, arrays, mesh.size, progress=True)
     sharding.check_batch(this.config.train.batch_size, mesh)
     data_hash = data.content_hash(this.dataset)
@@ -114,7 +114,7 @@ def _opening(this: Run, state: TrainState, mesh: Any) -> str:
     steps = run.total_steps(settings, images)
     begin = f", from step {int(state.step):,}" if int(state.step) else ""
     return (
-        f"{mesh.size} of {mesh.size} devices ({mesh.devices.flat[0].device_kind}) | {images:,} images "
+        f"{mesh.size} of {jax.local_device_count()} devices ({mesh.devices.flat[0].device_kind}) | {images:,} images "
         f"{height}x{width}x{channels} | parameters {sizes} | {steps:,} steps of {settings.train.batch_size}{begin}"
     )
 
@@ -226,10 +226,7 @@ def _picture(this: Run, path: Path, detector: Detector, state: TrainState) -> No
     shown = this.split.calibration if len(this.split.calibration) else this.split.train
     x = np.asarray(preprocess.to_unit(this.dataset.images[shown[:_PICTURED]], *this.pixels[1:]))
     x_hat = np.asarray(jax.jit(detector.reconstruct)(detector.variables(state), x))
-    try:
-        pictures.save(pictures.grid(x, x_hat), path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    pictures.save(pictures.grid(x, x_hat), path)
 
 
 class _History:
