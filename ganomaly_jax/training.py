@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -123,9 +124,10 @@ def _loop(
     this: Run, workdir: Path, detector: Detector, state: TrainState, mesh: Any, say: Callable[[str], None]
 ) -> TrainState:
     settings, train_images = this.config.train, this.dataset.images[this.split.train]
+    draws = settings.picture_every > 0 and importlib.util.find_spec("PIL") is not None
     n = len(train_images)
     batch, total, epoch_steps = settings.batch_size, run.total_steps(this.config, n), n // settings.batch_size
-    picture_steps = settings.picture_every * epoch_steps
+    picture_steps = settings.picture_every * epoch_steps if draws else 0
     step = saved = int(state.step)
     if step >= total:
         return state

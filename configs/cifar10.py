@@ -1,0 +1,15 @@
+"""GANomaly on CIFAR-10 as published (arXiv 1805.06725, table 3): one class abnormal, 32x32x3, 15 epochs, 80/20 split.
+
+    ganomaly train --config configs/cifar10.py --data DIR --workdir W --config.data.abnormal=bird
+"""
+
+from ganomaly_jax import Config
+
+
+def get_config() -> Config:
+    config = Config()
+    config.data.source = "tfds:cifar10"
+    config.data.abnormal = "bird"
+    config.data.height = config.data.width = 32
+    config.train.epochs = 15
+    return config

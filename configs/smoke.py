@@ -1,0 +1,18 @@
+"""Does it run at all? 48 steps on generated images, saving every 8, in under 30 s with compilation on 2 CPU cores.
+
+    ganomaly train --config configs/smoke.py --workdir W
+"""
+
+from ganomaly_jax import Config
+
+
+def get_config() -> Config:
+    config = Config()
+    config.data.source = "generated"
+    config.data.height = config.data.width = 16
+    config.model.latent_size = config.model.features = 8
+    config.train.batch_size = 16
+    config.train.steps = 48
+    config.train.save_every = 8
+    config.train.picture_every = 0
+    return config

@@ -1,0 +1,17 @@
+"""X-ray baggage: benign crops against gun, shuriken and razor, 64x64 grey, 25 epochs as the paper's X-ray sets.
+
+    ganomaly train --config configs/xray_baggage.py --data DIR --workdir W
+
+DIR is in the MVTec layout: train/good, test/good, test/gun, test/shuriken, test/razor.
+"""
+
+from ganomaly_jax import Config
+
+
+def get_config() -> Config:
+    config = Config()
+    config.data.source = "xray_baggage"
+    config.data.height = config.data.width = 64
+    config.data.channels = 1
+    config.train.epochs = 25
+    return config

@@ -1,0 +1,156 @@
+"""The command: its verbs on a folder of images, what it prints, its exit codes."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import blobs
+from PIL import Image
+
+from ganomaly_jax import cli
+
+SMALL = [
+    "--config.data.height=16",
+    "--config.data.width=16",
+    "--config.model.features=4",
+    "--config.model.latent_size=4",
+    "--config.optimizer.learning_rate=2e-3",
+    "--config.train.batch_size=8",
+    "--config.train.epochs=6",
+    "--config.mesh.devices=1",
+]
+
+
+def save(images, folder):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """good/ and bad/."""
+    root = tmp_path_factory.mktemp("images")
+    save(blobs(120, 0), root / "good")
+    save(blobs(20, 1, anomalous=True), root / "bad")
+    return root
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, tmp_path_factory):
+    """A run made by the command."""
+    made = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.main(["train", str(folder), "--workdir", str(made), *SMALL]) == 0
+    return made
+
+
+def test_train_prints_little_and_leaves_everything(folder, workdir, capsys):
+    assert cli.main(["train", str(folder), "--workdir", str(workdir), *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 8 devices" in out
+    assert "AUROC 0." in out or "AUROC 1." in out
+    assert "promise" in out
+    for name in ("config.json", "env.json", "history.jsonl", "metrics.json", "predictions.csv", "report.html"):
+        assert (workdir / name).stat().st_size > 100, name
+    assert json.loads((workdir / "metrics.json").read_text())["auroc"] > 0.8
+
+
+def test_evaluate_again_gives_the_same(workdir, capsys):
+    before = (workdir / "predictions.csv").read_bytes()
+    assert cli.main(["evaluate", "--workdir", str(workdir)]) == 0
+    assert (workdir / "predictions.csv").read_bytes() == before
+    assert "report in" in capsys.readouterr().out
+
+
+def test_predict_scores_what_it_can(workdir, tmp_path, capsys):
+    save(blobs(5, 3), tmp_path / "new")
+    save(blobs(5, 4, anomalous=True), tmp_path / "new" / "odd ü")
+    (tmp_path / "new" / "empty.png").write_bytes(b"")
+    (tmp_path / "new" / "text.jpg").write_text("no image")
+    out = tmp_path / "rows.csv"
+    code = cli.main(["predict", "--workdir", str(workdir), "--out", str(out), str(tmp_path / "new")])
+    assert code == 3
+    with out.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    invalid = {row["path"].rpartition("/")[2]: row for row in rows if row["verdict"] == "invalid"}
+    assert set(invalid) == {"empty.png", "text.jpg"}
+    assert all(row["reason"] and not row["score"] for row in invalid.values())
+    odd = [float(row["score"]) for row in rows if "odd ü" in row["path"]]
+    usual = [float(row["score"]) for row in rows if "odd ü" not in row["path"] and row["score"]]
+    assert np.mean(odd) > np.mean(usual)
+    printed = capsys.readouterr().out
+    assert "2 invalid" in printed
+    assert "empty.png" in printed
+
+
+def test_predict_of_good_files_writes_into_the_run(workdir, folder, capsys):
+    assert cli.main(["predict", "--workdir", str(workdir), str(folder / "good" / "000.png")]) == 0
+    with (workdir / "predictions.csv").open(encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "good" / "000.png")]
+    assert "rows in" in capsys.readouterr().out
+
+
+def test_a_folder_of_one_class_alone(workdir, tmp_path, capsys):
+    """Anomalous images only: AUROC is not defined, and says so."""
+    save(blobs(2, 5), tmp_path / "set" / "train" / "good")
+    save(blobs(6, 5, anomalous=True), tmp_path / "set" / "test" / "bad")
+    assert cli.main(["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set")]) == 0
+    printed = capsys.readouterr().out
+    assert "AUROC not defined" in printed
+    assert "no normal images" in printed
+    assert "NaN" not in (workdir / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nowhere", "--workdir", "W"], "nowhere"),
+        (["train", "--workdir", "W"], "no data"),
+        (["train", "D", "--data", "E", "--workdir", "W"], "both"),
+        (["train", "D", "--workdir", "W", "--config.train.epoch=5"], "'train.epochs'"),
+        (["train", "D", "--workdir", "W", "--config.train.epochs=many"], "wanted int"),
+        (["train", "D", "--workdir", "W", "--config.data.height=80"], "16, 32, 64, 128, 256"),
+        (["train", "D", "--workdir", "W", "--epochs=5"], "--epochs"),
+        (["train", "D", "--workdir", "W", "--config", "none.py"], "get_config"),
+        (["evaluate", "--workdir", "nowhere"], "does not exist"),
+        (["predict", "--workdir", "nowhere", "a.png"], "does not exist"),
+        (["train", "EMPTY", "--workdir", "W"], "EMPTY"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_config_file_that_does_not_run(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("def get_config():\n    raise KeyError('x')\n")
+    code = cli.main(["train", "D", "--workdir", str(tmp_path / "W"), "--config", str(tmp_path / "broken.py")])
+    assert code == 2
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_a_damaged_detector_has_its_own_exit_code(workdir, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "detector" / "manifest.json").unlink()
+    assert cli.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 5
+    assert "manifest" in capsys.readouterr().err
+
+
+def test_every_config_resolves():
+    from pathlib import Path
+
+    from ganomaly_jax import config
+
+    files = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+    assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
+    for file in files:
+        config.check(cli._config_from(str(file)))

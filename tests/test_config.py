@@ -1,0 +1,56 @@
+"""Defaults, overrides, and how a run's configuration is compared."""
+
+import pytest
+
+from ganomaly_jax import config
+from ganomaly_jax.errors import UserError
+
+
+def test_stored_and_read_back():
+    settings = config.Config()
+    settings.train.epochs = 3
+    settings.data.abnormal = "5"
+    assert config.from_dict(config.to_dict(settings)) == settings
+
+
+def test_an_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match=r"'train\.epoch'.*'train\.epochs'"):
+        config.set_value(config.Config(), "train.epoch", "5")
+    with pytest.raises(UserError, match="unknown"):
+        config.from_dict({"trian": {"epochs": 5}})
+
+
+@pytest.mark.parametrize(("key", "value"), [("train.epochs", "five"), ("train.epochs", "2.5"), ("optimizer.beta1", "x")])
+def test_a_value_of_another_type_is_refused(key, value):
+    with pytest.raises(UserError, match=f"{key}='{value}'"):
+        config.set_value(config.Config(), key, value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.height", 80),
+        ("data.fit", "crop"),
+        ("data.calibration", 1.0),
+        ("model.latent_size", 0),
+        ("train.batch_size", 1),
+        ("evaluate.score", "l3"),
+        ("evaluate.false_positive_rate", 0.0),
+        ("optimizer.learning_rate", -1.0),
+    ],
+)
+def test_values_that_cannot_work_are_refused_by_name(key, value):
+    settings = config.Config()
+    config.check(settings)
+    config.set_value(settings, key, value)
+    with pytest.raises(UserError, match=f"{key}="):
+        config.check(settings)
+
+
+def test_what_may_differ_between_two_runs_of_a_folder():
+    stored, asked = config.Config(), config.Config()
+    asked.train.epochs = 99
+    asked.evaluate.worst = 7
+    assert config.differences(stored, asked) == []
+    asked.model.features = 8
+    assert config.differences(stored, asked) == ["model.features: the run has 64, asked is 8"]

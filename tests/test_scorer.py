@@ -1,0 +1,131 @@
+"""One scorer for everything: the same score alone and in a batch, from arrays and from files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import blobs
+from PIL import Image
+
+import ganomaly_jax
+from ganomaly_jax import scorer as scoring
+from ganomaly_jax.errors import DamagedError, UserError
+
+
+def test_loaded_is_what_was_trained(trained):
+    workdir, scorer = trained
+    images = blobs(20, 7)
+    loaded = ganomaly_jax.load(workdir)
+    np.testing.assert_array_equal(loaded(images), scorer(images))
+    np.testing.assert_array_equal(ganomaly_jax.load(workdir / "detector")(images), scorer(images))
+    assert loaded.input_shape == (16, 16, 1)
+    assert loaded.calibration == scorer.calibration
+
+
+def test_a_score_does_not_depend_on_its_batch(trained):
+    scorer = trained[1]
+    images = np.concatenate([blobs(40, 7), blobs(30, 8, anomalous=True)])
+    together = scorer(images)
+    assert together.shape == (70,)
+    assert together.dtype == np.float32
+    assert len(np.unique(together)) == 70
+    order = np.random.default_rng(0).permutation(70)
+    np.testing.assert_array_equal(scorer(images[order]), together[order])
+    alone = np.concatenate([scorer(image[None]) for image in images[:5]])
+    np.testing.assert_allclose(alone, together[:5], rtol=1e-5)
+
+
+def test_one_program_serves_all_sizes_of_a_bucket(trained):
+    scorer = ganomaly_jax.load(trained[0])
+    for n in range(1, 20):
+        assert scorer(blobs(n, n)).shape == (n,)
+    assert scorer._outputs._cache_size() == 3  # buckets 1, 8 and 64
+
+
+def test_the_detector_finds_what_it_should(trained):
+    judged = trained[1].judge(np.concatenate([blobs(50, 7), blobs(50, 8, anomalous=True)]))
+    flagged = np.array(judged.verdicts) == "anomalous"
+    assert flagged[:50].mean() < 0.3
+    assert flagged[50:].mean() > 0.7
+    assert (judged.p_values[50:] <= judged.p_values[:50].max()).all()
+
+
+def test_the_function_is_pure_and_composes(trained):
+    scorer = trained[1]
+    images = blobs(6, 7)
+    function, variables = scorer.function()
+    expected = scorer(images)
+    np.testing.assert_allclose(jax.jit(function)(variables, images), expected, rtol=1e-5)
+    one_by_one = jax.vmap(lambda image: function(variables, image[None])[0])(jnp.asarray(images))
+    np.testing.assert_allclose(one_by_one, expected, rtol=1e-5)
+    unit = jnp.asarray(images, jnp.float32) / 127.5 - 1
+    np.testing.assert_allclose(function(variables, unit), expected, rtol=1e-4)
+    slope = jax.grad(lambda x: function(variables, x).sum())(unit)
+    assert slope.shape == unit.shape
+    assert float(jnp.abs(slope).max()) > 0
+
+
+def test_pixel_types_mean_what_they_say(trained):
+    scorer = trained[1]
+    images = blobs(6, 7)
+    expected = scorer(images)
+    np.testing.assert_allclose(scorer(images.astype(np.uint16) * 257), expected, rtol=1e-4)
+    np.testing.assert_allclose(scorer(images[..., 0]), expected, rtol=1e-6)
+    with pytest.raises(UserError, match=r"\[-1, 1\]"):
+        scorer(images.astype(np.float32))
+    with pytest.raises(UserError, match="int64"):
+        scorer(images.astype(np.int64))
+
+
+def test_nan_and_infinity_are_invalid_and_harm_no_neighbour(trained):
+    scorer = trained[1]
+    unit = (blobs(5, 7) / 127.5 - 1).astype(np.float32)
+    expected = scorer(unit)
+    unit[1, 3, 3] = np.nan
+    unit[3, 0, 0] = np.inf
+    with pytest.raises(UserError, match="inf"):
+        scorer(unit)
+    unit[3, 0, 0] = np.nan
+    judged = scorer.judge(unit)
+    assert [v == "invalid" for v in judged.verdicts] == [False, True, False, True, False]
+    np.testing.assert_array_equal(judged.scores[[0, 2, 4]], expected[[0, 2, 4]])
+    assert np.isnan(judged.p_values[[1, 3]]).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16, 3), (0, 16, 16, 1), (16,), (2, 16, 16, 2)])
+def test_other_channels_are_refused(trained, shape):
+    with pytest.raises(UserError, match=r"\[B, 16, 16, 1\]"):
+        trained[1](np.zeros(shape, np.uint8))
+
+
+def test_files_are_scored_as_their_pixels(trained, tmp_path):
+    scorer = trained[1]
+    images = blobs(4, 7)
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    np.testing.assert_array_equal(scorer(paths), scorer(images))
+    np.testing.assert_array_equal(scorer(paths[0]), scorer(images[:1]))
+    paths[2].write_bytes(b"")
+    scores = scorer(paths)
+    assert np.isnan(scores[2])
+    np.testing.assert_allclose(scores[[0, 1, 3]], scorer(images)[[0, 1, 3]], rtol=1e-4)
+
+
+def test_other_sizes_are_resized_to_one_score_each(trained):
+    scorer = trained[1]
+    assert scorer(np.zeros((2, 96, 160, 1), np.uint8)).shape == (2,)
+
+
+def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
+    import shutil
+
+    with pytest.raises(UserError, match="does not exist"):
+        scoring.load(tmp_path / "none")
+    with pytest.raises(UserError, match="no run's folder"):
+        scoring.load(tmp_path)
+    shutil.copytree(trained[0] / "detector", tmp_path / "detector")
+    meta = tmp_path / "detector" / "meta.json"
+    meta.write_text(meta.read_text().replace('"threshold": ', '"threshold": 9'))
+    with pytest.raises(DamagedError, match=r"meta\.json"):
+        scoring.load(tmp_path)

@@ -1,0 +1,194 @@
+"""The loop: what it leaves behind, going on, and ending badly in a good way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import blobs, tiny_config
+
+from ganomaly_jax import checkpoint, data, training
+from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
+from ganomaly_jax.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def quiet(line):
+    """Takes the lines of a training."""
+
+
+def final(workdir):
+    """Every array of the last checkpoint."""
+    return checkpoint.read(checkpoint_folders(workdir)[-1])[0]
+
+
+def checkpoint_folders(workdir):
+    return sorted(p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def assert_same_bits(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, arrays):
+    workdir = tmp_path_factory.mktemp("whole")
+    train(tiny_config(epochs=2, save_every=10), workdir, arrays, say=quiet)
+    return workdir
+
+
+def test_a_run_leaves_its_files(trained):
+    workdir, scorer = trained
+    environment = json.loads((workdir / "env.json").read_text())
+    assert environment["seed"] == 0
+    assert len(environment["data_hash"]) == 64
+    assert environment["versions"]["jax"] == jax.__version__
+    resolved = json.loads((workdir / "config.json").read_text())
+    assert resolved["data"]["channels"] == 1
+    assert (resolved["data"]["low"], resolved["data"]["high"]) == (0.0, 255.0)
+    assert (workdir / "pictures" / "epoch_0012.png").stat().st_size > 1000
+    lines = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines]
+    assert steps == [*range(10, 217, 10), 216]  # 160 of 200 to train, 144 without calibration: 18 steps an epoch
+    assert lines[-1]["contextual"] < lines[0]["contextual"]
+    assert lines[-1]["epoch"] == 12
+    assert scorer.provenance["step"] == 216
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, arrays, uninterrupted):
+    """SIGKILL in the middle of an epoch, after the first checkpoint; then the same call again."""
+    np.savez(tmp_path / "data.npz", images=arrays[0], labels=arrays[1])
+    script = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[1]); import conftest; "
+        "from ganomaly_jax.training import train; d = np.load(sys.argv[2]); "
+        "train(conftest.tiny_config(epochs=2, save_every=10), sys.argv[3], (d['images'], d['labels']))"
+    )
+    call = [sys.executable, "-c", script, str(ROOT / "tests"), str(tmp_path / "data.npz"), str(tmp_path / "run")]
+    with subprocess.Popen(call, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "run" / "checkpoints" / "00000010" / checkpoint.MANIFEST).exists():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    resumed = tmp_path / "run"
+    kept = checkpoint.steps(resumed / "checkpoints")
+    assert kept
+    assert not (resumed / "detector").exists(), "the run had come to its end before it was killed"
+    train(tiny_config(epochs=2, save_every=10), resumed, arrays, say=quiet)
+    assert_same_bits(final(resumed), final(uninterrupted))
+    assert (resumed / "history.jsonl").read_text().count("\n") == (uninterrupted / "history.jsonl").read_text().count("\n")
+
+
+def test_a_signal_saves_and_leaves_and_the_run_goes_on(tmp_path, arrays, uninterrupted):
+    def stop_when_compiled(line):
+        if line.startswith("compiled"):
+            signal.raise_signal(signal.SIGTERM) if armed else None
+
+    armed = False
+    before = signal.getsignal(signal.SIGTERM)
+    original = training._History.add
+    calls = []
+
+    def add(self, *arguments):
+        original(self, *arguments)
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._History, "add", add)
+        with pytest.raises(StoppedError, match="SIGTERM at step") as stopped:
+            train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, say=stop_when_compiled)
+    assert stopped.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert 0 < checkpoint.steps(tmp_path / "checkpoints")[-1] < 36
+    train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, say=quiet)
+    assert_same_bits(final(tmp_path), final(uninterrupted))
+
+
+def test_more_epochs_go_on_where_fewer_ended(tmp_path, arrays, uninterrupted):
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, say=quiet)
+    assert_same_bits(final(tmp_path), final(uninterrupted))
+
+
+def test_divergence_stops_and_keeps_the_last_finite_checkpoint(tmp_path, arrays):
+    config = tiny_config(epochs=2, save_every=10)
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
+    kept = checkpoint.steps(tmp_path / "checkpoints")
+    # What a step computes is fixed in the folder; the weights are what can go wrong.
+    step, state, meta = checkpoint.restore(tmp_path / "checkpoints", _abstract(config))
+    worse = jax.tree.map(lambda a: a * np.float32(1e20) if a.dtype == np.float32 else a, state.params)
+    checkpoint.save(tmp_path / "checkpoints", step, state.replace(params=worse), meta, 2)
+    with pytest.raises(DivergedError, match=r"diverged at step 19.*checkpoint is that of step 18") as diverged:
+        train(config, tmp_path, arrays, say=quiet)
+    assert diverged.value.exit_code == 4
+    assert checkpoint.steps(tmp_path / "checkpoints") == kept
+
+
+def _abstract(config):
+    from conftest import TINY
+
+    return jax.eval_shape(TINY.init, jax.random.key(0))
+
+
+def test_another_configuration_or_other_data_are_refused(uninterrupted, arrays):
+    config = tiny_config(epochs=2, save_every=10)
+    config.model.latent_size = 5
+    with pytest.raises(UserError, match=r"model\.latent_size: the run has 4, asked is 5"):
+        train(config, uninterrupted, arrays, say=quiet)
+    with pytest.raises(UserError, match="other data"):
+        train(tiny_config(epochs=2), uninterrupted, (arrays[0][::-1], arrays[1][::-1]), say=quiet)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, arrays):
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
+    largest = max(checkpoint_folders(tmp_path)[-1].rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    largest.write_bytes(largest.read_bytes()[:-10])
+    with pytest.raises(DamagedError, match=largest.name) as damaged:
+        train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, say=quiet)
+    assert damaged.value.exit_code == 5
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, arrays):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written|Not a directory"):
+        train(tiny_config(), tmp_path / "file" / "run", arrays, say=quiet)
+
+
+def test_a_full_disk_is_said_and_the_checkpoints_before_it_are_intact(tmp_path, arrays, monkeypatch):
+    train(tiny_config(epochs=1, save_every=18), tmp_path, arrays, say=quiet)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_save_arrays", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        train(tiny_config(epochs=2, save_every=18), tmp_path, arrays, say=quiet)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [18]
+    checkpoint.verify(tmp_path / "checkpoints" / "00000018")
+
+
+def test_fewer_images_than_a_batch(tmp_path):
+    config = tiny_config(epochs=1, batch_size=64)
+    said = []
+    train(config, tmp_path, blobs(12, 0), say=said.append)
+    assert any("batch 64 -> 8" in line for line in said)
+    with pytest.raises(UserError, match="at least 2"):
+        train(config, tmp_path / "other", blobs(2, 0), say=quiet)
+
+
+def test_every_image_of_an_epoch_is_taken_once():
+    batches = data.batch_indices(seed=3, n=50, batch_size=8, start_step=4, count=4)
+    first = data.batch_indices(seed=3, n=50, batch_size=8, start_step=0, count=6)
+    assert len(np.unique(first)) == 48
+    np.testing.assert_array_equal(batches[:2], first[4:])
