@@ -1,0 +1,369 @@
+"""Image files as arrays: what is decoded how, and the reason in words where a file cannot be read.
+
+Pillow is imported on use. Its warnings never reach the user: what matters is in the reason of a refusal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import itertools
+import os
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.preprocess import fit_image, to_channels
+
+Span = tuple[float, float] | None
+"""The pixel values that are black and white by the file's type; None for floating point and 32-bit integers."""
+
+ENDINGS = frozenset(
+    ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
+)
+MAX_PIXELS = 64_000_000
+# From here on a file is read at reduced size where the wanted one is known, and one such file at a time.
+LARGE = 4_000_000
+# Their decoders need 16 and 6 bytes a pixel, where the others do with 4.
+_MAX_PIXELS_OF = {"WebP": 12_000_000, "progressive JPEG": 40_000_000}
+
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
+_MAGIC = re.compile(rb"\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|P[1-6]\s", re.DOTALL)
+_large_files = threading.Lock()
+
+
+def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple[np.ndarray, Span]:
+    """The first picture of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
+
+    The type is told from the content, not from the name. EXIF orientation is applied; alpha is composited over black;
+    palettes, CMYK and other colour spaces become RGB, a palette of greys grey; 1 bit becomes 0 and 255; 12-bit grey is
+    spread over 16 bits. 16-bit colour comes as its upper 8 bits, which is all that Pillow gives.
+
+    Args:
+      path: the file.
+      target: (height, width) that it will be resized to; a picture of more than 4 million pixels is then decoded at
+        a fraction of its size, at least twice the target's longer side, which bounds memory and changes little.
+
+    Returns:
+      `[h, w, c]`, c 1 or 3, uint8, uint16 or float32, and the values that are black and white by its type
+      ((0, 255), (0, 65535)), or None for floating point and 32-bit integers.
+
+    Raises:
+      UserError: one line that starts with what is wrong: no such file, a directory, permission denied, empty, not an
+        image, damaged, more than 64 million pixels (WebP 12, progressive JPEG 40 million).
+    """
+    with _quiet():
+        try:
+            return _read(path, target)
+        except UserError as error:
+            raise UserError(f"{error}: {shown(path)}") from None
+
+
+def image_size(path: str | Path) -> tuple[int, int] | None:
+    """(height, width) from the header, as stored; None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with _quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width
+    except Exception:
+        return None
+
+
+def scan_folder(folder: str | Path) -> tuple[list[Path], int]:
+    """All image files below a folder, sorted, and how many files were passed over: hidden, or of other endings.
+
+    Linked folders are entered once, and never where they lead back to the folder or out above it.
+
+    Raises:
+      UserError: a folder that may not be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{_why(error)}: {shown(error.filename)}")
+
+    top = os.path.realpath(folder)
+    seen: set[str] = set()
+    found, others = [], 0
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        here = os.path.realpath(root)
+        if here in seen or (here != top and (top + os.sep).startswith(here.rstrip(os.sep) + os.sep)):
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        wanted = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS]
+        found += [Path(root, name) for name in wanted]
+        others += len(files) - len(wanted)
+    return sorted(found), others
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The files of `scan_folder`."""
+    return scan_folder(folder)[0]
+
+
+def read_files(
+    paths: Sequence[str | Path],
+    height: int,
+    width: int,
+    channels: int,
+    fit: str,
+    progress: bool = False,
+    like: tuple[str, float, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+    """Decode files in threads, order kept; a file that cannot be used is a row of its own and stops nothing.
+
+    The images share one type. With `like`, that one; else uint8 where all are, uint16 where all are, float32 as stored
+    where all are floating point, and otherwise float32 with black 0 and white 1. Floating point among integers has no
+    common scale and is refused, file by file.
+
+    Args:
+      paths: n files.
+      height: pixels of the result.
+      width: pixels of the result.
+      channels: of the result; 0: 3 where any image has colour, otherwise 1.
+      fit: `stretch` or `letterbox`, see `preprocess.fit_image`.
+      progress: show a bar on standard error.
+      like: (type, low, high) of the data that a detector was trained on: `("uint8", 0, 255)`.
+
+    Returns:
+      images `[m, height, width, channels]`, the indices into `paths` that they belong to, int64 `[m]`, and
+      (path, reason) of each of the n - m others.
+    """
+    return decode_files(paths, height, width, channels, fit, progress, like)[:3]
+
+
+def decode_files(
+    paths: Sequence[str | Path],
+    height: int,
+    width: int,
+    channels: int,
+    fit: str,
+    progress: bool = False,
+    like: tuple[str, float, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
+    """`read_files`, and as a fourth value the black and white of the common type, None for floating point as stored."""
+
+    def one(path: str | Path) -> tuple[np.ndarray, Span] | str:
+        try:
+            array, span = _read(path, (height, width))
+            return fit_image(array, height, width, 0, fit), span
+        except UserError as error:
+            return str(error)
+
+    read: list[tuple[np.ndarray, Span] | str] = []
+    with _quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        try:
+            read.extend(progress_bar(pool.map(one, paths), len(paths), progress))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    good = [item for item in read if not isinstance(item, str)]
+    wanted = channels or max((array.shape[2] for array, _ in good), default=1)
+    name, scaled, raw = _common_type(good, like)
+    images, kept, problems = [], [], []
+    for i, item in enumerate(read):
+        try:
+            if isinstance(item, str):
+                raise UserError(item)
+            images.append(to_channels(_as_type(*item, name, scaled, raw), wanted))
+            kept.append(i)
+        except UserError as error:
+            problems.append((shown(paths[i]), str(error)))
+    stacked = np.stack(images) if images else np.empty((0, height, width, wanted), np.dtype(name))
+    white = 1.0 if name == "float32" else float(np.iinfo(name).max)
+    return stacked, np.array(kept, np.int64), problems, (0.0, white) if scaled else None
+
+
+def shown(path: Any) -> str:
+    """A path that can be printed and written to a CSV file, whatever bytes are in its name."""
+    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _common_type(good: list[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None) -> tuple[str, bool, bool]:
+    """The type that all images shall have, whether integers can be scaled to it, whether floating point fits as is."""
+    if like is not None:
+        # Floating-point data whose range is 0 to 1 have the scale that integers can be brought to; others do not.
+        return like[0], like[0] != "float32" or tuple(like[1:]) == (0, 1), like[0] == "float32"
+    integers = {array.dtype.name for array, span in good if span is not None}
+    return (min(integers) if len(integers) == 1 else "float32"), bool(integers), not integers
+
+
+def _as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -> np.ndarray:
+    if span is None:
+        if not raw:
+            raise UserError(f"floating-point or 32-bit pixels where {name} is wanted: no common scale")
+        return array
+    if not scaled:
+        raise UserError(f"{array.dtype} pixels where floating-point ones are wanted: no common scale")
+    if array.dtype == name:
+        return array
+    unit = (array.astype(np.float32) - span[0]) / (span[1] - span[0])
+    return unit if name == "float32" else np.rint(unit * np.iinfo(name).max).astype(name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warning gets out. Taken once around a pool, never inside its threads: the filters are the process's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def progress_bar(items: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
+    if not progress:
+        return items
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return iter(tqdm(items, "reading", total, unit="image", leave=False, disable=None))
+
+
+def _why(error: OSError) -> str:
+    known = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.ELOOP: "a loop of symbolic links"}
+    return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
+
+
+def _opened(path: str | Path) -> IO[bytes]:
+    try:
+        info = os.stat(path)
+        if stat.S_ISDIR(info.st_mode):
+            raise UserError("a directory, not an image file")
+        if not stat.S_ISREG(info.st_mode):  # opening a named pipe would wait for ever
+            raise UserError("not a regular file")
+        if not info.st_size:
+            raise UserError("empty file (0 bytes)")
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(_why(error)) from None
+    except ValueError as error:  # a NUL in the name
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a file name: {error}") from None
+
+
+def _read(path: str | Path, target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
+    from PIL import Image, UnidentifiedImageError
+
+    with _opened(path) as file:
+        try:
+            is_image = bool(_MAGIC.match(file.read(16)))
+            file.seek(0)
+            return _decode(file, target)
+        except UserError:
+            raise
+        except Image.DecompressionBombError as error:
+            number = re.search(r"\d+", str(error))
+            raise _too_large(int(number[0]) if number else 2 * MAX_PIXELS) from None
+        except UnidentifiedImageError:
+            what = "damaged image: its header cannot be read" if is_image else "not an image"
+            raise UserError(f"{what} (wanted PNG, JPEG, BMP, TIFF, WebP, GIF or PNM)") from None
+        except MemoryError:
+            raise UserError("out of memory while it was decoded") from None
+        except Exception as error:
+            # Pillow's readers raise almost anything on damaged files: struct.error, SyntaxError, KeyError, ...
+            if isinstance(error, OSError) and error.errno:
+                raise UserError(_why(error)) from None
+            detail = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"damaged image: {detail[:200]}") from None
+
+
+def _too_large(pixels: int, size: str = "", most: int = MAX_PIXELS, kind: str = "") -> UserError:
+    limit = f"at most {most // 10**6} million are read{kind and ' of ' + kind}"
+    return UserError(f"too large: {size}{pixels / 1e6:.0f} million pixels, {limit}")
+
+
+def _decode(file: IO[bytes], target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
+    from PIL import Image
+
+    image = Image.open(file, formats=_FORMATS)
+    pixels, progressive = image.width * image.height, "progressive" in image.info
+    kind = "progressive JPEG" if progressive else "WebP" if image.format == "WEBP" else ""
+    most = _MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+    if pixels > most:
+        raise _too_large(pixels, f"{image.width} x {image.height}, ", most, kind)
+    side = 2 * max(target) if target and pixels > LARGE else 0
+    if side:
+        image.draft(None, (side, side))  # JPEG is decoded at 1/2, 1/4 or 1/8; nothing happens to other formats
+    large = image.width * image.height > LARGE or (progressive and pixels > LARGE)
+    tags = getattr(image, "tag_v2", {})
+    bits, inverted = tags.get(258), tags.get(262) == 0
+    with _large_files if large else contextlib.nullcontext():
+        image.load()
+        step = min(image.size) // side if side else 1
+        array = _pixels(image) if step < 2 else _reduced(image, step)
+    array, span = _depth(array, image.format or "", bits, inverted)
+    return np.ascontiguousarray(_upright(array, image)), span
+
+
+def _pixels(image: Any) -> np.ndarray:
+    """A loaded Pillow image as `[h, w, c]`, c 1 or 3: uint8, uint16, int32 or float32."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if mode in ("I", "F"):
+        return np.asarray(image)[..., None]
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        both = np.asarray(image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA"))
+        colour, alpha = both[..., :-1].astype(np.uint16), both[..., -1:]
+        return ((colour * alpha + 127) // 255).astype(np.uint8)
+    if mode not in ("L", "RGB"):
+        palette = np.array(image.getpalette() or [0, 1, 2]).reshape(-1, 3)
+        image = image.convert("L" if mode == "1" or (palette == palette[:, :1]).all() else "RGB")
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _reduced(image: Any, step: int) -> np.ndarray:
+    """`_pixels` averaged over blocks of about step x step, strip by strip, so that no second full-size copy exists."""
+    width, height = image.size
+    across = np.linspace(0, width, width // step + 1).round().astype(int)
+    down = np.linspace(0, height, height // step + 1).round().astype(int).tolist()
+    rows = []
+    for top, bottom in itertools.pairwise(down):
+        strip = _pixels(image.crop((0, top, width, bottom)))
+        sums = np.add.reduceat(strip.sum(axis=0, dtype=np.float64), across[:-1], axis=0)
+        rows.append(sums / (np.diff(across)[:, None] * (bottom - top)))
+    means = np.stack(rows)
+    return means.astype(strip.dtype) if strip.dtype.kind == "f" else np.rint(means).astype(strip.dtype)
+
+
+def _depth(array: np.ndarray, form: str, bits: Any, inverted: bool) -> tuple[np.ndarray, Span]:
+    if array.dtype == np.uint8:
+        return array, (0.0, 255.0)
+    if array.dtype == np.int32 and form in ("PNG", "PPM"):  # their 16 bits, as some versions of Pillow give them
+        array = array.astype(np.uint16)
+    if array.dtype == np.uint16:
+        if bits == (12,):
+            array = array << 4 | array >> 8
+        # Pillow leaves 16-bit TIFF with "white is zero" as it is, where it turns 8-bit round.
+        return (65535 - array if inverted else array), (0.0, 65535.0)
+    return array.astype(np.float32), None
+
+
+def _upright(array: np.ndarray, image: Any) -> np.ndarray:
+    try:
+        orientation = image.getexif().get(274, 1)
+    except Exception:  # damaged EXIF says nothing about the picture
+        return array
+    turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: functools.partial(np.rot90, k=-1),
+        7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+        8: functools.partial(np.rot90, k=1),
+    }
+    return turned.get(orientation, lambda a: a)(array)
