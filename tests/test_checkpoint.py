@@ -1,0 +1,609 @@
+"""Artefacts: exact, whole or not at all, refused when anything about them is wrong."""
+
+import errno
+import gc
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ganomaly_jax import checkpoint
+from ganomaly_jax.errors import DamagedError, UserError
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: tuple
+
+
+def make_state(seed=0, width=3):
+    key = jax.random.key(seed)
+    params = {"generator": {"kernel": jax.random.normal(key, (4, width)), "bias": jnp.full(width, -0.0)}}
+    optimizer = optax.adam(1e-3)
+    _, opt_state = optimizer.update(params, optimizer.init(params), params)
+    return State(jnp.int32(7), params, opt_state)
+
+
+def small(value=1.0):
+    return {"a": np.full((2, 3), value, np.float32), "b": {"c": np.arange(4)}}
+
+
+def assert_same(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        other = np.asarray(other)
+        assert (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
+
+
+def hidden(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "artefact"
+    checkpoint.write(folder, small(), {"epoch": 3})
+    return folder
+
+
+# Round trips.
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_state_comes_back_bit_for_bit(tmp_path, abstract):
+    state = make_state()
+    meta = {"epoch": 3, "loss": 0.1, "names": ["é", None]}
+    checkpoint.write(tmp_path / "a", state, meta)
+    like = make_state(seed=1)
+    tree, got = checkpoint.read(tmp_path / "a", jax.eval_shape(lambda: like) if abstract else like)
+    assert_same(tree, state)
+    assert got == meta
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["arrays", "manifest.json", "meta.json"]
+
+
+def test_every_dtype_without_like(tmp_path):
+    tree = {
+        "float32": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32),
+        "float64": np.array(5e-324),
+        "bfloat16": jnp.array([1.5, jnp.nan, -0.0], jnp.bfloat16),
+        "float16": np.float16([6e-8]),
+        "int32": np.int32(-5),
+        "int64": np.array(2**62),
+        "uint8": np.arange(256, dtype=np.uint8).reshape(16, 16).T,
+        "uint32": np.array([0, 2**32 - 1], np.uint32),
+        "bool": np.array([[True], [False]]),
+        "a.b/c d": {"0": {"é%20": np.ones(1)}},
+    }
+    checkpoint.write(tmp_path / "a", tree, {})
+    assert_same(checkpoint.read(tmp_path / "a")[0], tree)
+
+
+def test_containers_without_like_are_nested_dicts(tmp_path):
+    checkpoint.write(tmp_path / "a", make_state(), {})
+    tree, _ = checkpoint.read(tmp_path / "a")
+    assert set(tree) == {"step", "params", "opt_state"}
+    assert set(tree["opt_state"]["0"]) == {"count", "mu", "nu"}
+    assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", ["run [1] 50%20 #?", "back\\slash", os.fsdecode(b"not utf-8 \xff"), "-x"])
+def test_any_folder_name(tmp_path, name):
+    checkpoint.write(tmp_path / name / "a", small(), {})
+    assert_same(checkpoint.read(tmp_path / name / "a")[0], small())
+
+
+def test_a_linked_folder_is_replaced_behind_its_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    checkpoint.write(tmp_path / "link", small(), {})
+    assert (tmp_path / "link").is_symlink()
+    assert_same(checkpoint.read(tmp_path / "link")[0], small())
+
+
+@pytest.mark.parametrize("tree", [{"a": {"b": np.ones(1)}, "a.b": np.ones(1)}, {}, np.ones(2), {"a": np.ones((0, 2))}])
+def test_trees_that_orbax_would_lose_are_refused(tmp_path, tree):
+    with pytest.raises(ValueError, match="wanted"):
+        checkpoint.write(tmp_path / "a", tree, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_meta_must_be_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint.write(tmp_path / "a", small(), {"loss": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+# Replacing.
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_replacing(tmp_path, monkeypatch, exchange):
+    if not exchange:
+
+        def unsupported(one, other):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+        monkeypatch.setattr(checkpoint, "_exchange", unsupported)
+    for value in (1.0, 2.0, 3.0):
+        checkpoint.write(tmp_path / "a", small(value), {"value": value})
+    tree, meta = checkpoint.read(tmp_path / "a")
+    assert meta == {"value": 3.0}
+    assert_same(tree, small(3.0))
+    assert not hidden(tmp_path)
+
+
+def test_without_exchange_a_failed_replacement_leaves_the_old_one(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path / "a", small(), {})
+    rename = os.rename
+
+    def fail(source, target):
+        if Path(source).name.startswith(".ganomaly-tmp-") and not Path(target).exists():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(source, target)
+
+    def unsupported(one, other):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(checkpoint, "_exchange", unsupported)
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match="Permission denied"):
+        checkpoint.write(tmp_path / "a", small(2.0), {})
+    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+    assert not hidden(tmp_path)
+
+
+def test_one_left_aside_by_a_kill_comes_back(tmp_path):
+    checkpoint.write(tmp_path / "a", small(), {})
+    (tmp_path / "a").rename(tmp_path / ".ganomaly-old-a")
+    checkpoint.write(tmp_path / "b", small(), {})
+    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+
+
+# Damage.
+
+
+def test_flips_cuts_and_strangers_are_refused_by_name(written, tmp_path):
+    rng = random.Random(0)
+    files = sorted(path.relative_to(written) for path in written.rglob("*") if path.is_file())
+    assert len(files) > 5
+    full = [name for name in files if (written / name).stat().st_size]
+    tried = 0
+
+    def refused(name):
+        nonlocal tried
+        tried += 1
+        with pytest.raises(DamagedError, match="damaged") as caught:
+            checkpoint.read(folder)
+        assert str(name) in str(caught.value)
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(folder)
+        shutil.copytree(written, folder)
+
+    folder = tmp_path / "copy"
+    shutil.copytree(written, folder)
+    assert_same(checkpoint.read(folder)[0], small())
+    for number in range(100):
+        # Every file at least once, the two of ours again and again; every bit of a byte.
+        name = full[number] if number < len(full) else rng.choice([*full, Path("manifest.json"), Path("meta.json")])
+        content = bytearray((folder / name).read_bytes())
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        (folder / name).write_bytes(content)
+        # A flip in the manifest may show as a file that it no longer describes.
+        refused("" if name.name == "manifest.json" else name)
+    for number in range(20):
+        name = rng.choice(full)
+        size = (folder / name).stat().st_size
+        if number % 3 == 0:
+            os.truncate(folder / name, rng.randrange(size))
+        elif number % 3 == 1:
+            (folder / name).unlink()
+        else:
+            name = name.with_name(f"stranger{number}")
+            (folder / name).write_bytes(rng.randbytes(rng.randrange(3)))
+        refused("" if name.name == "manifest.json" else name)
+    assert tried == 120
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "[" * 100_000, "null", '{"meta.json": 3}', '{"meta.json": {"size": 1}}', "\ufeff{}", "1" * 5000]
+)
+def test_manifests_that_are_none(written, tmp_path, text):
+    shutil.copytree(written, tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").write_text(text)
+    with pytest.raises(DamagedError, match=r"manifest\.json|was altered"):
+        checkpoint.read(tmp_path / "a")
+
+
+def test_manifest_in_other_words_is_refused(written, tmp_path):
+    shutil.copytree(written, tmp_path / "a")
+    path = tmp_path / "a" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text())))
+    with pytest.raises(DamagedError, match=r"manifest\.json was altered"):
+        checkpoint.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "manifest.json", "stranger"])
+def test_links_and_special_files_are_refused_without_a_hang(written, tmp_path, name):
+    shutil.copytree(written, tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(DamagedError, match=name):
+        checkpoint.read(tmp_path / "a")
+    path.unlink()
+    path.symlink_to(written / "meta.json")
+    with pytest.raises(DamagedError, match=name):
+        checkpoint.read(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "arrays/state/_METADATA"])
+def test_what_json_or_orbax_cannot_read_is_damage_too(written, tmp_path, name):
+    folder = tmp_path / "a"
+    shutil.copytree(written, folder)
+    (folder / name).write_bytes(b"{")
+    checkpoint.seal(folder)
+    with pytest.raises(DamagedError, match="a is damaged: JSONDecodeError"):
+        checkpoint.read(folder)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("NOT_FOUND: a\nb"), KeyError("c"), RuntimeError(), FileNotFoundError("d")]
+)
+def test_errors_of_orbax_are_one_sentence(written, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp, "load", fail)
+    with pytest.raises(DamagedError, match="is damaged: ") as caught:
+        checkpoint.read(written)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        checkpoint.read(tmp_path / "none")
+
+
+def test_unreadable_file_is_no_damage(written, tmp_path, monkeypatch):
+    def denied(file, name):
+        raise PermissionError(errno.EACCES, "Permission denied", "meta.json")
+
+    monkeypatch.setattr(checkpoint.hashlib, "file_digest", denied)
+    with pytest.raises(UserError, match="Permission denied"):
+        checkpoint.read(written)
+
+
+# Another model.
+
+
+def test_another_model_is_refused_with_what_differs(tmp_path):
+    checkpoint.write(tmp_path / "a", make_state(), {})
+    with pytest.raises(
+        UserError, match=r"params/generator/kernel is float32\[4,3\] there, float32\[4,5\] here"
+    ) as caught:
+        checkpoint.read(tmp_path / "a", make_state(width=5))
+    assert "and 3 more" in str(caught.value)
+    state = make_state()
+    with pytest.raises(UserError, match=r"step is int32\[\] there, float32\[\] here"):
+        checkpoint.read(tmp_path / "a", state.replace(step=jnp.float32(0)))
+    with pytest.raises(UserError, match=r"params/generator/bias is float32\[3\] there, absent here"):
+        checkpoint.read(tmp_path / "a", state.replace(params={"generator": {"kernel": jnp.ones((4, 3))}}))
+    with pytest.raises(UserError, match=r"params/extra is absent there, float32\[2\] here"):
+        checkpoint.read(tmp_path / "a", state.replace(params=state.params | {"extra": jnp.ones(2)}))
+
+
+# A run's checkpoints.
+
+
+def test_keep_and_restore(tmp_path):
+    root = tmp_path / "checkpoints"
+    assert checkpoint.steps(root) == []
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.restore(root, small())
+    for step in (5, 10, 15, 123456789):
+        checkpoint.save(root, step, small(step), {"step": step}, keep=2)
+    assert sorted(path.name for path in root.iterdir()) == ["00000015", "123456789"]
+    (root / "0000000016").mkdir()
+    (root / "00000017").touch()
+    assert checkpoint.steps(root) == [15, 123456789]
+    step, tree, meta = checkpoint.restore(root, small())
+    assert (step, meta) == (123456789, {"step": 123456789})
+    assert_same(tree, small(123456789))
+    assert checkpoint.restore(root, small(), step=15)[2] == {"step": 15}
+    with pytest.raises(UserError, match="15, 123456789"):
+        checkpoint.restore(root, small(), step=7)
+
+
+def test_going_back_leaves_later_checkpoints_and_the_new_one(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, small(), {}, keep=9)
+    checkpoint.save(tmp_path, 2, small(), {"again": True}, keep=1)
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert checkpoint.restore(tmp_path, small(), step=2)[2] == {"again": True}
+
+
+def test_nothing_is_deleted_before_the_new_one_is_in_place(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, small(), {}, keep=1)
+    monkeypatch.setattr(checkpoint, "_reserve", full_disk)
+    with pytest.raises(UserError):
+        checkpoint.save(tmp_path, 2, small(), {}, keep=1)
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_damaged_latest_names_the_way_on(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, step, small(step), {}, keep=4)
+    for step in (2, 4):
+        os.truncate(tmp_path / f"{step:08d}" / "meta.json", 1)
+    with pytest.raises(DamagedError, match=r"00000004 is damaged: 'meta\.json'.*from step 3 \(good: 1, 3\)"):
+        checkpoint.restore(tmp_path, small())
+    step, tree, _, damaged = checkpoint.restore_latest_good(tmp_path, small())
+    assert step == 3
+    assert_same(tree, small(3))
+    assert len(damaged) == 1 and "00000004" in damaged[0] and "meta.json" in damaged[0]
+    assert checkpoint.restore(tmp_path, small(), step=3)[0] == 3
+    for step in (1, 3):
+        os.truncate(tmp_path / f"{step:08d}" / "manifest.json", 0)
+    with pytest.raises(DamagedError, match="no earlier checkpoint is good"):
+        checkpoint.restore(tmp_path, small())
+    with pytest.raises(DamagedError, match=r"no checkpoint in .* is good"):
+        checkpoint.restore_latest_good(tmp_path, small())
+
+
+def test_falling_back_does_not_hide_another_model(tmp_path):
+    checkpoint.save(tmp_path, 1, small(), {}, keep=2)
+    with pytest.raises(UserError, match="another model"):
+        checkpoint.restore_latest_good(tmp_path, make_state())
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.restore_latest_good(tmp_path / "none", small())
+
+
+# Disks that refuse.
+
+
+def full_disk(folder, size):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@contextmanager
+def largest_file(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def mounted(folder, *options):
+    if shutil.which("mount") is None or subprocess.run(["mount", *options, folder], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_limit_on_file_size_leaves_the_old_one_and_nothing_else(tmp_path, capfd):
+    checkpoint.write(tmp_path / "a", small(), {})
+    with largest_file(2**21), pytest.raises(UserError, match=r"cannot write .*a: File too large; .* intact"):
+        checkpoint.write(tmp_path / "a", {"a": np.ones(2**20, np.float32)}, {})
+    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_full_disk(tmp_path, capfd):
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
+        checkpoint.write(tmp_path / "a", small(), {})
+        with pytest.raises(UserError, match="No space left on device"):
+            checkpoint.write(tmp_path / "b", {"a": np.ones(2**20, np.float32)}, {})
+        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        checkpoint.write(tmp_path / "b", small(), {})
+        assert capfd.readouterr() == ("", "")
+
+
+def test_read_only_file_system(written, tmp_path):
+    with mounted(tmp_path, "--bind", "-o", "ro", written.parent):
+        subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path], check=True)
+        assert_same(checkpoint.read(tmp_path / written.name)[0], small())
+        with pytest.raises(UserError, match="Read-only file system"):
+            checkpoint.write(tmp_path / written.name, small(), {})
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("where", ["posix_fallocate", "mkdir", "fsync", "rename"])
+def test_system_errors_are_one_sentence(tmp_path, monkeypatch, where, code):
+    checkpoint.write(tmp_path / "a", small(), {})
+
+    def fail(*arguments, **options):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, where, fail)
+        with pytest.raises(UserError, match=os.strerror(code)) as caught:
+            checkpoint.write(tmp_path / "a", small(2.0), {})
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+
+
+def test_disk_that_fills_up_within_orbax(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']")
+
+    monkeypatch.setattr(checkpoint.ocp, "save", fail)
+    with pytest.raises(UserError, match="a: No space left on device; "):
+        checkpoint.write(tmp_path / "a", small(), {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_below_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(UserError, match="cannot write"):
+            checkpoint.write(directory, small(), {})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Kills, threads, terminals.
+
+
+def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
+    dead, busy, other = (tmp_path / name for name in (".ganomaly-tmp-dead", ".ganomaly-tmp-busy", ".other"))
+    for path in (dead, busy, other):
+        (path / "arrays").mkdir(parents=True)
+    lock = os.open(busy, os.O_RDONLY)
+    checkpoint.fcntl.flock(lock, checkpoint.fcntl.LOCK_EX)
+    checkpoint.write(tmp_path / "a", small(), {})
+    assert sorted(hidden(tmp_path)) == [busy.name, other.name]
+    os.close(lock)
+    checkpoint.write(tmp_path / "a", small(), {})
+    assert hidden(tmp_path) == [other.name]
+
+
+def test_two_writers_in_one_folder(tmp_path, monkeypatch):
+    sync, flock, writers = checkpoint._sync, checkpoint.fcntl.flock, ["b"]
+
+    def write_another_first(folder):
+        if writers:
+            checkpoint.write(tmp_path / writers.pop(), small(2.0), {})
+        sync(folder)
+
+    monkeypatch.setattr(checkpoint, "_sync", write_another_first)
+    checkpoint.write(tmp_path / "a", small(), {})
+    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+    assert_same(checkpoint.read(tmp_path / "b")[0], small(2.0))
+
+    def tidied_before_it_was_locked(descriptor, operation):
+        monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+        (tmp_path / hidden(tmp_path)[0]).rmdir()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", tidied_before_it_was_locked)
+    checkpoint.write(tmp_path / "c", small(3.0), {})
+    assert_same(checkpoint.read(tmp_path / "c")[0], small(3.0))
+
+
+KILLS = """
+import os, pathlib, random, signal, sys, time
+import numpy as np
+from ganomaly_jax import checkpoint
+root, rng = pathlib.Path(sys.argv[1]), random.Random(0)
+for attempt in range(8):
+    before = checkpoint.steps(root)
+    child = os.fork()
+    if child == 0:
+        step = before[-1] if before else 0
+        while True:
+            step += 1
+            tree = {"a": np.full(50_000, step, np.float32)}
+            checkpoint.save(root, step, tree, {"step": step}, keep=2)
+            checkpoint.write(root / "detector", tree, {"step": step})
+    deadline = time.monotonic() + 20
+    while (checkpoint.steps(root) == before or not (root / "detector").exists()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.3))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    after = checkpoint.steps(root)
+    assert after and after != before and len(after) <= 3, (before, after)
+    for step in after:
+        checkpoint.verify(root / f"{step:08d}")
+    checkpoint.verify(root / "detector")
+"""
+
+
+def test_kills_while_writing_leave_only_whole_artefacts(tmp_path):
+    # Forked by a process that has imported everything and started no thread.
+    run = subprocess.run(
+        [sys.executable, "-c", KILLS, tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(checkpoint.__file__).parents[1])},
+    )
+    assert run.returncode == 0, run.stderr
+    step, tree, meta = checkpoint.restore(tmp_path, {"a": np.ones(50_000, np.float32)})
+    assert step == checkpoint.steps(tmp_path)[-1] == meta["step"] >= 8
+    assert (tree["a"] == step).all()
+    tree, meta = checkpoint.read(tmp_path / "detector")
+    assert (tree["a"] == meta["step"]).all()
+    checkpoint.write(tmp_path / "detector", small(), {})
+    assert not hidden(tmp_path)
+
+
+def test_saver_writes_what_was_there_at_the_call(tmp_path):
+    tree, meta = small(), {"list": [1]}
+    with checkpoint.Saver() as saver:
+        for step in (1, 2, 3):
+            tree["a"][:] = step
+            meta["list"][0] = step
+            saver.save(tmp_path, step, tree, meta, keep=2)
+        tree["a"][:] = 99
+        meta["list"][0] = 99
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    _, tree, meta = checkpoint.restore(tmp_path, small())
+    assert_same(tree, small(3))
+    assert meta == {"list": [3]}
+
+
+def test_saver_survives_donation(tmp_path):
+    state = jax.device_put(make_state())
+    want = jax.tree.map(np.array, jax.device_get(state))
+    advance = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+    with checkpoint.Saver() as saver:
+        saver.save(tmp_path, 1, state, {}, keep=1)
+        for _ in range(5):
+            state = advance(state)
+    assert_same(checkpoint.restore(tmp_path, want)[1], want)
+
+
+def test_saver_does_not_wait_and_raises_later(tmp_path, monkeypatch):
+    release = threading.Event()
+
+    def slow(*arguments):
+        assert release.wait(10)
+        raise UserError("no space")
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    with pytest.raises(UserError, match="no space"), checkpoint.Saver() as saver:
+        saver.save(tmp_path, 1, small(), {}, keep=1)
+        release.set()
+        with pytest.raises(UserError, match="no space"):
+            saver.save(tmp_path, 2, small(), {}, keep=1)
+        saver.wait()
+        saver.save(tmp_path, 3, small(), {}, keep=1)
+    with pytest.raises(KeyError) as caught, checkpoint.Saver() as saver:
+        saver.save(tmp_path, 1, small(), {}, keep=1)
+        raise KeyError("in the loop")
+    assert caught.value.__notes__ == ["no space"]
+
+
+def test_quiet_and_no_thread_left(tmp_path, capfd, caplog):
+    before = set(threading.enumerate())
+    with checkpoint.Saver() as saver:
+        saver.save(tmp_path, 1, make_state(), {}, keep=1)
+    checkpoint.restore(tmp_path, make_state())
+    gc.collect()  # Orbax leaves its event loops' idle threads to the garbage collector.
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelname not in ("INFO", "DEBUG")]
