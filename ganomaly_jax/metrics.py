@@ -85,10 +85,8 @@ def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> tupl
             f"labels {labels.shape}, scores {scores.shape}, mask {keep.shape}: wanted three of one shape [N], N > 0"
         )
     anomalous = keep & (labels == 1)
-    # What is masked sorts last and counts for nothing.
-    key, anomalous, normal = jax.lax.sort(
-        (jnp.where(keep, -scores, jnp.inf), anomalous, keep & (labels != 1)), num_keys=1
-    )
+    # What is masked may sort anywhere: it counts for nothing.
+    key, anomalous, normal = jax.lax.sort((-scores, anomalous, keep & (labels != 1)), num_keys=1)
     first, last = (jnp.searchsorted(key, key, side) for side in ("left", "right"))
     true, false = (jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(part)]) for part in (anomalous, normal))
     poison = jnp.where(jnp.any(keep & jnp.isnan(scores)), jnp.nan, 0.0)

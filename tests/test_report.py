@@ -43,6 +43,12 @@ def write_history(path, steps=range(10, 60, 10), tail='{"step": 60, "adver'):
         file.write(tail)
 
 
+def read_csv(path):
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+
+
 class Tags(html.parser.HTMLParser):
     """Collects the tags of a page, what they load, and the text."""
 
@@ -182,15 +188,20 @@ def test_of_many_pictures_of_the_training_six_are_shown(tmp_path):
     assert (found[0], found[-1]) == (1, 100)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]", '{"a": ' * 100_000])
-def test_what_is_missing_or_broken_is_left_out_with_a_sentence(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "is missing"), ("{", "cannot be read"), ("[1]", "holds no object"), ('{"a": ' * 100_000, "cannot be read")],
+    ids=["missing", "cut off", "a list", "deep"],
+)
+def test_what_is_missing_or_broken_is_left_out_with_a_sentence(tmp_path, content, words):
     names = ("config.json", "env.json", "metrics.json", "history.jsonl")
     if content is not None:
         for name in names:
             (tmp_path / name).write_text(content)
     text = Tags(report.write(tmp_path, [], [], [], None, 1.0).read_text()).text
-    for name in names:
-        assert re.search(rf"{name} (is missing|cannot be read|holds no)", text)
+    for name in names[:3]:
+        assert f"{name} {words}" in text
+    assert "history.jsonl is missing or holds no losses" in text
     assert "There are no pictures from the training." in text
     assert "There is no threshold" in text
     assert "There are no scores to draw." in text
@@ -226,11 +237,7 @@ def test_curves_as_csv(tmp_path):
     labels, scores = scored()
     names = [path.name for path in report.curves(labels, scores, THRESHOLD, tmp_path)]
     assert names == ["roc.png", "precision_recall.png", "histogram.png"]
-    columns = {}
-    for name in ("roc", "precision_recall", "histogram"):
-        with (tmp_path / f"{name}.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns[name] = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    columns = {name: read_csv(tmp_path / f"{name}.csv") for name in ("roc", "precision_recall", "histogram")}
     for ours, want in zip(columns["roc"].values(), metrics.roc_curve(labels, scores), strict=True):
         np.testing.assert_array_equal(ours, want)
     precision, recall, _ = metrics.precision_recall_curve(labels, scores)
@@ -258,8 +265,26 @@ def test_curves_as_csv(tmp_path):
 )
 def test_a_histogram_holds_every_score(tmp_path, scores, threshold):
     report.curves([0, 0, 0], scores, threshold, tmp_path)
-    with (tmp_path / "histogram.csv").open(newline="") as file:
-        assert sum(int(row["normal"]) for row in csv.DictReader(file)) == 3
+    bins = read_csv(tmp_path / "histogram.csv")
+    assert bins["normal"].sum() == 3
+    assert np.all(bins["score_from"] < bins["score_to"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "logarithmic"),
+    [
+        ([1e-3, 1.0, 1e3], 1.0, True),
+        ([1e-3, 1.0, 1e3], None, True),
+        ([1e-3, 1.0, 1e3], -1.0, False),
+        ([0.0, 1.0, 1e3], 1.0, False),
+        ([1.0, 2.0, 3.0], 1.0, False),
+    ],
+)
+def test_a_histogram_is_logarithmic_where_the_spread_asks_for_it(tmp_path, scores, threshold, logarithmic):
+    report.curves([0, 0, 1], scores, threshold, tmp_path)
+    bins = read_csv(tmp_path / "histogram.csv")
+    widths = bins["score_to"] / bins["score_from"] if logarithmic else bins["score_to"] - bins["score_from"]
+    np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
 
 
 def test_losses_pass_over_what_is_not_whole(tmp_path):
@@ -281,7 +306,7 @@ def test_of_two_lines_for_one_step_the_later_holds(tmp_path):
     report.losses(history, png)
     once = png.read_bytes()
     again = history.read_text()
-    history.write_text('{"step": 10, "encoder": 50.0}\n' + again)
+    history.write_text('{"step": 50, "encoder": 50.0}\n' + again)
     report.losses(history, png)
     assert png.read_bytes() == once
 
@@ -375,7 +400,7 @@ def test_a_report_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(UserError, match=r"report\.html: No space left"):
+    with pytest.raises(UserError, match=r"report\.html.*No space left"):
         report.write(tmp_path, [], [], [], None, 1.0)
     assert (tmp_path / "report.html").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["pictures", "report.html"]
