@@ -101,11 +101,7 @@ def from_arrays(
     if array.dtype.kind == "u" and low is None:
         low, high = 0.0, float(np.iinfo(array.dtype).max)
     paths = tuple(f"{name}[{i}]" for i in range(n))
-    dataset = Dataset(array, indices, names, normal_by_words(names), parts, paths, low, high, name=name)
-    if dataset.normal is not None:
-        normal = np.isin(indices, [i for i, word in enumerate(names) if word in dataset.normal])
-        check_finite(dataset, np.flatnonzero(normal if parts is None else normal & (parts == 0)))
-    return dataset
+    return Dataset(array, indices, names, normal_by_words(names), parts, paths, low, high, name=name)
 
 
 def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:

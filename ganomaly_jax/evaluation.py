@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, data, metrics, pictures, report, run, scorer, sources
+from ganomaly_jax import calibration, data, files, metrics, pictures, report, run, scorer, sources
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Judgement, Scorer
@@ -85,8 +85,8 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any) -> Run:
         if before is not None and before != now:
             raise UserError(
                 f"the data at {settings.data.source} have changed since the training (their hash was {before[:12]}, "
-                f"now it is {now[:12]}): which images were trained on is no longer known. Name them with --data to test on "
-                "all of them as they are now"
+                f"now it is {now[:12]}): which images were trained on is no longer known. Name them with --data to "
+                "test on all of them as they are now"
             )
         return this
     resolved = dataclasses.replace(settings.data, source=source)
@@ -175,7 +175,7 @@ def write_predictions(
         numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
         shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
         rows.writerow((shown, "" if label is None else label, *numbers, verdict, reason))
-    run.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
 
 
 def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> list[report.Case]:

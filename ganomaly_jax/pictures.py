@@ -6,17 +6,15 @@ same colour in every picture.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.files import replacing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,27 +116,6 @@ def save(image: Image.Image, path: str | Path) -> None:
     """
     with replacing(path) as temporary:
         image.save(temporary, format="PNG")
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to; at the end it takes the place of `path`, or goes where the writing failed.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder or make room"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def one_line(text: str, most: int = 80) -> str:

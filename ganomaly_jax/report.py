@@ -20,7 +20,8 @@ import numpy as np
 from ganomaly_jax import metrics, page
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
-from ganomaly_jax.pictures import COLOURS, one_line, replacing, residual, to_rgb
+from ganomaly_jax.files import replacing
+from ganomaly_jax.pictures import COLOURS, one_line, residual, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,7 +204,6 @@ def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float | None, 
         margin = max(0.05 * abs(low), 1e-6)
         low, high, logarithmic = low - margin, high + margin, False
     edges = np.geomspace(low, high, 41) if logarithmic else np.linspace(low, high, 41)
-    edges[[0, -1]] = low, high
     counts = [np.histogram(scores[labels == label], edges)[0] for label in (0, 1)]
     _write_csv(path, ("score_from", "score_to", "normal", "anomalous"), (edges[:-1], edges[1:], *counts))
     figure, ax = _plot(title, "score" + " (log scale)" * logarithmic, "share of the class")

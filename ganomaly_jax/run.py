@@ -11,9 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ganomaly_jax import __version__, config, data, sources
+from ganomaly_jax import __version__, config, data, files, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -53,14 +51,14 @@ def resolve(settings: Config, arrays: Any = None, devices: int = 1, progress: bo
     resolved = copy.deepcopy(settings)
     resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
     resolved.data.low, resolved.data.high = data.value_range(dataset, split.train)
-    notes = list(split.notes)
+    notes: tuple[str, ...] = ()
     if len(split.train) < settings.train.batch_size:
         fits = len(split.train) // devices * devices
         if fits < 2:
             raise UserError(f"{len(split.train)} training images do not fill a batch on {devices} devices")
         resolved.train.batch_size = fits
-        notes.append(f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images")
-    return Run(resolved, dataset, split, tuple(notes))
+        notes = (f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images",)
+    return Run(resolved, dataset, split, notes)
 
 
 def total_steps(settings: Config, images: int) -> int:
@@ -85,25 +83,9 @@ def stored_config(workdir: Path) -> Config | None:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True) if path.parent.is_dir() else None
-        raise UserError(f"{path} cannot be written: {error.strerror}; what was there before is as it was") from None
-
-
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON whole or not at all; NaN and infinity are refused, they are not JSON."""
-    write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    files.write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def environment(run: Run, data_hash: str) -> dict[str, Any]:
@@ -158,8 +140,3 @@ def stored_environment(workdir: Path) -> dict[str, Any]:
         return json.loads((workdir / ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def test_images(run: Run) -> np.ndarray:
-    """The test images [n, H, W, C], raw."""
-    return run.dataset.images[run.split.test]

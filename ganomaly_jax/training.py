@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from ganomaly_jax import checkpoint, config, data, ganomaly, pictures, preprocess, run, scorer, sharding
+from ganomaly_jax import checkpoint, config, data, files, ganomaly, pictures, preprocess, run, scorer, sharding
 from ganomaly_jax.config import Config
 from ganomaly_jax.detector import Detector, TrainState
 from ganomaly_jax.errors import DivergedError, StoppedError, UserError
@@ -248,7 +248,7 @@ class _History:
                             kept.append(line)
                     except (ValueError, KeyError, TypeError):
                         continue  # a line that a kill cut short
-            run.write_text(path, "".join(f"{line}\n" for line in kept))
+            files.write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,5 +1,8 @@
 """Settings and what the tests share: small networks, compiled once."""
 
+import os
+import tempfile
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +11,10 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
+# Many tests compile the same small programs, some in processes of their own.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="ganomaly-tests-"))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 from ganomaly_jax import config as configuration  # noqa: E402
 from ganomaly_jax.ganomaly import Ganomaly  # noqa: E402

@@ -20,7 +20,7 @@ def test_an_unknown_key_names_the_nearest():
         config.from_dict({"trian": {"epochs": 5}})
 
 
-@pytest.mark.parametrize(("key", "value"), [("train.epochs", "five"), ("train.epochs", "2.5"), ("optimizer.beta1", "x")])
+@pytest.mark.parametrize(("key", "value"), [("train.epochs", "five"), ("train.epochs", "2.5"), ("optimizer.beta1", "")])
 def test_a_value_of_another_type_is_refused(key, value):
     with pytest.raises(UserError, match=f"{key}='{value}'"):
         config.set_value(config.Config(), key, value)
