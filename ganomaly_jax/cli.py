@@ -187,8 +187,8 @@ def _show_evaluation(workdir: str, source: str = "", rate: float | None = None) 
         print(f"threshold from {values['threshold_source']}")
     for warning in values["warnings"]:
         print(f"note: {warning}")
-    if found.report is not None:
-        print(f"pictures in {found.report.parent / 'pictures'}, report in {found.report}")
+    if found.page is not None:
+        print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
     return found
 
 
@@ -204,7 +204,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         files += images.list_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
-    parts, reasons = [], {}
+    parts: list[Judgement] = []
+    reasons: dict[str, str] = {}
     for begin in range(0, len(files), scorer.BUCKETS[-1]):
         x, problems = judge.read(files[begin : begin + scorer.BUCKETS[-1]])
         parts.append(judge.judge(x))

@@ -81,7 +81,8 @@ def _convert(
 ) -> tuple[Any, Any]:
     # DataParallel puts `module.` before every name.
     weights = {name.removeprefix("module."): np.asarray(value) for name, value in weights.items()}
-    params, stats = {}, {}
+    params: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
 
     def take(name: str, path: tuple[str, ...], expected: Any, kind: str = "") -> Any:
         if name not in weights:

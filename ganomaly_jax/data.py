@@ -84,7 +84,7 @@ def from_arrays(
       name: what messages and paths (`name[i]`) call it.
 
     Raises:
-      UserError: shapes, types or labels that cannot be used, or NaN or infinite pixels in normal training images.
+      UserError: shapes, types or labels that cannot be used.
     """
     try:
         array = np.asarray(images)

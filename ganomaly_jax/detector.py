@@ -24,7 +24,9 @@ class TrainState:
 class Detector(Protocol):
     """The interface of design; implementations are final frozen dataclasses, no base class."""
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of one input."""
 
     def init(self, key: Array) -> TrainState:
         """Fresh weights from a PRNG key."""

@@ -30,8 +30,8 @@ class Evaluation:
     """What was found, and what it was found on."""
 
     metrics: dict[str, Any]
-    report: Path | None
-    """The report, None where matplotlib is absent or nothing could be scored."""
+    page: Path | None
+    """`report.html`, None where matplotlib is absent or nothing could be scored."""
     misses: list[report.Case]
     """The worst false positives and false negatives, worst first."""
 

@@ -174,7 +174,8 @@ class Ganomaly:
         squared difference; `l1` is the mean absolute difference, the paper's L1 norm (equation 5) over latent_size.
         """
         self._check(x)
-        _, z, z_hat = self.generator.apply(variables, x, train=False)
+        outputs: Any = self.generator.apply(variables, x, train=False)
+        _, z, z_hat = outputs
         difference = z - z_hat
         distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
         return jnp.mean(distance, axis=-1)

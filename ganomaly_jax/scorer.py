@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, preprocess
 from ganomaly_jax import calibration as calibrating
-from ganomaly_jax import checkpoint, config, ganomaly, images, preprocess
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
@@ -215,7 +215,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     folder = Path(directory)
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
-    elif not (folder / checkpoint.MANIFEST).exists():
+    elif not (folder / artefact.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"
         raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")
     variables, meta = checkpoint.read(folder)

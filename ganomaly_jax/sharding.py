@@ -46,8 +46,8 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 def data_parallel(
     step: Callable[..., Any], mesh: Mesh, batch_axes: Sequence[int | None], donate: int | None = None
-) -> Callable[..., Any]:
-    """Compile `step` to run once a device, each on its part of the batch.
+) -> Any:
+    """`step` under `jax.jit`, to run once a device, each on its part of the batch.
 
     `batch_axes` gives for each argument the array axis that is split over the devices, None for what every device
     holds whole; all results are equal on all devices. `donate` is the argument whose memory the result may reuse.

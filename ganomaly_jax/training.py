@@ -300,7 +300,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, _: Any) -> None:
         came.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, note)

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from ganomaly_jax import checkpoint
+from ganomaly_jax import artefact, checkpoint
 from ganomaly_jax.errors import DamagedError, UserError
 
 
@@ -138,7 +138,7 @@ def test_replacing(tmp_path, monkeypatch, exchange):
         def unsupported(one, other):
             raise OSError(errno.EINVAL, "Invalid argument")
 
-        monkeypatch.setattr(checkpoint, "_exchange", unsupported)
+        monkeypatch.setattr(artefact, "_exchange", unsupported)
     for value in (1.0, 2.0, 3.0):
         checkpoint.write(tmp_path / "a", small(value), {"value": value})
     tree, meta = checkpoint.read(tmp_path / "a")
@@ -159,7 +159,7 @@ def test_without_exchange_a_failed_replacement_leaves_the_old_one(tmp_path, monk
     def unsupported(one, other):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(checkpoint, "_exchange", unsupported)
+    monkeypatch.setattr(artefact, "_exchange", unsupported)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(UserError, match="Permission denied"):
         checkpoint.write(tmp_path / "a", small(2.0), {})
@@ -256,7 +256,7 @@ def test_what_json_or_orbax_cannot_read_is_damage_too(written, tmp_path, name):
     folder = tmp_path / "a"
     shutil.copytree(written, folder)
     (folder / name).write_bytes(b"{")
-    checkpoint.seal(folder)
+    artefact.seal(folder)
     with pytest.raises(DamagedError, match="a is damaged: JSONDecodeError"):
         checkpoint.read(folder)
 
@@ -283,7 +283,7 @@ def test_unreadable_file_is_no_damage(written, tmp_path, monkeypatch):
     def denied(file, name):
         raise PermissionError(errno.EACCES, "Permission denied", "meta.json")
 
-    monkeypatch.setattr(checkpoint.hashlib, "file_digest", denied)
+    monkeypatch.setattr(artefact.hashlib, "file_digest", denied)
     with pytest.raises(UserError, match="Permission denied"):
         checkpoint.read(written)
 
@@ -339,7 +339,7 @@ def test_going_back_leaves_later_checkpoints_and_the_new_one(tmp_path):
 
 def test_nothing_is_deleted_before_the_new_one_is_in_place(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, small(), {}, keep=1)
-    monkeypatch.setattr(checkpoint, "_reserve", full_disk)
+    monkeypatch.setattr(artefact, "reserve", full_disk)
     with pytest.raises(UserError):
         checkpoint.save(tmp_path, 2, small(), {}, keep=1)
     assert checkpoint.steps(tmp_path) == [1]
@@ -470,7 +470,7 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
     for path in (dead, busy, other):
         (path / "arrays").mkdir(parents=True)
     lock = os.open(busy, os.O_RDONLY)
-    checkpoint.fcntl.flock(lock, checkpoint.fcntl.LOCK_EX)
+    artefact.fcntl.flock(lock, artefact.fcntl.LOCK_EX)
     checkpoint.write(tmp_path / "a", small(), {})
     assert sorted(hidden(tmp_path)) == [busy.name, other.name]
     os.close(lock)
@@ -479,24 +479,24 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
 
 
 def test_two_writers_in_one_folder(tmp_path, monkeypatch):
-    sync, flock, writers = checkpoint._sync, checkpoint.fcntl.flock, ["b"]
+    sync, flock, writers = artefact.sync, artefact.fcntl.flock, ["b"]
 
     def write_another_first(folder):
         if writers:
             checkpoint.write(tmp_path / writers.pop(), small(2.0), {})
         sync(folder)
 
-    monkeypatch.setattr(checkpoint, "_sync", write_another_first)
+    monkeypatch.setattr(artefact, "sync", write_another_first)
     checkpoint.write(tmp_path / "a", small(), {})
     assert_same(checkpoint.read(tmp_path / "a")[0], small())
     assert_same(checkpoint.read(tmp_path / "b")[0], small(2.0))
 
     def tidied_before_it_was_locked(descriptor, operation):
-        monkeypatch.setattr(checkpoint.fcntl, "flock", flock)
+        monkeypatch.setattr(artefact.fcntl, "flock", flock)
         (tmp_path / hidden(tmp_path)[0]).rmdir()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(checkpoint.fcntl, "flock", tidied_before_it_was_locked)
+    monkeypatch.setattr(artefact.fcntl, "flock", tidied_before_it_was_locked)
     checkpoint.write(tmp_path / "c", small(3.0), {})
     assert_same(checkpoint.read(tmp_path / "c")[0], small(3.0))
 
@@ -504,7 +504,7 @@ def test_two_writers_in_one_folder(tmp_path, monkeypatch):
 KILLS = """
 import os, pathlib, random, signal, sys, time
 import numpy as np
-from ganomaly_jax import checkpoint
+from ganomaly_jax import artefact, checkpoint
 root, rng = pathlib.Path(sys.argv[1]), random.Random(0)
 for attempt in range(8):
     before = checkpoint.steps(root)
@@ -525,8 +525,8 @@ for attempt in range(8):
     after = checkpoint.steps(root)
     assert after and after != before and len(after) <= 3, (before, after)
     for step in after:
-        checkpoint.verify(root / f"{step:08d}")
-    checkpoint.verify(root / "detector")
+        artefact.verify(root / f"{step:08d}")
+    artefact.verify(root / "detector")
 """
 
 

@@ -17,7 +17,7 @@ SMALL = [
     "--config.model.latent_size=4",
     "--config.optimizer.learning_rate=2e-3",
     "--config.train.batch_size=8",
-    "--config.train.epochs=6",
+    "--config.train.epochs=20",
     "--config.mesh.devices=1",
 ]
 

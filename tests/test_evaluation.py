@@ -43,8 +43,8 @@ def test_metrics_follow_from_the_predictions(workdir, arrays):
     assert abs(written["true_positive_rate"] - flagged[labels == 1].mean()) < 1e-6
     for name in ("roc.png", "roc.csv", "precision_recall.png", "histogram.png", "examples.png", "losses.png"):
         assert (workdir / "pictures" / name).stat().st_size > 100, name
-    assert found.report == workdir / "report.html"
-    assert "base64" in found.report.read_text(encoding="utf-8")
+    assert found.page == workdir / "report.html"
+    assert "base64" in found.page.read_text(encoding="utf-8")
 
 
 def test_a_coin_is_called_a_coin(workdir, arrays):

@@ -60,7 +60,7 @@ def test_the_function_is_pure_and_composes(trained):
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5)
     unit = jnp.asarray(images, jnp.float32) / 127.5 - 1
     np.testing.assert_allclose(function(variables, unit), expected, rtol=1e-4)
-    slope = jax.grad(lambda x: function(variables, x).sum())(unit)
+    slope = jax.jit(jax.grad(lambda x: function(variables, x).sum()))(unit)
     assert slope.shape == unit.shape
     assert float(jnp.abs(slope).max()) > 0
 
