@@ -1,6 +1,6 @@
 """Does it run at all? 48 steps on generated images, saving every 8, in under 30 s with compilation on 2 CPU cores.
 
-    ganomaly train --config configs/smoke.py --workdir W
+ganomaly train --config configs/smoke.py --workdir W
 """
 
 from ganomaly_jax import Config
@@ -15,4 +15,5 @@ def get_config() -> Config:
     config.train.steps = 48
     config.train.save_every = 8
     config.train.picture_every = 0
+    config.optimizer.learning_rate = 2e-3
     return config

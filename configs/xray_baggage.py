@@ -1,4 +1,4 @@
-"""X-ray baggage: benign crops against gun, shuriken and razor, 64x64 grey, 25 epochs as the paper's X-ray sets.
+"""X-ray baggage: benign crops against gun, shuriken and razor, 64x64 grey as the paper's X-ray sets.
 
     ganomaly train --config configs/xray_baggage.py --data DIR --workdir W
 
@@ -13,5 +13,8 @@ def get_config() -> Config:
     config.data.source = "xray_baggage"
     config.data.height = config.data.width = 64
     config.data.channels = 1
-    config.train.epochs = 25
+    # Differs from the paper: half its features and twice its 25 epochs, for some 500 images on a CPU.
+    config.model.features = 32
+    config.train.epochs = 50
+    config.train.picture_every = 25
     return config

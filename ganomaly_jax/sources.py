@@ -45,7 +45,7 @@ Item = tuple[Path, str, int]
 """A file, its class and its part (0 train, 1 test)."""
 
 PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
-NAMES = ("mnist5k", "elpv", "elpv:mono", "elpv:poly")
+NAMES = ("mnist5k", "elpv", "elpv:mono", "elpv:poly", "generated")
 _WANTED = f"a folder of images, a file (npz, npy, idx3-ubyte), tfds:NAME, {', '.join(NAMES)}"
 _IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -91,6 +91,8 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
         return _tfds(source.removeprefix("tfds:"), settings, progress)
     if source == "mnist5k":
         return _fitted(_mnist5k(), settings)
+    if source == "generated":
+        return _fitted(_generated(), settings)
     if source in NAMES:
         return _elpv(source, settings, progress)
     path = Path(source).expanduser()
@@ -310,6 +312,16 @@ def _mnist5k() -> Dataset:
     # Its own mnist_data() reads the same file with genfromtxt, five times as slowly.
     rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
     return from_arrays(rows[:, :-1].reshape(-1, 28, 28), rows[:, -1], name="mnist5k")
+
+
+def _generated() -> Dataset:
+    """Soft bars with noise, 16 x 16: 240 horizontal ones are normal, 40 vertical ones anomalous. To try the machinery."""
+    random = np.random.default_rng(0)
+    distance = np.arange(16) - random.uniform(4, 12, (280, 1))
+    images = np.repeat(220 * np.exp(-0.5 * (distance / 1.5) ** 2)[:, :, None], 16, axis=2)
+    images[240:] = images[240:].transpose(0, 2, 1)
+    pixels = np.clip(images + random.normal(0, 8, images.shape), 0, 255).astype(np.uint8)
+    return from_arrays(pixels, np.repeat([0, 1], [240, 40]), name="generated")
 
 
 def _elpv(source: str, settings: config.Data, progress: bool) -> Dataset:

@@ -1,0 +1,1 @@
+"""Measurements beside PyTorch; see README.md. No part of the installed package."""
