@@ -1,4 +1,4 @@
-"""Does it run at all? 48 steps on generated images, saving every 8, in under 30 s with compilation on 2 CPU cores.
+"""Does it run at all? 120 steps on generated images, saving every 8, in under 30 s with compilation on 2 CPU cores.
 
 ganomaly train --config configs/smoke.py --workdir W
 """
@@ -12,7 +12,7 @@ def get_config() -> Config:
     config.data.height = config.data.width = 16
     config.model.latent_size = config.model.features = 8
     config.train.batch_size = 16
-    config.train.steps = 48
+    config.train.steps = 120
     config.train.save_every = 8
     config.train.picture_every = 0
     config.optimizer.learning_rate = 2e-3

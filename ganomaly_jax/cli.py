@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        _quiet()
+        _prepare()
         return verb(given, overrides)
     except (UserError, DivergedError, DamagedError, StoppedError) as error:
         print(f"ganomaly: {error}", file=sys.stderr)
@@ -83,9 +83,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quiet() -> None:
-    """Once a verb runs: no chatter of the libraries on the user's terminal."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def _prepare() -> None:
+    """What JAX reads when it is imported; whatever the user has set stays."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no chatter of XLA on the terminal
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganomaly_jax"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 
 def _overrides(settings: config.Config, rest: Sequence[str]) -> None:
