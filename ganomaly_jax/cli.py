@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
 
+    plan = verb("plan", _plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
+    plan.add_argument("folder", nargs="?", metavar="DATA", help="images to take the sizes from; the same as --data")
+    plan.add_argument("--data", help="as in train")
+    plan.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
+    plan.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+
     predict = verb("predict", _predict, "a verdict for each image file")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
@@ -130,12 +136,31 @@ def _config_from(path: str) -> config.Config:
     return settings
 
 
-def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
+def _settings(given: argparse.Namespace, rest: Sequence[str]) -> config.Config:
+    """What --config, --data and the overrides ask for."""
     if given.folder and given.data:
         raise UserError(f"both {given.folder!r} and --data {given.data!r} are given; wanted one of them")
     settings = _config_from(given.config) if given.config else config.Config()
     _overrides(settings, rest)
     settings.data.source = given.folder or given.data or settings.data.source
+    return settings
+
+
+def _plan(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    settings = _settings(given, rest)
+    config.check(settings)
+    from ganomaly_jax import plan, run, sharding
+
+    mesh = sharding.local_mesh(settings.mesh.devices)
+    if 0 in (settings.data.height, settings.data.width, settings.data.channels) and settings.data.source:
+        settings = run.resolve(settings, devices=mesh.size, progress=True).config
+    sharding.check_batch(settings.train.batch_size, mesh)
+    print(plan.describe(plan.plan(settings, mesh.size)))
+    return 0
+
+
+def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    settings = _settings(given, rest)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
     _train_and_evaluate(settings, given.workdir)

@@ -315,7 +315,7 @@ def _mnist5k() -> Dataset:
 
 
 def _generated() -> Dataset:
-    """Soft bars with noise, 16 x 16: 240 horizontal ones are normal, 40 vertical ones anomalous. To try the machinery."""
+    """Soft bars with noise, 16 x 16, to try the machinery: 240 horizontal are normal, 40 vertical anomalous."""
     random = np.random.default_rng(0)
     distance = np.arange(16) - random.uniform(4, 12, (280, 1))
     images = np.repeat(220 * np.exp(-0.5 * (distance / 1.5) ** 2)[:, :, None], 16, axis=2)

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from ganomaly_jax import checkpoint, config, data, files, ganomaly, pictures, preprocess, run, scorer, sharding
+from ganomaly_jax import checkpoint, config, data, files, ganomaly, pictures, plan, preprocess, run, scorer, sharding
+from ganomaly_jax.chunk import LOSSES, STEPS_A_CALL, make_chunk
 from ganomaly_jax.config import Config
 from ganomaly_jax.detector import Detector, TrainState
 from ganomaly_jax.errors import DivergedError, StoppedError, UserError
@@ -28,32 +29,10 @@ from ganomaly_jax.scorer import Scorer
 
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
-LOSSES = ("adversarial", "contextual", "encoder", "generator", "discriminator")
-# A call runs at most this many steps, and as many as take about so long: the host is asked rarely, and a signal is
-# still answered soon.
-_STEPS_A_CALL = 128
+_SHORT = ("adv", "con", "enc", "G", "D")  # the same, for the progress line
+# A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
 _SECONDS_A_CALL = 1.0
 _PICTURED = 16
-
-
-def make_chunk(detector: Detector, low: float, high: float) -> Callable[..., tuple[TrainState, Array]]:
-    """`chunk(state, images, index, count)`: `count` steps in one program, and the losses [steps, 5] before each.
-
-    `images` [N, H, W, C] are raw pixels, the whole training part; `index` [steps, B] int32 says which of them each step
-    takes. The number of steps is an argument, not a shape, so that one executable serves calls of every length and a
-    resumed run computes the same bits as one that was never stopped (`lax.scan` is this loop with a fixed count).
-    """
-
-    def chunk(state: TrainState, images: Array, index: Array, count: Array) -> tuple[TrainState, Array]:
-        def one(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
-            state, history = carry
-            x = preprocess.to_unit(images[index[i]], low, high)
-            state, metrics = detector.update(state, x)
-            return state, history.at[i].set(jnp.stack([metrics[name] for name in LOSSES]))
-
-        return lax.fori_loop(0, count, one, (state, jnp.zeros((index.shape[0], len(LOSSES)), jnp.float32)))
-
-    return chunk
 
 
 def train(
@@ -91,7 +70,12 @@ def train(
         _, state, _ = checkpoint.restore(workdir / CHECKPOINTS, state)
     for line in (data.describe(this.dataset, this.split), *this.notes, _opening(this, state, mesh)):
         say(line)
-    state = _loop(this, workdir, detector, sharding.replicate(state, mesh), mesh, say)
+    try:
+        state = _loop(this, workdir, detector, sharding.replicate(state, mesh), mesh, say)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise plan.out_of_memory(this.config, mesh.size) from None
     on_one = ganomaly.from_config(this.config)
     calibration = this.split.calibration if len(this.split.calibration) else this.split.train
     result = scorer.make(
@@ -135,7 +119,7 @@ def _loop(
     chunk = sharding.data_parallel(make_chunk(detector, *this.pixels[1:]), mesh, (None, None, 1, None), donate=0)
 
     def arguments(count: int) -> tuple[Any, ...]:
-        index = np.zeros((_STEPS_A_CALL, batch), np.int32)
+        index = np.zeros((STEPS_A_CALL, batch), np.int32)
         index[:count] = data.batch_indices(this.config.seed, n, batch, step, count)
         return images, sharding.put_batch(index, mesh, 1), sharding.replicate(np.int32(count), mesh)
 
@@ -174,7 +158,7 @@ def _loop(
             now = time.monotonic()
             if pending is not None:
                 rate = pending[2] / (now - began)
-                count = int(np.clip(rate * _SECONDS_A_CALL, 1, _STEPS_A_CALL))
+                count = int(np.clip(rate * _SECONDS_A_CALL, 1, STEPS_A_CALL))
             began = now
             pending = (step, losses, length)
             step += length
@@ -279,7 +263,7 @@ class _History:
     def line(self, images_per_second: float) -> str:
         """The latest losses for the progress bar."""
         last = np.mean(self._window, axis=0) if self._window else self._last
-        losses = "  ".join(f"{name[:5]} {value:.3g}" for name, value in zip(LOSSES, last, strict=True))
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(_SHORT, last, strict=True))
         return f"{images_per_second:,.0f} images/s  {losses}" if images_per_second else losses
 
     def __enter__(self) -> _History:

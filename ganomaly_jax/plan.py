@@ -1,0 +1,141 @@
+"""What a training will cost, before it is paid: parameters, FLOPs, memory of a device, and the largest batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ganomaly_jax import ganomaly, sharding
+from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
+from ganomaly_jax.config import Config
+from ganomaly_jax.errors import UserError
+
+# Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
+_USABLE = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of one device, for the batch asked for. Sizes in bytes; FLOPs by XLA's own count."""
+
+    parameters: dict[str, int]
+    """By network."""
+    step_flops: float
+    image_flops: float
+    """To score one image."""
+    batch_size: int
+    """Images a device."""
+    memory: int
+    """That a training step holds at most, the images of the training set not counted."""
+    available: int | None
+    """None where the device does not say."""
+    largest_batch: int | None
+    """The largest power of two of images a device that fits; None where `available` is."""
+
+
+def plan(settings: Config, devices: int = 1) -> Plan:
+    """Compile the training step for the batch and for half of it, and extrapolate.
+
+    Args:
+      settings: with height, width and channels given.
+      devices: over how many the batch is spread.
+
+    Raises:
+      UserError: sizes that are not given or cannot work.
+    """
+    shape = (settings.data.height, settings.data.width, settings.data.channels)
+    if 0 in shape:
+        raise UserError(
+            f"data.height, data.width, data.channels = {shape}: wanted all three, or data to take them from: "
+            "ganomaly plan DATA, or --config.data.height=64 --config.data.width=64 --config.data.channels=3"
+        )
+    detector = ganomaly.from_config(settings)
+    state = jax.eval_shape(detector.init, jax.random.key(0))
+    batch = max(settings.train.batch_size // devices, 2)
+    full, flops = _step(detector, state, batch)
+    half, _ = _step(detector, state, batch // 2)
+    an_image = max((full - half) / (batch - batch // 2), 1)
+    available = device_memory()
+    largest = None
+    if available is not None:
+        fits = (_USABLE * available - full) / an_image + batch
+        largest = 1 << (int(fits).bit_length() - 1) if fits >= 1 else 0
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    score = jax.jit(detector.score).lower(detector.variables(state), x).compile()
+    return Plan(
+        parameters={name: sum(leaf.size for leaf in jax.tree.leaves(p)) for name, p in state.params.items()},
+        step_flops=flops,
+        image_flops=_flops(score),
+        batch_size=batch,
+        memory=full,
+        available=available,
+        largest_batch=largest,
+    )
+
+
+def _step(detector: ganomaly.Ganomaly, state: Any, batch: int) -> tuple[int, float]:
+    """(bytes that the compiled training step holds at most, FLOPs of one step)."""
+    images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8)
+    index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    chunk = sharding.data_parallel(
+        make_chunk(detector, 0, 255), sharding.local_mesh(1), (None, None, 1, None), donate=0
+    )
+    compiled = chunk.lower(state, images, index, count).compile()
+    held = compiled.memory_analysis()
+    total = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
+    # A loop whose length is not known is counted as one turn of it.
+    return total + held.temp_size_in_bytes, _flops(compiled)
+
+
+def _flops(compiled: Any) -> float:
+    return float(compiled.cost_analysis().get("flops", 0.0))
+
+
+def device_memory() -> int | None:
+    """Bytes that the first local device has for us, None where it does not say."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    stats = device.memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def describe(found: Plan) -> str:
+    """A few lines for the terminal."""
+    parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found.parameters.items())
+    available = "unknown" if found.available is None else _size(found.available)
+    largest = "unknown" if found.largest_batch is None else f"{found.largest_batch:,} images a device"
+    return (
+        f"parameters     {parameters}\n"
+        f"training step  {found.step_flops / 1e9:.1f} GFLOP for {found.batch_size} images a device\n"
+        f"scoring        {found.image_flops / 1e6:.0f} MFLOP an image\n"
+        f"memory         {_size(found.memory)} a device for a step, of {available}; the training images come on top\n"
+        f"largest batch  {largest}"
+    )
+
+
+def out_of_memory(settings: Config, devices: int) -> UserError:
+    """The sentence for a training that did not fit, with a batch that would."""
+    smaller = copy.deepcopy(settings)
+    smaller.train.batch_size = 4 * devices
+    found = plan(smaller, devices)
+    if not found.largest_batch or found.largest_batch < 2:
+        advice = f"not even a batch of 2 fits into {_size(found.available or 0)}: fewer features or smaller images"
+    else:
+        fits = min(found.largest_batch, settings.train.batch_size // devices // 2) * devices
+        advice = f"a batch of {fits} would fit: --config.train.batch_size={fits}"
+    return UserError(f"out of memory with a batch of {settings.train.batch_size}; {advice}")
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
