@@ -8,8 +8,8 @@ memory of a process that runs it is PyTorch's alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,7 @@ from benchmarks import timing
 
 _DISCRIMINATOR_HAS_WON = 1e-5
 _INDEX_ROWS = 128
+_BATCHES = 4
 _WARM_UP = 3
 
 
@@ -39,23 +40,21 @@ class Variant:
 
 EAGER = "eager"
 VARIANTS = {
-    EAGER: Variant("eager as the original runs: contiguous, each discriminator pass twice, Adam, L_D read every step", False),
-    "contiguous": Variant("contiguous, shared discriminator passes, fused Adam, no reading on the host", False),
+    EAGER: Variant("eager as the original: each discriminator pass twice, plain Adam, L_D read every step", False),
+    "contiguous": Variant("eager, discriminator passes shared, fused Adam, batch norm folded for scoring", False),
     "channels_last": Variant("the same, channels_last"),
-    "compile": Variant("the same, torch.compile of the whole step (reduce-overhead on a GPU)", compiled=True),
-    "graph": Variant("channels_last, the whole step with Adam in one CUDA graph", graph=True),
-    "compile_graph": Variant("torch.compile, the whole step with Adam in one CUDA graph", compiled=True, graph=True),
+    "compile": Variant(
+        "channels_last, the step by torch.compile (on a GPU reduce-overhead: CUDA graphs)", compiled=True
+    ),
+    "graph": Variant("channels_last, the step with Adam as one CUDA graph", graph=True),
+    "compile_graph": Variant("the step by torch.compile and with Adam as one CUDA graph", compiled=True, graph=True),
 }
 
 
 def tuned(device: str, compiled: bool = True) -> list[str]:
-    """The variants that can be strongest on `device` ("cpu" or "cuda"), without those that compile if so asked."""
-    names = [name for name in VARIANTS if name != EAGER]
-    return [n for n in names if (device == "cuda" or not VARIANTS[n].graph) and (compiled or not VARIANTS[n].compiled)]
-
-
-def _norm(features: int) -> nn.Module:
-    return nn.BatchNorm2d(features)
+    """The variants that may be strongest on `device` ("cpu", "cuda"); without torch.compile if so asked."""
+    on_device = [n for n, how in VARIANTS.items() if n != EAGER and (device == "cuda" or not how.graph)]
+    return [n for n in on_device if compiled or not VARIANTS[n].compiled]
 
 
 def _encoder_layers(side: int, channels: int, out: int, features: int, extra: int) -> Iterator[tuple[str, nn.Module]]:
@@ -76,7 +75,9 @@ def _encoder_layers(side: int, channels: int, out: int, features: int, extra: in
     yield f"final-{wide}-1-conv", nn.Conv2d(wide, out, 4, 1, 0, bias=False)
 
 
-def _decoder_layers(side: int, channels: int, latent: int, features: int, extra: int) -> Iterator[tuple[str, nn.Module]]:
+def _decoder_layers(
+    side: int, channels: int, latent: int, features: int, extra: int
+) -> Iterator[tuple[str, nn.Module]]:
     wide = features * side // 8
     yield f"initial-{latent}-{wide}-convt", nn.ConvTranspose2d(latent, wide, 4, 1, 0, bias=False)
     yield f"initial-{wide}-batchnorm", nn.BatchNorm2d(wide)
@@ -156,19 +157,25 @@ def make(
     features: int = 64,
     extra: int = 0,
     device: str = "cpu",
-    variant: Variant = VARIANTS[EAGER],
+    variant: str = EAGER,
 ) -> Peer:
     """A peer for images of `shape` (H, W, C), its weights drawn as the paper does."""
-    generator, discriminator = Generator(shape, latent, features, extra), Discriminator(shape, features, extra)
-    options: dict[str, Any] = {} if variant is VARIANTS[EAGER] else {"fused": True, "capturable": variant.graph}
+    how = VARIANTS[variant]
+    networks = Generator(shape, latent, features, extra), Discriminator(shape, features, extra)
+    adam = {} if variant == EAGER else {"fused": True, "capturable": how.graph}
     optimizers = []
-    for network in (generator, discriminator):
+    for network in networks:
         redraw(network)
         network.to(device)
-        if variant.channels_last:
+        if how.channels_last:
             network.to(memory_format=torch.channels_last)
-        optimizers.append(torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), **options))
-    return Peer(generator, discriminator, *optimizers)
+        optimizers.append(torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999), **adam))
+    return Peer(*networks, *optimizers)
+
+
+def _wide(t: Tensor) -> Tensor:
+    """Losses and scores are float32 also where the networks compute in bfloat16."""
+    return t.float() if t.dtype == torch.bfloat16 else t
 
 
 def _generator_losses(x: Tensor, made: Sequence[Tensor], real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -190,7 +197,7 @@ def original_step(peer: Peer, x: Tensor) -> dict[str, Tensor]:
     """One step as the original computes it; returns the losses before it.
 
     Each discriminator pass runs twice, once for each loss; the generator's loss also computes gradients of the
-    discriminator's weights, which are thrown away; and the host reads L_D, for a discriminator that has won.
+    discriminator's weights, which are thrown away; and the host reads L_D, in case the discriminator has won.
     """
     generator, discriminator = peer.generator, peer.discriminator
     made = generator(x)
@@ -212,32 +219,31 @@ def original_step(peer: Peer, x: Tensor) -> dict[str, Tensor]:
     return {name: loss.detach() for name, loss in losses.items()}
 
 
-def shared_gradients(peer: Peer, x: Tensor, autocast: Any) -> tuple[dict[str, Tensor], Any, Any]:
-    """(losses, gradients of the generator, of the discriminator): every pass once, no gradient that is thrown away.
+def shared_gradients(peer: Peer, x: Tensor, bfloat16: bool = False) -> tuple[dict[str, Tensor], Any, Any]:
+    """(losses, gradients of the generator, of the discriminator): every pass once, no gradient for nothing.
 
     The discriminator's running statistics, which nothing reads, move twice a step in place of four times.
     """
     generator, discriminator = peer.generator, peer.discriminator
-    with autocast:
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
         made = generator(x)
         p_real, real = discriminator(x)
         p_fake, fake = discriminator(made[0])
-    # Losses in float32, as ours.
-    losses = _generator_losses(x, [t.float() for t in made], real.float(), fake.float())
-    losses["discriminator"] = _discriminator_loss(p_real.float(), p_fake.float())
+    losses = _generator_losses(x, [_wide(t) for t in made], _wide(real), _wide(fake))
+    losses["discriminator"] = _discriminator_loss(_wide(p_real), _wide(p_fake))
     g_grads = torch.autograd.grad(losses["generator"], list(generator.parameters()), retain_graph=True)
     d_grads = torch.autograd.grad(losses["discriminator"], list(discriminator.parameters()))
     return {name: loss.detach() for name, loss in losses.items()}, g_grads, d_grads
 
 
 def shared_step(
-    peer: Peer, x: Tensor, autocast: Any = None, gradients: Callable[..., Any] = shared_gradients
+    peer: Peer, x: Tensor, bfloat16: bool = False, gradients: Callable[..., Any] = shared_gradients
 ) -> dict[str, Tensor]:
     """One step with shared passes; returns the losses before it.
 
-    L_D is not read: whoever trains so looks at it now and then, which costs nothing that could be measured.
+    L_D is not read: to look at it once in a while costs nothing, and a device that never waits is the peer's best.
     """
-    losses, *grads = gradients(peer, x, autocast or contextlib.nullcontext())
+    losses, *grads = gradients(peer, x, bfloat16)
     for network, network_grads in zip((peer.generator, peer.discriminator), grads, strict=True):
         for parameter, gradient in zip(network.parameters(), network_grads, strict=True):
             parameter.grad = gradient
@@ -249,41 +255,37 @@ def shared_step(
 def score(generator: nn.Module, x: Tensor) -> Tensor:
     """A(x) [B]: the mean over the latent of (z - z_hat)^2; the generator in eval mode, so with running statistics."""
     _, z, z_hat = generator(x)
-    return torch.mean((z.float() - z_hat.float()) ** 2, dim=1).flatten()
+    return torch.mean((_wide(z) - _wide(z_hat)) ** 2, dim=1).flatten()
 
 
 def folded(generator: Generator) -> Generator:
-    """The generator in eval mode, its batch norms folded into the convolutions before them."""
+    """The same generator in eval mode, its batch norms folded into the convolutions before them."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+    generator.eval()
     for part in (generator.encoder1, generator.decoder, generator.encoder2):
-        main = part.main
-        for before, name in list(zip(main._modules, list(main._modules)[1:], strict=False)):
-            if isinstance(main._modules[name], nn.BatchNorm2d):
-                conv = main._modules[before]
-                fused = fuse_conv_bn_eval(conv, main._modules[name], isinstance(conv, nn.ConvTranspose2d))
-                main._modules[before], main._modules[name] = fused, nn.Identity()
+        for (name, conv), (norm_name, norm) in itertools.pairwise(part.main.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                part.main.add_module(name, fuse_conv_bn_eval(conv, norm, isinstance(conv, nn.ConvTranspose2d)))
+                part.main.add_module(norm_name, nn.Identity())
     return generator
 
 
-def _compiled(function: Callable[..., Any], device: str, graph: bool) -> Callable[..., Any]:
-    # A CUDA graph of the whole step takes the place of torch.compile's own graphs.
-    mode = "reduce-overhead" if device == "cuda" and not graph else "default"
+def _compiled(function: Callable[..., Any], device: str, how: Variant) -> Callable[..., Any]:
+    import torch._dynamo
+
+    if function is shared_gradients:
+        if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
+            raise RuntimeError(f"torch {torch.__version__} cannot compile a step with its gradients; 2.11 can")
+        torch._dynamo.config.trace_autograd_ops = True
+    # A graph of the whole step with Adam takes the place of torch.compile's own graphs.
+    mode = "reduce-overhead" if device == "cuda" and not how.graph else "default"
     return torch.compile(function, dynamic=False, fullgraph=True, mode=mode)
 
 
-def _compiled_gradients(device: str, graph: bool) -> Callable[..., Any]:
-    import torch._dynamo
-
-    if not hasattr(torch._dynamo.config, "trace_autograd_ops"):
-        raise RuntimeError(f"torch {torch.__version__} cannot compile a step with two gradients in it; 2.11 can")
-    torch._dynamo.config.trace_autograd_ops = True
-    return _compiled(shared_gradients, device, graph)
-
-
-def _captured(step: Callable[[Tensor], Any], index: Tensor) -> Callable[[Tensor], Any]:
-    """`step` recorded once as a CUDA graph, whose replay takes another index."""
-    static = index.clone()
+def _captured(step: Callable[[Tensor], Any], given: Tensor) -> Callable[[Tensor], Any]:
+    """`step` recorded once as a CUDA graph, whose replay takes another argument of the same shape."""
+    static = given.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -294,12 +296,57 @@ def _captured(step: Callable[[Tensor], Any], index: Tensor) -> Callable[[Tensor]
     with torch.cuda.graph(graph):
         result = step(static)
 
-    def replay(index: Tensor) -> Any:
-        static.copy_(index)
+    def replay(given: Tensor) -> Any:
+        static.copy_(given)
         graph.replay()
         return result
 
     return replay
+
+
+def _training(
+    shape: Sequence[int], batch: int, variant: str, device: str, images: int, sizes: Sequence[int], bfloat16: bool
+) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+    """(step of an index [B] that returns L_G, the indices that it takes turn by turn)."""
+    how = VARIANTS[variant]
+    layout = torch.channels_last if how.channels_last else torch.contiguous_format
+    pixels = torch.from_numpy(timing.pictures(images, shape)).permute(0, 3, 1, 2).to(device).to(memory_format=layout)
+    rows = np.random.default_rng(1).integers(0, images, (_INDEX_ROWS, batch))
+    peer = make(shape, *sizes, device=device, variant=variant)
+    gradients = _compiled(shared_gradients, device, how) if how.compiled else shared_gradients
+
+    def step(index: Tensor) -> Tensor:
+        x = _unit(pixels.index_select(0, index), layout)
+        losses = original_step(peer, x) if variant == EAGER else shared_step(peer, x, bfloat16, gradients)
+        return losses["generator"]
+
+    return step, list(torch.from_numpy(rows).to(device))
+
+
+def _scoring(
+    shape: Sequence[int], batch: int, variant: str, device: str, sizes: Sequence[int], bfloat16: bool
+) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+    """(step of a batch [B, C, H, W] uint8 that returns its scores, the batches)."""
+    how = VARIANTS[variant]
+    layout = torch.channels_last if how.channels_last else torch.contiguous_format
+    pixels = torch.from_numpy(timing.pictures(_BATCHES * batch, shape)).permute(0, 3, 1, 2).to(device)
+    generator = Generator(shape, *sizes)
+    redraw(generator)
+    generator = generator.to(device).eval() if variant == EAGER else folded(generator).to(device)
+    if how.channels_last:
+        generator.to(memory_format=torch.channels_last)
+    function = _compiled(score, device, how) if how.compiled else score
+
+    @torch.no_grad()
+    def step(raw: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16 and variant != EAGER):
+            return function(generator, _unit(raw, layout))
+
+    return step, [chunk.contiguous(memory_format=layout) for chunk in pixels.chunk(_BATCHES)]
+
+
+def _unit(raw: Tensor, layout: torch.memory_format) -> Tensor:
+    return raw.to(torch.float32, memory_format=layout).mul_(2 / 255).sub_(1)
 
 
 def side(
@@ -313,59 +360,43 @@ def side(
     features: int = 64,
     bfloat16: bool = False,
 ) -> timing.Side:
-    """`work` ("train" or "score") of this variant, ready to be measured: warm and, where it is so, compiled.
+    """`work` ("train" or "score") as this variant does it, ready to be measured.
 
-    The data set lies on the device as uint8; each step gathers its batch from it and scales it, as ours does.
+    As with ours, images lie on the device as uint8; a step of training gathers its batch, and both scale. A batch of
+    scores is waited for before the next is begun; training waits where it has to, the original at every step.
     """
     how = VARIANTS[variant]
     torch.set_num_threads(timing.cores())
-    torch.set_float32_matmul_precision("high")
-    layout = torch.channels_last if how.channels_last else torch.contiguous_format
-    pixels = torch.from_numpy(timing.pictures(images, shape).transpose(0, 3, 1, 2)).to(device, memory_format=layout)
-    rows = np.random.default_rng(1).integers(0, images, (_INDEX_ROWS, batch))
-    index = torch.from_numpy(rows).to(device)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=bfloat16 and variant != EAGER)
-    peer = make(shape, latent, features, 0, device, how)
-    begin = time.monotonic()
-
-    def unit(rows: Tensor) -> Tensor:
-        return pixels.index_select(0, rows).to(torch.float32, memory_format=layout).mul_(2 / 255).sub_(1)
-
+    timing.allow_tf32(device)
+    sizes = latent, features
     if work == "train":
-        if variant == EAGER:
-            step = lambda rows: original_step(peer, unit(rows))  # noqa: E731
-        else:
-            gradients = _compiled_gradients(device, how.graph) if how.compiled else shared_gradients
-            step = lambda rows: shared_step(peer, unit(rows), autocast, gradients)  # noqa: E731
+        step, arguments = _training(shape, batch, variant, device, images, sizes, bfloat16)
     else:
-        generator = peer.generator.eval()
-        if variant != EAGER:
-            generator = folded(generator)
-        function = _compiled(score, device, how.graph) if how.compiled else score
-
-        @torch.no_grad()
-        def step(rows: Tensor) -> Tensor:
-            with autocast:
-                return function(generator, unit(rows))
-
+        step, arguments = _scoring(shape, batch, variant, device, sizes, bfloat16)
     synchronise = torch.cuda.synchronize if device == "cuda" else lambda: None
-    with torch.backends.cudnn.flags(benchmark=variant != EAGER):
-        if how.graph:
-            step = _captured(step, index[0])
-        step(index[0])
-        synchronise()
-    compile_s = time.monotonic() - begin
+    last = []
 
     def run(steps: int) -> None:
-        # The flag is global; the original leaves cuDNN's search off.
-        with torch.backends.cudnn.flags(benchmark=variant != EAGER):
-            for i in range(steps):
-                if how.compiled and device == "cuda":
-                    torch.compiler.cudagraph_mark_step_begin()
-                result = step(index[i % _INDEX_ROWS])
-                if work == "score":
-                    synchronise()
-            synchronise()
-        check(result)
+        # The setting is global; the original leaves cuDNN's search for the fastest kernel off.
+        torch.backends.cudnn.benchmark = variant != EAGER
+        for i in range(steps):
+            if how.compiled and device == "cuda":
+                torch.compiler.cudagraph_mark_step_begin()
+            result = step(arguments[i % len(arguments)])
+            if work == "score":
+                synchronise()
+        synchronise()
+        last[:] = [result]
 
-    ...
+    begin = time.perf_counter()
+    if how.graph:
+        torch.backends.cudnn.benchmark = True
+        step = _captured(step, arguments[0])
+    run(1)
+    return timing.Side(
+        run,
+        finite=lambda: bool(torch.isfinite(last[0]).all()),
+        compile_s=time.perf_counter() - begin,
+        device_peak=torch.cuda.max_memory_allocated if device == "cuda" else None,
+        facts={"words": how.words},
+    )
