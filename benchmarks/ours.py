@@ -11,14 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from ganomaly_jax import ganomaly, sharding, training
+from ganomaly_jax import chunk, ganomaly, sharding
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Config
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
-# As training calls it.
-STEPS_A_CALL = 128
+STEPS_A_CALL = chunk.STEPS_A_CALL
 _BATCHES = 4
 _CALIBRATION_IMAGES = 1000
 _GIB = 2**30
@@ -55,14 +54,14 @@ def side(
 
 def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:
     mesh = sharding.local_mesh(1)
-    chunk = sharding.data_parallel(training.make_chunk(detector, 0, 255), mesh, (None, None, 1, None), donate=0)
+    program = sharding.data_parallel(chunk.make_chunk(detector, 0, 255), mesh, (None, None, 1, None), donate=0)
     state = sharding.replicate(jax.jit(detector.init)(jax.random.key(0)), mesh)
     pixels = sharding.replicate(timing.pictures(images, detector.shape), mesh)
     rows = np.random.default_rng(1).integers(0, images, (STEPS_A_CALL, batch), np.int32)
     index = sharding.put_batch(rows, mesh, 1)
     counts = {1: sharding.replicate(np.int32(1), mesh)}
     begin = time.perf_counter()
-    lowered = chunk.lower(state, pixels, index, counts[1])
+    lowered = program.lower(state, pixels, index, counts[1])
     compiled = lowered.compile()
     compile_s = time.perf_counter() - begin
     last: list[Any] = [state, None, 0]

@@ -16,7 +16,7 @@ REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import ours, table, throughput, timing  # noqa: E402
-from ganomaly_jax import training  # noqa: E402
+from ganomaly_jax import chunk  # noqa: E402
 from ganomaly_jax.convert import from_pytorch  # noqa: E402
 from ganomaly_jax.ganomaly import Ganomaly  # noqa: E402
 
@@ -137,13 +137,13 @@ def test_our_side_does_as_many_steps_as_it_is_asked_to(monkeypatch):
     done = []
 
     def make_chunk(detector, low, high):
-        def chunk(state, images, index, count):
+        def counting(state, images, index, count):
             jax.debug.callback(lambda count: done.append(int(count)), count)
             return state, jnp.zeros((len(index), 5)) + count
 
-        return chunk
+        return counting
 
-    monkeypatch.setattr(training, "make_chunk", make_chunk)
+    monkeypatch.setattr(chunk, "make_chunk", make_chunk)
     side = ours.side("train", (16, 16, 1), 2, images=4, latent=2, features=2)
     side.run(300)
     jax.effects_barrier()
