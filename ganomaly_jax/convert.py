@@ -95,7 +95,8 @@ def _convert(
             expected = expected[part]
         if value.shape != expected.shape:
             raise UserError(f"{network}: {name!r} has shape {value.shape} in our layout, wanted {expected.shape}")
-        return jnp.asarray(value, expected.dtype)
+        # A copy: on a CPU jnp.asarray may share the memory of the caller, who may go on training in it.
+        return jnp.array(value, expected.dtype)
 
     def put(tree: dict[str, Any], path: tuple[str, ...], leaves: dict[str, Any]) -> None:
         for part in path:
