@@ -116,6 +116,7 @@ def _loop(
     if step >= total:
         return state
     images = sharding.replicate(train_images, mesh)
+    draw = _make_picture(this, workdir / "pictures", detector)
     chunk = sharding.data_parallel(make_chunk(detector, *this.pixels[1:]), mesh, (None, None, 1, None), donate=0)
 
     def arguments(count: int) -> tuple[Any, ...]:
@@ -172,8 +173,7 @@ def _loop(
                 _save(saver, workdir, step, state, this, settings.keep)
                 saved = step
             if picture:
-                epoch = step // epoch_steps
-                _picture(this, workdir / "pictures" / f"epoch_{epoch:04d}.png", detector, state)
+                draw(step // epoch_steps, state)
         fetch(pending)
         history.flush()
         if step != saved:
@@ -208,11 +208,21 @@ def _diverged(workdir: Path, step: int, what: str) -> DivergedError:
     )
 
 
-def _picture(this: Run, path: Path, detector: Detector, state: TrainState) -> None:
-    shown = this.split.calibration if len(this.split.calibration) else this.split.train
-    x = np.asarray(preprocess.to_unit(this.dataset.images[shown[:_PICTURED]], *this.pixels[1:]))
-    x_hat = np.asarray(jax.jit(detector.reconstruct)(detector.variables(state), x))
-    pictures.save(pictures.grid(x, x_hat), path)
+def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None]:
+    """`picture(epoch, state)` writes x and x_hat of some calibration images; compiled once for all epochs."""
+    chosen = this.split.calibration if len(this.split.calibration) else this.split.train
+    raw = this.dataset.images[chosen[:_PICTURED]]
+
+    @jax.jit
+    def both(variables: Any, raw: Array) -> tuple[Array, Array]:
+        x = preprocess.to_unit(raw, *this.pixels[1:])
+        return x, detector.reconstruct(variables, x)
+
+    def picture(epoch: int, state: TrainState) -> None:
+        x, x_hat = map(np.asarray, both(detector.variables(state), raw))
+        pictures.save(pictures.grid(x, x_hat), folder / f"epoch_{epoch:04d}.png")
+
+    return picture
 
 
 class _History:

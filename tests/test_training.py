@@ -189,6 +189,31 @@ def test_fewer_images_than_a_batch(tmp_path):
         train(config, tmp_path / "other", blobs(2, 0), say=quiet)
 
 
+def test_nothing_is_compiled_after_warm_up(tmp_path, arrays, monkeypatch):
+    """After the first checkpoint and the first picture, whatever lengths the calls have."""
+    compilations, seen = [], []
+
+    def listen(name, seconds, **_):
+        if name.endswith("backend_compile_duration"):
+            compilations.append(seconds)
+
+    add = training._History.add
+
+    def count(self, first, losses, speed):
+        seen.append((first, len(compilations)))
+        add(self, first, losses, speed)
+
+    monkeypatch.setattr(training._History, "add", count)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(tiny_config(epochs=4, save_every=7, picture_every=1), tmp_path, arrays, say=quiet)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    after_warm_up = {compiled for first, compiled in seen if first >= 18}
+    assert len(compilations) > 0
+    assert len(after_warm_up) == 1, seen
+
+
 def test_every_image_of_an_epoch_is_taken_once():
     batches = data.batch_indices(seed=3, n=50, batch_size=8, start_step=4, count=4)
     first = data.batch_indices(seed=3, n=50, batch_size=8, start_step=0, count=6)
