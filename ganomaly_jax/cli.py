@@ -14,6 +14,7 @@ from ganomaly_jax import __version__, config
 from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
 
 if TYPE_CHECKING:
+    from ganomaly_jax.data import Dataset
     from ganomaly_jax.evaluation import Evaluation
     from ganomaly_jax.scorer import Judgement
 
@@ -181,11 +182,13 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train_and_evaluate(settings: config.Config, workdir: str) -> Evaluation | None:
-    from ganomaly_jax import training
+    from ganomaly_jax import sources, training
 
-    scorer = training.train(settings, workdir, say=lambda line: print(line, flush=True))
+    config.check(settings)
+    dataset = sources.load(settings.data, progress=True)
+    scorer = training.train(settings, workdir, dataset, say=lambda line: print(line, flush=True))
     print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-    return _show_evaluation(workdir)
+    return _show_evaluation(workdir, own=dataset)
 
 
 def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -194,10 +197,12 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
 
 
-def _show_evaluation(workdir: str, source: str = "", rate: float | None = None) -> Evaluation:
+def _show_evaluation(
+    workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None
+) -> Evaluation:
     from ganomaly_jax import evaluation
 
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate)
+    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own)
     values = found.metrics
 
     def shown(name: str) -> str:

@@ -37,7 +37,11 @@ class Evaluation:
 
 
 def evaluate(
-    workdir: str | os.PathLike[str], source: str = "", arrays: Any = None, false_positive_rate: float | None = None
+    workdir: str | os.PathLike[str],
+    source: str = "",
+    arrays: Any = None,
+    false_positive_rate: float | None = None,
+    own: data.Dataset | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
 
@@ -48,6 +52,7 @@ def evaluate(
       source: other data to test on, as `data.source`; empty: the test part of the run's own.
       arrays: images, or (images, labels), in place of a source.
       false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
+      own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -60,7 +65,7 @@ def evaluate(
             raise UserError(f"false_positive_rate={false_positive_rate}: wanted a rate between 0 and 1")
         found = calibration.calibrate(np.asarray(judge.variables["calibration"]), false_positive_rate)
         judge = dataclasses.replace(judge, calibration=found)
-    this = _data(workdir, judge, source, arrays)
+    this = _data(workdir, judge, source, arrays, own)
     images = this.dataset.images[this.split.test]
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
@@ -76,10 +81,10 @@ def evaluate(
     return Evaluation(values, written, misses)
 
 
-def _data(workdir: Path, judge: Scorer, source: str, arrays: Any) -> Run:
+def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Dataset | None) -> Run:
     settings = judge.config
     if not source and arrays is None:
-        this = run.resolve(settings, progress=True)
+        this = run.resolve(settings, own, progress=True)
         before = run.stored_environment(workdir).get("data_hash")
         now = data.content_hash(this.dataset)
         if before is not None and before != now:

@@ -29,7 +29,7 @@ from ganomaly_jax.scorer import Scorer
 
 HISTORY = "history.jsonl"
 CHECKPOINTS = "checkpoints"
-_SHORT = ("adv", "con", "enc", "G", "D")  # the same, for the progress line
+_SHORT = ("adv", "con", "enc", "G", "D")  # the losses on the progress line
 # A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
 _SECONDS_A_CALL = 1.0
 _PICTURED = 16
