@@ -113,9 +113,9 @@ class Scorer:
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
-        x = self._array(images)
-        x, x_hat = self._reconstruction(self.variables, pad(x, bucket(len(x))))
-        return np.asarray(x)[: len(images)], np.asarray(x_hat)[: len(images)]
+        raw = self._array(images)
+        x, x_hat = self._reconstruction(self.variables, pad(raw, bucket(len(raw))))
+        return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
