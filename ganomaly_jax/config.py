@@ -103,7 +103,6 @@ class Mesh:
 class Evaluate:
     """Scores, threshold and what is shown."""
 
-    batch_size: int = 256
     score: str = "squared"
     """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper)."""
     false_positive_rate: float = 0.01
@@ -221,7 +220,7 @@ def check(config: Config) -> None:
     for name in ("beta1", "beta2"):
         refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")
     refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
-    for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every", "evaluate.batch_size"):
+    for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
     for path in ("train.steps", "train.picture_every", "evaluate.worst", "mesh.devices"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")

@@ -104,10 +104,11 @@ class Scorer:
         """
         return self.judge(images).scores
 
-    def judge(self, images: Any, batch_size: int = BUCKETS[-1]) -> Judgement:
+    def judge(self, images: Any) -> Judgement:
         """Scores, p-values and verdicts; `images` as in a call."""
         x = self._array(images)
-        parts = [self._padded(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+        largest = BUCKETS[-1]
+        parts = [self._padded(x[i : i + largest]) for i in range(0, len(x), largest)]
         scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
         return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
 
