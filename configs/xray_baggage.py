@@ -15,7 +15,8 @@ def get_config() -> Config:
     config.data.height = config.data.width = 64
     config.data.channels = 1
     # Differs from the paper: half its features, for some 500 images on a CPU, and 400 steps. Its 25 epochs are 175
-    # steps of so few images; they were tried first, and the length was raised after their test AUROC (mean .705) was seen.
+    # steps of so few images; they were tried first, and the length was raised after their test AUROC (mean .705) was
+    # seen.
     config.model.features = 32
     config.train.steps = 400
     return config
