@@ -251,7 +251,7 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
     names = [str(path) for path in files]
     why = [
-        reasons.get(images.shown(path), "NaN or infinite pixels") if verdict == "invalid" else ""
+        reasons.get(images.shown(path), evaluation.NOT_FINITE) if verdict == "invalid" else ""
         for path, verdict in zip(files, judged.verdicts, strict=True)
     ]
     evaluation.write_predictions(out, names, [None] * len(files), judged, why)

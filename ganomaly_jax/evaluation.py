@@ -20,6 +20,7 @@ from ganomaly_jax.scorer import Judgement, Scorer
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
+NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
 # Below this AUROC a detector is told apart from a coin in words, not only in numbers.
 _SEPARATES = 0.6
 _SHOWN_PER_CLASS = 6
@@ -74,7 +75,7 @@ def evaluate(
     values = _metrics(this, judge, judged, labels)
     run.write_json(workdir / METRICS, values)
     paths = [this.dataset.paths[i] for i in this.split.test]
-    reasons = ["NaN or infinite pixels" if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
+    reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, judge, judged, labels)
     written = _report(workdir, this, judge, judged, labels, misses, values)
@@ -123,7 +124,7 @@ def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) ->
         "seed": this.config.seed,
         "step": judge.provenance.get("step"),
         "score": judge.config.evaluate.score,
-        "protocol": f"{this.split.protocol}; running statistics, last step, threshold from the calibration part",
+        "protocol": f"{this.split.protocol}; running statistics, last step",
     }
     values["warnings"] = _warnings(this, judge, judged, labels, values)
     return values

@@ -8,18 +8,12 @@ import numpy as np
 import pytest
 from jax import lax
 
+from benchmarks.parity import LOSSES, worst
 from ganomaly_jax.convert import from_pytorch, read_pytorch
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.ganomaly import Ganomaly
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"
-LOSSES = {
-    "adversarial": "err_g_adv",
-    "contextual": "err_g_con",
-    "encoder": "err_g_enc",
-    "generator": "err_g",
-    "discriminator": "err_d",
-}
 
 
 class Recorded:
@@ -43,11 +37,6 @@ def recorded(request):
     if not path.exists():
         pytest.skip(f"the recorded values {path.name} are not beside the checkout")
     return Recorded(path)
-
-
-def worst(ours, theirs):
-    """Largest difference relative to the largest value."""
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def images(tensor):
