@@ -1,16 +1,20 @@
 """The five linear layers of GANomaly, with gradients that are fast where XLA's own are not.
 
 Layouts: images [B, H, W, C], kernels [h, w, C_in, C_out]. Which form runs is chosen here and nowhere else: by the
-platform the program is lowered for (so an export for a GPU made on a CPU is right) and by the number of channels.
+platform the program is lowered for (so an export for a GPU made on a CPU is right) and by the sizes of the layer. The
+choices rest on benchmarks/results/convolution_*.md.
 
 On a CPU, XLA's gradient of a convolution with respect to its kernel is 15 to 160 times slower than the same sums
-written as matrix products, most of all inside `lax.scan`; hence the `custom_vjp`s. Elsewhere the plain convolutions
-of the backend run, in the roles it has kernels for.
+written as matrix products, most of all inside `lax.scan`; hence the `custom_vjp`s. The layers that do nearly all of the
+work are computed there by minimal filtering (Winograd 1980; Lavin and Gray, arXiv 1509.09308), which needs 9 products
+where the definition has 16. Elsewhere the plain convolutions of the backend run, in the roles it has kernels for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,9 @@ from jax import Array, lax
 
 # Up to this many channels on the image side, patches and one product beat a convolution on a CPU.
 _FEW_CHANNELS = 4
+# From this many channels on both sides, and this many blocks of 2x2 outputs, minimal filtering beats it.
+_MANY_CHANNELS = 32
+_MANY_BLOCKS = 64
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -85,6 +92,105 @@ def _dilated_dots(x: Array, kernel: Array) -> Array:
     return _fold(patches)
 
 
+def _sums(first: Any, second: Any) -> tuple[Any, Any, Any]:
+    return first, first + second, second
+
+
+def _sums_adjoint(first: Any, both: Any, second: Any) -> tuple[Any, Any]:
+    return first + both, both + second
+
+
+def _differences(first: Any, middle: Any, last: Any) -> tuple[Any, Any, Any]:
+    return first - middle, middle, last - middle
+
+
+def _windows(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Of 2n + 1 entries along the axis, windows of 3 that overlap by one: their first, middle and last, n each."""
+    end = x.shape[axis]
+    cut = functools.partial(lax.slice_in_dim, x, stride=2, axis=axis)
+    return cut(start_index=0, limit_index=end - 1), cut(start_index=1, limit_index=end), cut(2, end)
+
+
+def _windows_adjoint(parts: Sequence[Array], axis: int) -> Array:
+    """What the differences of windows of 3 say of the 2n + 1 entries."""
+    first, middle, last = parts
+    end, begin = ([(0, 0)] * first.ndim for _ in range(2))
+    end[axis], begin[axis] = (0, 1), (1, 0)
+    even = jnp.pad(first, end) + jnp.pad(last, begin)
+    odd = jnp.pad(middle - first - last, end)
+    n = 2 * first.shape[axis]
+    joined = jnp.stack((even, odd), axis + 1).reshape(*first.shape[:axis], n + 2, *first.shape[axis + 1 :])
+    return lax.slice_in_dim(joined, 0, n + 1, axis=axis)
+
+
+# The 4x4 stride-2 layer is a 2x2 layer over blocks of 2x2 pixels with 4 C channels, row r = 2 a + i, column s = 2 b + j
+# of the kernel belonging to tap (a, b) and pixel (i, j) of a block. Along one direction two neighbouring outputs of a
+# 2-tap filter, d0 k0 + d1 k1 and d1 k0 + d2 k1, are the sums of adjacent ones among the three products
+# (d0 - d1) k0, d1 (k0 + k1), (d2 - d1) k1; in two directions that makes 9 products for 4 outputs of 4 taps each.
+
+
+def _image_parts(x: Array) -> list[tuple[Array, Array]]:
+    """9 arrays [blocks of outputs, 4 C], each as its halves of upper and of lower pixels (i): no transposition."""
+    b, height, width, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    blocks = padded.reshape(b, height // 2 + 1, 2, width // 2 + 1, 2 * c)
+    parts = [d for rows in _differences(*_windows(blocks, 1)) for d in _differences(*_windows(rows, 3))]
+    return [(d[:, :, 0].reshape(-1, 2 * c), d[:, :, 1].reshape(-1, 2 * c)) for d in parts]
+
+
+def _kernel_parts(kernel: Array) -> list[Array]:
+    """9 arrays [2, 2 C, F]: pixel row i, pixel column and channel, feature."""
+    c, f = kernel.shape[2:]
+    k = kernel.reshape(2, 2, 2, 2, c, f)
+    return [p.reshape(2, 2 * c, f) for rows in _sums(k[0], k[1]) for p in _sums(rows[:, 0], rows[:, 1])]
+
+
+def _output_parts(g: Array) -> list[Array]:
+    """9 arrays [blocks of outputs, F] of a cotangent [B, h, w, F]: the adjoint of what joins products to outputs."""
+    b, h, w, f = g.shape
+    g = g.reshape(b, h // 2, 2, w // 2, 2, f)
+    return [
+        p.reshape(-1, f) for rows in _sums(g[:, :, 0], g[:, :, 1]) for p in _sums(rows[:, :, :, 0], rows[:, :, :, 1])
+    ]
+
+
+def _in_rows(parts: list[Array], shape: tuple[int, ...]) -> list[list[Array]]:
+    return [[part.reshape(shape) for part in parts[i : i + 3]] for i in (0, 3, 6)]
+
+
+def _strided_filtered(x: Array, kernel: Array) -> Array:
+    b, height, width, _ = x.shape
+    h, w, f = height // 2, width // 2, kernel.shape[-1]
+    products = [
+        upper @ k[0] + lower @ k[1] for (upper, lower), k in zip(_image_parts(x), _kernel_parts(kernel), strict=True)
+    ]
+    columns = [_sums_adjoint(*row) for row in _in_rows(products, (b, h // 2, w // 2, f))]
+    rows = zip(*(_sums_adjoint(*column) for column in zip(*columns, strict=True)), strict=True)
+    return jnp.stack([jnp.stack(row, 3) for row in rows], 2).reshape(b, h, w, f)
+
+
+def _dilated_filtered(g: Array, kernel: Array) -> Array:
+    """The adjoint of `_strided_filtered` in x for the twin kernel, which is the transposed layer for this one."""
+    b, h, w, f = g.shape
+    c = kernel.shape[-1]
+    products = [
+        part @ k.reshape(4 * c, f).T for part, k in zip(_output_parts(g), _kernel_parts(_twin(kernel)), strict=True)
+    ]
+    rows = [_windows_adjoint(row, 2) for row in _in_rows(products, (b, h // 2, w // 2, 2, 2, c))]
+    blocks = _windows_adjoint(rows, 1)
+    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h + 2, 2 * w + 2, c)[:, 1:-1, 1:-1]
+
+
+def _kernel_gradient_filtered(x: Array, cotangent: Array) -> Array:
+    c, f = x.shape[-1], cotangent.shape[-1]
+    products = [
+        jnp.stack((upper.T @ g, lower.T @ g))
+        for (upper, lower), g in zip(_image_parts(x), _output_parts(cotangent), strict=True)
+    ]
+    columns = [jnp.stack(_sums_adjoint(*row), 1) for row in _in_rows(products, (2, 2, c, f))]
+    return jnp.stack(_sums_adjoint(*columns)).reshape(4, 4, c, f)
+
+
 def _strided_kernel_gradient(x: Array, cotangent: Array) -> Array:
     """d/d kernel of sum(cotangent * strided(x, kernel)), by XLA."""
     shape = (4, 4, x.shape[-1], cotangent.shape[-1])
@@ -108,18 +214,30 @@ def _kernel_gradient_dots(x: Array, cotangent: Array, size: int, stride: int) ->
     return jnp.stack([tap.reshape(-1, c).T @ g for tap in _taps(x, size, stride)]).reshape(size, size, c, f)
 
 
+def _many(small: tuple[int, ...], *channels: int) -> bool:
+    """Whether minimal filtering is the fastest, for the shape of the smaller of the two maps."""
+    b, h, w, *_ = small
+    return h % 2 == 0 and w % 2 == 0 and b * h * w // 4 >= _MANY_BLOCKS and min(channels) >= _MANY_CHANNELS
+
+
 def _strided_kernel(x: Array, cotangent: Array) -> Array:
-    return _by_platform(lambda a, g: _kernel_gradient_dots(a, g, 4, 2), _strided_kernel_gradient, x, cotangent)
+    many = _many(cotangent.shape, x.shape[-1], cotangent.shape[-1])
+    by_dots = functools.partial(_kernel_gradient_dots, size=4, stride=2)
+    return _by_platform(_kernel_gradient_filtered if many else by_dots, _strided_kernel_gradient, x, cotangent)
 
 
 def _strided_forward(x: Array, kernel: Array) -> Array:
-    few = x.shape[-1] <= _FEW_CHANNELS
-    return _by_platform(_strided_dots if few else _strided, _strided, x, kernel)
+    c, f = kernel.shape[2:]
+    b, height, width, _ = x.shape
+    many = _many((b, height // 2, width // 2), c, f)
+    form = _strided_dots if c <= _FEW_CHANNELS else _strided_filtered if many else _strided
+    return _by_platform(form, _strided, x, kernel)
 
 
 def _dilated_forward(x: Array, kernel: Array) -> Array:
-    few = kernel.shape[-1] <= _FEW_CHANNELS
-    return _by_platform(_dilated_dots if few else _dilated, _dilated, x, kernel)
+    c, f = kernel.shape[2:]
+    form = _dilated_dots if f <= _FEW_CHANNELS else _dilated_filtered if _many(x.shape, c, f) else _dilated
+    return _by_platform(form, _dilated, x, kernel)
 
 
 @jax.custom_vjp

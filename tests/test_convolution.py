@@ -46,21 +46,51 @@ def plain(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("c", "f"), [(1, 6), (3, 6), (6, 1), (6, 3), (6, 8)])
+@pytest.mark.parametrize(
+    ("shape", "f"),
+    [((2, 8, 4, c), f) for c, f in ((1, 6), (3, 6), (6, 1), (6, 3), (6, 8))]
+    # Enough channels and blocks for minimal filtering, on maps of both orientations, and one block short of it.
+    + [((8, 16, 8, 32), 32), ((32, 4, 8, 32), 32), ((7, 16, 8, 32), 32)],
+)
 @pytest.mark.parametrize(("name", "size"), [("downsample", 4), ("upsample", 4), ("convolve", 3)])
-def test_value_and_gradients_are_those_of_the_plain_convolution(name, size, c, f, dtype):
+def test_value_and_gradients_are_those_of_the_plain_convolution(name, size, shape, f, dtype):
     with jax.enable_x64(dtype is np.float64):
         random = np.random.default_rng(0)
-        x = jnp.asarray(random.normal(size=(2, 8, 4, c)), dtype)
+        x = jnp.asarray(random.normal(size=shape), dtype)
+        c = shape[-1]
         kernel = jnp.asarray(random.normal(size=(size, size, c, f)), dtype)
-        ours, back = jax.vjp(getattr(convolution, name), x, kernel)
-        theirs, their_back = jax.vjp(plain(name), x, kernel)
-        cotangent = jnp.asarray(random.normal(size=theirs.shape), dtype)
+        theirs = plain(name)
+        cotangent = jnp.asarray(random.normal(size=jax.eval_shape(theirs, x, kernel).shape), dtype)
+
+        def both_ways(layer):
+            def run(x, kernel, cotangent):
+                value, back = jax.vjp(layer, x, kernel)
+                return value, *back(cotangent)
+
+            return jax.jit(run)(x, kernel, cotangent)
+
         tolerance = 1e-5 if dtype is np.float32 else 1e-13
-        pairs = zip((ours, *back(cotangent)), (theirs, *their_back(cotangent)), strict=True)
+        pairs = zip(both_ways(getattr(convolution, name)), both_ways(theirs), strict=True)
         for a, b in pairs:
             assert a.dtype == dtype
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("name", ["downsample", "upsample"])
+def test_large_layers_are_filtered_on_a_cpu_alone(name):
+    """9 products where the definition has 16, each in two halves for the strided layer; elsewhere one convolution."""
+    small = jax.ShapeDtypeStruct((16, 4, 4, 32), jnp.float32)
+    large = jax.ShapeDtypeStruct((16, 16, 16, 32), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((4, 4, 32, 32), jnp.float32)
+
+    def operations(x, platform):
+        exported = jax.export.export(jax.jit(getattr(convolution, name)), platforms=[platform])(x, kernel)
+        text = exported.mlir_module()
+        return text.count("stablehlo.dot_general"), text.count("stablehlo.convolution")
+
+    assert operations(large, "cpu") == ({"downsample": 18, "upsample": 9}[name], 0)
+    assert operations(large, "cuda") == operations(large, "tpu") == (0, 1)
+    assert operations(small, "cpu") == ((0, 1) if name == "downsample" else (9, 0))
 
 
 def test_layers_by_hand_in_float64():
