@@ -14,7 +14,6 @@ from benchmarks import timing
 from ganomaly_jax import chunk, ganomaly, sharding
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Config
-from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
 STEPS_A_CALL = chunk.STEPS_A_CALL
@@ -38,12 +37,11 @@ def side(
     batch of scores (and p-values) is waited for before the next is begun.
 
     Raises:
-      UserError: a shape that the networks do not take, or a type that they do not compute in.
+      UserError: a shape that the networks do not take.
       MemoryError: the program would not fit into the host's memory.
     """
-    if bfloat16:  # The peer has it; ours gets its switch here.
-        raise UserError("--dtype=bfloat16: our networks compute in float32")
-    detector = ganomaly.Ganomaly(tuple(shape), latent, features)
+    dtype = "bfloat16" if bfloat16 else "float32"
+    detector = ganomaly.Ganomaly(tuple(shape), latent, features, compute_dtype=dtype)
     made = (_training if work == "train" else _scoring)(detector, batch, images)
     free = timing.available()
     if jax.default_backend() == "cpu" and free and made.facts["memory"]["total"] > 0.7 * free:

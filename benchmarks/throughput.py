@@ -195,8 +195,6 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         if not good:
             raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
-    if options.dtype == "bfloat16":
-        raise UserError("--dtype bfloat16: our networks compute in float32 only, so there is nothing to compare")
     every = {"all": options.batches, "none": []}
     options.memory = every[options.memory] if options.memory in every else _batches(options.memory, "--memory")
     return options

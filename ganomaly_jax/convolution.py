@@ -8,6 +8,9 @@ On a CPU, XLA's gradient of a convolution with respect to its kernel is 15 to 16
 written as matrix products, most of all inside `lax.scan`; hence the `custom_vjp`s. The layers that do nearly all of the
 work are computed there by minimal filtering (Winograd 1980; Lavin and Gray, arXiv 1509.09308), which needs 9 products
 where the definition has 16. Elsewhere the plain convolutions of the backend run, in the roles it has kernels for.
+
+All operands of a layer have one type, the result has it too, but for the heads, whose products of bfloat16 are float32.
+On a CPU bfloat16 is a way of rounding only: the sums are those of float32, for want of fast kernels.
 """
 
 from __future__ import annotations
@@ -29,7 +32,13 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def _by_platform(cpu: Callable[..., Array], default: Callable[..., Array], *args: Array) -> Array:
+    if args[0].dtype == jnp.bfloat16:
+        return lax.platform_dependent(*args, cpu=lambda *a: _in_float32(cpu, *a).astype(jnp.bfloat16), default=default)
     return lax.platform_dependent(*args, cpu=cpu, default=default)
+
+
+def _in_float32(form: Callable[..., Array], *args: Array) -> Array:
+    return form(*(a.astype(jnp.float32) for a in args))
 
 
 def _strided(x: Array, kernel: Array) -> Array:
@@ -40,8 +49,13 @@ def _dilated(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_LAYOUT)
 
 
-def _unit(x: Array, kernel: Array) -> Array:
+def _plain_unit(x: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT)
+
+
+def _unit(x: Array, kernel: Array) -> Array:
+    form = _plain_unit
+    return _by_platform(form, form, x, kernel) if x.dtype == jnp.bfloat16 else form(x, kernel)
 
 
 def _twin(kernel: Array) -> Array:
@@ -200,7 +214,7 @@ def _strided_kernel_gradient(x: Array, cotangent: Array) -> Array:
 
 def _unit_kernel_gradient(x: Array, cotangent: Array) -> Array:
     shape = (3, 3, x.shape[-1], cotangent.shape[-1])
-    (gradient,) = jax.linear_transpose(lambda k: _unit(x, k), jax.ShapeDtypeStruct(shape, x.dtype))(cotangent)
+    (gradient,) = jax.linear_transpose(lambda k: _plain_unit(x, k), jax.ShapeDtypeStruct(shape, x.dtype))(cotangent)
     return gradient
 
 
@@ -285,12 +299,21 @@ def _convolve_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Arr
 convolve.defvjp(lambda x, k: (_unit(x, k), (x, k)), _convolve_backward)
 
 
+def _product(a: Array, b: Array) -> Array:
+    """[n, k] and [k, m] to [n, m]: of bfloat16 in float32, so that two latents which nearly agree differ by more than
+    their rounding."""
+    if a.dtype != jnp.bfloat16:
+        return a @ b
+    narrow = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    return lax.platform_dependent(a, b, cpu=functools.partial(_in_float32, jnp.matmul), default=narrow)
+
+
 def collapse(x: Array, kernel: Array) -> Array:
     """The encoder's head, a kernel as large as the map: [B, h, w, C] and [h, w, C, F] to [B, F]."""
-    return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return _product(x.reshape(x.shape[0], -1), kernel.reshape(-1, kernel.shape[-1]))
 
 
 def expand(z: Array, kernel: Array) -> Array:
     """The decoder's head, twin of `collapse`: [B, N] and [h, w, N, F] to [B, h, w, F]."""
     h, w, n, f = kernel.shape
-    return (z @ kernel.transpose(2, 0, 1, 3).reshape(n, -1)).reshape(-1, h, w, f)
+    return _product(z, kernel.transpose(2, 0, 1, 3).reshape(n, -1)).reshape(-1, h, w, f)

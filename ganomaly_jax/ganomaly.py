@@ -26,10 +26,11 @@ class Ganomaly:
 
     Images are [B, H, W, C] floating point in [-1, 1], the range of the decoder's tanh. `axis_name` names the mapped
     axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged and batch
-    norm is synchronised over it.
+    norm is synchronised over it. With `compute_dtype` "bfloat16" the convolutions compute in that, otherwise in
+    `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case.
 
     Raises:
-      UserError: a shape, size or score that cannot work.
+      UserError: a shape, size, score or type that cannot work.
     """
 
     shape: tuple[int, int, int]
@@ -46,6 +47,7 @@ class Ganomaly:
     score_distance: str = Evaluate.score
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    compute_dtype: str = Model.dtype
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
@@ -59,16 +61,21 @@ class Ganomaly:
                 raise UserError(f"{name}={getattr(self, name)}: wanted at least {least}")
         if self.score_distance not in ("squared", "l1"):
             raise UserError(f"score_distance={self.score_distance!r}: wanted 'squared' or 'l1'")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"compute_dtype={self.compute_dtype!r}: wanted 'float32' or 'bfloat16'")
 
     @property
     def generator(self) -> networks.Generator:
-        return networks.Generator(
-            self.shape, self.latent_size, self.features, self.extra_layers, self.axis_name, self.param_dtype
-        )
+        return networks.Generator(self.shape, self.latent_size, *self._sizes_and_types)
 
     @property
     def discriminator(self) -> networks.Discriminator:
-        return networks.Discriminator(self.features, self.extra_layers, self.axis_name, self.param_dtype)
+        return networks.Discriminator(*self._sizes_and_types)
+
+    @property
+    def _sizes_and_types(self) -> tuple[Any, ...]:
+        dtype = jnp.bfloat16 if self.compute_dtype == "bfloat16" else self.param_dtype
+        return self.features, self.extra_layers, self.axis_name, self.param_dtype, dtype
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -233,4 +240,5 @@ def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
         epsilon=config.optimizer.epsilon,
         score_distance=config.evaluate.score,
         axis_name=axis_name,
+        compute_dtype=config.model.dtype,
     )

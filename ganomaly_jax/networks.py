@@ -2,6 +2,9 @@
 
 Images are [B, H, W, C] in [-1, 1] with H and W powers of two from 16 to 256, square or not: maps are halved until the
 smaller side is 4 and the head covers what is left. No layer has a bias (section 4 and the authors' code).
+
+`dtype` is what the layers compute in (None: `param_dtype`). Parameters, batch norm and all that comes out of a network
+have `param_dtype`.
 """
 
 from __future__ import annotations
@@ -29,17 +32,20 @@ def halvings(height: int, width: int) -> int:
 
 
 class Layer(nn.Module):
-    """One of the functions of `convolution` with its kernel [h, w, C_in, features]."""
+    """One of the functions of `convolution` with its kernel [h, w, C_in, features], computed in `dtype`."""
 
     function: Any
     size: tuple[int, int]
     features: int
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.size, x.shape[-1], self.features)
-        return self.function(x, self.param("kernel", _kernel_init, shape, self.param_dtype))
+        kernel = self.param("kernel", _kernel_init, shape, self.param_dtype)
+        dtype = self.param_dtype if self.dtype is None else self.dtype
+        return self.function(x.astype(dtype), kernel.astype(dtype))
 
 
 class BatchNorm(nn.Module):
@@ -56,6 +62,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        x = x.astype(self.param_dtype)
         features = (x.shape[-1],)
         scale = self.param("scale", _scale_init, features, self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
@@ -91,20 +98,21 @@ class Pyramid(nn.Module):
     extra_layers: int = 0
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        dtype = self.param_dtype
+        types = (self.param_dtype, self.dtype)
         channels = self.features
         count = halvings(*x.shape[1:3])
-        x = _leaky_relu(Layer(convolution.downsample, (4, 4), channels, dtype, name="initial")(x))
+        x = _leaky_relu(Layer(convolution.downsample, (4, 4), channels, *types, name="initial")(x))
         for i in range(self.extra_layers):
-            x = Layer(convolution.convolve, (3, 3), channels, dtype, name=f"extra_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"extra_{i}_norm")(x, train))
+            x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
+            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
         for i in range(count - 1):
             channels *= 2
-            x = Layer(convolution.downsample, (4, 4), channels, dtype, name=f"down_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"down_{i}_norm")(x, train))
+            x = Layer(convolution.downsample, (4, 4), channels, *types, name=f"down_{i}")(x)
+            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"down_{i}_norm")(x, train))
         return x
 
 
@@ -116,12 +124,15 @@ class Encoder(nn.Module):
     extra_layers: int = 0
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        maps = Pyramid(self.features, self.extra_layers, self.axis_name, self.param_dtype, name="pyramid")(x, train)
+        types = (self.param_dtype, self.dtype)
+        maps = Pyramid(self.features, self.extra_layers, self.axis_name, *types, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
-        return Layer(convolution.collapse, size, self.latent_size, self.param_dtype, name="head")(maps)
+        z = Layer(convolution.collapse, size, self.latent_size, *types, name="head")(maps)
+        return z.astype(self.param_dtype)
 
 
 class Decoder(nn.Module):
@@ -132,24 +143,26 @@ class Decoder(nn.Module):
     extra_layers: int = 0
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, z: Array, train: bool) -> Array:
-        dtype = self.param_dtype
+        types = (self.param_dtype, self.dtype)
         height, width, image_channels = self.shape
         count = halvings(height, width)
         channels = self.features * 2 ** (count - 1)
         size = (height >> count, width >> count)
-        x = Layer(convolution.expand, size, channels, dtype, name="head")(z)
-        x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name="head_norm")(x, train))
+        x = Layer(convolution.expand, size, channels, *types, name="head")(z)
+        x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name="head_norm")(x, train))
         for i in range(count - 1):
             channels //= 2
-            x = Layer(convolution.upsample, (4, 4), channels, dtype, name=f"up_{i}")(x)
-            x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"up_{i}_norm")(x, train))
+            x = Layer(convolution.upsample, (4, 4), channels, *types, name=f"up_{i}")(x)
+            x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"up_{i}_norm")(x, train))
         for i in range(self.extra_layers):
-            x = Layer(convolution.convolve, (3, 3), channels, dtype, name=f"extra_{i}")(x)
-            x = nn.relu(BatchNorm(self.axis_name, param_dtype=dtype, name=f"extra_{i}_norm")(x, train))
-        return jnp.tanh(Layer(convolution.upsample, (4, 4), image_channels, dtype, name="final")(x))
+            x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
+            x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
+        x = Layer(convolution.upsample, (4, 4), image_channels, *types, name="final")(x)
+        return jnp.tanh(x.astype(self.param_dtype))
 
 
 class Generator(nn.Module):
@@ -161,9 +174,10 @@ class Generator(nn.Module):
     extra_layers: int = 0
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     def setup(self) -> None:
-        sizes = (self.features, self.extra_layers, self.axis_name, self.param_dtype)
+        sizes = (self.features, self.extra_layers, self.axis_name, self.param_dtype, self.dtype)
         self.encoder = Encoder(self.latent_size, *sizes)
         self.decoder = Decoder(self.shape, *sizes)
         self.reencoder = Encoder(self.latent_size, *sizes)
@@ -181,9 +195,12 @@ class Discriminator(nn.Module):
     extra_layers: int = 0
     axis_name: str | None = None
     param_dtype: Any = jnp.float32
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
-        maps = Pyramid(self.features, self.extra_layers, self.axis_name, self.param_dtype, name="pyramid")(x, train)
+        types = (self.param_dtype, self.dtype)
+        maps = Pyramid(self.features, self.extra_layers, self.axis_name, *types, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
-        return maps, Layer(convolution.collapse, size, 1, self.param_dtype, name="head")(maps)[:, 0]
+        logits = Layer(convolution.collapse, size, 1, *types, name="head")(maps)[:, 0]
+        return maps, logits.astype(self.param_dtype)

@@ -150,6 +150,14 @@ def test_our_side_does_as_many_steps_as_it_is_asked_to(monkeypatch):
     assert done == [128, 128, 44] and side.finite()
 
 
+def test_our_side_computes_in_the_type_asked_for(monkeypatch):
+    made = []
+    monkeypatch.setattr(ours, "_scoring", lambda detector, *_: made.append(detector) or fake([], "ours"))
+    for bfloat16 in (False, True):
+        ours.side("score", (16, 16, 1), 2, bfloat16=bfloat16)
+    assert [detector.compute_dtype for detector in made] == ["float32", "bfloat16"]
+
+
 @needs_torch
 @pytest.mark.parametrize(("variant", "step"), [("eager", "original_step"), ("contiguous", "shared_step")])
 def test_the_peers_side_does_too_and_on_scaled_images(monkeypatch, variant, step):
@@ -345,7 +353,6 @@ def test_without_torch_one_sentence(tmp_path, monkeypatch, capsys):
         (["--rounds", "0"], "--rounds"),
         (["--works", "train,sleep"], "--works"),
         (["--memory", "some"], "--memory"),
-        (["--dtype", "bfloat16"], "float32 only"),
         (["--device", "gpu"], "finds none"),
     ],
 )

@@ -33,6 +33,7 @@ def test_a_value_of_another_type_is_refused(key, value):
         ("data.fit", "crop"),
         ("data.calibration", 1.0),
         ("model.latent_size", 0),
+        ("model.dtype", "float16"),
         ("train.batch_size", 1),
         ("evaluate.score", "l3"),
         ("evaluate.false_positive_rate", 0.0),
@@ -53,4 +54,8 @@ def test_what_may_differ_between_two_runs_of_a_folder():
     asked.evaluate.worst = 7
     assert config.differences(stored, asked) == []
     asked.model.features = 8
-    assert config.differences(stored, asked) == ["model.features: the run has 64, asked is 8"]
+    asked.model.dtype = "bfloat16"
+    assert config.differences(stored, asked) == [
+        "model.features: the run has 64, asked is 8",
+        "model.dtype: the run has 'float32', asked is 'bfloat16'",
+    ]

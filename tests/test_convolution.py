@@ -93,6 +93,36 @@ def test_large_layers_are_filtered_on_a_cpu_alone(name):
     assert operations(small, "cpu") == ((0, 1) if name == "downsample" else (9, 0))
 
 
+@pytest.mark.parametrize(("name", "size"), [("downsample", 4), ("upsample", 4), ("convolve", 3)])
+def test_bfloat16_on_a_cpu_is_float32_rounded_once(name, size):
+    random = np.random.default_rng(0)
+    layer = getattr(convolution, name)
+    x = jnp.asarray(random.normal(size=(8, 16, 8, 32)), jnp.bfloat16)  # enough for minimal filtering
+    kernel = jnp.asarray(random.normal(size=(size, size, 32, 32)), jnp.bfloat16)
+    cotangent = jnp.asarray(random.normal(size=jax.eval_shape(layer, x, kernel).shape), jnp.bfloat16)
+
+    @jax.jit
+    def both_ways(*args):
+        value, back = jax.vjp(layer, *args[:2])
+        return value, *back(args[2])
+
+    wide = both_ways(*(a.astype(jnp.float32) for a in (x, kernel, cotangent)))
+    for a, b in zip(both_ways(x, kernel, cotangent), wide, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("collapse", (2, 4, 8, 3)), ("expand", (2, 3))])
+def test_heads_of_bfloat16_are_products_in_float32(name, shape):
+    random = np.random.default_rng(2)
+    head = getattr(convolution, name)
+    args = [jnp.asarray(random.normal(size=size), jnp.bfloat16) for size in (shape, (4, 8, 3, 5))]
+    found, back = jax.vjp(head, *args)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, head(*(a.astype(jnp.float32) for a in args)), rtol=1e-5, atol=1e-5)
+    assert [gradient.dtype for gradient in back(found)] == [jnp.bfloat16] * 2
+
+
 def test_layers_by_hand_in_float64():
     with jax.enable_x64(True):
         random = np.random.default_rng(1)

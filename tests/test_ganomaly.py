@@ -1,5 +1,6 @@
 """Facts of the paper and of the authors' code, invariances, and that something is learned."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY, blobs
 from jax import lax
+from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 from ganomaly_jax import metrics, networks, sharding
@@ -191,6 +193,35 @@ def test_score_distances(tiny):
         Ganomaly(detector.shape, score_distance="l3")
 
 
+def test_bfloat16_is_what_the_convolutions_compute_in_and_nothing_else(tiny):
+    detector, state, _ = tiny
+    narrow = dataclasses.replace(detector, compute_dtype="bfloat16")
+    x = batch(64)
+    grads, stats, losses = jax.jit(narrow.gradients)(state, x)
+    expected, _, expected_losses = jax.jit(detector.gradients)(state, x)
+    variables = narrow.variables(state)
+    scores, x_hat = narrow.score(variables, x), narrow.reconstruct(variables, x)
+    assert {leaf.dtype for leaf in jax.tree.leaves((grads, stats, losses, scores, x_hat))} == {jnp.dtype("float32")}
+    describe = functools.partial(jax.tree.map, lambda leaf: (leaf.shape, leaf.dtype))
+    assert describe(jax.eval_shape(narrow.init, jax.random.key(0))) == describe(state)
+    for name in grads:
+        flat, expected_flat = (ravel_pytree(tree[name])[0] for tree in (grads, expected))
+        error = jnp.linalg.norm(flat - expected_flat) / jnp.linalg.norm(expected_flat)
+        assert 1e-5 < error < 5e-2, name
+    leaves_close(losses, expected_losses, 5e-3)
+    np.testing.assert_allclose(scores, detector.score(variables, x), rtol=5e-2)
+    for platform in ("cpu", "cuda", "tpu"):
+        for one in (detector, narrow):
+            text = jax.export.export(jax.jit(one.update), platforms=[platform])(state, x).mlir_module()
+            lines = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+            wanted = "bf16" if one is narrow and platform != "cpu" else "f32"
+            assert all(f"x{wanted}>) -> tensor" in line for line in lines), (platform, one.compute_dtype)
+            assert len(lines) > 10 or platform == "cpu"
+            assert ("bf16" in text) is (one is narrow)
+    with pytest.raises(UserError, match="compute_dtype='float16'"):
+        dataclasses.replace(detector, compute_dtype="float16")
+
+
 def test_update_under_scan_is_update(tiny):
     detector, state, update = tiny
     xs = jnp.stack([batch(8, i) for i in range(3)])
@@ -255,11 +286,14 @@ def test_defaults_stand_once():
     config = Config()
     config.data.height, config.data.width, config.data.channels = 32, 32, 1
     assert from_config(config) == Ganomaly((32, 32, 1))
+    config.model.dtype = "bfloat16"
+    assert from_config(config).compute_dtype == "bfloat16"
 
 
-def test_it_learns_and_not_from_shuffled_labels(tiny):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_learns_and_not_from_shuffled_labels(tiny, dtype):
     """On generated bars: anomalies score higher than normals; with labels that mean nothing AUROC is near a half."""
-    detector = Ganomaly((16, 16, 1), latent_size=4, features=4, learning_rate=2e-3)
+    detector = Ganomaly((16, 16, 1), latent_size=4, features=4, learning_rate=2e-3, compute_dtype=dtype)
     state = tiny[1]
     images = to_unit(blobs(256, 3), 0, 255)
     order = np.stack([np.random.default_rng(i).permutation(256)[:32] for i in range(150)])
