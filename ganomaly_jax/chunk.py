@@ -15,18 +15,26 @@ LOSSES = ("adversarial", "contextual", "encoder", "generator", "discriminator")
 STEPS_A_CALL = 128
 
 
-def make_chunk(detector: Detector, low: float, high: float) -> Callable[..., tuple[TrainState, Array]]:
+def make_chunk(
+    detector: Detector,
+    low: float,
+    high: float,
+    augmentation: Callable[[Array, Array], Array] | None = None,
+) -> Callable[..., tuple[TrainState, Array]]:
     """`chunk(state, images, index, count)`: `count` steps in one program, and the losses [steps, 5] before each.
 
     `images` [N, H, W, C] are raw pixels, the whole training part; `index` [steps, B] int32 says which of them each step
-    takes. The number of steps is an argument, not a shape, so that one executable serves calls of every length and a
-    resumed run computes the same bits as one that was never stopped (`lax.scan` is this loop with a fixed count).
+    takes; `augmentation`, if any, gets those scaled and the step (`augment.make`). The number of steps is an argument,
+    not a shape, so that one executable serves calls of every length and a resumed run computes the same bits as one
+    that was never stopped (`lax.scan` is this loop with a fixed count).
     """
 
     def chunk(state: TrainState, images: Array, index: Array, count: Array) -> tuple[TrainState, Array]:
         def one(i: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, history = carry
             x = preprocess.to_unit(images[index[i]], low, high)
+            if augmentation is not None:
+                x = augmentation(x, state.step)
             state, metrics = detector.update(state, x)
             return state, history.at[i].set(jnp.stack([metrics[name] for name in LOSSES]))
 

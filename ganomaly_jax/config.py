@@ -91,6 +91,10 @@ class Train:
     """Steps that one line of `history.jsonl` averages over."""
     picture_every: int = 5
     """Epochs between pictures of x and x_hat; 0: none."""
+    shift: int = 0
+    """Pixels by which each image is moved at random, up to so many in both directions, edges repeated; 0: not."""
+    flip: bool = False
+    """Mirror each image left-right with probability 1/2."""
 
 
 @dataclasses.dataclass
@@ -118,7 +122,7 @@ class Config:
     """A whole run."""
 
     seed: int = 0
-    """Weights, split and order of batches follow from it."""
+    """Weights, split, order of batches and augmentation follow from it."""
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     loss: Loss = dataclasses.field(default_factory=Loss)
@@ -135,6 +139,8 @@ MAY_CHANGE = frozenset(
     | {"train.picture_every", "mesh.devices", "data.source"}  # moved data are the same data: their hash is compared
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -179,11 +185,12 @@ def set_value(config: Config, path: str, value: Any) -> None:
         raise UserError(f"unknown configuration key {path!r}; the nearest that exists is {near[0]!r}")
     want = type(known[path])
     try:
-        converted = want(value)
+        converted = _BOOLEANS[str(value).lower()] if want is bool else want(value)
         if want is int and float(value) != converted:
             raise ValueError
-    except (TypeError, ValueError):
-        raise UserError(f"{path}={value!r}: wanted {want.__name__}, such as {known[path]!r}") from None
+    except (TypeError, ValueError, KeyError):
+        wanted = "true or false" if want is bool else f"{want.__name__}, such as {known[path]!r}"
+        raise UserError(f"{path}={value!r}: wanted {wanted}") from None
     *parents, name = path.split(".")
     owner: Any = config
     for parent in parents:
@@ -227,6 +234,9 @@ def check(config: Config) -> None:
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
     for path in ("train.steps", "train.picture_every", "evaluate.worst", "mesh.devices"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
+    # A side that is left to the data becomes 32 at least.
+    room = min(config.data.height or 32, config.data.width or 32) // 2
+    refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     refuse_unless(config.evaluate.score in ("squared", "l1"), "evaluate.score", "'squared' or 'l1'")
     rate = config.evaluate.false_positive_rate
     refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")

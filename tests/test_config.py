@@ -27,6 +27,33 @@ def test_a_value_of_another_type_is_refused(key, value):
 
 
 @pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("1", True), ("True", True), (True, True), ("false", False), ("0", False)]
+)
+def test_words_for_yes_and_no(word, value):
+    settings = config.Config()
+    settings.train.flip = not value
+    config.set_value(settings, "train.flip", word)
+    assert settings.train.flip is value
+
+
+@pytest.mark.parametrize("word", ["yes", "", "2", "falsch", None])
+def test_other_words_are_neither(word):
+    with pytest.raises(UserError, match=f"train.flip={word!r}: wanted true or false"):
+        config.set_value(config.Config(), "train.flip", word)
+
+
+def test_a_shift_is_less_than_half_the_side():
+    settings = config.Config()
+    for height, width, most in ((0, 0, 15), (64, 0, 15), (64, 128, 31), (16, 64, 7)):
+        settings.data.height, settings.data.width = height, width
+        settings.train.shift = most
+        config.check(settings)
+        settings.train.shift = most + 1
+        with pytest.raises(UserError, match=f"train.shift={most + 1}: wanted from 0 to {most}"):
+            config.check(settings)
+
+
+@pytest.mark.parametrize(
     ("key", "value"),
     [
         ("data.height", 80),
@@ -35,6 +62,7 @@ def test_a_value_of_another_type_is_refused(key, value):
         ("model.latent_size", 0),
         ("model.dtype", "float16"),
         ("train.batch_size", 1),
+        ("train.shift", -1),
         ("evaluate.score", "l3"),
         ("evaluate.false_positive_rate", 0.0),
         ("optimizer.learning_rate", -1.0),
@@ -55,7 +83,9 @@ def test_what_may_differ_between_two_runs_of_a_folder():
     assert config.differences(stored, asked) == []
     asked.model.features = 8
     asked.model.dtype = "bfloat16"
+    asked.train.flip = True
     assert config.differences(stored, asked) == [
         "model.features: the run has 64, asked is 8",
         "model.dtype: the run has 'float32', asked is 'bfloat16'",
+        "train.flip: the run has False, asked is True",
     ]
