@@ -1,0 +1,577 @@
+"""Every form of the convolution layers, inside a loop and outside, and whether the code chooses the fastest.
+
+    python benchmarks/convolution.py --out benchmarks/results/NAME
+
+writes NAME.json and NAME.md, after each case anew. README.md beside this file says what is measured and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import functools
+import itertools
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.interpreters import partial_eval
+
+from benchmarks import throughput, timing
+from ganomaly_jax import convolution as layers
+from ganomaly_jax import files
+from ganomaly_jax.errors import UserError
+
+# A choice is called slower than the best from this ratio on: less is the noise of most machines.
+NOISE = 1.1
+_DEFAULTS = {"batches": "1,8,64", "rounds": 7, "turn": 0.1}
+_QUICK = {"batches": "8", "rounds": 2, "turn": 0.02}
+_COLUMNS = "size | batch | form | ms in the loop | ms outside | GFLOP/s in the loop | choice"
+
+Form = Callable[[Array, Array], Array]
+Say = Callable[[str], None]
+
+
+class Size(NamedTuple):
+    """Of a layer: side of its larger map, channels of that, features of the smaller map (or of the output)."""
+
+    side: int
+    channels: int
+    features: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+def shapes(layer: str, batch: int, size: Size) -> dict[str, tuple[int, ...]]:
+    """Of what a layer (strided, extra, head) works on: its two maps, its kernel and that of its twin."""
+    side, c, f = size
+    taps = {"strided": 4, "extra": 3, "head": side}[layer]
+    small = {"strided": (side // 2, side // 2), "extra": (side, side), "head": ()}[layer]
+    maps = {"large": (batch, side, side, c), "small": (batch, *small, f)}
+    return maps | {"kernel": (taps, taps, c, f), "twin": (taps, taps, f, c)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What a layer computes in one direction: `forms` of the same function of two `arrays`.
+
+    `asked` is the function by way of the layer that the networks call; with `of_twin` the forms are given the twin of
+    the second array.
+    """
+
+    words: str
+    layer: str
+    arrays: tuple[str, str]
+    asked: Form
+    forms: Mapping[str, Form]
+    of_twin: bool = False
+
+    def shapes(self, batch: int, size: Size) -> list[tuple[int, ...]]:
+        """Those of the two arrays."""
+        found = shapes(self.layer, batch, size)
+        return [found[name] for name in self.arrays]
+
+    def flops(self, batch: int, size: Size) -> int:
+        """Additions and multiplications of the definition."""
+        found = shapes(self.layer, batch, size)
+        return 2 * math.prod(found["small"][:-1]) * math.prod(found["kernel"])
+
+
+def _few(limit: int, form: Callable[..., Array]) -> Form:
+    """A form of the code's own as it is for few channels or for many, whatever it has."""
+
+    def traced(a: Array, b: Array) -> Array:
+        with mock.patch.object(layers, "_FEW_CHANNELS", limit):
+            return form(a, b)
+
+    return traced
+
+
+def _patches(stride: int) -> Form:
+    def form(x: Array, k: Array) -> Array:
+        return jnp.concatenate(layers._taps(x, len(k), stride), -1) @ k.reshape(-1, k.shape[-1])
+
+    return form
+
+
+def _taps(stride: int) -> Form:
+    def form(x: Array, k: Array) -> Array:
+        taps, parts = layers._taps(x, len(k), stride), k.reshape(-1, *k.shape[2:])
+        return sum((tap @ part for tap, part in zip(taps[1:], parts[1:], strict=True)), taps[0] @ parts[0])
+
+    return form
+
+
+def _of_twin(form: Form) -> Form:
+    return lambda g, k: form(g, layers._twin(k))
+
+
+def _unit_lax(x: Array, k: Array) -> Array:
+    return lax.conv_general_dilated(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=layers._LAYOUT)
+
+
+def _forward(layer: Form) -> Form:
+    """As it runs where it is differentiated."""
+    return lambda x, k: jax.vjp(layer, x, k)[0]
+
+
+def _in_kernel(layer: Form, shape: Callable[[Array, Array], tuple[int, ...]]) -> Form:
+    """Its gradient with respect to the kernel, for the input and the cotangent."""
+
+    def form(x: Array, g: Array) -> Array:
+        y, back = jax.vjp(layer, x, jnp.zeros(shape(x, g), x.dtype))
+        return back(g.astype(y.dtype))[1]
+
+    return form
+
+
+def _in_input(layer: Form) -> Form:
+    """Its gradient with respect to the input, for the cotangent and the kernel; input as large as output."""
+
+    def form(g: Array, k: Array) -> Array:
+        y, back = jax.vjp(layer, jnp.zeros((*g.shape[:-1], k.shape[2]), g.dtype), k)
+        return back(g.astype(y.dtype))[0]
+
+    return form
+
+
+def _in_float32(form: Form) -> Form:
+    """With bfloat16 as a way of rounding only."""
+    return lambda a, b: form(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
+
+
+def _kernel_dots(size: int, stride: int) -> dict[str, Form]:
+    def dots(x: Array, g: Array) -> Array:
+        return layers._kernel_gradient_dots(x, g, size, stride)
+
+    return {"patches": _few(10**9, dots), "taps": _few(0, dots)}
+
+
+def _collapse_lax(x: Array, k: Array) -> Array:
+    return lax.conv_general_dilated(x, k, (1, 1), "VALID", dimension_numbers=layers._LAYOUT)[:, 0, 0]
+
+
+def _expand_lax(z: Array, k: Array) -> Array:
+    h, w = k.shape[:2]
+    full = ((h - 1, h - 1), (w - 1, w - 1))
+    return lax.conv_general_dilated(
+        z[:, None, None], jnp.flip(k, (0, 1)), (1, 1), full, dimension_numbers=layers._LAYOUT
+    )
+
+
+def _expand_taps(z: Array, k: Array) -> Array:
+    h, w, n, f = k.shape
+    return jnp.stack([z @ part for part in k.reshape(-1, n, f)], 1).reshape(-1, h, w, f)
+
+
+_SIZES = {
+    "strided": "32x1x64,32x3x64,64x3x64,32x64x128,16x64x128,8x128x256,16x16x32,16x32x64",
+    "extra": "32x64x64,16x64x64,8x32x32",
+    "head": "4x256x100,4x512x100,4x64x100,4x256x1",
+}
+_dots = {"lax": layers._strided, "patches": layers._strided_dots, "taps": _taps(2)}
+_unit = {"lax": _unit_lax, "patches": _patches(1), "taps": _taps(1)}
+_kernel_of = {
+    "strided": lambda x, g: (4, 4, x.shape[-1], g.shape[-1]),
+    "extra": lambda x, g: (3, 3, x.shape[-1], g.shape[-1]),
+    "head": lambda x, g: (*x.shape[1:], g.shape[-1]),
+}
+ROLES = {
+    "downsample": Role(
+        "4x4 stride-2 convolution: forward, and the input gradient of its twin",
+        *("strided", ("large", "kernel"), _forward(layers.downsample)),
+        _dots | {"filtered": layers._strided_filtered},
+    ),
+    "upsample": Role(
+        "4x4 transposed convolution: forward, and the input gradient of its twin",
+        *("strided", ("small", "twin"), _forward(layers.upsample)),
+        {"lax": layers._dilated, "fold": layers._dilated_dots, "filtered": layers._dilated_filtered},
+    ),
+    "kernel-gradient": Role(
+        "Kernel gradient of both 4x4 layers",
+        *("strided", ("large", "small"), _in_kernel(layers.downsample, _kernel_of["strided"])),
+        {"lax": layers._strided_kernel_gradient, **_kernel_dots(4, 2), "filtered": layers._kernel_gradient_filtered},
+    ),
+    "extra": Role(
+        "3x3 extra layer: forward",
+        *("extra", ("large", "kernel"), _forward(layers.convolve)),
+        _unit,
+    ),
+    "extra-input-gradient": Role(
+        "3x3 extra layer: input gradient",
+        *("extra", ("small", "kernel"), _in_input(layers.convolve)),
+        _unit | {"transposed lax": _of_twin(_in_input(_unit_lax))},
+        of_twin=True,
+    ),
+    "extra-kernel-gradient": Role(
+        "3x3 extra layer: kernel gradient",
+        *("extra", ("large", "small"), _in_kernel(layers.convolve, _kernel_of["extra"])),
+        {"lax": layers._unit_kernel_gradient, **_kernel_dots(3, 1)},
+    ),
+    "collapse": Role(
+        "Head of the encoder and of the discriminator, a kernel as large as the map: forward",
+        *("head", ("large", "kernel"), _forward(layers.collapse)),
+        {"lax": _collapse_lax, "dot": layers.collapse},
+    ),
+    "expand": Role(
+        "Head of the decoder, twin of the encoder's: forward",
+        *("head", ("small", "twin"), _forward(layers.expand)),
+        {"lax": _expand_lax, "dot": layers.expand, "taps": _expand_taps},
+    ),
+    "head-kernel-gradient": Role(
+        "Head of the encoder and of the discriminator: kernel gradient",
+        *("head", ("large", "small"), _in_kernel(layers.collapse, _kernel_of["head"])),
+        {
+            name: _in_kernel(form, _kernel_of["head"])
+            for name, form in (("lax", _collapse_lax), ("dot", layers.collapse))
+        },
+    ),
+}
+_FORMS = {
+    "lax": "XLA's convolution, for gradients what XLA makes of its transposition",
+    "patches": "the patches of every output side by side, and one product",
+    "taps": "a product for each element of the kernel's window",
+    "fold": "one product to overlapping patches, and their sum",
+    "filtered": "minimal filtering (Winograd)",
+    "dot": "the map as one vector, and one product",
+    "transposed lax": "XLA's transposition of the convolution, instead of a convolution with the kernel's twin",
+}
+
+
+def available(name: str, size: Size, dtype: str = "float32") -> dict[str, Form]:
+    """The forms of a role that this size can be computed with; of bfloat16 also in float32."""
+    blocks = size.side % 4 == 0
+    forms = {form: function for form, function in ROLES[name].forms.items() if blocks or form != "filtered"}
+    if dtype == "bfloat16":
+        forms |= {f"{form} in float32": _in_float32(function) for form, function in forms.items()}
+    return {form: _of_twin(function) for form, function in forms.items()} if ROLES[name].of_twin else forms
+
+
+def chosen(name: str, size: Size, batch: int, platform: str, dtype: str = "float32") -> str | None:
+    """The form that ganomaly_jax.convolution computes this with on a platform; None if it is none of those here.
+
+    Its own program, traced with the platform given and freed of what the result does not need, is compared with that
+    of each form.
+    """
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in ROLES[name].shapes(batch, size)]
+
+    def program(form: Form) -> str:
+        jaxpr = jax.make_jaxpr(lambda a, b: form(a, b))(*arrays).jaxpr  # a new function: nothing traced earlier counts
+        return str(partial_eval.dce_jaxpr(jaxpr, [True], instantiate=True)[0])
+
+    def dispatch(*args: Array, default: Callable[..., Array], **forms: Callable[..., Array]) -> Array:
+        return forms.get(platform, default)(*args)
+
+    with mock.patch.object(lax, "platform_dependent", dispatch):
+        ours = program(ROLES[name].asked)
+        forms = available(name, size, dtype).items()
+        return next((form for form, function in forms if program(function) == ours), None)
+
+
+def looped(form: Form, inner: int) -> Callable[[Array, Array, Array], Array]:
+    """(n, a, b) to what is left of n * inner calls of the form, none of which can be left out or moved.
+
+    Each depends on the one before by one element of the inputs, and the whole of each goes into the result. A loop
+    whose length is known runs inside one that is not, since a GPU asks the host before each turn of the latter.
+    """
+
+    def step(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        y, a, b = carry
+        y = 0.5 * form(a, b) + 0.5 * y
+        a, b = (v.at[(0,) * v.ndim].add((1e-6 * y.ravel()[0]).astype(v.dtype)) for v in (a, b))
+        return y, a, b
+
+    def run(n: Array, a: Array, b: Array) -> Array:
+        like = jax.eval_shape(form, a, b)
+        first = jnp.zeros(like.shape, like.dtype), a, b
+        return lax.fori_loop(0, n, lambda _, carry: lax.fori_loop(0, inner, step, carry), first)[0]
+
+    return run
+
+
+def side(form: Form, arrays: Sequence[Array], inner: int) -> timing.Side:
+    """The form ready to run: in a loop, `inner` calls a step, or with `inner` 0 as a program of its own, waited for."""
+    begin = time.perf_counter()
+    count = jnp.asarray(1, jnp.int32)
+    if inner:
+        program = jax.jit(looped(form, inner)).lower(count, *arrays).compile()
+    else:
+        program = jax.jit(lambda a, b: form(a, b)).lower(*arrays).compile()
+    last: list[Array] = []
+
+    def run(steps: int) -> None:
+        if inner:
+            last[:] = [program(jnp.asarray(steps, jnp.int32), *arrays).block_until_ready()]
+        else:
+            for _ in range(steps):
+                last[:] = [program(*arrays).block_until_ready()]
+
+    return timing.Side(run, lambda: bool(jnp.isfinite(last[0]).all()), time.perf_counter() - begin)
+
+
+def measure(name: str, size: Size, batch: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """One case: every form made ready, in the loop and outside, then the rounds. It goes into the JSON as it is."""
+    role, random = ROLES[name], np.random.default_rng(0)
+    arrays = [jnp.asarray(0.1 * random.standard_normal(s), options.dtype) for s in role.shapes(batch, size)]
+    left_out: dict[str, str] = {}
+    sides: dict[str, timing.Side] = {}
+    once, steps = {}, {}
+    forms = available(name, size, options.dtype)
+    for form, (where, inner) in itertools.product(forms, (("loop", options.inner), ("outside", 0))):
+        key = f"{form}, {where}"
+        try:
+            sides[key] = side(forms[form], arrays, inner)
+            steps[key], each = timing.steps_a_turn(sides[key], options.turn)
+        except Exception as error:
+            left_out[key] = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
+            sides.pop(key, None)
+            continue
+        if each > options.limit:
+            once[key] = [each]
+        if not sides[key].finite():
+            left_out[key] = "its numbers are not finite"
+    turns = {key: made for key, made in sides.items() if key not in once and key not in left_out}
+    taken = timing.rotate(turns, steps, options.rounds) | once
+    found: dict[str, dict[str, Any]] = {}
+    for key in taken.keys() - left_out.keys():
+        form, where = key.rsplit(", ", 1)
+        calls = max(1, options.inner) if where == "loop" else 1
+        found.setdefault(form, {})[where] = [seconds / calls for seconds in taken[key]]
+    choice = chosen(name, size, batch, options.device, options.dtype)
+    if choice is None:
+        left_out["the choice"] = "it is none of the forms measured here"
+    case = {"role": name, "size": list(size), "batch": batch, "left_out": left_out}
+    case["compile_s"] = {key: made.compile_s for key, made in sides.items()}
+    case |= summarise(role.flops(batch, size), {form: found[form] for form in forms if form in found}, choice)
+    say(f"  {verdict(case)}")
+    return case
+
+
+def summarise(flops: int, taken: Mapping[str, Mapping[str, Sequence[float]]], choice: str | None) -> dict[str, Any]:
+    """The figures of a case from the seconds a call of each form in each round, in the `loop` and `outside`.
+
+    `best` is the form with the smallest median in the loop; `ratio` is how many times as slow as that the choice is,
+    round by round where both were repeated.
+    """
+    forms: dict[str, dict[str, Any]] = {}
+    for form, places in taken.items():
+        forms[form] = {f"{where}_ms": timing.spread([1000 * t for t in times]) for where, times in places.items()}
+        forms[form] |= {f"{where}_ms_rounds": [1000 * t for t in times] for where, times in places.items()}
+        if "loop" in places:
+            forms[form]["flops_per_s"] = 1000 * flops / forms[form]["loop_ms"]["median"]
+    loops = {form: places["loop"] for form, places in taken.items() if "loop" in places}
+    best = min(loops, key=lambda form: forms[form]["loop_ms"]["median"], default=None)
+    ratio = None
+    if choice in loops and best is not None:
+        fastest, ours = loops[best], loops[choice]
+        if len(fastest) != len(ours):  # one of them was too slow to be repeated
+            fastest, ours = ([timing.spread(times)["median"]] for times in (fastest, ours))
+        ratio = timing.ratios(fastest, ours)
+    return {"flops": flops, "forms": forms, "choice": choice, "best": best, "ratio": ratio}
+
+
+def verdict(case: Mapping[str, Any]) -> str:
+    """What the figures say of the choice, in words."""
+    if case["ratio"] is None:
+        return "the choice was not measured"
+    if case["choice"] == case["best"]:
+        return f"the choice, {case['choice']}, is the fastest"
+    ratio = case["ratio"]
+    if ratio["median"] <= NOISE:
+        return f"the choice, {case['choice']}, is the fastest within the noise ({ratio['median']:.2f})"
+    spread = f"{ratio['median']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f})"
+    return f"choice is not the fastest: {case['choice']} takes {spread} times as long as {case['best']}"
+
+
+def rows(case: Mapping[str, Any]) -> list[str]:
+    """The lines of the Markdown table, one a form."""
+
+    def milliseconds(found: Mapping[str, Any], where: str) -> str:
+        if f"{where}_ms" not in found:
+            return "-"
+        ms = found[f"{where}_ms"]
+        if len(found[f"{where}_ms_rounds"]) == 1:
+            return f"{ms['median']:.4g} (once)"
+        return f"{ms['median']:.4g} ({ms['q1']:.4g}-{ms['q3']:.4g})"
+
+    def mark(form: str) -> str:
+        if form != case["choice"]:
+            return "fastest" if form == case["best"] else "-"
+        if form == case["best"]:
+            return "chosen, fastest"
+        if case["ratio"] is None:
+            return "chosen"
+        slower = f"{case['ratio']['median']:.2f}"
+        if case["ratio"]["median"] <= NOISE:
+            return f"chosen, fastest within the noise ({slower})"
+        return f"chosen, choice is not the fastest ({slower})"
+
+    lines = []
+    for form, found in case["forms"].items():
+        rate = f"{found['flops_per_s'] / 1e9:.3g}" if "flops_per_s" in found else "-"
+        cells = [str(Size(*case["size"])), str(case["batch"]), form]
+        cells += [milliseconds(found, "loop"), milliseconds(found, "outside"), rate, mark(form)]
+        lines.append(" | ".join(cells))
+    return lines
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as a page: device and versions, the choices that are not the fastest, one table a role."""
+    machine, settings, cases = report["machine"], report["settings"], report["cases"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    before, after = report["load_average"]["before"], report["load_average"]["after"]
+    lines = [
+        f"# Forms of the convolutions on {machine['jax']['device']} ({machine['processor']}, {machine['cores']} cores)",
+        "",
+        f"{report['date']}, commit {machine['commit'] or 'unknown'}; {versions}; {settings['dtype']}; "
+        f"{settings['rounds']} rounds of turns of about {settings['turn_s']:g} s; load average {before[0]} before, "
+        f"{after[0]} after" + ("." if report["finished"] else ". Not finished."),
+        "",
+        "Sizes are side of the larger map x its channels x features. Milliseconds are medians with quartiles over the "
+        "rounds, floating-point operations those of the definition.",
+        "",
+    ]
+    judged = [case for case in cases if case["ratio"]]
+    slower = [case for case in judged if case["ratio"]["median"] > NOISE]
+    lines += [f"Of {len(judged)} choices {len(slower)} are not the fastest in the loop by more than {NOISE - 1:.0%}."]
+    lines += [""] * bool(slower)
+    lines += [f"- {c['role']} {Size(*c['size'])}, batch {c['batch']}: {verdict(c)}" for c in slower]
+    for name, group in itertools.groupby(cases, key=lambda case: case["role"]):
+        lines += ["", f"## {name}", "", f"{ROLES[name].words}.", "", f"| {_COLUMNS} |"]
+        lines += ["|" + " --- |" * (_COLUMNS.count("|") + 1), *(f"| {row} |" for case in group for row in rows(case))]
+    left_out = [
+        f"- {c['role']} {Size(*c['size'])}, batch {c['batch']}, {key}: {why}"
+        for c in cases
+        for key, why in c["left_out"].items()
+    ]
+    lines += ["", "Left out:", "", *left_out] if left_out else []
+    lines += ["", "Forms:", "", *(f"- {form}: {words}" for form, words in _FORMS.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _sizes(text: str, roles: Sequence[str]) -> list[Size]:
+    found = [re.fullmatch(r"(\d+)x(\d+)x(\d+)", part.strip()) for part in text.split(",")]
+    sizes = [Size(*map(int, match.groups())) for match in found if match]
+    if len(sizes) < len(found) or any(min(size) < 1 for size in sizes):
+        raise UserError(f"--sizes: got {text!r}, wanted SIDExCHANNELSxFEATURES with commas between, such as 32x1x64")
+    strided = [name for name in roles if ROLES[name].layer == "strided"]
+    odd = [str(size) for size in sizes if size.side % 2]
+    if strided and odd:
+        raise UserError(f"--sizes: got {odd[0]}, wanted an even side for {strided[0]}: its smaller map has half of it")
+    return sizes
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
+    parser.add_argument("--roles", default=",".join(ROLES), help=f"of {', '.join(ROLES)} (default: all)")
+    parser.add_argument("--sizes", help="SIDExCHANNELSxFEATURES,... for each role (default: those of the networks)")
+    parser.add_argument("--batches", help="images a call, a case each (default: 1,8,64)")
+    parser.add_argument("--rounds", type=int, help="turns of each form (default: 7)")
+    parser.add_argument("--turn", type=float, help="seconds that a turn takes about (default: 0.1)")
+    parser.add_argument("--limit", type=float, default=3.0, help="a form that takes more seconds is run once (3)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of all arrays")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"), help="default: JAX's own choice")
+    parser.add_argument(
+        "--quick", action="store_true", help="does it run: the smallest size of each role, 2 short rounds"
+    )
+    options = parser.parse_args(argv)
+    for name, value in (_QUICK if options.quick else _DEFAULTS).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    options.roles = options.roles.split(",")
+    for name, good, want in (
+        ("roles", set(options.roles) <= set(ROLES), f"some of {', '.join(ROLES)} with commas between"),
+        ("rounds", options.rounds >= 1, "1 or more"),
+        ("turn", options.turn > 0, "more than 0 seconds"),
+        ("limit", options.limit > 0, "more than 0 seconds"),
+    ):
+        if not good:
+            raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
+    options.batches = throughput._batches(options.batches, "--batches")
+
+    def sizes(name: str) -> list[Size]:
+        found = _sizes(options.sizes or _SIZES[ROLES[name].layer], options.roles if options.sizes else [])
+        return [min(found, key=functools.partial(ROLES[name].flops, 1))] if options.quick else found
+
+    options.cases = [(name, size, batch) for name in options.roles for size in sizes(name) for batch in options.batches]
+    options.ours_alone = True  # for throughput.choose_device
+    return options
+
+
+def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+    """Measure every case and write the two files after each; the report."""
+    options.inner = 1 if options.device == "cpu" else 16
+    before = timing.load_average()
+    if before[0] > 0.3 * timing.cores():
+        say(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
+    report: dict[str, Any] = {
+        "benchmark": "convolution",
+        "format": 1,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "finished": False,
+        "machine": timing.machine(),
+        "load_average": {"before": before, "after": before},
+        "settings": {
+            **{name: getattr(options, name) for name in ("device", "dtype", "roles", "batches", "rounds", "quick")},
+            "turn_s": options.turn,
+            "limit_s": options.limit,
+            "calls_a_step": options.inner,
+        },
+        "cases": [],
+    }
+
+    def write() -> None:
+        files.write_text(Path(f"{options.out}.json"), json.dumps(report, indent=1, allow_nan=False) + "\n")
+        files.write_text(Path(f"{options.out}.md"), markdown(report))
+
+    write()  # a folder that cannot be written to is found before anything is measured
+    for number, (name, size, batch) in enumerate(options.cases, 1):
+        say(f"[{number}/{len(options.cases)}] {name} {size}, batch {batch}")
+        try:
+            case = measure(name, size, batch, options, say)
+        except Exception as error:  # the cases after it are worth having
+            why = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
+            case = {"role": name, "size": list(size), "batch": batch, "left_out": {"the case": why}}
+            case |= {"forms": {}, "choice": None, "best": None, "ratio": None}
+        report["cases"].append(case)
+        report["finished"] = number == len(options.cases)
+        report["load_average"]["after"] = timing.load_average()
+        write()
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    try:
+        options = arguments(argv)
+        throughput.choose_device(options)
+        run(options, lambda line: print(line, flush=True))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the files hold the cases that were measured", file=sys.stderr)
+        return 130
+    print(f"{options.out}.json and {options.out}.md are written")
+    return 0
+
+
+if __name__ == "__main__":
+    throughput._own_process()
+    sys.exit(main())
