@@ -227,8 +227,6 @@ def _show_evaluation(
 
 def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_left(rest)
-    import numpy as np
-
     from ganomaly_jax import evaluation, images, scorer
 
     judge = scorer.load(given.workdir)
@@ -237,17 +235,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         files += images.list_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
-    parts: list[Judgement] = []
-    reasons: dict[str, str] = {}
-    for begin in range(0, len(files), scorer.BUCKETS[-1]):
-        x, problems = judge.read(files[begin : begin + scorer.BUCKETS[-1]])
-        parts.append(judge.judge(x))
-        reasons |= dict(problems)
-    judged = scorer.Judgement(
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.p_values for part in parts]),
-        [verdict for part in parts for verdict in part.verdicts],
-    )
+    judged, problems = judge.judge_files(files)
+    reasons = dict(problems)
     out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
     names = [str(path) for path in files]
     why = [

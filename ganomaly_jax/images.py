@@ -5,6 +5,7 @@ Pillow is imported on use. Its warnings never reach the user: what matters is in
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import functools
@@ -14,10 +15,10 @@ import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from ganomaly_jax.preprocess import fit_image, to_channels
 
 Span = tuple[float, float] | None
 """The pixel values that are black and white by the file's type; None for floating point and 32-bit integers."""
+Decoded = tuple[np.ndarray, Span] | str  # a picture, or the reason why there is none
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 ENDINGS = frozenset(
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
@@ -39,6 +43,8 @@ _MAX_PIXELS_OF = {"WebP": 12_000_000, "progressive JPEG": 40_000_000}
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 _MAGIC = re.compile(rb"\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|P[1-6]\s", re.DOTALL)
 _large_files = threading.Lock()
+# Threads that decode: Pillow lets go of the interpreter meanwhile. No more, since each holds a picture in full size.
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple[np.ndarray, Span]:
@@ -112,7 +118,7 @@ def list_images(folder: str | Path) -> list[Path]:
     return scan_folder(folder)[0]
 
 
-def read_files(
+def decode_files(
     paths: Sequence[str | Path],
     height: int,
     width: int,
@@ -120,7 +126,7 @@ def read_files(
     fit: str,
     progress: bool = False,
     like: tuple[str, float, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]]]:
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
     """Decode files in threads, order kept; a file that cannot be used is a row of its own and stops nothing.
 
     The images share one type. With `like`, that one; else uint8 where all are, uint16 where all are, float32 as stored
@@ -137,37 +143,70 @@ def read_files(
       like: (type, low, high) of the data that a detector was trained on: `("uint8", 0, 255)`.
 
     Returns:
-      images `[m, height, width, channels]`, the indices into `paths` that they belong to, int64 `[m]`, and
-      (path, reason) of each of the n - m others.
+      images `[m, height, width, channels]`, the indices into `paths` that they belong to, int64 `[m]`, (path, reason)
+      of each of the n - m others, and black and white of the common type, None for floating point as stored.
     """
-    return decode_files(paths, height, width, channels, fit, progress, like)[:3]
+    with contextlib.closing(read_ahead(lambda path: _decoded(path, height, width, fit), paths)) as read:
+        return _together(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
 
 
-def decode_files(
+def decode_blocks(
     paths: Sequence[str | Path],
+    block: int,
     height: int,
     width: int,
     channels: int,
     fit: str,
-    progress: bool = False,
     like: tuple[str, float, float] | None = None,
-) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
-    """`read_files`, and as a fourth value the black and white of the common type, None for floating point as stored."""
+    workers: int = WORKERS,
+) -> Generator[tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span], None, None]:
+    """`decode_files` of each `block` files in turn, with as many more being decoded while the caller has one.
 
-    def one(path: str | Path) -> tuple[np.ndarray, Span] | str:
-        try:
-            array, span = _read(path, (height, width))
-            return fit_image(array, height, width, 0, fit), span
-        except UserError as error:
-            return str(error)
+    A block has its own common type, and its indices begin at 0. Close it as `read_ahead`.
+    """
+    with contextlib.closing(read_ahead(lambda path: _decoded(path, height, width, fit), paths, block, workers)) as read:
+        for i in range(0, len(paths), block):
+            yield _together(paths[i : i + block], list(itertools.islice(read, block)), height, width, channels, like)
 
-    read: list[tuple[np.ndarray, Span] | str] = []
-    with _quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+def read_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256, workers: int = WORKERS
+) -> Generator[Result, None, None]:
+    """`function` of each item, in their order, worked out in threads before it is asked for.
+
+    At most `ahead` items are begun or done and not yet taken, so that memory does not grow with their number. What
+    `function` raises is raised at its item's place. The threads end with the iterator: whoever may leave it early
+    closes it (`contextlib.closing`), which waits for the items in work. Until then no warning is shown.
+    """
+    rest = iter(items)
+    with _quiet(), ThreadPoolExecutor(workers, "read") as pool:
         try:
-            read.extend(progress_bar(pool.map(one, paths), len(paths), progress))
-        except BaseException:
+            begun = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, ahead))
+            while begun:
+                done = begun.popleft().result()
+                begun.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
+                yield done
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
+
+
+def _decoded(path: str | Path, height: int, width: int, fit: str) -> Decoded:
+    try:
+        array, span = _read(path, (height, width))
+        return fit_image(array, height, width, 0, fit), span
+    except UserError as error:
+        return str(error)
+
+
+def _together(
+    paths: Sequence[str | Path],
+    read: Sequence[Decoded],
+    height: int,
+    width: int,
+    channels: int,
+    like: tuple[str, float, float] | None,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
+    """What `decode_files` returns, of files that are decoded."""
     good = [item for item in read if not isinstance(item, str)]
     wanted = channels or max((array.shape[2] for array, _ in good), default=1)
     name, scaled, raw = _common_type(good, like)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +108,35 @@ class Scorer:
 
     def judge(self, images: Any) -> Judgement:
         """Scores, p-values and verdicts; `images` as in a call."""
+        files = _files(images)
+        if files is not None:
+            return self.judge_files(files)[0]
         x = self._array(images)
-        largest = BUCKETS[-1]
-        parts = [self._padded(x[i : i + largest]) for i in range(0, len(x), largest)]
-        scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
-        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
+        return self._judged(x[i : i + BUCKETS[-1]] for i in range(0, len(x), BUCKETS[-1]))
+
+    def judge_files(
+        self, paths: Sequence[Any], workers: int = images.WORKERS
+    ) -> tuple[Judgement, list[tuple[str, str]]]:
+        """Of image files, any number: scores, p-values and verdicts, and (path, reason) of those that cannot be read.
+
+        While the device scores a block of files, `workers` threads decode the next ones.
+
+        Raises:
+          UserError: no files.
+        """
+        if not len(paths):
+            raise UserError("no image files: wanted at least one")
+        problems: list[tuple[str, str]] = []
+
+        def placed(block: tuple[Any, ...]) -> np.ndarray:
+            problems.extend(block[2])
+            return self._placed(*block[:3])
+
+        height, width, channels = self.input_shape
+        fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
+        decoded = images.decode_blocks(paths, BUCKETS[-1], height, width, channels, fit, like, workers)
+        with contextlib.closing(decoded) as blocks:
+            return self._judged(map(placed, blocks)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
@@ -130,15 +156,26 @@ class Scorer:
 
         return jax.jit(both)
 
-    def _padded(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        result = self._outputs(self.variables, pad(x, bucket(len(x))))
-        return {name: np.asarray(value)[: len(x)] for name, value in result.items()}
+    def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
+        """Of images as the program takes them, in blocks no larger than a bucket."""
+        parts: list[dict[str, np.ndarray]] = []
+        pending: tuple[dict[str, Array], int] | None = None
+        for x in itertools.chain(blocks, (None,)):
+            started = None if x is None else (self._started(x), len(x))
+            if pending is not None:  # one block late: the device has its next work before the host waits for anything
+                parts.append({name: np.asarray(value)[: pending[1]] for name, value in pending[0].items()})
+            pending = started
+        scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
+        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
+
+    def _started(self, x: np.ndarray) -> dict[str, Array]:
+        """`outputs` of one block, on their way: nothing is waited for."""
+        return self._outputs(self.variables, pad(x, bucket(len(x))))
 
     def _array(self, given: Any) -> np.ndarray:
-        if isinstance(given, (str, os.PathLike)):
-            given = [given]
-        if not hasattr(given, "dtype") and len(given) and isinstance(given[0], (str, os.PathLike)):
-            return self.read(given)[0]
+        files = _files(given)
+        if files is not None:
+            return self.read(files)[0]
         x = np.asarray(given)
         height, width, channels = self.input_shape
         if x.ndim == 3 and channels == 1:
@@ -169,13 +206,18 @@ class Scorer:
         """
         height, width, channels = self.input_shape
         like = (self.dtype, self.low, self.high)
-        read, kept, problems = images.read_files(paths, height, width, channels, self.config.data.fit, progress, like)
+        read = images.decode_files(paths, height, width, channels, self.config.data.fit, progress, like)
+        return self._placed(*read[:3]), read[2]
+
+    def _placed(self, read: np.ndarray, kept: np.ndarray, problems: Sequence[Any]) -> np.ndarray:
+        """Images of the training type at their places among those that could not be read."""
         if not problems:
-            return read, problems
-        unit = np.asarray(self.unit(jnp.asarray(read))) if self.dtype != "float32" else read
-        x = np.full((len(paths), height, width, channels), np.nan, np.float32)
-        x[kept] = unit
-        return x, problems
+            return read
+        whole = np.zeros((len(kept) + len(problems), *read.shape[1:]), read.dtype)
+        whole[kept] = read
+        x = np.array(self.unit(jnp.asarray(whole))) if self.dtype != "float32" else whole
+        x[np.setdiff1d(np.arange(len(x)), kept)] = np.nan
+        return x
 
     def save(self, directory: Path) -> None:
         """Write a self-contained folder that `load` reads, independent of the run: weights, configuration, calibration.
@@ -194,6 +236,14 @@ class Scorer:
             "provenance": self.provenance,
         }
         checkpoint.write(directory, self.variables, meta)
+
+
+def _files(given: Any) -> Sequence[Any] | None:
+    """An image file or a sequence of them as a sequence, None for images as arrays."""
+    if isinstance(given, (str, os.PathLike)):
+        return [given]
+    named = not hasattr(given, "dtype") and len(given) and isinstance(given[0], (str, os.PathLike))
+    return given if named else None
 
 
 def bucket(n: int) -> int:

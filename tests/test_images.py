@@ -1,9 +1,13 @@
 """Decoding: every kind of pixel comes out right, and what cannot be read is named, never raised through."""
 
+import contextlib
 import os
 import struct
 import sys
+import threading
+import time
 import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 
@@ -12,7 +16,15 @@ import pytest
 
 from ganomaly_jax import images
 from ganomaly_jax.errors import UserError
-from ganomaly_jax.images import image_size, list_images, read_files, read_image, scan_folder
+from ganomaly_jax.images import (
+    decode_blocks,
+    decode_files,
+    image_size,
+    list_images,
+    read_ahead,
+    read_image,
+    scan_folder,
+)
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -204,7 +216,7 @@ def test_hostile_files_are_refused_by_name(tmp_path, capfd):
 def test_hostile_files_are_rows_and_the_others_are_read(tmp_path):
     bad = list(hostile(tmp_path))
     paths = [tmp_path / "good.png", *(path for path, _ in bad), save(tmp_path / "z.png", 255 - COLOUR)]
-    pixels, kept, problems = read_files(paths, 6, 8, 3, "stretch")
+    pixels, kept, problems, _ = decode_files(paths, 6, 8, 3, "stretch")
     assert kept.tolist() == [0, len(paths) - 1] and kept.dtype == np.int64
     np.testing.assert_array_equal(pixels, [COLOUR, 255 - COLOUR])
     assert [path for path, _ in problems] == [str(path) for path, _ in bad]
@@ -281,11 +293,11 @@ def test_large_files_are_read_small_and_alike(tmp_path, monkeypatch):
         save(tmp_path / "d.png", wide),
         save(tmp_path / "e.tif", broken),
     ]
-    full = [read_files([path], 32, 32, 0, "stretch")[0][0].astype(np.float32) for path in files]
+    full = [decode_files([path], 32, 32, 0, "stretch")[0][0].astype(np.float32) for path in files]
     monkeypatch.setattr(images, "LARGE", 10_000)
     assert [max(read_image(path, (32, 32))[0].shape) for path in files] == [152, 100, 100, 100, 100]
     for path, want in zip(files, full, strict=True):
-        got = read_files([path], 32, 32, 0, "stretch")[0][0].astype(np.float32)
+        got = decode_files([path], 32, 32, 0, "stretch")[0][0].astype(np.float32)
         bad = np.isnan(got)
         assert bad.any() == (path.name == "e.tif") == np.isnan(want).any(), path
         assert np.abs(got - want)[~bad & ~np.isnan(want)].max() < {"a.jpg": 2.5, "d.png": 200}.get(path.name, 1.5), path
@@ -318,7 +330,7 @@ def test_types_are_unified(tmp_path):
     real = save(tmp_path / "f.tif", np.full((4, 4), 0.7, np.float32))
 
     def read(*paths, like=None):
-        array, kept, problems = read_files(paths, 4, 4, 0, "stretch", like=like)
+        array, kept, problems, _ = decode_files(paths, 4, 4, 0, "stretch", like=like)
         return array, kept.tolist(), problems
 
     array, kept, _ = read(grey8, colour)
@@ -346,12 +358,93 @@ def test_types_are_unified(tmp_path):
 
 def test_channels_asked_for(tmp_path):
     paths = [save(tmp_path / "c.png", COLOUR), save(tmp_path / "g.png", RAMP)]
-    assert read_files(paths, 6, 8, 1, "stretch")[0].shape == (2, 6, 8, 1)
-    assert read_files(paths[1:], 6, 8, 0, "stretch")[0].shape == (1, 6, 8, 1)
-    _, kept, problems = read_files(paths, 6, 8, 4, "stretch")
+    assert decode_files(paths, 6, 8, 1, "stretch")[0].shape == (2, 6, 8, 1)
+    assert decode_files(paths[1:], 6, 8, 0, "stretch")[0].shape == (1, 6, 8, 1)
+    _, kept, problems, _ = decode_files(paths, 6, 8, 4, "stretch")
     assert kept.tolist() == [1] and "3 channels where 4 are wanted" in problems[0][1]
-    nothing = read_files([], 6, 8, 0, "stretch")
+    nothing = decode_files([], 6, 8, 0, "stretch")
     assert nothing[0].shape == (0, 6, 8, 1) and nothing[1].shape == (0,) and nothing[2] == []
+
+
+def test_blocks_are_the_files_in_turn(tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"")
+    good = [save(tmp_path / f"{i}.png", np.roll(COLOUR, i, 0)) for i in range(6)]
+    paths = [*good[:3], bad, *good[3:]]
+    like = ("uint8", 0, 255)
+    blocks = list(decode_blocks(paths, 3, 6, 8, 3, "stretch", like, workers=2))
+    assert [len(kept) + len(problems) for _, kept, problems, _ in blocks] == [3, 3, 1]
+    for i, (array, kept, problems, span) in enumerate(blocks):
+        want = decode_files(paths[3 * i : 3 * i + 3], 6, 8, 3, "stretch", like=like)
+        np.testing.assert_array_equal(array, want[0])
+        assert array.dtype == want[0].dtype and kept.tolist() == want[1].tolist()
+        assert (problems, span) == want[2:]
+    assert blocks[1][2] == [(str(bad), "empty file (0 bytes)")]
+    assert list(decode_blocks([], 3, 6, 8, 3, "stretch")) == []
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_reading_ahead_keeps_the_order_and_is_bounded():
+    begun, taken, most = [], [], 0
+
+    def work(i):
+        begun.append(i)
+        if i == 7:
+            time.sleep(0.05)  # the others wait for their turn, not for it
+        return i * i
+
+    assert not readers()
+    for value in read_ahead(work, iter(range(100)), ahead=10, workers=4):
+        if len(taken) in (0, 40):
+            deadline = time.monotonic() + 30
+            while len(begun) < len(taken) + 11 and time.monotonic() < deadline:  # it does read while nobody asks
+                time.sleep(0.001)
+        taken.append(value)
+        most = max(most, len(begun) - len(taken))
+    assert taken == [i * i for i in range(100)] and sorted(begun) == list(range(100))
+    assert most == 10
+    assert not readers()
+
+
+def test_several_files_are_read_at_once():
+    together = threading.Barrier(3, timeout=30)
+    assert list(read_ahead(lambda i: together.wait() * 0 + i, range(6), workers=3)) == list(range(6))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_reading_ends_with_its_reader(error):
+    begun = []
+
+    def work(i):
+        begun.append(i)
+        time.sleep(0.05 if i > 8 else 0.001)
+        return i
+
+    with pytest.raises(error), contextlib.closing(read_ahead(work, range(1000), ahead=50, workers=2)) as values:
+        for value in values:
+            if value == 5:
+                raise error
+    assert not readers() and len(begun) < 40
+
+    def fail(i):
+        if i == 5:
+            raise error
+        return work(i)
+
+    taken = []
+    begun.clear()
+    with pytest.raises(error):
+        taken.extend(read_ahead(fail, range(1000), ahead=50, workers=2))
+    assert taken == list(range(5)) and not readers() and len(begun) < 40
+
+
+def test_no_warning_gets_out_of_the_threads():
+    filters = list(warnings.filters)
+    list(read_ahead(lambda i: warnings.warn("strange", stacklevel=1), range(3)))  # warnings are errors here
+    assert warnings.filters == filters
 
 
 def test_sizes_from_the_header(tmp_path):

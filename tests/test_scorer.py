@@ -1,5 +1,7 @@
 """One scorer for everything: the same score alone and in a batch, from arrays and from files."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from conftest import blobs
 from PIL import Image
 
 import ganomaly_jax
+from ganomaly_jax import images
 from ganomaly_jax import scorer as scoring
 from ganomaly_jax.errors import DamagedError, UserError
 
@@ -111,6 +114,76 @@ def test_files_are_scored_as_their_pixels(trained, tmp_path):
     scores = scorer(paths)
     assert np.isnan(scores[2])
     np.testing.assert_allclose(scores[[0, 1, 3]], scorer(images)[[0, 1, 3]], rtol=1e-4)
+
+
+@pytest.fixture
+def files(trained, tmp_path, monkeypatch):
+    """Image files for three blocks of 4, the sixth of them damaged."""
+    monkeypatch.setattr(scoring, "BUCKETS", (1, 4))
+    paths = [tmp_path / f"{i:02}.png" for i in range(10)]
+    for path, image in zip(paths, blobs(10, 7), strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    paths[5].write_bytes(b"\x89PNG")
+    return paths
+
+
+def test_files_are_judged_as_if_read_block_by_block(trained, files):
+    scorer = trained[1]
+    judged, problems = scorer.judge_files(files, workers=3)
+    assert [(name, reason[:13]) for name, reason in problems] == [(str(files[5]), "damaged image")]
+    for i in range(0, 10, 4):
+        alone = scorer.judge(scorer.read(files[i : i + 4])[0])
+        np.testing.assert_array_equal(judged.scores[i : i + 4], alone.scores)
+        np.testing.assert_array_equal(judged.p_values[i : i + 4], alone.p_values)
+        assert judged.verdicts[i : i + 4] == alone.verdicts
+    assert [i for i, verdict in enumerate(judged.verdicts) if verdict == "invalid"] == [5]
+    np.testing.assert_array_equal(scorer(files), judged.scores)
+    with pytest.raises(UserError, match="no image files"):
+        scorer.judge_files([])
+
+
+def test_the_next_files_are_read_while_scores_are_waited_for(trained, files, monkeypatch):
+    log = []
+    read = threading.Semaphore(0)
+
+    class Waited:
+        def __init__(self, n):
+            self.n = n
+
+        def __array__(self, *_, **__):
+            log.append("waited")
+            return np.zeros(self.n, np.float32)
+
+    def started(_, x):
+        # While this block is on the device all files of the next one are read.
+        for _ in range(4 if log.count("started") == 0 else 2 if log.count("started") == 1 else 0):
+            assert read.acquire(timeout=30)
+        log.append("started")
+        return {"score": Waited(len(x)), "p_value": Waited(len(x))}
+
+    decoded = images._decoded
+
+    def counted(path, *rest):
+        if path in files[4:]:
+            read.release()
+        return decoded(path, *rest)
+
+    monkeypatch.setattr(images, "_decoded", counted)
+    monkeypatch.setattr(scoring.Scorer, "_started", started)  # in place of the device
+    trained[1].judge_files(files)
+    assert log == ["started", "started", *["waited"] * 2, "started", *["waited"] * 4]
+
+
+def test_a_failing_device_or_an_interrupt_leaves_no_thread(trained, files, monkeypatch):
+    for error in (RuntimeError, KeyboardInterrupt):
+
+        def started(_, x, error=error):
+            raise error
+
+        monkeypatch.setattr(scoring.Scorer, "_started", started)
+        with pytest.raises(error) as raised:  # kept, and with it the frames: nobody else ends the threads
+            trained[1].judge_files(files)
+        assert raised and not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
 
 
 def test_other_sizes_are_resized_to_one_score_each(trained):
