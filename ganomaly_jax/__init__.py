@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.ganomaly import Ganomaly
     from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
     from ganomaly_jax.scorer import Scorer, load
-    from ganomaly_jax.training import train
+    from ganomaly_jax.training import train, train_members
 
 _HOME = {
     "config": ("Config",),
@@ -36,7 +36,7 @@ _HOME = {
     "ganomaly": ("Ganomaly",),
     "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
     "scorer": ("Scorer", "load"),
-    "training": ("train",),
+    "training": ("train", "train_members"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "load",
     "read_pytorch",
     "train",
+    "train_members",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -17,8 +18,8 @@ STEPS_A_CALL = 128
 
 def make_chunk(
     detector: Detector,
-    low: float,
-    high: float,
+    low: float | Array,
+    high: float | Array,
     augmentation: Callable[[Array, Array], Array] | None = None,
 ) -> Callable[..., tuple[TrainState, Array]]:
     """`chunk(state, images, index, count)`: `count` steps in one program, and the losses [steps, 5] before each.
@@ -39,5 +40,34 @@ def make_chunk(
             return state, history.at[i].set(jnp.stack([metrics[name] for name in LOSSES]))
 
         return lax.fori_loop(0, count, one, (state, jnp.zeros((index.shape[0], len(LOSSES)), jnp.float32)))
+
+    return chunk
+
+
+def make_members_chunk(
+    detector: Detector, augmentation_of: Callable[[Array], Callable[[Array, Array], Array] | None]
+) -> Callable[..., tuple[TrainState, Array]]:
+    """`chunk(states, images, index, count, ranges, seeds)`: as `make_chunk` for M models, one after the other.
+
+    Every array of `states` has a leading axis M; `index` [M, steps, B] and `count` [M] are each model's own, into the
+    one set of images; `ranges` [M, 2] float32 are the pixel values that become -1 and +1; `seeds` [M] uint32 are what
+    `augmentation_of` makes each model's augmentation from. Losses [M, steps, 5].
+
+    One after the other, because `vmap` over kernels turns convolutions into grouped ones, which are several times
+    slower, and asks for M times the memory (benchmarks/members.py measures both).
+    """
+
+    def chunk(
+        states: TrainState, images: Array, index: Array, count: Array, ranges: Array, seeds: Array
+    ) -> tuple[TrainState, Array]:
+        # Not lax.map: its result could not take the place of the argument, and the states would be held twice.
+        def one(m: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+            states, history = carry
+            run = make_chunk(detector, ranges[m, 0], ranges[m, 1], augmentation_of(seeds[m]))
+            state, losses = run(jax.tree.map(lambda leaf: leaf[m], states), images, index[m], count[m])
+            return jax.tree.map(lambda leaf, new: leaf.at[m].set(new), states, state), history.at[m].set(losses)
+
+        members, steps, _ = index.shape
+        return lax.fori_loop(0, members, one, (states, jnp.zeros((members, steps, len(LOSSES)), jnp.float32)))
 
     return chunk

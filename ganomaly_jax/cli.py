@@ -150,8 +150,18 @@ def _settings(given: argparse.Namespace, rest: Sequence[str]) -> config.Config:
 def _plan(given: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = _settings(given, rest)
     config.check(settings)
-    from ganomaly_jax import plan, run, sharding
+    from ganomaly_jax import ganomaly, members, plan, run, sharding, sources
 
+    if config.has_members(settings):
+        if not settings.data.source:
+            raise UserError("members are counted from the data: wanted ganomaly plan DATA")
+        dataset = sources.read(settings.data, progress=True)
+        team = members.expand(settings, dataset)
+        one = run.resolve(members.settings_of(settings, team[0]), dataset).config
+        devices = sharding.member_mesh(len(team), settings.mesh.devices).size
+        print(plan.describe(plan.plan(one)))
+        print(plan.describe_members(ganomaly.from_config(one), len(team), devices, dataset.images.nbytes))
+        return 0
     mesh = sharding.local_mesh(settings.mesh.devices)
     if 0 in (settings.data.height, settings.data.width, settings.data.channels) and settings.data.source:
         settings = run.resolve(settings, devices=mesh.size, progress=True).config
@@ -164,8 +174,32 @@ def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
     settings = _settings(given, rest)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
+    config.check(settings)
+    if config.has_members(settings):
+        return _train_members(settings, given.workdir)
     _train_and_evaluate(settings, given.workdir)
     return 0
+
+
+def _train_members(settings: config.Config, workdir: str) -> int:
+    from ganomaly_jax import sources, training
+
+    dataset = sources.read(settings.data, progress=True)
+    training.train_members(settings, workdir, dataset, say=lambda line: print(line, flush=True))
+    return _show_members(workdir, own=dataset)
+
+
+def _show_members(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:
+    from ganomaly_jax import evaluation, members, overview
+
+    found = evaluation.evaluate_members(workdir, rate, own)
+    summary = overview.summarise(members.stored(Path(workdir)), found)
+    print("AUROC, running statistics, last step")
+    print("\n".join(overview.lines(summary)))
+    for name in summary["diverged"]:
+        print(f"note: {name} diverged and is in no figure")
+    print(f"report in {overview.write(Path(workdir), summary)}, each member's own in {members.FOLDER}/")
+    return DivergedError.exit_code if summary["diverged"] else 0
 
 
 def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -173,6 +207,8 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
     settings = demo.get_config()
     _overrides(settings, rest)
+    if config.has_members(settings):
+        raise UserError("the demo is one model; `ganomaly train --config.members...` trains several")
     found = _train_and_evaluate(settings, given.workdir)
     if found is not None and found.misses:
         print("worst misses (a picture of each is in the report):")
@@ -193,6 +229,12 @@ def _train_and_evaluate(settings: config.Config, workdir: str) -> Evaluation | N
 
 def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_left(rest)
+    from ganomaly_jax import members
+
+    if members.stored(Path(given.workdir)):
+        if given.data:
+            raise UserError(f"--data: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
+        return _show_members(given.workdir, given.false_positive_rate)
     found = _show_evaluation(given.workdir, given.data, given.false_positive_rate)
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
 

@@ -102,7 +102,17 @@ class Mesh:
     """The devices that a batch is spread over."""
 
     devices: int = 0
-    """Local devices to use; 0: all of them."""
+    """Local devices to use; 0: all of them. One model spreads each batch over them; members are dealt out."""
+
+
+@dataclasses.dataclass
+class Members:
+    """Independent models that are trained together, one for each class and seed; both empty: one model."""
+
+    classes: str = ""
+    """Classes that are abnormal in turn, with commas between, or `all`; empty: `data.abnormal` for every member."""
+    seeds: str = ""
+    """Seeds with commas between, such as 0,1,2; empty: `seed` alone."""
 
 
 @dataclasses.dataclass
@@ -129,6 +139,7 @@ class Config:
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     train: Train = dataclasses.field(default_factory=Train)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    members: Members = dataclasses.field(default_factory=Members)
     evaluate: Evaluate = dataclasses.field(default_factory=Evaluate)
 
 
@@ -240,6 +251,40 @@ def check(config: Config) -> None:
     refuse_unless(config.evaluate.score in ("squared", "l1"), "evaluate.score", "'squared' or 'l1'")
     rate = config.evaluate.false_positive_rate
     refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
+    member_seeds(config)
+    classes = member_classes(config)
+    refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
+    refuse_unless(not (classes and config.data.abnormal), "members.classes", "it empty, or data.abnormal empty")
+
+
+def has_members(config: Config) -> bool:
+    """Whether it asks for several models."""
+    return bool(config.members.classes or config.members.seeds)
+
+
+def member_classes(config: Config) -> list[str]:
+    """The words of `members.classes`; `["all"]` is left to the data."""
+    return [word.strip() for word in config.members.classes.split(",")] if config.members.classes else []
+
+
+def member_seeds(config: Config) -> list[int]:
+    """The seeds of the members.
+
+    Raises:
+      UserError: `members.seeds` holds something else than numbers from 0 to 2**32 - 1, or one of them twice.
+    """
+    if not config.members.seeds:
+        return [config.seed]
+    try:
+        seeds = [int(word) for word in config.members.seeds.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise UserError(
+            f"members.seeds={config.members.seeds!r}: wanted different numbers from 0 to {2**32 - 1} with commas "
+            "between, such as 0,1,2"
+        )
+    return seeds
 
 
 def differences(stored: Config, asked: Config) -> list[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, data, files, metrics, pictures, report, run, scorer, sources
+from ganomaly_jax import calibration, config, data, files, members, metrics, pictures, report, run, scorer, sources
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.progress import Progress
 from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Judgement, Scorer
 
@@ -60,13 +61,50 @@ def evaluate(
       DamagedError: the detector is damaged.
     """
     workdir = Path(workdir)
-    judge = scorer.load(workdir)
-    if false_positive_rate is not None:
-        if not 0 < false_positive_rate < 1:
-            raise UserError(f"false_positive_rate={false_positive_rate}: wanted a rate between 0 and 1")
-        found = calibration.calibrate(np.asarray(judge.variables["calibration"]), false_positive_rate)
-        judge = dataclasses.replace(judge, calibration=found)
-    this = _data(workdir, judge, source, arrays, own)
+    judge = _at_rate(scorer.load(workdir), false_positive_rate)
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own))
+
+
+def evaluate_members(
+    workdir: str | os.PathLike[str], false_positive_rate: float | None = None, own: data.Dataset | None = None
+) -> dict[str, Evaluation | None]:
+    """`evaluate` for every member of a run, each in its folder; {name: what was found, None for one that diverged}.
+
+    Arguments and errors are those of `evaluate`.
+    """
+    workdir = Path(workdir)
+    team = members.stored(workdir)
+    if not team:
+        raise UserError(f"{workdir} holds no members: wanted the --workdir of a training with --config.members")
+    if own is None:
+        settings = run.stored_config(workdir)
+        own = sources.read((settings or config.Config()).data, progress=True)
+    _check_unchanged(workdir, own)
+    found: dict[str, Evaluation | None] = {}
+    with Progress(len(team), 0, "member") as progress:
+        for done, one in enumerate(team, 1):
+            folder = members.folder(workdir, one)
+            if (folder / scorer.FOLDER).is_dir():
+                judge = _at_rate(scorer.load(folder), false_positive_rate)
+                found[one.name] = _of(folder, judge, run.resolve(judge.config, own))
+            else:
+                found[one.name] = None
+            progress.update(done, one.name)
+    return found
+
+
+def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
+    if rate is None:
+        return judge
+    if not 0 < rate < 1:
+        raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
+    return dataclasses.replace(
+        judge, calibration=calibration.calibrate(np.asarray(judge.variables["calibration"]), rate)
+    )
+
+
+def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:
+    """Score the test part of `this` and write what was found into `workdir`."""
     images = this.dataset.images[this.split.test]
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
@@ -86,14 +124,7 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Data
     settings = judge.config
     if not source and arrays is None:
         this = run.resolve(settings, own, progress=True)
-        before = run.stored_environment(workdir).get("data_hash")
-        now = data.content_hash(this.dataset)
-        if before is not None and before != now:
-            raise UserError(
-                f"the data at {settings.data.source} have changed since the training (their hash was {before[:12]}, "
-                f"now it is {now[:12]}): which images were trained on is no longer known. Name them with --data to "
-                "test on all of them as they are now"
-            )
+        _check_unchanged(workdir, this.dataset)
         return this
     resolved = dataclasses.replace(settings.data, source=source)
     dataset = sources.load(resolved, arrays, True)
@@ -104,6 +135,16 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Data
     none = np.array([], np.int64)
     split = data.Split(none, none, test, labels, f"all images of {source or 'the arrays'}")
     return Run(dataclasses.replace(settings, data=resolved), dataset, split, ())
+
+
+def _check_unchanged(workdir: Path, dataset: data.Dataset) -> None:
+    before, now = run.stored_environment(workdir).get("data_hash"), data.content_hash(dataset)
+    if before is not None and before != now:
+        raise UserError(
+            f"the data {dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
+            f"{now[:12]}): which images were trained on is no longer known. Name them with --data to test on all of "
+            "them as they are now"
+        )
 
 
 def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:

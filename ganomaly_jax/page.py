@@ -6,7 +6,8 @@ import base64
 import html
 import json
 import numbers
-from collections.abc import Iterable, Sequence
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,46 @@ def image(path: Path, caption: str = "", width: str = "") -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
+    return raw_table(([text(cell) for cell in row] for row in rows), header)
+
+
+def raw_table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """A table whose cells are HTML already."""
     head = "<tr>" + "".join(f"<th>{text(cell)}</th>" for cell in header) + "</tr>" if header else ""
-    lines = ("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    lines = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{head}{''.join(lines)}</table>"
+
+
+def link(path: str, words: str) -> str:
+    """A link to a file beside the page."""
+    return f'<a href="{text(urllib.parse.quote(path))}">{text(words)}</a>'
+
+
+def dots(groups: Mapping[str, Sequence[float]]) -> str:
+    """A drawing of values from 0 to 1: a row a group, a dot a value, a bar at the mean."""
+    left, right, row, top = 150, 620, 26, 24
+    bottom = top + row * len(groups)
+
+    def x(value: float) -> float:
+        return left + (right - left) * value
+
+    drawn = []
+    for tick in (0, 0.25, 0.5, 0.75, 1):
+        dashed = ' stroke-dasharray="4 3"' if tick == 0.5 else ""
+        drawn.append(f'<path d="M{x(tick):g} {top}V{bottom}" stroke="#{"888" if dashed else "ddd"}"{dashed}/>')
+        drawn.append(f'<text x="{x(tick):g}" y="{top - 8}" text-anchor="middle" fill="#555">{tick:g}</text>')
+    for place, (name, values) in enumerate(groups.items()):
+        y = top + row * (place + 0.5)
+        short = name if len(name) <= 20 else f"{name[:19]}…"
+        drawn.append(f'<text x="{left - 10}" y="{y + 4:g}" text-anchor="end">{text(short)}</text>')
+        if not len(values):
+            continue
+        mean = sum(values) / len(values)
+        drawn.append(f'<path d="M{x(mean):.1f} {y - 9:g}V{y + 9:g}" stroke="#1e1e1e" stroke-width="2"/>')
+        drawn.append(f'<text x="{right + 10}" y="{y + 4:g}">{mean:.3f}</text>')
+        drawn += [f'<circle cx="{x(v):.1f}" cy="{y:g}" r="4.5" fill="#2b6cb0" fill-opacity="0.65"/>' for v in values]
+    size = f'viewBox="0 0 {right + 60} {bottom + 6}" width="{right + 60}"'
+    return f'<svg {size} role="img" aria-label="values by group" font-size="13">{"".join(drawn)}</svg>'
 
 
 def settings(flat: dict[str, Any]) -> str:
@@ -151,7 +189,7 @@ p { max-width: 46rem; }
 dt, small, figcaption { color: #555; font-size: 0.875rem; }
 figure { display: inline-block; margin: 0.5rem 0.5rem 0.5rem 0; max-width: 100%; vertical-align: top; }
 figure { break-inside: avoid; }
-img { display: block; max-width: 100%; height: auto; }
+img, svg { display: block; max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 0.5rem 0; font-size: 0.875rem; }
 th, td { padding: 0.2rem 1.25rem 0.2rem 0; border-bottom: 1px solid #e4e4e4; text-align: left; vertical-align: top; }
 td { min-width: 4.5rem; }

@@ -137,5 +137,43 @@ def out_of_memory(settings: Config, devices: int) -> UserError:
     return UserError(f"out of memory with a batch of {settings.train.batch_size}; {advice}")
 
 
+def check_members(detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int) -> None:
+    """Refuse more members than the memory of a device can hold.
+
+    Raises:
+      UserError: with the number that would fit.
+    """
+    needed, available, fit = _members(detector, members, devices, image_bytes)
+    if fit is not None and members > fit:
+        raise UserError(
+            f"{members} members need {_size(needed)} a device for their weights and optimisers, of "
+            f"{_size(available or 0)}: at most {fit} fit; train fewer classes or seeds at a time, or on more devices"
+        )
+
+
+def describe_members(detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int) -> str:
+    """The line on the members for the terminal."""
+    needed, available, fit = _members(detector, members, devices, image_bytes)
+    most = "unknown" if fit is None else f"{fit:,}"
+    held = "" if available is None else f", of {_size(available)}"
+    return f"members        {members}, {_size(needed)} a device for weights and optimisers{held}; at most {most} fit"
+
+
+def _members(
+    detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int
+) -> tuple[int, int | None, int | None]:
+    """(bytes of the members on a device, bytes that it has, members that fit over all devices)."""
+    state = jax.eval_shape(detector.init, jax.random.key(0))
+    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed = -(-members // devices) * one
+    available = device_memory()
+    if available is None:
+        return needed, None, None
+    if jax.local_devices()[0].platform == "cpu":
+        available //= devices  # virtual devices share the host's
+    # On top of the states: one more while it is being computed, and as much again for its step.
+    return needed, available, max(int((_USABLE * available - image_bytes - 2 * one) // one), 0) * devices
+
+
 def _size(count: float) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

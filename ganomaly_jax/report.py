@@ -40,6 +40,8 @@ BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
 HALF, WIDE = "30rem", "46rem"
 CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
 
+PAGE = "report.html"
+
 
 class MissingError(UserError, ImportError):
     """matplotlib is not installed."""
@@ -325,7 +327,7 @@ def write(
         page.section("Configuration", page.paragraph(config_note) if config_note else page.settings(flat)),
         page.section("Environment", page.paragraph(env_note) if env_note else page.facts(env)),
     ]
-    path = workdir / "report.html"
+    path = workdir / PAGE
     with replacing(path) as temporary:
         temporary.write_text(page.page(title, parts), encoding="utf-8", errors="replace")
     return path

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, preprocess
+from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, members, preprocess
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
@@ -67,26 +67,26 @@ class Scorer:
         """Scores above it are anomalous."""
         return self.calibration.threshold
 
+    @property
+    def pixels(self) -> tuple[str, float, float]:
+        """(dtype, low, high) of the training images."""
+        return self.dtype, self.low, self.high
+
     def unit(self, x: Array) -> Array:
         """Raw pixels [B, H, W, C] as the networks take them, float32 in [-1, 1]. Pure.
 
         The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
         otherwise span their type; other floating point is taken as being in [-1, 1] already.
         """
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        if x.dtype == self.dtype or (floating and self.dtype == "float32"):
-            return preprocess.to_unit(x, self.low, self.high)
-        if floating:
-            return x
-        if x.dtype in (jnp.uint8, jnp.uint16) and self.dtype in ("uint8", "uint16"):
-            return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
-        raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point in [-1, 1]")
+        return _unit(self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
-        score = self.detector.score(variables["detector"], self.unit(x)).astype(jnp.float32)
-        score = jnp.where(preprocess.finite(x), score, jnp.nan)
-        return {"score": score, "p_value": calibrating.p_values(variables["calibration"], score)}
+        return _scored(self.detector, self.pixels, variables, x)
+
+    @functools.cached_property
+    def _outputs(self) -> Callable[..., Any]:
+        return functools.partial(_compiled, self.detector, self.pixels)
 
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
         """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
@@ -141,20 +141,8 @@ class Scorer:
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
         raw = self._array(images)
-        x, x_hat = self._reconstruction(self.variables, pad(raw, bucket(len(raw))))
+        x, x_hat = _reconstructed(self.detector, self.pixels, self.variables, pad(raw, bucket(len(raw))))
         return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
-
-    @functools.cached_property
-    def _outputs(self) -> Callable[..., Any]:
-        return jax.jit(self.outputs)
-
-    @functools.cached_property
-    def _reconstruction(self) -> Callable[..., Any]:
-        def both(variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
-            unit = self.unit(x)
-            return unit, self.detector.reconstruct(variables["detector"], unit)
-
-        return jax.jit(both)
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
         """Of images as the program takes them, in blocks no larger than a bucket."""
@@ -246,6 +234,38 @@ def _files(given: Any) -> Sequence[Any] | None:
     return given if named else None
 
 
+def _unit(pixels: tuple[str, float, float], x: Array) -> Array:
+    dtype, low, high = pixels
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if x.dtype == dtype or (floating and dtype == "float32"):
+        return preprocess.to_unit(x, low, high)
+    if floating:
+        return x
+    if x.dtype in (jnp.uint8, jnp.uint16) and dtype in ("uint8", "uint16"):
+        return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
+    raise UserError(f"images of type {x.dtype}: wanted {dtype}, as in training, or floating point in [-1, 1]")
+
+
+def _scored(
+    detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+) -> dict[str, Array]:
+    score = detector.score(variables["detector"], _unit(pixels, x)).astype(jnp.float32)
+    score = jnp.where(preprocess.finite(x), score, jnp.nan)
+    return {"score": score, "p_value": calibrating.p_values(variables["calibration"], score)}
+
+
+# Functions of the module, so that scorers of one kind, such as the members of a run, share what is compiled.
+_compiled = jax.jit(_scored, static_argnums=(0, 1))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _reconstructed(
+    detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+) -> tuple[Array, Array]:
+    unit = _unit(pixels, x)
+    return unit, detector.reconstruct(variables["detector"], unit)
+
+
 def bucket(n: int) -> int:
     """The padded size of a batch of n images, n at most the largest of `BUCKETS`."""
     return next((size for size in BUCKETS if size >= n), n)
@@ -266,6 +286,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     folder = Path(directory)
     if (folder / FOLDER).is_dir():
         folder = folder / FOLDER
+    elif team := members.stored(folder):
+        raise UserError(
+            f"{directory} holds {len(team)} members: name one of them, such as {members.folder(folder, team[0])}"
+        )
     elif not (folder / artefact.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"
         raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ganomaly_jax.errors import UserError
 
 AXIS = "data"
+MEMBER = "member"
 
 
 def local_mesh(count: int = 0) -> Mesh:
@@ -25,6 +26,15 @@ def local_mesh(count: int = 0) -> Mesh:
     if count > len(devices):
         raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices")
     return Mesh(np.asarray(devices[: count or None]), (AXIS,))
+
+
+def member_mesh(members: int, count: int = 0) -> Mesh:
+    """A mesh along `MEMBER` of the local devices that so many members can use, at most `count` of them (0: all).
+
+    Raises:
+      UserError: there are not so many devices.
+    """
+    return Mesh(local_mesh(count).devices[:members], (MEMBER,))
 
 
 def axis_name(mesh: Mesh) -> str | None:
@@ -60,6 +70,25 @@ def data_parallel(
     # gradients as many times too large as there are devices, which Adam hides.
     spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     return jax.jit(spread, donate_argnums=donated)
+
+
+def member_parallel(step: Callable[..., Any], mesh: Mesh, own: Sequence[bool], donate: int | None = None) -> Any:
+    """`step` over several models under `jax.jit`, each device running it on its share of them.
+
+    `own` says of each argument whether its arrays have a leading axis of members, which is dealt out (a multiple of the
+    devices), or are the same for all; the results have that axis.
+    """
+    donated = () if donate is None else (donate,)
+    if mesh.size == 1:
+        return jax.jit(step, donate_argnums=donated)
+    specs = tuple(PartitionSpec(MEMBER) if mine else PartitionSpec() for mine in own)
+    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MEMBER), check_vma=False)
+    return jax.jit(spread, donate_argnums=donated)
+
+
+def put_members(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of a pytree, dealt out along their leading axis of members."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(MEMBER)))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -52,6 +52,24 @@ _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def load(settings: config.Data, arrays: Any = None, progress: bool = False) -> Dataset:
+    """As `read`, with classes that say what is normal.
+
+    Raises:
+      UserError: as `read`; classes that are not understood.
+    """
+    dataset = read(settings, arrays, progress)
+    if settings.abnormal and dataset.normal is not None and set(dataset.classes) != {"0", "1"}:
+        others = sorted(set(dataset.classes) - dataset.normal - {settings.abnormal})
+        if settings.abnormal in dataset.classes and others:
+            raise UserError(
+                f"data.abnormal={settings.abnormal!r}: {dataset.name} says itself what is anomalous, and "
+                f"{', '.join(others)} would be counted as normal; leave data.abnormal empty"
+            )
+    normal_classes(dataset, settings.abnormal)
+    return dataset
+
+
+def read(settings: config.Data, arrays: Any = None, progress: bool = False) -> Dataset:
     """The data of a run, decoded, at the size and with the channels of the network.
 
     Args:
@@ -61,8 +79,8 @@ def load(settings: config.Data, arrays: Any = None, progress: bool = False) -> D
       progress: show a bar on standard error while files are read.
 
     Raises:
-      UserError: no such source, nothing in it that can be read, classes that are not understood, a package that is
-        missing. Single files that cannot be read are in the result's `problems`.
+      UserError: no such source, nothing in it that can be read, a package that is missing. Single files that cannot
+        be read are in the result's `problems`.
     """
     if arrays is None:
         dataset = _open(settings, progress)
@@ -70,14 +88,6 @@ def load(settings: config.Data, arrays: Any = None, progress: bool = False) -> D
         dataset = _fitted(arrays, settings)
     else:
         dataset = _fitted(from_arrays(*arrays) if isinstance(arrays, tuple) else from_arrays(arrays), settings)
-    if settings.abnormal and dataset.normal is not None and set(dataset.classes) != {"0", "1"}:
-        others = sorted(set(dataset.classes) - dataset.normal - {settings.abnormal})
-        if settings.abnormal in dataset.classes and others:
-            raise UserError(
-                f"data.abnormal={settings.abnormal!r}: {dataset.name} says itself what is anomalous, and "
-                f"{', '.join(others)} would be counted as normal; leave data.abnormal empty"
-            )
-    normal_classes(dataset, settings.abnormal)
     if settings.low < settings.high:
         dataset = dataclasses.replace(dataset, low=settings.low, high=settings.high)
     return dataset

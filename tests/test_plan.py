@@ -45,7 +45,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path, monkeypatch):
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
 
-    monkeypatch.setattr(training, "_loop", exhausted)
+    monkeypatch.setattr(training.loop, "advance", exhausted)
     with pytest.raises(UserError, match=r"batch of 8; a batch of 4 would fit: --config\.train\.batch_size=4"):
         training.train(sized(), tmp_path, blobs(40, 0), say=lambda line: None)
     monkeypatch.setattr(plan, "device_memory", lambda: 1000)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import blobs, tiny_config
 
-from ganomaly_jax import artefact, checkpoint, data, training
+from ganomaly_jax import artefact, checkpoint, data, history
 from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
 from ganomaly_jax.training import train
 
@@ -70,15 +70,15 @@ import os, signal, sys, time
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import conftest
-from ganomaly_jax import training
-add = training._History.add
+from ganomaly_jax import history, training
+add = history.History.add
 def add_and_die(self, first, losses, speed):
     add(self, first, losses, speed)
     if first + len(losses) > 20:
         while not os.path.exists(sys.argv[3] + "/checkpoints/00000010"):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-training._History.add = add_and_die
+history.History.add = add_and_die
 data = np.load(sys.argv[2])
 training.train(conftest.tiny_config(epochs=2, save_every=10), sys.argv[3], (data["images"], data["labels"]))
 """
@@ -97,7 +97,7 @@ training.train(conftest.tiny_config(epochs=2, save_every=10), sys.argv[3], (data
 
 def test_a_signal_saves_and_leaves_and_the_run_goes_on(tmp_path, arrays, uninterrupted):
     before = signal.getsignal(signal.SIGTERM)
-    original = training._History.add
+    original = history.History.add
     calls = []
 
     def add(self, *arguments):
@@ -107,7 +107,7 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(tmp_path, arrays, uninter
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._History, "add", add)
+        patch.setattr(history.History, "add", add)
         with pytest.raises(StoppedError, match="SIGTERM at step") as stopped:
             train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, say=quiet)
     assert stopped.value.exit_code == 143
@@ -197,13 +197,13 @@ def test_nothing_is_compiled_after_warm_up(tmp_path, arrays, monkeypatch):
         if name.endswith("backend_compile_duration"):
             compilations.append(seconds)
 
-    add = training._History.add
+    add = history.History.add
 
     def count(self, first, losses, speed):
         seen.append((first, len(compilations)))
         add(self, first, losses, speed)
 
-    monkeypatch.setattr(training._History, "add", count)
+    monkeypatch.setattr(history.History, "add", count)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         train(tiny_config(epochs=4, save_every=7, picture_every=1), tmp_path, arrays, say=quiet)

@@ -1,0 +1,73 @@
+"""`history.jsonl`: the losses of a training, as they come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ganomaly_jax import files
+from ganomaly_jax.chunk import LOSSES
+from ganomaly_jax.errors import UserError
+
+HISTORY = "history.jsonl"
+_SHORT = ("adv", "con", "enc", "G", "D")  # the losses on the progress line
+
+
+class History:
+    """`history.jsonl`: a line every few steps with the mean losses of those; lines beyond a resumed step go."""
+
+    def __init__(self, path: Path, step: int, epoch_steps: int, every: int) -> None:
+        self._epoch_steps, self._every = epoch_steps, every
+        self._window: list[np.ndarray] = []
+        self._step, self._last = step, np.full(len(LOSSES), np.nan)
+        self._speed = 0.0
+        kept = []
+        try:
+            if path.exists():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    try:
+                        if json.loads(line)["step"] <= step:
+                            kept.append(line)
+                    except (ValueError, KeyError, TypeError):
+                        continue  # a line that a kill cut short
+            files.write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+    def add(self, first: int, losses: np.ndarray, images_per_second: float) -> None:
+        """The losses [n, 5] of the steps first + 1 ... first + n."""
+        self._speed = images_per_second or self._speed
+        for row in losses:
+            self._window.append(row)
+            self._step += 1
+            if self._step % self._every == 0:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what has come since the last line."""
+        if not self._window:
+            return
+        self._last = np.mean(self._window, axis=0)
+        self._window = []
+        values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
+        values |= {"images_per_second": round(self._speed, 1)}
+        values |= {name: float(value) for name, value in zip(LOSSES, self._last, strict=True)}
+        try:
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{HISTORY} cannot be written: {error.strerror}; the checkpoints are intact") from None
+
+    def line(self, images_per_second: float) -> str:
+        """The latest losses for the progress bar."""
+        last = np.mean(self._window, axis=0) if self._window else self._last
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(_SHORT, last, strict=True))
+        return f"{images_per_second:,.0f} images/s  {losses}" if images_per_second else losses
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

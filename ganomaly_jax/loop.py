@@ -1,0 +1,210 @@
+"""The loop of every training: what happens at step k can be read here, for one model or for many together."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax import checkpoint, config, data, run
+from ganomaly_jax.chunk import LOSSES, STEPS_A_CALL
+from ganomaly_jax.config import Config
+from ganomaly_jax.detector import TrainState
+from ganomaly_jax.errors import DivergedError, StoppedError
+from ganomaly_jax.history import HISTORY, History
+from ganomaly_jax.progress import Progress
+from ganomaly_jax.run import Run
+
+CHECKPOINTS = "checkpoints"
+# A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
+_SECONDS_A_CALL = 1.0
+
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Course:
+    """What one model trains on, where it leaves its traces, and how far it goes."""
+
+    run: Run
+    folder: Path
+    name: str = ""
+
+    @property
+    def images(self) -> int:
+        return len(self.run.split.train)
+
+    @property
+    def total(self) -> int:
+        return run.total_steps(self.run.config, self.images)
+
+    @property
+    def epoch_steps(self) -> int:
+        return self.images // self.run.config.train.batch_size
+
+    def index(self, step: int, count: int) -> np.ndarray:
+        """int32 [STEPS_A_CALL, B]: what the next `count` steps take of the training part, and zeros."""
+        settings = self.run.config
+        index = np.zeros((STEPS_A_CALL, settings.train.batch_size), np.int32)
+        index[:count] = data.batch_indices(settings.seed, self.images, settings.train.batch_size, step, count)
+        return index
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """How the models advance: `advance(state, at, counts)` runs counts[m] steps of model m, which has done at[m]."""
+
+    advance: Callable[[TrainState, np.ndarray, np.ndarray], tuple[TrainState, Array]]
+    finite: Callable[[TrainState], np.ndarray]
+    """Whether all weights are, [models] bool."""
+    stored: Callable[[TrainState], TrainState]
+    """What of the state is kept."""
+
+
+def advance(
+    courses: Sequence[Course],
+    workdir: Path,
+    whole: Config,
+    program: Program,
+    state: TrainState,
+    at: np.ndarray,
+    draw: Callable[[int, TrainState], None] | None,
+    say: Say,
+) -> TrainState:
+    """Take every model from the step `at` [models] to its last one; `whole` is the configuration that is kept."""
+    settings, together = whole.train, len(courses) > 1 or bool(courses[0].name)
+    totals = np.array([course.total for course in courses])
+    batch, last = settings.batch_size, int(totals.max())
+    picture_steps = settings.picture_every * courses[0].epoch_steps if draw else 0
+    alive = program.finite(state).copy()
+    # A model that diverged takes no further step.
+    at = np.where(alive, at, totals)
+    step = saved = int(at[at < totals].min(initial=last))
+    count, rate, pending = 1, 0.0, None
+
+    def lose(m: int, at_step: int, what: str) -> None:
+        if not together:
+            raise _diverged(workdir, at_step, what)
+        alive[m], at[m] = False, totals[m]
+        say(f"member {courses[m].name} diverged at step {at_step:,}: {what}; the others go on")
+        if not alive.any():
+            raise _diverged(workdir, at_step, "the last member's")
+
+    def save(step: int) -> None:
+        # Finite losses do not show what the last update did to the weights.
+        for m in np.flatnonzero(alive & ~program.finite(state)):
+            lose(int(m), step, "a weight is not finite")
+        meta = {"config": config.to_dict(whole)}
+        saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
+
+    with ExitStack() as stack:
+        saver = stack.enter_context(checkpoint.Saver())
+        progress = stack.enter_context(Progress(last, step, "step"))
+        stopped = stack.enter_context(_signals())
+        histories = [
+            stack.enter_context(History(course.folder / HISTORY, int(first), course.epoch_steps, settings.log_every))
+            for course, first in zip(courses, at, strict=True)
+        ]
+
+        def fetch(waiting: tuple[int, np.ndarray, np.ndarray, Array] | None) -> None:
+            if waiting is None:
+                return
+            done, first, counts, losses = waiting
+            fetched = np.asarray(losses)
+            for m, history in enumerate(histories):
+                values = fetched[m, : counts[m]]
+                bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+                history.add(int(first[m]), values[: bad[0]] if len(bad) else values, rate * batch)
+                if len(bad) and alive[m]:
+                    wrong = zip(LOSSES, values[bad[0]], strict=True)
+                    names = ", ".join(name for name, value in wrong if not np.isfinite(value))
+                    lose(m, int(first[m] + bad[0]) + 1, f"the loss {names} is not finite")
+            shown = histories[int(alive.argmax())].line(rate * batch * len(courses))
+            progress.update(done, f"{courses[int(alive.argmax())].name}: {shown}" if together else shown)
+
+        began = time.monotonic()
+        while step < last and not stopped:
+            to_save = settings.save_every - step % settings.save_every
+            to_picture = picture_steps - step % picture_steps if picture_steps else last
+            length = min(count, last - step, to_save, to_picture)
+            counts = np.clip(np.minimum(step + length, totals) - at, 0, length)
+            first = at.copy()
+            state, losses = program.advance(state, first, counts)
+            at += counts
+            # The losses of the call before: the device has its next work before the host waits for anything.
+            fetch(pending)
+            now = time.monotonic()
+            if pending is not None:
+                rate = float(pending[2].max()) / (now - began)
+                count = int(np.clip(rate * _SECONDS_A_CALL, 1, STEPS_A_CALL))
+            began = now
+            step += length
+            pending = (step, first, counts, losses)
+            to_draw = picture_steps and step % picture_steps == 0
+            if step % settings.save_every == 0 or to_draw:
+                fetch(pending)
+                pending = None
+                began = time.monotonic()
+            if step % settings.save_every == 0:
+                save(step)
+                saved = step
+            if to_draw and draw:
+                draw(step // courses[0].epoch_steps, state)
+        fetch(pending)
+        for history in histories:
+            history.flush()
+        if step != saved:
+            save(step)
+    if stopped:
+        raise StoppedError(
+            f"stopped by {signal.Signals(stopped[0]).name} at step {step:,} of {last:,}; saved, run it again to go on",
+            stopped[0],
+        )
+    return state
+
+
+@jax.jit
+def finite(state: TrainState) -> Array:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.stack(leaves).all()
+
+
+def _diverged(workdir: Path, step: int, what: str) -> DivergedError:
+    kept = checkpoint.steps(workdir / CHECKPOINTS)
+    last = f"the last finite checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint before it"
+    return DivergedError(
+        f"training diverged at step {step:,}: {what}; {last}. Lower --config.optimizer.learning_rate, or look for "
+        "extreme pixel values in the data"
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list to which SIGINT and SIGTERM are added; a second one ends the process as usual."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
