@@ -503,7 +503,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         if not good:
             raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
-    options.batches = throughput._batches(options.batches, "--batches")
+    options.batches = throughput.numbers(options.batches, "--batches")
 
     def sizes(name: str) -> list[Size]:
         found = _sizes(options.sizes or _SIZES[ROLES[name].layer], options.roles if options.sizes else [])
@@ -573,5 +573,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    throughput._own_process()
+    throughput.own_process()
     sys.exit(main())

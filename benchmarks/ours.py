@@ -17,6 +17,7 @@ from ganomaly_jax.config import Config
 from ganomaly_jax.scorer import Scorer
 
 STEPS_A_CALL = chunk.STEPS_A_CALL
+IMAGES = 4096
 _BATCHES = 4
 _CALIBRATION_IMAGES = 1000
 _GIB = 2**30
@@ -26,7 +27,7 @@ def side(
     work: str,
     shape: Sequence[int],
     batch: int,
-    images: int = 4096,
+    images: int = IMAGES,
     latent: int = 100,
     features: int = 64,
     bfloat16: bool = False,
@@ -76,7 +77,7 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
     def finite() -> bool:
         return bool(np.isfinite(np.asarray(last[1])[: last[2]]).all())
 
-    return timing.Side(run, finite, compile_s, _device_peak(), _counted(lowered, compiled))
+    return timing.Side(run, finite, compile_s, _device_peak(), counted(lowered, compiled))
 
 
 def _scoring(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:
@@ -106,7 +107,7 @@ def _scoring(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Sid
     def finite() -> bool:
         return bool(np.isfinite(np.asarray(last[0]["score"])).all())
 
-    return timing.Side(run, finite, compile_s, _device_peak(), _counted(lowered, compiled))
+    return timing.Side(run, finite, compile_s, _device_peak(), counted(lowered, compiled))
 
 
 def _device_peak() -> Callable[[], int] | None:
@@ -114,7 +115,32 @@ def _device_peak() -> Callable[[], int] | None:
     return (lambda: int(device.memory_stats()["peak_bytes_in_use"])) if device.memory_stats() else None
 
 
-def _counted(lowered: Any, compiled: Any) -> dict[str, Any]:
+def operations(work: str, shape: Sequence[int], batch: int, latent: int, features: int) -> float:
+    """Floating-point operations of a batch by the definition of the layers, each pass once, products alone.
+
+    What a device at its matmul peak would have to do without algorithms that need fewer products.
+    """
+    height, width, channels = shape
+    blocks = []  # 4x4 products of each strided layer, from the image inwards
+    c, f = channels, features
+    while min(height, width) > 4:
+        height, width = height // 2, width // 2
+        blocks.append(height * width * 16 * c * f)
+        c, f = f, 2 * f
+    pyramid, first, head = sum(blocks), blocks[0], height * width * c
+    coder = pyramid + head * latent
+    if work == "score":
+        return 2.0 * batch * 3 * coder
+    judge = pyramid + head
+    forward = 3 * coder + 2 * judge
+    # The input of the first encoder needs no gradient; of the discriminator the generator's loss needs the gradient of
+    # its input through the features, and its own loss those of its weights for two batches.
+    generator = 3 * 2 * coder - first + pyramid
+    discriminator = 2 * (2 * judge - first)
+    return 2.0 * batch * (forward + generator + discriminator)
+
+
+def counted(lowered: Any, compiled: Any) -> dict[str, Any]:
     """XLA's count of one step, of the program as compiled (`flops`) and before its optimisation; bytes it needs.
 
     The loop over steps counts once, its length being an argument.

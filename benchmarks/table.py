@@ -9,7 +9,8 @@ OURS, EAGER = "ours", "eager"
 _COLUMNS = (
     "work | shape | batch | ours ms | eager ms | tuned ms | tuned is | ours images/s | ours / eager | ours / tuned"
 )
-_COLUMNS += " | GFLOP/s | of the matmul peak | compile s, ours / tuned | peak MiB, ours / eager / tuned"
+_COLUMNS += " | GFLOP/s | of the matmul peak | times the matmul limit | compile s, ours / tuned"
+_COLUMNS += " | peak MiB, ours / eager / tuned"
 
 
 def row(case: Mapping[str, Any]) -> str:
@@ -39,6 +40,8 @@ def row(case: Mapping[str, Any]) -> str:
     cells = [milliseconds(OURS), milliseconds(EAGER), milliseconds(tuned), tuned or "-"]
     cells += [f"{sides[OURS]['images_per_s']:,.0f}", ratio(case["ratio_eager"]), ratio(case["ratio_tuned"])]
     cells += [f"{case['flops_per_s'] / 1e9:,.0f}", f"{share:.1%}" if share else "-"]
+    limit = case["times_the_matmul_limit"]
+    cells += [f"{limit:.2f}" if limit else "-"]
     cells += [f"{compiling(OURS)} / {compiling(tuned)}", " / ".join(map(mebibytes, (OURS, EAGER, tuned)))]
     return " | ".join(head + cells)
 

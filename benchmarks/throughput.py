@@ -92,6 +92,10 @@ def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Names
     taken = {name: times for name, times in taken.items() if name not in wrong}
     facts = sides[OURS].facts
     case |= summarise(batch, taken, facts["flops"], options.peaks.get("jax", {}).get(options.dtype))
+    wanted = ours.operations(work, shape, batch, options.latent, options.features)
+    peak = options.peaks.get("jax", {}).get(options.dtype)
+    case |= {"flops_by_definition": wanted}
+    case |= {"times_the_matmul_limit": case["sides"][OURS]["ms"]["median"] / 1000 * peak / wanted if peak else None}
     case |= {"flops_a_step": facts["flops"], "flops_before_optimisation": facts["flops_before"]}
     case |= {"program_bytes": facts["memory"], "rounds": rounds}
     if case["tuned"]:
@@ -142,7 +146,7 @@ def summarise(batch: int, taken: Mapping[str, Sequence[float]], flops: float, pe
     }
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def square(text: str) -> tuple[int, int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
     height, width, channels = map(int, found.groups()) if found else (0, 0, 0)
     if height != width or not channels:
@@ -150,7 +154,7 @@ def _shape(text: str) -> tuple[int, int, int]:
     return ganomaly.Ganomaly((height, width, channels)).shape
 
 
-def _batches(text: str, option: str) -> list[int]:
+def numbers(text: str, option: str) -> list[int]:
     try:
         values = [int(value) for value in text.split(",")]
     except ValueError:
@@ -182,8 +186,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, value in (_QUICK if options.quick else _DEFAULTS).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
-    options.shapes = [_shape(text) for text in options.shapes.split(",")]
-    options.batches = _batches(options.batches, "--batches")
+    options.shapes = [square(text) for text in options.shapes.split(",")]
+    options.batches = numbers(options.batches, "--batches")
     options.works = options.works.split(",")
     for name, good, want in (
         ("works", set(options.works) <= set(WORKS), "train, score or train,score"),
@@ -196,7 +200,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if not good:
             raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
     every = {"all": options.batches, "none": []}
-    options.memory = every[options.memory] if options.memory in every else _batches(options.memory, "--memory")
+    options.memory = every[options.memory] if options.memory in every else numbers(options.memory, "--memory")
     return options
 
 
@@ -276,7 +280,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         found = [f"{k.removeprefix('ratio_')} {case[k]['median']:.2f}" for k in RATIOS if case.get(k)]
         took = time.perf_counter() - begin
         say(f"  {case['status']} in {took:.0f} s; ours / {', ours / '.join(found) or 'peer: not measured'}")
-        _release()
+        release()
     return report
 
 
@@ -285,7 +289,7 @@ def _write(report: Mapping[str, Any], out: str) -> None:
     files.write_text(Path(f"{out}.md"), table.markdown(report))
 
 
-def _release() -> None:
+def release() -> None:
     """Give back what a case held: programs and memory of both libraries."""
     jax.clear_caches()
     torch = sys.modules.get("torch")
@@ -312,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _own_process() -> None:
+def own_process() -> None:
     """Of this process and its children: both libraries share the device's memory; nothing compiled earlier is used."""
     scratch = tempfile.mkdtemp(prefix="throughput-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -323,5 +327,5 @@ def _own_process() -> None:
 
 
 if __name__ == "__main__":
-    _own_process()
+    own_process()
     sys.exit(main())

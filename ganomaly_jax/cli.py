@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _SOME_FAILED = 3
 # Rows of the verdict table on the terminal; predictions.csv has them all.
 _ROWS = 20
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        if arguments is None:
+            _with_huge_pages(vars(given).pop("huge_pages", False))
         _prepare()
         return verb(given, overrides)
     except (UserError, DivergedError, DamagedError, StoppedError) as error:
@@ -87,7 +91,37 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    for working in (demo, train, evaluate, predict):
+        working.add_argument(
+            "--no-huge-pages",
+            dest="huge_pages",
+            action="store_false",
+            help="do not start again with huge pages of memory",
+        )
     return parser
+
+
+def _with_huge_pages(wanted: bool) -> None:
+    """Start this very command again with memory in huge pages, where that helps and nothing speaks against it.
+
+    On a CPU a training step takes 1.1 to 1.2 times as long without them, a batch of scores 1.3 times
+    (benchmarks/results). The C library reads the setting only when a process starts. Whoever sets GLIBC_TUNABLES
+    decides alone.
+    """
+    if not wanted or "GLIBC_TUNABLES" in os.environ or not _gives_huge_pages():
+        return
+    print(f"memory in huge pages: GLIBC_TUNABLES={_HUGE_PAGES} (--no-huge-pages leaves it out)", file=sys.stderr)
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": _HUGE_PAGES})
+
+
+def _gives_huge_pages() -> bool:
+    """Whether this system gives huge pages to who asks, and its C library can ask."""
+    try:
+        name, version = os.confstr("CS_GNU_LIBC_VERSION").split()  # type: ignore[union-attr]
+        return name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and "[madvise]" in _THP.read_text()
+    except (AttributeError, ValueError, OSError):  # another system
+        return False
 
 
 def _prepare() -> None:

@@ -105,6 +105,7 @@ def environment(run: Run, data_hash: str) -> dict[str, Any]:
         "devices": [device.device_kind for device in devices],
         "platform": devices[0].platform,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "data_hash": data_hash,
         "images": len(run.dataset.images),
         "seed": run.config.seed,

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import ours, table, throughput, timing  # noqa: E402
+from benchmarks import members, ours, table, throughput, timing  # noqa: E402
 from ganomaly_jax import chunk  # noqa: E402
 from ganomaly_jax.convert import from_pytorch  # noqa: E402
 from ganomaly_jax.ganomaly import Ganomaly  # noqa: E402
@@ -35,7 +35,7 @@ NAMES |= {"err_d": "discriminator"}
 def one_thread(monkeypatch):
     """The networks are so small that threads only wait for each other; and with one the sums have one order."""
     monkeypatch.setattr(timing, "cores", lambda: 1)
-    monkeypatch.setattr(throughput, "_release", lambda: None)  # other tests go on with what is compiled
+    monkeypatch.setattr(throughput, "release", lambda: None)  # other tests go on with what is compiled
     if HAVE_TORCH:
         torch.set_num_threads(1)
 
@@ -256,7 +256,9 @@ def faked(monkeypatch):
 
         monkeypatch.setattr(throughput, "_plans", lambda *_: {name: ("module", make(name), {}) for name in sides})
         values = {"memory": [], "turn": 1e-9, "limit": 10.0, "rounds": 2, "peaks": {}, "dtype": "float32"} | more
-        return throughput.measure("train", (16, 16, 1), batch, argparse.Namespace(**values), lambda line: None)
+        return throughput.measure(
+            "train", (16, 16, 1), batch, argparse.Namespace(latent=4, features=4, **values), lambda line: None
+        )
 
     return measure
 
@@ -377,3 +379,44 @@ def test_pictures_are_pictures():
     assert np.ptp(x[0]) > 60 and (x[0] != x[1]).mean() > 0.5
     # Smooth but for the noise: neighbours are alike.
     assert np.abs(np.diff(x.astype(int), axis=1)).mean() < 0.5 * x.std()
+
+
+def test_operations_by_definition_are_those_of_the_reference():
+    """GFLOP of a training step of 64, and MFLOP to score an image, each pass once, as counted independently."""
+    for shape, step, image in (((32, 32, 1), 35.3, 105), ((32, 32, 3), 36.1, 108), ((64, 64, 3), 212, 628)):
+        assert ours.operations("train", shape, 64, 100, 64) / 1e9 == pytest.approx(step, rel=2e-3)
+        assert ours.operations("score", shape, 1, 100, 64) / 1e6 == pytest.approx(image, rel=5e-3)
+
+
+def test_members_benchmark_from_end_to_end(tmp_path, capsys):
+    call = ["--out", str(tmp_path / "m"), "--members", "2", "--shape", "16x16x1", "--batch", "4"]
+    call += ["--features", "4", "--latent", "4", "--rounds", "2", "--turn", "0.01"]
+    assert members.main(call) == 0
+    report = json.loads((tmp_path / "m.json").read_text())
+    (case,) = report["cases"]
+    assert set(case["ms"]) == {"alone", "loop", "vmap"}
+    assert all(found["median"] > 0 for found in case["ratios"].values())
+    assert case["left_out"] == {}
+    assert "| 2 | loop |" in (tmp_path / "m.md").read_text()
+    for wrong, match in ((["--members", "x"], "--members"), (["--batch", "1"], "--batch: got 1, wanted 2 or more")):
+        assert members.main([*call, *wrong]) == 2
+        assert match in capsys.readouterr().err
+
+
+def test_both_ways_of_the_members_compute_the_same():
+    detector = Ganomaly((16, 16, 1), 4, 4)
+    states = jax.jit(jax.vmap(detector.init))(jax.random.split(jax.random.key(0), 3))
+    pixels = timing.pictures(16, detector.shape)
+    index = np.random.default_rng(0).integers(0, 16, (3, 4, 4), np.int32)
+    rest = np.full(3, 2, np.int32), np.tile(np.float32([0, 255]), (3, 1)), np.arange(3, dtype=np.uint32)
+    ways = chunk.make_members_chunk(detector, lambda seed: None), members.vmapped(detector)
+    one, other = (jax.jit(way)(states, pixels, index, *rest) for way in ways)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)
+
+
+def test_members_are_summarised_as_by_hand():
+    found = members.summarise({"alone": [0.2, 0.4], "loop": [0.1, 0.1]})
+    assert found["ms"]["loop"]["median"] == pytest.approx(100)
+    assert found["ratios"]["loop"]["median"] == pytest.approx(3)
+    assert set(found["ratios"]) == {"loop"}

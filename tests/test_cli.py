@@ -154,3 +154,40 @@ def test_every_config_resolves():
     assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
     for file in files:
         config.check(cli._config_from(str(file)))
+
+
+def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):
+    """The command starts itself again with the setting, unless it was told not to, has it, or cannot have it."""
+    started = []
+    monkeypatch.setattr(cli.os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(cli.sys, "orig_argv", ["python", "-m", "ganomaly_jax.cli", "evaluate"])
+    thp = tmp_path / "enabled"
+    thp.write_text("always [madvise] never\n")
+    monkeypatch.setattr(cli, "_THP", thp)
+    monkeypatch.setattr(cli.os, "confstr", lambda name: "glibc 2.36")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+    def command(*more):
+        monkeypatch.setattr(cli.sys, "argv", ["ganomaly", "evaluate", "--workdir", str(tmp_path / "none"), *more])
+        assert cli.main() == 2  # there is no such run; the started command would say so
+        return capsys.readouterr().err
+
+    said = command()
+    assert said.count("glibc.malloc.hugetlb=1 (--no-huge-pages leaves it out)") == 1
+    ((program, words, environment),) = started
+    assert program == words[0] == cli.sys.executable
+    assert words[1:] == ["-m", "ganomaly_jax.cli", "evaluate"]
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["PATH"]
+    command("--no-huge-pages")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert "in huge pages" not in command()
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    for text, library in (("[always] madvise never", "glibc 2.36"), ("always [madvise] never", "glibc 2.31")):
+        thp.write_text(text)
+        monkeypatch.setattr(cli.os, "confstr", lambda name, library=library: library)
+        assert "in huge pages" not in command()
+    thp.unlink()
+    command()
+    assert cli.main(["evaluate", "--workdir", str(tmp_path / "none")]) == 2  # called from Python: never
+    assert len(started) == 1

@@ -277,4 +277,4 @@ def test_a_quick_run_takes_the_smallest_size_of_each_role(tmp_path):
     assert [name for name, *_ in quick.cases] == list(ROLES)
     every = convolution.arguments(["--out", str(tmp_path)])
     assert len(every.cases) > 5 * len(quick.cases) and every.rounds > quick.rounds
-    assert throughput._batches("1,8,64", "") == sorted({batch for *_, batch in every.cases})
+    assert throughput.numbers("1,8,64", "") == sorted({batch for *_, batch in every.cases})
