@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.convert import from_pytorch, read_pytorch
     from ganomaly_jax.detector import Detector, TrainState
     from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
-    from ganomaly_jax.evaluation import Evaluation, evaluate
+    from ganomaly_jax.evaluation import Evaluation, evaluate, evaluate_members
     from ganomaly_jax.ganomaly import Ganomaly
     from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
     from ganomaly_jax.scorer import Scorer, load
@@ -32,7 +32,7 @@ _HOME = {
     "convert": ("from_pytorch", "read_pytorch"),
     "detector": ("Detector", "TrainState"),
     "errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
-    "evaluation": ("Evaluation", "evaluate"),
+    "evaluation": ("Evaluation", "evaluate", "evaluate_members"),
     "ganomaly": ("Ganomaly",),
     "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
     "scorer": ("Scorer", "load"),
@@ -55,6 +55,7 @@ __all__ = [
     "TrainState",
     "UserError",
     "evaluate",
+    "evaluate_members",
     "from_pytorch",
     "load",
     "read_pytorch",

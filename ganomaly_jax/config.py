@@ -110,7 +110,7 @@ class Members:
     """Independent models that are trained together, one for each class and seed; both empty: one model."""
 
     classes: str = ""
-    """Classes that are abnormal in turn, with commas between, or `all`; empty: `data.abnormal` for every member."""
+    """Classes that are abnormal in turn, with commas between, or `all`, whatever `data.abnormal` says; empty: that."""
     seeds: str = ""
     """Seeds with commas between, such as 0,1,2; empty: `seed` alone."""
 
@@ -254,7 +254,6 @@ def check(config: Config) -> None:
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
-    refuse_unless(not (classes and config.data.abnormal), "members.classes", "it empty, or data.abnormal empty")
 
 
 def has_members(config: Config) -> bool:

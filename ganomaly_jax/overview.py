@@ -82,7 +82,7 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
     run.write_json(workdir / METRICS, dict(summary))
     title = f"{len(summary['members'])} members: AUROC {page.number(summary['auroc'])}"
     if summary["spread"] is not None:
-        title += f" ± {page.number(summary['spread'])}"
+        title += f" ± {summary['spread']:.3f}"
     groups: dict[str, list[float]] = {name or "as labelled": [] for name in summary["per_class"]}
     for row in summary["members"]:
         if row["auroc"] is not None:

@@ -165,6 +165,8 @@ def _resolved(settings: Config, runs: Sequence[Run]) -> Config:
     for name in ("height", "width", "channels"):
         setattr(resolved.data, name, getattr(data_of_first, name))
     resolved.train.batch_size = sizes.pop()
+    if resolved.members.classes:
+        resolved.data.abnormal = ""
     return resolved
 
 

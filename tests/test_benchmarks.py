@@ -129,7 +129,7 @@ def test_turns_are_taken_in_strict_rotation(monkeypatch):
     log = []
     monkeypatch.setattr(timing, "seconds", lambda side, steps: side.run(steps) or 0.5 * steps)
     taken = timing.rotate({"a": fake(log, "a"), "b": fake(log, "b")}, {"a": 3, "b": 1}, 3)
-    assert log == [("a", 3), ("b", 1)] * 3
+    assert log == [("a", 1), ("a", 3), ("b", 1), ("b", 1)] * 3  # each turn after a step that is not timed
     assert taken == {"a": [0.5] * 3, "b": [0.5] * 3}  # seconds a step
 
 

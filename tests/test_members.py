@@ -221,7 +221,7 @@ def test_from_the_command_line(tmp_path, classes, capsys):
     script.write_text("from conftest import tiny_config\n\ndef get_config():\n    return tiny_config(epochs=1)\n")
     workdir = tmp_path / "run"
     call = ["train", str(tmp_path / "data.npz"), "--config", str(script), "--workdir", str(workdir)]
-    assert cli.main([*call, "--config.members.classes=a/b"]) == 0
+    assert cli.main([*call, "--config.members.classes=a/b", "--config.data.abnormal=lying"]) == 0
     said = capsys.readouterr().out
     assert "1 member: 0_a_b-seed0" in said
     for path in ("report.html", "members/0_a_b-seed0/report.html", "members/0_a_b-seed0/predictions.csv"):
