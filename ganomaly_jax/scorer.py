@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, members, preprocess
+from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, members, preprocess, sharding
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
@@ -293,6 +293,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     elif not (folder / artefact.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"
         raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")
+    sharding.local_devices()  # a backend that is not there is told before anything is put on it
     variables, meta = checkpoint.read(folder)
     settings = config.from_dict(meta["config"])
     return Scorer(

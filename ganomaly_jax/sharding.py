@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +17,29 @@ AXIS = "data"
 MEMBER = "member"
 
 
+def local_devices() -> list[jax.Device]:
+    """The devices of this process.
+
+    Raises:
+      UserError: the backend that JAX_PLATFORMS asks for is unknown or absent.
+    """
+    try:
+        return jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for a platform that is known and not installed
+        reason = str(error).partition("\n")[0] or "its support is not installed"
+        raise UserError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: no such device here ({reason}); unset it to take "
+            "what there is, or install what it needs: pip install -e '.[cuda]' for an NVIDIA GPU, '.[tpu]' for a TPU"
+        ) from None
+
+
 def local_mesh(count: int = 0) -> Mesh:
     """A mesh of the first `count` local devices, 0 for all, along one axis, `AXIS`.
 
     Raises:
-      UserError: there are not so many.
+      UserError: there are not so many, or none of the backend that is asked for.
     """
-    devices = jax.local_devices()
+    devices = local_devices()
     if count > len(devices):
         raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices")
     return Mesh(np.asarray(devices[: count or None]), (AXIS,))

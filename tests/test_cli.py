@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import numpy as np
 import pytest
 from conftest import blobs
@@ -191,3 +192,15 @@ def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys
     command()
     assert cli.main(["evaluate", "--workdir", str(tmp_path / "none")]) == 2  # called from Python: never
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'foo'\nmore"), AssertionError()])
+def test_a_backend_that_is_not_there_is_one_sentence(error, folder, workdir, tmp_path, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    train = ["train", str(folder), "--workdir", str(tmp_path / "new")]
+    for call in (train, ["predict", str(folder), "--workdir", str(workdir)], ["evaluate", "--workdir", str(workdir)]):
+        assert cli.main(call) == 2
+        assert "no such device here" in capsys.readouterr().err
