@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganomaly_jax import metrics, page
+from ganomaly_jax import metrics, page, sections
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.files import replacing
@@ -37,7 +36,6 @@ LOSSES = {
 }
 KINDS = ("false positive", "false negative", "anomalous", "normal")
 BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
-HALF, WIDE = "30rem", "46rem"
 CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
 
 PAGE = "report.html"
@@ -300,13 +298,13 @@ def write(
     for kind in KINDS:
         for old in folder.glob(f"{kind.replace(' ', '_')}_[0-9]*.png"):
             _remove(old)
-    shown: dict[str, list[tuple[Path, Case]]] = {kind: [] for kind in KINDS}
+    shown: dict[str, list[tuple[Path, str]]] = {kind: [] for kind in KINDS}
     for case in cases:
         if case.kind not in shown:
             raise UserError(f"case of kind {case.kind!r}: wanted one of {', '.join(KINDS)}")
         path = folder / f"{case.kind.replace(' ', '_')}_{len(shown[case.kind]) + 1:02d}.png"
         case_picture(case, residual_max, path)
-        shown[case.kind].append((path, case))
+        shown[case.kind].append((path, case.name))
     drawn = curves(labels, scores, threshold, folder)
     history = losses(workdir / "history.jsonl", folder / "losses.png")
 
@@ -314,75 +312,20 @@ def write(
         page.read(workdir / name) for name in ("config.json", "env.json", "metrics.json")
     )
     flat, examples = flatten(config), folder / "examples.png"
-    title = f"GANomaly on {flat.get('data.source') or workdir.resolve().name}"
-    if flat.get("data.abnormal"):
-        title += f", abnormal: {flat['data.abnormal']}"
     parts = [
         page.warnings(found),
         page.paragraph(found_note) if found_note else page.headline(found),
-        page.section("Curves", *_drawn(drawn)),
+        sections.curves(drawn),
         page.section("Examples", page.image(examples)) if examples.exists() else "",
-        *_cases(shown, labels, scores, threshold, residual_max),
-        _training(history, folder),
+        *sections.cases(shown, labels, scores, threshold, residual_max),
+        sections.training(history, folder),
         page.section("Configuration", page.paragraph(config_note) if config_note else page.settings(flat)),
         page.section("Environment", page.paragraph(env_note) if env_note else page.facts(env)),
     ]
     path = workdir / PAGE
     with replacing(path) as temporary:
-        temporary.write_text(page.page(title, parts), encoding="utf-8", errors="replace")
+        temporary.write_text(page.page(sections.title(flat, workdir), parts), encoding="utf-8", errors="replace")
     return path
-
-
-def _drawn(drawn: Sequence[Path]) -> list[str]:
-    """What `curves` drew, the two square ones beside each other."""
-    if not drawn:
-        return [page.paragraph("There are no scores to draw.")]
-    pictures = [page.image(path, width=WIDE if path.stem == "histogram" else HALF) for path in drawn]
-    if len(drawn) == 1:
-        pictures.append(page.paragraph("ROC and precision-recall curves are not defined without both classes."))
-    return pictures
-
-
-def _cases(
-    shown: dict[str, list[tuple[Path, Case]]],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    threshold: float | None,
-    residual_max: float,
-) -> Iterable[str]:
-    """A section for each kind of case; for the two kinds of mistake also where there is none."""
-    flagged = scores > (np.inf if threshold is None else threshold)
-    mistakes = {
-        "false positive": ("Worst false positives", ~labels, flagged, "normal images are flagged"),
-        "false negative": ("Worst false negatives", labels, ~flagged, "anomalous images are missed"),
-    }
-    for kind, pictures in shown.items():
-        heading, sentence = f"{kind.capitalize()} images", ""
-        if kind in mistakes:
-            heading, of, wrong, words = mistakes[kind]
-            sentence = f"{np.sum(of & wrong)} of {np.sum(of)} {words}."
-            if threshold is None:
-                sentence = "There is no threshold, so nothing is flagged or missed."
-        elif not pictures:
-            continue
-        if pictures:
-            sentence += f" {len(pictures)} shown; all residuals are on one scale, 0 to {page.number(residual_max)}."
-        images = (page.image(path, case.name) for path, case in pictures)
-        yield page.section(heading, page.paragraph(sentence.strip()), *images)
-
-
-def _training(history: Path | None, folder: Path) -> str:
-    """The losses, the first and the last picture of the training, and at most four between."""
-    parts = [
-        page.image(history, width=WIDE) if history else page.paragraph("history.jsonl is missing or holds no losses.")
-    ]
-    found = {int(n[1]): path for path in folder.glob("epoch_*.png") if (n := re.match(r"epoch_(\d+)", path.name))}
-    epochs = sorted(found)
-    for i in sorted(set(np.linspace(0, len(epochs) - 1, min(6, len(epochs))).round().astype(int).tolist())):
-        parts.append(page.image(found[epochs[i]], f"Inputs and reconstructions, epoch {epochs[i]}"))
-    if not epochs:
-        parts.append(page.paragraph("There are no pictures from the training."))
-    return page.section("Training", *parts)
 
 
 def _float(value: Any) -> float:

@@ -1,0 +1,80 @@
+"""The sections of a run's `report.html`: what was drawn, with a sentence where something is missing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import page
+
+HALF, WIDE = "30rem", "46rem"
+
+
+def title(flat: Mapping[str, Any], workdir: Path) -> str:
+    """The heading of the page, from a flat configuration; the folder's name where that holds no source."""
+    name = f"GANomaly on {flat.get('data.source') or workdir.resolve().name}"
+    return f"{name}, abnormal: {flat['data.abnormal']}" if flat.get("data.abnormal") else name
+
+
+def curves(drawn: Sequence[Path]) -> str:
+    """What `report.curves` drew, the two square ones beside each other."""
+    if not drawn:
+        return page.section("Curves", page.paragraph("There are no scores to draw."))
+    pictures = [page.image(path, width=WIDE if path.stem == "histogram" else HALF) for path in drawn]
+    if len(drawn) == 1:
+        pictures.append(page.paragraph("ROC and precision-recall curves are not defined without both classes."))
+    return page.section("Curves", *pictures)
+
+
+def cases(
+    shown: Mapping[str, Sequence[tuple[Path, str]]],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    threshold: float | None,
+    residual_max: float,
+) -> Iterable[str]:
+    """A section for each kind of case; for the two kinds of mistake also where there is none.
+
+    Args:
+      shown: for each kind its pictures with the names of the images, worst first.
+      labels: [N] bool, True is anomalous.
+      scores: [N] float64, finite.
+      threshold: a score above it is anomalous; None where there is none.
+      residual_max: the end of the colour scale of all pictures.
+    """
+    flagged = scores > (np.inf if threshold is None else threshold)
+    mistakes = {
+        "false positive": ("Worst false positives", ~labels, flagged, "normal images are flagged"),
+        "false negative": ("Worst false negatives", labels, ~flagged, "anomalous images are missed"),
+    }
+    for kind, pictures in shown.items():
+        heading, sentence = f"{kind.capitalize()} images", ""
+        if kind in mistakes:
+            heading, of, wrong, words = mistakes[kind]
+            sentence = f"{np.sum(of & wrong)} of {np.sum(of)} {words}."
+            if threshold is None:
+                sentence = "There is no threshold, so nothing is flagged or missed."
+        elif not pictures:
+            continue
+        if pictures:
+            sentence += f" {len(pictures)} shown; all residuals are on one scale, 0 to {page.number(residual_max)}."
+        images = (page.image(path, name) for path, name in pictures)
+        yield page.section(heading, page.paragraph(sentence.strip()), *images)
+
+
+def training(history: Path | None, folder: Path) -> str:
+    """The picture of the losses, the first and the last `epoch_*.png` of the folder, and at most four between."""
+    parts = [
+        page.image(history, width=WIDE) if history else page.paragraph("history.jsonl is missing or holds no losses.")
+    ]
+    found = {int(n[1]): path for path in folder.glob("epoch_*.png") if (n := re.match(r"epoch_(\d+)", path.name))}
+    epochs = sorted(found)
+    for i in sorted(set(np.linspace(0, len(epochs) - 1, min(6, len(epochs))).round().astype(int).tolist())):
+        parts.append(page.image(found[epochs[i]], f"Inputs and reconstructions, epoch {epochs[i]}"))
+    if not epochs:
+        parts.append(page.paragraph("There are no pictures from the training."))
+    return page.section("Training", *parts)
