@@ -1,5 +1,6 @@
 """The benchmark of the convolutions' forms: all are the same function, the choice is the code's."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import convolution, throughput, timing
-from benchmarks.convolution import ROLES, Size
+from benchmarks.convolution_forms import ROLES, SIZES, Size, available, chosen
 from ganomaly_jax import convolution as layers
 
 
@@ -25,7 +26,7 @@ def inputs(name, size, batch=2):
 def test_every_form_gives_the_values_of_the_layer_itself(name):
     size = Size(8, 3, 5) if ROLES[name].layer != "head" else Size(4, 3, 5)
     arrays = inputs(name, size)
-    forms = convolution.available(name, size)
+    forms = available(name, size)
     assert len(forms) >= 2
     programs = forms | {"asked": ROLES[name].asked}
     found = jax.jit(lambda *a: {form: function(*a) for form, function in programs.items()})(*arrays)
@@ -37,8 +38,8 @@ def test_every_form_gives_the_values_of_the_layer_itself(name):
 @pytest.mark.parametrize("name", ["downsample", "extra-input-gradient", "head-kernel-gradient"])
 def test_in_bfloat16_there_are_forms_in_float32_too(name):
     size = Size(4, 3, 5)
-    forms = convolution.available(name, size, "bfloat16")
-    plain = convolution.available(name, size)
+    forms = available(name, size, "bfloat16")
+    plain = available(name, size)
     assert set(forms) == set(plain) | {f"{form} in float32" for form in plain}
     arrays = [a.astype(jnp.bfloat16) for a in inputs(name, size)]
     wanted = np.asarray(plain["lax"](*(a.astype(jnp.float32) for a in arrays)))
@@ -68,19 +69,19 @@ def test_the_choice_is_the_one_that_the_limits_of_the_code_demand(monkeypatch, n
     limits = {"_FEW_CHANNELS": 4, "_MANY_CHANNELS": 32, "_MANY_BLOCKS": 64}  # whatever they will be one day
     for limit, value in limits.items():
         monkeypatch.setattr(layers, limit, value)
-    assert convolution.chosen(name, size, batch, "cpu") == form
+    assert chosen(name, size, batch, "cpu") == form
     elsewhere = "dot" if ROLES[name].layer == "head" else "lax"
-    assert convolution.chosen(name, size, batch, "cuda") == elsewhere
-    assert convolution.chosen(name, size, batch, "cpu") == form  # no memory of what was asked before
+    assert chosen(name, size, batch, "cuda") == elsewhere
+    assert chosen(name, size, batch, "cpu") == form  # no memory of what was asked before
 
 
 def test_the_choice_follows_the_code(monkeypatch):
     asked = ("downsample", Size(16, 16, 32), 8, "cpu")
-    assert convolution.chosen(*asked) == "lax"
+    assert chosen(*asked) == "lax"
     monkeypatch.setattr(layers, "_FEW_CHANNELS", 16)
-    assert convolution.chosen(*asked) == "patches"
+    assert chosen(*asked) == "patches"
     monkeypatch.setattr(layers, "_strided_dots", lambda x, k: 2 * layers._strided(x, k))
-    assert convolution.chosen(*asked) is None
+    assert chosen(*asked) is None
 
 
 def of_upsample(name):
@@ -92,7 +93,7 @@ def of_upsample(name):
             return jax.vjp(layers.upsample, x, jnp.zeros((4, 4, x.shape[-1], g.shape[-1])))[1](g)[1]
 
         forms = {form: lambda g, x, f=function: layers._twin(f(g, x)) for form, function in role.forms.items()}
-        return convolution.dataclasses.replace(role, asked=asked, forms=forms)
+        return dataclasses.replace(role, asked=asked, forms=forms)
     twin, maps = (
         (layers.upsample, ("large", "twin")) if name == "downsample" else (layers.downsample, ("small", "kernel"))
     )
@@ -102,27 +103,27 @@ def of_upsample(name):
         like = jnp.zeros((len(g), scale(g.shape[1]), scale(g.shape[2]), k.shape[2]))
         return jax.vjp(twin, like, k)[1](g)[0]
 
-    return convolution.dataclasses.replace(role, asked=asked, arrays=maps, of_twin=True)
+    return dataclasses.replace(role, asked=asked, arrays=maps, of_twin=True)
 
 
 @pytest.mark.parametrize("name", ["downsample", "upsample", "kernel-gradient"])
 def test_the_gradients_of_the_twin_are_chosen_alike(monkeypatch, name):
     cases = [(Size(32, 1, 64), 8), (Size(8, 8, 16), 2), (Size(16, 64, 128), 64)]
-    forward = [convolution.chosen(name, *case, "cpu") for case in cases]
+    forward = [chosen(name, *case, "cpu") for case in cases]
     assert len(set(forward)) == 3 and None not in forward
     monkeypatch.setitem(ROLES, name, of_upsample(name))
-    assert [convolution.chosen(name, *case, "cpu") for case in cases] == forward
+    assert [chosen(name, *case, "cpu") for case in cases] == forward
 
 
 def test_filtering_needs_maps_of_whole_blocks():
-    assert "filtered" in convolution.available("upsample", Size(8, 3, 5))
-    assert "filtered" not in convolution.available("upsample", Size(6, 3, 5))
+    assert "filtered" in available("upsample", Size(8, 3, 5))
+    assert "filtered" not in available("upsample", Size(6, 3, 5))
 
 
 def test_each_default_has_a_choice_that_is_among_its_forms():
     for name, role in ROLES.items():
-        for size in convolution._sizes(convolution._SIZES[role.layer], [name]):
-            assert convolution.chosen(name, size, 8, "cpu") in role.forms
+        for size in convolution._sizes(SIZES[role.layer], [name]):
+            assert chosen(name, size, 8, "cpu") in role.forms
 
 
 def test_operations_by_the_definition():
@@ -223,7 +224,7 @@ def test_a_slow_form_runs_once_and_a_broken_one_is_left_out(tmp_path, monkeypatc
     asked.inner, asked.device = 1, "cpu"
     forms = dict(ROLES["collapse"].forms)
     forms["wrong"] = lambda x, k: jnp.full((2, 3), jnp.nan)
-    monkeypatch.setitem(ROLES, "collapse", convolution.dataclasses.replace(ROLES["collapse"], forms=forms))
+    monkeypatch.setitem(ROLES, "collapse", dataclasses.replace(ROLES["collapse"], forms=forms))
     side = convolution.side
     monkeypatch.setattr(convolution, "side", lambda form, *a: 1 / 0 if form is forms["lax"] else side(form, *a))
     found = convolution.measure("collapse", Size(4, 2, 3), 2, asked, lambda line: None)
