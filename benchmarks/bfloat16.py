@@ -8,12 +8,11 @@ writes NAME.json and NAME.md. DIR is MNIST (four idx files); README.md beside th
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
+import functools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import timing
-from ganomaly_jax import config, data, evaluation, files, members, overview, sources, training
-from ganomaly_jax.errors import UserError
+from benchmarks import command, timing
+from benchmarks.command import Say
+from ganomaly_jax import config, data, evaluation, members, overview, sources, training
 
 DTYPES = ("float32", "bfloat16")
-Say = Callable[[str], None]
 
 
 def subset(dataset: data.Dataset, images: int) -> data.Dataset:
@@ -89,8 +87,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{shown(change['standard_error'])}. Training took {report['found']['float32']['training_s']:.0f} s in float32 "
         f"and {report['found']['bfloat16']['training_s']:.0f} s in bfloat16, compilation included.",
         "",
-        "| member | AUROC float32 | AUROC bfloat16 | difference |",
-        "| --- | --- | --- | --- |",
+        *command.table("member | AUROC float32 | AUROC bfloat16 | difference"),
     ]
     for name in columns[0]:
         line = (name, *(shown(column[name]) for column in columns), shown(change["members"].get(name), "+"))
@@ -100,9 +97,8 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked as far as the configuration does not check it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="a data set with classes, as `data.source`")
-    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
     parser.add_argument("--classes", default="0,5,8", help="each abnormal in turn (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--images", type=int, default=15_000, help="of all, drawn at random (default: %(default)s)")
@@ -110,33 +106,25 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--features", type=int, default=32, help="width of the networks (default: %(default)s)")
     parser.add_argument("--side", type=int, default=32, help="pixels (default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.images < 20:
-        raise UserError(f"--images: got {options.images}, wanted 20 or more")
+    command.at_least(options, 20, "images")
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    try:
-        options = arguments(argv)
-        found = measure(options, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    report = {
-        "benchmark": "bfloat16",
-        "format": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": timing.machine(),
-        "settings": {name: value for name, value in vars(options).items() if name not in ("source", "out")},
-        "images": options.images,
-        "found": found,
-        "differences": differences(found),
-    }
-    files.write_text(Path(f"{options.out}.json"), json.dumps(report, indent=1, allow_nan=False) + "\n")
-    files.write_text(Path(f"{options.out}.md"), markdown(report))
-    print(f"{options.out}.json and {options.out}.md are written")
-    return 0
+def run(options: argparse.Namespace, say: Say) -> None:
+    """Measure and write the two files."""
+    found = measure(options, say)
+    report = command.begin(
+        "bfloat16",
+        machine=timing.machine(),
+        settings={name: value for name, value in vars(options).items() if name not in ("source", "out")},
+        images=options.images,
+        found=found,
+        differences=differences(found),
+    )
+    command.write(report, options.out, markdown)
+
+
+main = functools.partial(command.main, arguments, run, stopped="the files are written only at the end")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ writes NAME.json and NAME.md, after each case anew. README.md beside this file s
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import itertools
-import json
 import re
 import sys
 import time
@@ -26,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from benchmarks import throughput, timing
+from benchmarks import command, timing
+from benchmarks.command import Say
 from benchmarks.convolution_forms import FORMS, ROLES, SIZES, Form, Size, available, chosen
-from ganomaly_jax import files
 from ganomaly_jax.errors import UserError
 
 # A choice is called slower than the best from this ratio on: less is the noise of most machines.
@@ -36,8 +34,6 @@ NOISE = 1.1
 _DEFAULTS = {"batches": "1,8,64", "rounds": 7, "turn": 0.1}
 _QUICK = {"batches": "8", "rounds": 2, "turn": 0.02}
 _COLUMNS = "size | batch | form | ms in the loop | ms outside | GFLOP/s in the loop | choice"
-
-Say = Callable[[str], None]
 
 
 def looped(form: Form, inner: int) -> Callable[[Array, Array, Array], Array]:
@@ -151,7 +147,7 @@ def verdict(case: Mapping[str, Any]) -> str:
     ratio = case["ratio"]
     if ratio["median"] <= NOISE:
         return f"the choice, {case['choice']}, is the fastest within the noise ({ratio['median']:.2f})"
-    spread = f"{ratio['median']:.2f} ({ratio['q1']:.2f}-{ratio['q3']:.2f})"
+    spread = command.quartiles(ratio, ".2f")
     return f"choice is not the fastest: {case['choice']} takes {spread} times as long as {case['best']}"
 
 
@@ -161,10 +157,9 @@ def rows(case: Mapping[str, Any]) -> list[str]:
     def milliseconds(found: Mapping[str, Any], where: str) -> str:
         if f"{where}_ms" not in found:
             return "-"
-        ms = found[f"{where}_ms"]
         if len(found[f"{where}_ms_rounds"]) == 1:
-            return f"{ms['median']:.4g} (once)"
-        return f"{ms['median']:.4g} ({ms['q1']:.4g}-{ms['q3']:.4g})"
+            return f"{found[f'{where}_ms']['median']:.4g} (once)"
+        return command.quartiles(found[f"{where}_ms"])
 
     def mark(form: str) -> str:
         if form != case["choice"]:
@@ -189,16 +184,10 @@ def rows(case: Mapping[str, Any]) -> list[str]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: device and versions, the choices that are not the fastest, one table a role."""
-    machine, settings, cases = report["machine"], report["settings"], report["cases"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    before, after = report["load_average"]["before"], report["load_average"]["after"]
+    settings, cases = report["settings"], report["cases"]
+    about = f"{settings['dtype']}; {settings['rounds']} rounds of turns of about {settings['turn_s']:g} s; "
     lines = [
-        f"# Forms of the convolutions on {machine['jax']['device']} ({machine['processor']}, {machine['cores']} cores)",
-        "",
-        f"{report['date']}, commit {machine['commit'] or 'unknown'}; {versions}; {settings['dtype']}; "
-        f"{settings['rounds']} rounds of turns of about {settings['turn_s']:g} s; load average {before[0]} before, "
-        f"{after[0]} after" + ("." if report["finished"] else ". Not finished."),
-        "",
+        *command.opening(report, "Forms of the convolutions", about),
         "Sizes are side of the larger map x its channels x features. Milliseconds are medians with quartiles over the "
         "rounds, floating-point operations those of the definition.",
         "",
@@ -209,8 +198,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines += [""] * bool(slower)
     lines += [f"- {c['role']} {Size(*c['size'])}, batch {c['batch']}: {verdict(c)}" for c in slower]
     for name, group in itertools.groupby(cases, key=lambda case: case["role"]):
-        lines += ["", f"## {name}", "", f"{ROLES[name].words}.", "", f"| {_COLUMNS} |"]
-        lines += ["|" + " --- |" * (_COLUMNS.count("|") + 1), *(f"| {row} |" for case in group for row in rows(case))]
+        lines += ["", f"## {name}", "", f"{ROLES[name].words}.", "", *command.table(_COLUMNS)]
+        lines += [f"| {row} |" for case in group for row in rows(case)]
     left_out = [
         f"- {c['role']} {Size(*c['size'])}, batch {c['batch']}, {key}: {why}"
         for c in cases
@@ -235,8 +224,7 @@ def _sizes(text: str, roles: Sequence[str]) -> list[Size]:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
+    parser = command.parser(__doc__)
     parser.add_argument("--roles", default=",".join(ROLES), help=f"of {', '.join(ROLES)} (default: all)")
     parser.add_argument("--sizes", help="SIDExCHANNELSxFEATURES,... for each role (default: those of the networks)")
     parser.add_argument("--batches", help="images a call, a case each (default: 1,8,64)")
@@ -249,55 +237,41 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--quick", action="store_true", help="does it run: the smallest size of each role, 2 short rounds"
     )
     options = parser.parse_args(argv)
-    for name, value in (_QUICK if options.quick else _DEFAULTS).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    command.fill(options, _QUICK if options.quick else _DEFAULTS)
     options.roles = options.roles.split(",")
-    for name, good, want in (
-        ("roles", set(options.roles) <= set(ROLES), f"some of {', '.join(ROLES)} with commas between"),
-        ("rounds", options.rounds >= 1, "1 or more"),
-        ("turn", options.turn > 0, "more than 0 seconds"),
-        ("limit", options.limit > 0, "more than 0 seconds"),
-    ):
-        if not good:
-            raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
-    options.batches = throughput.numbers(options.batches, "--batches")
+    if not set(options.roles) <= set(ROLES):
+        raise UserError(f"--roles: got {options.roles}, wanted some of {', '.join(ROLES)} with commas between")
+    command.at_least(options, 1, "rounds")
+    command.seconds(options, "turn", "limit")
+    options.batches = command.numbers(options.batches, "--batches")
 
     def sizes(name: str) -> list[Size]:
         found = _sizes(options.sizes or SIZES[ROLES[name].layer], options.roles if options.sizes else [])
         return [min(found, key=functools.partial(ROLES[name].flops, 1))] if options.quick else found
 
     options.cases = [(name, size, batch) for name in options.roles for size in sizes(name) for batch in options.batches]
-    options.ours_alone = True  # for throughput.choose_device
     return options
 
 
 def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
+    command.choose_device(options)
     options.inner = 1 if options.device == "cpu" else 16
-    before = timing.load_average()
-    if before[0] > 0.3 * timing.cores():
-        say(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
-    report: dict[str, Any] = {
-        "benchmark": "convolution",
-        "format": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "finished": False,
-        "machine": timing.machine(),
-        "load_average": {"before": before, "after": before},
-        "settings": {
+    load = command.load(say)
+    report = command.begin(
+        "convolution",
+        finished=False,
+        machine=timing.machine(),
+        load_average=load,
+        settings={
             **{name: getattr(options, name) for name in ("device", "dtype", "roles", "batches", "rounds", "quick")},
             "turn_s": options.turn,
             "limit_s": options.limit,
             "calls_a_step": options.inner,
         },
-        "cases": [],
-    }
-
-    def write() -> None:
-        files.write_text(Path(f"{options.out}.json"), json.dumps(report, indent=1, allow_nan=False) + "\n")
-        files.write_text(Path(f"{options.out}.md"), markdown(report))
-
+        cases=[],
+    )
+    write = functools.partial(command.write, report, options.out, markdown)
     write()  # a folder that cannot be written to is found before anything is measured
     for number, (name, size, batch) in enumerate(options.cases, 1):
         say(f"[{number}/{len(options.cases)}] {name} {size}, batch {batch}")
@@ -314,22 +288,9 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    try:
-        options = arguments(argv)
-        throughput.choose_device(options)
-        run(options, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the files hold the cases that were measured", file=sys.stderr)
-        return 130
-    print(f"{options.out}.json and {options.out}.md are written")
-    return 0
+main = functools.partial(command.main, arguments, run)
 
 
 if __name__ == "__main__":
-    throughput.own_process()
+    command.own_process()
     sys.exit(main())

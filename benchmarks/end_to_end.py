@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import prediction, timing
+from benchmarks import command, prediction, timing
+from benchmarks.command import Say
 from benchmarks.end_to_end_page import STAGES, markdown
-from ganomaly_jax import files
 from ganomaly_jax.errors import UserError
 
 WORKS = ("train", "predict")
 _DEFAULTS = {"config": str(timing.ROOT / "configs" / "mnist.py"), "files": 2000, "side": 256, "rounds": 5}
 _QUICK = {"config": str(timing.ROOT / "configs" / "smoke.py"), "files": 600, "side": 64, "rounds": 2}
 _SOME_FAILED = 3  # exit code of a verb that did its work, but for some inputs
-
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Ran:
         return found[0]
 
 
-def command(arguments: Sequence[str], say: Say = lambda line: None) -> Ran:
+def cli(arguments: Sequence[str], say: Say = lambda line: None) -> Ran:
     """Run `python -m ganomaly_jax.cli ...` in a process of its own.
 
     Raises:
@@ -136,14 +134,14 @@ def train(options: argparse.Namespace, workdir: Path, say: Say) -> dict[str, Any
     start_s = start_seconds()
     call = ["train", "--workdir", str(workdir), *options.flags]
     say("train and evaluate, compiling everything")
-    ran = command(call, say)
+    ran = cli(call, say)
     cold = stages(ran, workdir, start_s)
     say("evaluate again")
-    again = command(["evaluate", "--workdir", str(workdir)])
+    again = cli(["evaluate", "--workdir", str(workdir)])
     say("one step, with everything compiled")
     short = workdir.with_name("short")
     call = ["train", "--workdir", str(short), *options.flags, "--config.train.steps=1"]
-    warm = stages(command(call), short, start_s)
+    warm = stages(cli(call), short, start_s)
     warm["training"] = cold["training"]
     metrics, config = (json.loads((workdir / f"{name}.json").read_text("utf-8")) for name in ("metrics", "config"))
     trained = metrics["step"] * config["train"]["batch_size"]
@@ -166,14 +164,14 @@ def predict(options: argparse.Namespace, workdir: Path, scratch: Path, say: Say)
     """Files a second of the command, and of its parts in one process with one thread that decodes and with all."""
     if not workdir.exists():
         say("a detector of one step")
-        command(["train", "--workdir", str(workdir), *options.flags, "--config.train.steps=1"])
+        cli(["train", "--workdir", str(workdir), *options.flags, "--config.train.steps=1"])
     folder, out = scratch / "pictures", scratch / "predictions.csv"
     say(f"making {options.files} files of {options.side} x {options.side}")
     size = prediction.write_pictures(folder, options.files, options.side)
     call = ["predict", str(folder), "--workdir", str(workdir), "--out", str(out)]
-    command(call)  # the program may have to be compiled, the files be fetched from the disk
+    cli(call)  # the program may have to be compiled, the files be fetched from the disk
     say("predict")
-    ran = command(call)
+    ran = cli(call)
     say("its parts")
     given = {"workdir": str(workdir), "folder": str(folder), "out": str(out), "rounds": options.rounds}
     try:
@@ -192,10 +190,7 @@ def predict(options: argparse.Namespace, workdir: Path, scratch: Path, say: Say)
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked; `flags` is what `train` is given."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], allow_abbrev=False, epilog="--config.KEY=VALUE goes to `ganomaly train`"
-    )
-    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
+    parser = command.parser(__doc__, allow_abbrev=False, epilog="--config.KEY=VALUE goes to `ganomaly train`")
     parser.add_argument("--works", default="train,predict", help="of train, predict (default: both)")
     parser.add_argument("--config", help="what is trained (default: configs/mnist.py)")
     parser.add_argument("--source", help="the data, such as a folder of the four idx files (default: the config's)")
@@ -206,16 +201,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="turns with one thread and with all (default: 5)")
     parser.add_argument("--quick", action="store_true", help="does it run: configs/smoke.py, 600 small files, 2 rounds")
     options, rest = parser.parse_known_args(argv)
-    for name, value in (_QUICK if options.quick else _DEFAULTS).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    command.fill(options, _QUICK if options.quick else _DEFAULTS)
     options.works = options.works.split(",")
     if not set(options.works) <= set(WORKS):
         raise UserError(f"--works: got {','.join(options.works)}, wanted train, predict or train,predict")
-    for name in ("epochs", "images", "files", "side", "rounds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: got {value}, wanted 1 or more")
+    command.at_least(options, 1, "epochs", "images", "files", "side", "rounds")
     for word in rest:
         if not (word.startswith("--config.") and "=" in word):
             raise UserError(f"{word!r} is not understood; --help lists what is, and --config.KEY=VALUE goes to train")
@@ -228,24 +218,17 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure what is asked for and write the two files after each part; the report."""
-    before = timing.load_average()
-    if before[0] > 0.3 * timing.cores():
-        say(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
-    settings = ("works", "config", "source", "epochs", "images", "files", "side", "rounds", "quick", "flags")
+    load = command.load(say)
+    names = ("works", "config", "source", "epochs", "images", "files", "side", "rounds", "quick", "flags")
     try:
         found = timing.in_own_process("benchmarks.end_to_end:machine", {})
     except RuntimeError as error:
         raise UserError(f"JAX does not start: {error}") from None
-    report: dict[str, Any] = {
-        "benchmark": "end_to_end",
-        "format": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "finished": False,
-        "machine": found,
-        "load_average": {"before": before, "after": before},
-        "settings": {name: getattr(options, name) for name in settings},
-    }
-    _write(report, options.out)  # a folder that cannot be written to is found before anything is measured
+    settings = {name: getattr(options, name) for name in names}
+    report = command.begin("end_to_end", finished=False, machine=found, load_average=load, settings=settings)
+    # Without paths of this machine.
+    write = functools.partial(command.write, report, options.out, markdown, f"{timing.ROOT}{os.sep}")
+    write()  # a folder that cannot be written to is found before anything is measured
     # An empty cache of compiled programs: what this machine has compiled before takes no part.
     with (
         tempfile.TemporaryDirectory(prefix="end-to-end-") as scratch,
@@ -259,28 +242,11 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
                 report[work] = predict(options, workdir, Path(scratch), say)
             report["load_average"]["after"] = timing.load_average()
             report["finished"] = work == options.works[-1]
-            _write(report, options.out)
+            write()
     return report
 
 
-def _write(report: Mapping[str, Any], out: str) -> None:
-    for kind, text in (("json", json.dumps(report, indent=1, allow_nan=False) + "\n"), ("md", markdown(report))):
-        files.write_text(Path(f"{out}.{kind}"), text.replace(f"{timing.ROOT}{os.sep}", ""))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    try:
-        options = arguments(argv)
-        run(options, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the files hold the parts that were measured", file=sys.stderr)
-        return 130
-    print(f"{options.out}.json and {options.out}.md are written")
-    return 0
+main = functools.partial(command.main, arguments, run, stopped="the files hold the parts that were measured")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import command
+
 STAGES = ("start", "data", "compilation", "training", "calibration", "evaluation")
 _PREDICT_COLUMNS = "threads | files/s | listing | waiting for files | scoring | writing | device busy"
 _PREDICT_COLUMNS += " | device idle for want of files | CPU s of decoding"
@@ -12,14 +14,9 @@ _PREDICT_COLUMNS += " | device idle for want of files | CPU s of decoding"
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page."""
-    machine, settings, load = report["machine"], report["settings"], report["load_average"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    settings = report["settings"]
     lines = [
-        f"# End to end on {machine['jax']['device']} ({machine['processor']}, {machine['cores']} cores)",
-        "",
-        f"{report['date']}, commit {machine['commit'] or 'unknown'}; {versions}; load average {load['before'][0]} "
-        f"before, {load['after'][0]} after" + ("." if report["finished"] else ". Not finished."),
-        "",
+        *command.opening(report, "End to end"),
         f"`train {' '.join(settings['flags'])}`"
         + (", quick: figures of a trial, not to be quoted." * settings["quick"]),
     ]
@@ -34,8 +31,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             + (f", {rate:,.0f} images/s while training" if rate else "")
             + f"; `evaluate` alone: {found['evaluate_alone_s']:.1f} s.",
             "",
-            "| seconds | " + " | ".join(STAGES) + " | all |",
-            "|" + " --- |" * (len(STAGES) + 2),
+            *command.table(" | ".join(["seconds", *STAGES, "all"])),
         ]
         for name, key, total in (
             ("nothing compiled before", "stages_s", "total_s"),
@@ -45,7 +41,7 @@ def markdown(report: Mapping[str, Any]) -> str:
             lines.append(f"| {name} | {' | '.join(cells)} | {found[total]:.1f} |")
         lines += ["", "The training of the second row is that of the first; the rest is measured."]
     if found := report.get("predict"):
-        ratio, shape = found["ratio_all_to_one"], "x".join(map(str, found["shape"]))
+        shape = "x".join(map(str, found["shape"]))
         lines += [
             "",
             f"## `predict` of {found['files']:,} JPEG files: {found['command_files_per_s']:,.0f} files/s",
@@ -53,15 +49,14 @@ def markdown(report: Mapping[str, Any]) -> str:
             f"{found['side']} x {found['side']} in colour, {found['bytes_a_file'] / 1000:.1f} kB each, scored at "
             f"{shape}; the command took {found['command_s']:.1f} s, start included. The parts, in one process:",
             "",
-            f"| {_PREDICT_COLUMNS} |",
-            "|" + " --- |" * (_PREDICT_COLUMNS.count("|") + 1),
+            *command.table(_PREDICT_COLUMNS),
         ]
         for name, workers in found["workers"].items():
             parts, rate = found["parts"][name], found["files_per_s"][name]
             total = parts["total_s"]["median"]
             of = ("listing_s", "decoding_s", "scoring_s", "writing_s", "device_busy_s", "device_idle_for_decoding_s")
-            cells = [f"{rate['median']:,.0f} ({rate['min']:,.0f}-{rate['max']:,.0f})"]
+            cells = [command.extremes(rate, ",.0f")]
             cells += [f"{parts[part]['median'] / total:.0%}" for part in of]
             lines.append(f"| {workers} | {' | '.join(cells)} | {parts['decoding_cpu_s']['median']:.2f} |")
-        lines += ["", f"All threads / one: {ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})."]
+        lines += ["", f"All threads / one: {command.extremes(found['ratio_all_to_one'])}."]
     return "\n".join(lines) + "\n"

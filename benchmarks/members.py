@@ -8,8 +8,7 @@ writes NAME.json and NAME.md, after each case anew. README.md beside this file s
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from benchmarks import ours, throughput, timing
-from ganomaly_jax import chunk, files, ganomaly, preprocess
-from ganomaly_jax.errors import UserError
+from benchmarks import command, ours, timing
+from benchmarks.command import Say
+from ganomaly_jax import chunk, ganomaly, preprocess
 
 ALONE, LOOP, VMAP = "alone", "loop", "vmap"
 WORDS = {
@@ -33,7 +32,6 @@ WORDS = {
     LOOP: "one member after the other in one program, that of `train_members`",
     VMAP: "jax.vmap of the step over the members",
 }
-Say = Callable[[str], None]
 
 
 def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
@@ -128,20 +126,17 @@ def summarise(each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page."""
-    machine, settings, load = report["machine"], report["settings"], report["load_average"]
-    lines = [
-        f"# Members on {machine['jax']['device']} ({machine['processor']}, {machine['cores']} cores)",
-        "",
-        f"{report['date']}, commit {machine['commit'] or 'unknown'}; jax {machine['versions'].get('jax')}; "
+    settings = report["settings"]
+    about = (
         f"{'x'.join(map(str, settings['shape']))}, batch {settings['batch']}, {settings['features']} features, latent "
-        f"{settings['latent']}, float32; {settings['rounds']} rounds; load average {load['before'][0]} before, "
-        f"{load['after'][0]} after.",
-        "",
+        f"{settings['latent']}, float32; {settings['rounds']} rounds; "
+    )
+    lines = [
+        *command.opening(report, "Members", about, ["jax"]),
         "Milliseconds a member and step, median (quartiles); `x alone` is how many times as fast as one model alone, "
         "the median over the rounds (least to greatest).",
         "",
-        "| members | way | ms a member and step | x alone | images/s of all | compile s | program MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        *command.table("members | way | ms a member and step | x alone | images/s of all | compile s | program MiB"),
     ]
     for case in report["cases"]:
         for name in WORDS:
@@ -149,9 +144,9 @@ def markdown(report: Mapping[str, Any]) -> str:
                 lines.append(f"| {case['members']} | {name} | {case['left_out'].get(name, '-')} | - | - | - | - |")
                 continue
             ms, ratio = case["ms"][name], case["ratios"].get(name)
-            gain = f"{ratio['median']:.2f} ({ratio['min']:.2f}-{ratio['max']:.2f})" if ratio else "1"
+            gain = command.extremes(ratio) if ratio else "1"
             lines.append(
-                f"| {case['members']} | {name} | {ms['median']:.4g} ({ms['q1']:.4g}-{ms['q3']:.4g}) | {gain} | "
+                f"| {case['members']} | {name} | {command.quartiles(ms)} | {gain} | "
                 f"{1000 * settings['batch'] / ms['median']:,.0f} | {case['compile_s'][name]:.1f} | "
                 f"{case['program_bytes'][name] / 2**20:,.0f} |"
             )
@@ -160,8 +155,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
+    parser = command.parser(__doc__)
     parser.add_argument("--members", default="2,4,10,30", help="numbers of members, a case each (default: %(default)s)")
     parser.add_argument("--shape", default="32x32x1", help="HEIGHTxWIDTHxCHANNELS (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images a member and step (default: %(default)s)")
@@ -171,61 +165,34 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--turn", type=float, default=1.0, help="seconds of a turn, about (default: %(default)s)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "gpu"), help="default: JAX's own choice")
     options = parser.parse_args(argv)
-    options.shape = throughput.square(options.shape)
-    options.members = throughput.numbers(options.members, "--members")
-    for name, least in (("batch", 2), ("features", 1), ("latent", 1), ("rounds", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name}: got {getattr(options, name)}, wanted {least} or more")
-    if not options.turn > 0:
-        raise UserError(f"--turn: got {options.turn}, wanted more than 0 seconds")
-    options.ours_alone = True
+    options.shape = command.square(options.shape)
+    options.members = command.numbers(options.members, "--members")
+    command.at_least(options, 2, "batch")
+    command.at_least(options, 1, "features", "latent", "rounds")
+    command.seconds(options, "turn")
     return options
 
 
 def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
-    before = timing.load_average()
+    command.choose_device(options)
+    load = command.load()
     names = ("shape", "batch", "features", "latent", "rounds", "turn", "device")
-    report: dict[str, Any] = {
-        "benchmark": "members",
-        "format": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": timing.machine(),
-        "load_average": {"before": before, "after": before},
-        "settings": {name: getattr(options, name) for name in names},
-        "cases": [],
-    }
-    _write(report, options.out)
+    settings = {name: getattr(options, name) for name in names}
+    report = command.begin("members", machine=timing.machine(), load_average=load, settings=settings, cases=[])
+    command.write(report, options.out, markdown)
     for members in options.members:
         say(f"{members} members")
         report["cases"].append(measure(members, options, say))
         report["load_average"]["after"] = timing.load_average()
-        _write(report, options.out)
-        throughput.release()
+        command.write(report, options.out, markdown)
+        command.release()
     return report
 
 
-def _write(report: Mapping[str, Any], out: str) -> None:
-    files.write_text(Path(f"{out}.json"), json.dumps(report, indent=1, allow_nan=False) + "\n")
-    files.write_text(Path(f"{out}.md"), markdown(report))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    try:
-        options = arguments(argv)
-        throughput.choose_device(options)
-        run(options, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the files hold the cases that were measured", file=sys.stderr)
-        return 130
-    print(f"{options.out}.json and {options.out}.md are written")
-    return 0
+main = functools.partial(command.main, arguments, run)
 
 
 if __name__ == "__main__":
-    throughput.own_process()
+    command.own_process()
     sys.exit(main())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import command
+
 OURS, EAGER = "ours", "eager"
 _COLUMNS = (
     "work | shape | batch | ours ms | eager ms | tuned ms | tuned is | ours images/s | ours / eager | ours / tuned"
@@ -23,11 +25,10 @@ def row(case: Mapping[str, Any]) -> str:
     def milliseconds(name: str | None) -> str:
         if name not in sides:
             return case["left_out"].get(name, "-") if case["left_out"].get(name) == "out of memory" else "-"
-        ms = sides[name]["ms"]
-        return f"{ms['median']:.4g} ({ms['q1']:.4g}-{ms['q3']:.4g})"
+        return command.quartiles(sides[name]["ms"])
 
     def ratio(found: Mapping[str, float] | None) -> str:
-        return f"{found['median']:.2f} ({found['min']:.2f}-{found['max']:.2f})" if found else "-"
+        return command.extremes(found) if found else "-"
 
     def mebibytes(name: str | None) -> str:
         found = sides.get(name, {}).get("peak_memory")
@@ -48,29 +49,24 @@ def row(case: Mapping[str, Any]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The report as a page: device and versions, one table, what was left out."""
-    machine, settings = report["machine"], report["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    settings = report["settings"]
     peaks = [
         f"{library} {dtype} {rate / 1e12:.4g} TFLOP/s"
         for library, rates in report["matmul_flops_per_s"].items()
         for dtype, rate in rates.items()
     ]
-    before, after = report["load_average"]["before"], report["load_average"]["after"]
+    about = (
+        f"{settings['dtype']}, {settings['features']} features, latent {settings['latent']}; "
+        f"{settings['rounds']} rounds of turns of about {settings['turn_s']:g} s; "
+    )
     lines = [
-        f"# Throughput on {machine['jax']['device']} ({machine['processor']}, {machine['cores']} cores)",
-        "",
-        f"{report['date']}, commit {machine['commit'] or 'unknown'}; {versions}; {settings['dtype']}, "
-        f"{settings['features']} features, latent {settings['latent']}; {settings['rounds']} rounds of turns of about "
-        f"{settings['turn_s']:g} s; load average {before[0]} before, {after[0]} after"
-        + ("." if report["finished"] else ". Not finished."),
-        "",
+        *command.opening(report, "Throughput", about),
         f"Matmul peak as measured: {'; '.join(peaks)}.",
         "",
         "Milliseconds are medians with quartiles; a ratio is how many times as fast as the peer ours is, the median "
         "over the rounds with the least and the greatest.",
         "",
-        f"| {_COLUMNS} |",
-        "|" + " --- |" * (_COLUMNS.count("|") + 1),
+        *command.table(_COLUMNS),
         *(f"| {row(case)} |" for case in report["cases"]),
     ]
     reasons: dict[str, list[str]] = {}

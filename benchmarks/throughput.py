@@ -8,17 +8,10 @@ writes NAME.json and NAME.md, after each case anew. README.md beside this file s
 from __future__ import annotations
 
 import argparse
-import atexit
-import datetime
-import gc
+import functools
 import importlib.util
 import itertools
-import json
-import os
-import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,10 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
-
-from benchmarks import ours, table, timing
-from ganomaly_jax import files, ganomaly
+from benchmarks import command, ours, table, timing
+from benchmarks.command import Say
 from ganomaly_jax.errors import UserError
 
 OURS, EAGER = table.OURS, table.EAGER
@@ -39,8 +30,6 @@ SHAPES = "32x32x1,32x32x3,64x64x1,64x64x3,128x128x3"
 BATCHES = "1,64,256,1024"
 _DEFAULTS = {"shapes": SHAPES, "batches": BATCHES, "rounds": 5, "turn": 1.0, "memory": "all"}
 _QUICK = {"shapes": "32x32x1", "batches": "64", "rounds": 2, "turn": 0.1, "memory": "none"}
-
-Say = Callable[[str], None]
 
 
 def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
@@ -146,28 +135,9 @@ def summarise(batch: int, taken: Mapping[str, Sequence[float]], flops: float, pe
     }
 
 
-def square(text: str) -> tuple[int, int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
-    height, width, channels = map(int, found.groups()) if found else (0, 0, 0)
-    if height != width or not channels:
-        raise UserError(f"--shapes: got {text!r}, wanted square images as HEIGHTxWIDTHxCHANNELS, such as 32x32x1")
-    return ganomaly.Ganomaly((height, width, channels)).shape
-
-
-def numbers(text: str, option: str) -> list[int]:
-    try:
-        values = [int(value) for value in text.split(",")]
-    except ValueError:
-        values = [0]
-    if min(values) < 1:
-        raise UserError(f"{option}: got {text!r}, wanted numbers of images from 1 with commas between, such as 1,64")
-    return values
-
-
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
+    parser = command.parser(__doc__)
     parser.add_argument("--works", default="train,score", help="of train, score (default: both)")
     parser.add_argument("--shapes", help=f"HEIGHTxWIDTHxCHANNELS,... (default: {SHAPES})")
     parser.add_argument("--batches", help=f"images a step, a case each (default: {BATCHES})")
@@ -183,38 +153,23 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ours-alone", action="store_true", help="without PyTorch")
     parser.add_argument("--quick", action="store_true", help="does it run: 32x32x1, batch 64, 2 short rounds")
     options = parser.parse_args(argv)
-    for name, value in (_QUICK if options.quick else _DEFAULTS).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
-    options.shapes = [square(text) for text in options.shapes.split(",")]
-    options.batches = numbers(options.batches, "--batches")
+    command.fill(options, _QUICK if options.quick else _DEFAULTS)
+    options.shapes = [command.square(text) for text in options.shapes.split(",")]
+    options.batches = command.numbers(options.batches, "--batches")
     options.works = options.works.split(",")
-    for name, good, want in (
-        ("works", set(options.works) <= set(WORKS), "train, score or train,score"),
-        ("rounds", options.rounds >= 1, "1 or more"),
-        ("turn", options.turn > 0, "more than 0 seconds"),
-        ("limit", options.limit > 0, "more than 0 seconds"),
-        ("features", options.features >= 1, "1 or more"),
-        ("latent", options.latent >= 1, "1 or more"),
-    ):
-        if not good:
-            raise UserError(f"--{name}: got {getattr(options, name)}, wanted {want}")
+    if not set(options.works) <= set(WORKS):
+        raise UserError(f"--works: got {options.works}, wanted train, score or train,score")
+    command.at_least(options, 1, "rounds", "features", "latent")
+    command.seconds(options, "turn", "limit")
     every = {"all": options.batches, "none": []}
-    options.memory = every[options.memory] if options.memory in every else numbers(options.memory, "--memory")
+    options.memory = every[options.memory] if options.memory in every else command.numbers(options.memory, "--memory")
     return options
 
 
-def choose_device(options: argparse.Namespace) -> None:
-    """Set `options.device` to JAX's backend and `options.peer` to PyTorch's device, "" where it takes no part."""
-    if options.device == "cpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that measure memory
-        jax.config.update("jax_platforms", "cpu")
-    backend = jax.default_backend()
-    if options.device == "gpu" and backend != "gpu":
-        raise UserError(f"--device gpu: JAX finds none here, only {backend}; install jax[cuda13], or take --device cpu")
-    options.device, options.peer = backend, {"cpu": "cpu", "gpu": "cuda"}.get(backend, "")
-    if options.ours_alone or not options.peer:
-        options.peer = ""
+def choose_peer(options: argparse.Namespace) -> None:
+    """Set `options.peer` to PyTorch's device beside JAX's `options.device`, "" where it takes no part."""
+    options.peer = "" if options.ours_alone else {"cpu": "cpu", "gpu": "cuda"}.get(options.device, "")
+    if not options.peer:
         return
     if importlib.util.find_spec("torch") is None:
         raise UserError("PyTorch, the peer, is not installed: pip install torch, or measure --ours-alone")
@@ -229,13 +184,13 @@ def choose_device(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
+    command.choose_device(options)
+    choose_peer(options)
     variants: dict[str, str] = {}
     size = 2048 if options.device == "cpu" else 8192
     size = 256 if options.quick else size
     dtypes = ("float32", "bfloat16")
-    before = timing.load_average()
-    if before[0] > 0.3 * timing.cores():
-        say(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
+    load = command.load(say)
     options.peaks = {"jax": {dtype: timing.jax_matmul_peak(dtype, size) for dtype in dtypes}}
     if not options.peer:
         say("ours alone: PyTorch is left out, or has no such device")
@@ -244,25 +199,24 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
 
         variants = {name: peer.VARIANTS[name].words for name in (EAGER, *peer.tuned(options.peer))}
         options.peaks["torch"] = {dtype: timing.torch_matmul_peak(dtype, size, options.peer) for dtype in dtypes}
-    report: dict[str, Any] = {
-        "benchmark": "throughput",
-        "format": 1,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "finished": False,
-        "machine": timing.machine(),
-        "load_average": {"before": before, "after": before},
-        "settings": {
+    report = command.begin(
+        "throughput",
+        finished=False,
+        machine=timing.machine(),
+        load_average=load,
+        settings={
             **{name: getattr(options, name) for name in ("device", "dtype", "features", "latent", "rounds", "quick")},
             "turn_s": options.turn,
             "steps_a_call": ours.STEPS_A_CALL,
             "torch_compile": bool(options.peer) and not options.skip_compile,
             "variants": variants,
         },
-        "matmul_flops_per_s": options.peaks,
-        "matmul_size": size,
-        "cases": [],
-    }
-    _write(report, options.out)  # a folder that cannot be written to is found before anything is measured
+        matmul_flops_per_s=options.peaks,
+        matmul_size=size,
+        cases=[],
+    )
+    # Now: a folder that cannot be written to is found before anything is measured.
+    command.write(report, options.out, table.markdown)
     cases = list(itertools.product(options.works, options.shapes, options.batches))
     for number, (work, shape, batch) in enumerate(cases, 1):
         begin = time.perf_counter()
@@ -276,56 +230,17 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         report["cases"].append(case)
         report["finished"] = number == len(cases)
         report["load_average"]["after"] = timing.load_average()
-        _write(report, options.out)
+        command.write(report, options.out, table.markdown)
         found = [f"{k.removeprefix('ratio_')} {case[k]['median']:.2f}" for k in RATIOS if case.get(k)]
         took = time.perf_counter() - begin
         say(f"  {case['status']} in {took:.0f} s; ours / {', ours / '.join(found) or 'peer: not measured'}")
-        release()
+        command.release()
     return report
 
 
-def _write(report: Mapping[str, Any], out: str) -> None:
-    files.write_text(Path(f"{out}.json"), json.dumps(report, indent=1, allow_nan=False) + "\n")
-    files.write_text(Path(f"{out}.md"), table.markdown(report))
-
-
-def release() -> None:
-    """Give back what a case held: programs and memory of both libraries."""
-    jax.clear_caches()
-    torch = sys.modules.get("torch")
-    if torch and "torch._dynamo" in sys.modules:  # its import takes seconds
-        torch.compiler.reset()
-    gc.collect()
-    if torch and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code."""
-    try:
-        options = arguments(argv)
-        choose_device(options)
-        run(options, lambda line: print(line, flush=True))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the files hold the cases that were measured", file=sys.stderr)
-        return 130
-    print(f"{options.out}.json and {options.out}.md are written")
-    return 0
-
-
-def own_process() -> None:
-    """Of this process and its children: both libraries share the device's memory; nothing compiled earlier is used."""
-    scratch = tempfile.mkdtemp(prefix="throughput-")
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = scratch
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
-    jax.config.update("jax_enable_compilation_cache", False)
+main = functools.partial(command.main, arguments, run)
 
 
 if __name__ == "__main__":
-    own_process()
+    command.own_process()
     sys.exit(main())

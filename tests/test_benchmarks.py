@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT.parent / "shared" / "reference"
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import members, ours, table, throughput, timing  # noqa: E402
+from benchmarks import command, members, ours, table, throughput, timing  # noqa: E402
 from ganomaly_jax import chunk  # noqa: E402
 from ganomaly_jax.convert import from_pytorch  # noqa: E402
 from ganomaly_jax.ganomaly import Ganomaly  # noqa: E402
@@ -35,7 +35,7 @@ NAMES |= {"err_d": "discriminator"}
 def one_thread(monkeypatch):
     """The networks are so small that threads only wait for each other; and with one the sums have one order."""
     monkeypatch.setattr(timing, "cores", lambda: 1)
-    monkeypatch.setattr(throughput, "release", lambda: None)  # other tests go on with what is compiled
+    monkeypatch.setattr(command, "release", lambda: None)  # other tests go on with what is compiled
     if HAVE_TORCH:
         torch.set_num_threads(1)
 

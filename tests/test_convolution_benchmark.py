@@ -12,7 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import convolution, throughput, timing
+from benchmarks import command, convolution, timing
 from benchmarks.convolution_forms import ROLES, SIZES, Size, available, chosen
 from ganomaly_jax import convolution as layers
 
@@ -278,4 +278,4 @@ def test_a_quick_run_takes_the_smallest_size_of_each_role(tmp_path):
     assert [name for name, *_ in quick.cases] == list(ROLES)
     every = convolution.arguments(["--out", str(tmp_path)])
     assert len(every.cases) > 5 * len(quick.cases) and every.rounds > quick.rounds
-    assert throughput.numbers("1,8,64", "") == sorted({batch for *_, batch in every.cases})
+    assert command.numbers("1,8,64", "") == sorted({batch for *_, batch in every.cases})

@@ -69,10 +69,10 @@ def test_seconds_are_split_by_what_the_command_leaves(tmp_path):
 def test_a_command_that_fails_gives_its_own_sentence(tmp_path):
     said = []
     with pytest.raises(UserError, match=r"^`ganomaly predict` failed: .*nowhere does not exist.*$") as refused:
-        end_to_end.command(["predict", "a.png", "--workdir", str(tmp_path / "nowhere")], said.append)
+        end_to_end.cli(["predict", "a.png", "--workdir", str(tmp_path / "nowhere")], said.append)
     assert "\n" not in str(refused.value) and not said
     begin = time.time()
-    ran = end_to_end.command(["--version"], said.append)
+    ran = end_to_end.cli(["--version"], said.append)
     assert begin <= ran.begin <= ran.at("ganomaly-jax") <= ran.end and said == ["  " + ran.lines[0][1]]
 
 
@@ -123,7 +123,7 @@ def calls(monkeypatch):
     """The commands that were asked for, none of which runs."""
     made = []
 
-    def command(arguments, say=print):
+    def cli(arguments, say=print):
         made.append(arguments)
         if arguments[0] == "train":
             return fake_run(Path(arguments[arguments.index("--workdir") + 1]))
@@ -132,7 +132,7 @@ def calls(monkeypatch):
     def own_process(function, given, timeout_s=0):
         return {"machine": MACHINE, "ready": None, "measure": MEASURED}[function.partition(":")[2]]
 
-    monkeypatch.setattr(end_to_end, "command", command)
+    monkeypatch.setattr(end_to_end, "cli", cli)
     monkeypatch.setattr(end_to_end, "start_seconds", lambda: 2.0)
     monkeypatch.setattr(timing, "in_own_process", own_process)
     return made
