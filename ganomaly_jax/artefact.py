@@ -128,11 +128,19 @@ def _unless_unsupported() -> Iterator[None]:
             raise
 
 
+def temporary_path(parent: Path, name: str) -> Path:
+    """Where `temporary` makes its folder."""
+    return parent / f"{_TEMPORARY}{name}"
+
+
 @contextmanager
-def temporary(parent: Path) -> Iterator[Path]:
-    """A new folder in `parent`, locked while this process lives, removed at the end if it is still there."""
+def temporary(parent: Path, name: str = "") -> Iterator[Path]:
+    """A new folder in `parent`, locked while this process lives, removed at the end if it is still there.
+
+    With a name, which other processes know as well (`temporary_path`), nobody else may be writing one of that name.
+    """
     while True:
-        path = parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+        path = temporary_path(parent, name or secrets.token_hex(8))
         path.mkdir()
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         with suppress(OSError):  # Some network file systems have no locks: nothing is tidied there.

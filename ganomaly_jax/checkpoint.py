@@ -4,7 +4,8 @@ An artefact is a folder that is there whole or not at all: it is written beside 
 renamed. Reading checks every file against the manifest before Orbax opens one. A run's checkpoints are artefacts
 named by their step, `root/00000500`.
 
-Leaves are host arrays (numpy) on both sides; the caller puts them on devices.
+Leaves are host arrays (numpy) when read; the caller puts them on devices. Among several processes, which share the
+file system, all have to call what writes: each writes its own part of the arrays, process 0 everything else.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ import copy
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from orbax.checkpoint import v1 as ocp
 
 from ganomaly_jax import artefact
@@ -43,27 +46,87 @@ def write(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
       UserError: a full disk, no permission and the like; what was there before is intact.
       ValueError, TypeError: a tree or a meta that cannot be stored.
     """
+    if jax.process_count() > 1:
+        begin_together(directory, tree, meta)()
+        return
     arrays = {path: np.asarray(leaf) for path, leaf in _flatten(jax.device_get(tree)).items()}
+    text = _checked(arrays, meta)
+    target = Path(os.path.realpath(directory))
+    with _intact(directory, target), _begun(target, arrays) as folder:
+        _save_arrays(folder, _nest(arrays))
+        _sealed(folder, target, text)
+
+
+def begin_together(directory: Path, tree: Any, meta: dict[str, Any]) -> Callable[[], None]:
+    """`write` by all processes: begins it, and returns what ends it, which may be called in another thread.
+
+    What it begins with needs the devices, so no step may run in another thread meanwhile; the end does not.
+    """
+    arrays = _flatten(tree)
+    text = _checked(arrays, meta)
+    target = Path(os.path.realpath(directory))
+    folder = artefact.temporary_path(target.parent, f"{target.name}-together")
+    with ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(_intact(directory, target))
+            stack.enter_context(_begun(target, arrays, f"{target.name}-together"))
+        _meet(f"{target} begun")
+        # Copies: the next step may be given the memory of these to write into.
+        copies = _nest({path: jnp.copy(leaf) if isinstance(leaf, Array) else leaf for path, leaf in arrays.items()})
+        with _settings(set(range(jax.process_count()))):
+            response = ocp.save_async(folder / ARRAYS, copies, checkpointable_name=_STATE)
+        rest = stack.pop_all()
+
+    def end() -> None:
+        with rest:
+            response.result()
+            _meet(f"{target} written")
+            if jax.process_index() == 0:
+                _sealed(folder, target, text)
+        _meet(f"{target} done")
+
+    return end
+
+
+def _meet(name: str) -> None:
+    """Wait for the other processes, on the host alone: a step may run on the devices meanwhile."""
+    from orbax.checkpoint import multihost
+
+    multihost.sync_global_processes(name, processes=set(range(jax.process_count())))
+
+
+def _checked(arrays: dict[tuple[str, ...], Any], meta: dict[str, Any]) -> str:
     for path, array in arrays.items():
         if array.size == 0 or array.dtype.kind in "OSU":
             raise ValueError(f"{'/'.join(path)} is {_describe(array)}: wanted numbers, at least one")
-    text = json.dumps(meta, indent=1, allow_nan=False)
-    target = Path(os.path.realpath(directory))
+    return json.dumps(meta, indent=1, allow_nan=False)
+
+
+@contextmanager
+def _intact(directory: Path, target: Path) -> Iterator[None]:
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        artefact.tidy(target.parent)
-        with artefact.temporary(target.parent) as folder:
-            artefact.reserve(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
-            (folder / META).write_text(text)
-            _save_arrays(folder, _nest(arrays))
-            artefact.seal(folder)
-            artefact.sync(folder)
-            artefact.put(folder, target)
-            artefact.sync_one(target.parent)
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write {directory}: {error.strerror or error}; everything that was in {target.parent} is intact"
         ) from error
+
+
+@contextmanager
+def _begun(target: Path, arrays: dict[tuple[str, ...], Any], name: str = "") -> Iterator[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    artefact.tidy(target.parent)
+    with artefact.temporary(target.parent, name) as folder:
+        artefact.reserve(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
+        yield folder
+
+
+def _sealed(folder: Path, target: Path, text: str) -> None:
+    (folder / META).write_text(text)
+    artefact.seal(folder)
+    artefact.sync(folder)
+    artefact.put(folder, target)
+    artefact.sync_one(target.parent)
 
 
 def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -85,8 +148,11 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     with artefact.reading(directory):
         try:
             meta = json.loads((directory / META).read_bytes())
-            with _plain(directory) as folder:
-                nested = ocp.load(folder / ARRAYS, checkpointable_name=_STATE)
+            # Each process for itself, and as numpy whatever the devices were that it was written from.
+            with _plain(directory) as folder, _settings({jax.process_index()}):
+                held: Any = ocp.metadata(folder / ARRAYS, checkpointable_name=_STATE).metadata
+                arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), held)
+                nested = ocp.load(folder / ARRAYS, arrays, checkpointable_name=_STATE)
         except OSError:
             raise
         except Exception as error:
@@ -105,8 +171,12 @@ def save(root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> N
     """
     root = Path(root)
     write(_folder(root, step), tree, meta)
+    _thin(root, step, keep)
+
+
+def _thin(root: Path, step: int, keep: int) -> None:
     older = [number for number in steps(root) if number < step]
-    for number in older[: max(0, len(older) - (keep - 1))]:
+    for number in older[: max(0, len(older) - (keep - 1))] if jax.process_index() == 0 else ():
         artefact.delete(_folder(root, number))
 
 
@@ -183,6 +253,15 @@ class Saver:
     def save(self, root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> None:
         """As the function `save`; returns once the arrays are on the host and the save before this one is done."""
         self.wait()
+        if jax.process_count() > 1:
+            end = begin_together(_folder(root, step), tree, meta)
+
+            def finish() -> None:
+                end()
+                _thin(root, step, keep)
+
+            self._pending = self._worker.submit(finish)
+            return
         # On the CPU device_get gives views of buffers that the next step may be given to write into.
         host = jax.tree.map(np.array, jax.device_get(tree))
         self._pending = self._worker.submit(save, root, step, host, copy.deepcopy(meta), keep)
@@ -268,13 +347,21 @@ def _describe(leaf: Any) -> str:
     return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def _save_arrays(folder: Path, nested: dict[str, Any]) -> None:
+@contextmanager
+def _settings(processes: set[int]) -> Iterator[None]:
     context = ocp.Context()
+    context.multiprocessing.active_processes = processes
+    context.multiprocessing.primary_host = min(processes)
     # Trained weights do not compress (8 %), and it would take as long as the rest of a save.
     context.array.saving.use_compression = False
     context.memory.deepcopy_host_arrays = False
+    with context:
+        yield
+
+
+def _save_arrays(folder: Path, nested: dict[str, Any]) -> None:
     try:
-        with context, _plain(folder) as plain:
+        with _settings({jax.process_index()}), _plain(folder) as plain:
             ocp.save(plain / ARRAYS, nested, checkpointable_name=_STATE)
     except Exception as error:
         # TensorStore reports errors of the system as text.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax import __version__, config
-from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
+from ganomaly_jax.errors import DamagedError, DivergedError, LostError, StoppedError, UserError
 
 if TYPE_CHECKING:
     from ganomaly_jax.data import Dataset
@@ -38,8 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _with_huge_pages(vars(given).pop("huge_pages", False))
         _prepare()
         return verb(given, overrides)
-    except (UserError, DivergedError, DamagedError, StoppedError) as error:
+    except (UserError, DivergedError, DamagedError, StoppedError, LostError) as error:
         print(f"ganomaly: {error}", file=sys.stderr)
+        if getattr(given, "distributed", False):
+            _leave(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("ganomaly: interrupted", file=sys.stderr)
@@ -75,6 +77,23 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", required=True, help="the run's folder; an unfinished run in it goes on")
     train.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     train.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+    train.add_argument(
+        "--fall-back", action="store_true", help="where the last checkpoint is damaged, go on from the one before it"
+    )
+    several = train.add_argument_group("several processes", "each starts the same command; see docs/pods.md")
+    several.add_argument("--distributed", action="store_true", help="join the processes that the cluster started")
+    several.add_argument(
+        "--coordinator-address", default="", metavar="HOST:PORT", help="of process 0, where it must be said"
+    )
+    several.add_argument("--num-processes", type=int, default=0, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, default=-1, metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--wait",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="how long to wait for all of them (default %(default)s)",
+    )
 
     evaluate = verb("evaluate", _evaluate, "score the test set of a run: metrics, curves, worst cases, report")
     evaluate.add_argument("--workdir", required=True, help="the folder of a finished run")
@@ -88,9 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
     predict = verb("predict", _predict, "a verdict for each image file")
-    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them; ray: shards too")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    predict.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
+    predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
+    predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
     for working in (demo, train, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
@@ -209,17 +231,36 @@ def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
     config.check(settings)
+    _join(given)
     if config.has_members(settings):
-        return _train_members(settings, given.workdir)
-    _train_and_evaluate(settings, given.workdir)
+        return _train_members(settings, given.workdir, given.fall_back)
+    _train_and_evaluate(settings, given.workdir, given.fall_back)
     return 0
 
 
-def _train_members(settings: config.Config, workdir: str) -> int:
+def _join(given: argparse.Namespace) -> None:
+    """Join the other processes, where there shall be any."""
+    asked = given.coordinator_address or given.num_processes or given.process_id >= 0
+    given.distributed = bool(given.distributed or asked)
+    if given.wait < 1:
+        raise UserError(f"--wait {given.wait}: wanted 1 second or more")
+    if given.distributed:
+        from ganomaly_jax import hosts
+
+        hosts.start(given.coordinator_address, given.num_processes, given.process_id, given.wait)
+
+
+def _leave(code: int) -> None:
+    from ganomaly_jax import hosts
+
+    hosts.leave(code)
+
+
+def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> int:
     from ganomaly_jax import sources, training
 
     dataset = sources.read(settings.data, progress=True)
-    training.train_members(settings, workdir, dataset, say=lambda line: print(line, flush=True))
+    training.train_members(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
     return _show_members(workdir, own=dataset)
 
 
@@ -251,14 +292,18 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
-def _train_and_evaluate(settings: config.Config, workdir: str) -> Evaluation | None:
-    from ganomaly_jax import sources, training
+def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
+    from ganomaly_jax import hosts, sources, training
 
     config.check(settings)
-    dataset = sources.load(settings.data, progress=True)
-    scorer = training.train(settings, workdir, dataset, say=lambda line: print(line, flush=True))
-    print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-    return _show_evaluation(workdir, own=dataset)
+    dataset = sources.load(settings.data, progress=hosts.first())
+    scorer = training.train(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+
+    def evaluate() -> Evaluation:
+        print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+        return _show_evaluation(workdir, own=dataset)
+
+    return hosts.together(evaluate)
 
 
 def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -303,6 +348,10 @@ def _show_evaluation(
 
 def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_left(rest)
+    if given.engine == "ray":
+        return _predict_on_ray(given)
+    if given.workers is not None or given.address is not None:
+        raise UserError("--workers and --address belong to --engine ray")
     from ganomaly_jax import evaluation, images, scorer
 
     judge = scorer.load(given.workdir)
@@ -324,6 +373,26 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return _SOME_FAILED if counts["invalid"] else 0
+
+
+def _predict_on_ray(given: argparse.Namespace) -> int:
+    if not given.out:
+        raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
+    from ganomaly_jax import ray_engine
+
+    found = ray_engine.predict(
+        given.workdir,
+        given.paths,
+        given.out,
+        given.workers or 0,
+        given.address or "",
+        say=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
+    )
+    if found.kept:
+        print(f"{found.kept} of {found.parts} parts were scored already")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
+    print(f"{counts}; rows in {found.parts} Parquet files in {given.out}")
+    return _SOME_FAILED if found.counts["invalid"] else 0
 
 
 def _table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:

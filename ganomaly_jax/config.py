@@ -103,6 +103,14 @@ class Mesh:
 
     devices: int = 0
     """Local devices to use; 0: all of them. One model spreads each batch over them; members are dealt out."""
+    transform: str = "shard_map"
+    """How the step is spread: `shard_map`, or `pmap`, its elder (within one process)."""
+    batch_norm_group: int = 0
+    """Devices that pool their batches for batch norm; 0: all of them; 1: each its own, so that with 64 images a device
+    it normalises as the paper does."""
+    shard_from: int = 0
+    """Weights and optimiser states of arrays with at least so many elements are divided over the devices; 0: each
+    device holds all of them."""
 
 
 @dataclasses.dataclass
@@ -147,7 +155,8 @@ class Config:
 # never what a step computes.
 MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.log_every"}
-    | {"train.picture_every", "mesh.devices", "data.source"}  # moved data are the same data: their hash is compared
+    | {"train.picture_every", "mesh.devices", "mesh.transform", "mesh.shard_from"}
+    | {"data.source"}  # moved data are the same data: their hash is compared
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
 
@@ -243,7 +252,11 @@ def check(config: Config) -> None:
     refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
     for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
-    for path in ("train.steps", "train.picture_every", "evaluate.worst", "mesh.devices"):
+    refuse_unless(config.mesh.transform in ("shard_map", "pmap"), "mesh.transform", "'shard_map' or 'pmap'")
+    for path in (
+        *("train.steps", "train.picture_every", "evaluate.worst"),
+        *("mesh.devices", "mesh.batch_norm_group", "mesh.shard_from"),
+    ):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
     # A side that is left to the data becomes 32 at least.
     room = min(config.data.height or 32, config.data.width or 32) // 2

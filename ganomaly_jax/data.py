@@ -19,6 +19,10 @@ NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
 
 
+# Streams of random numbers beside that of the split, which is (seed, 1); a trailing zero would make no other one.
+_PLACES, _EPOCHS = (1, 1), 2
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
     """Images of one size, and what their source says of them."""
@@ -225,29 +229,50 @@ def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
     return low, high
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """int32 `[n]`: the order of n training images in one epoch; it follows from seed and epoch alone."""
-    return np.random.default_rng((seed, epoch)).permutation(n).astype(np.int32)
+def columns(seed: int, n: int, batch_size: int) -> np.ndarray:
+    """int64 `[batch_size, ceil(n / batch_size)]`: the images, of n, that each place in a batch draws from.
+
+    Drawn once a run. A place keeps its images, so that a device or a process needs only those of its own places, and
+    the order of a training depends on neither their number. Where n is no multiple, the last of a row fills it up.
+
+    Raises:
+      UserError: fewer images than one batch.
+    """
+    if n < batch_size:
+        raise UserError(f"{n} training images are fewer than one batch of {batch_size}: lower train.batch_size")
+    order = np.random.default_rng((seed, *_PLACES)).permutation(n)
+    return np.resize(order, -(-n // batch_size) * batch_size).reshape(-1, batch_size).T
+
+
+def batch_rows(seed: int, n: int, batch_size: int, start_step: int, count: int) -> np.ndarray:
+    """int32 `[count, batch_size]`: which of its `columns` each place takes in steps start_step ... + count - 1.
+
+    It follows from seed and epoch alone. An epoch has n // batch_size steps and takes no image twice; what does not
+    fill a batch is another part in every epoch.
+    """
+    steps, longest = n // batch_size, -(-n // batch_size)
+    if not count:
+        return np.empty((0, batch_size), np.int32)
+    epochs = range(start_step // steps, (start_step + count - 1) // steps + 1)
+    orders = []
+    for epoch in epochs:
+        keys = np.random.default_rng((seed, _EPOCHS, epoch)).random((longest, batch_size))
+        if longest > steps:
+            keys[-1, n - steps * batch_size :] = np.inf  # these only fill up
+        orders.append(keys.argsort(axis=0, kind="stable")[:steps])
+    begin = start_step - epochs[0] * steps
+    return np.concatenate(orders)[begin : begin + count].astype(np.int32)
 
 
 def batch_indices(seed: int, n: int, batch_size: int, start_step: int, count: int) -> np.ndarray:
     """int32 `[count, batch_size]`: which of n training images steps start_step ... start_step + count - 1 take.
 
-    An epoch has n // batch_size steps; its incomplete last batch is dropped.
-
     Raises:
       UserError: fewer images than one batch.
     """
-    steps = n // batch_size
-    if not steps:
-        raise UserError(f"{n} training images are fewer than one batch of {batch_size}: lower train.batch_size")
-    if not count:
-        return np.empty((0, batch_size), np.int32)
-    first, last = start_step // steps, (start_step + count - 1) // steps
-    used = steps * batch_size
-    order = np.concatenate([epoch_order(seed, epoch, n)[:used] for epoch in range(first, last + 1)])
-    begin = start_step - first * steps
-    return order.reshape(-1, batch_size)[begin : begin + count]
+    places = columns(seed, n, batch_size)
+    rows = batch_rows(seed, n, batch_size, start_step, count)
+    return places[np.arange(batch_size), rows].astype(np.int32)
 
 
 def content_hash(dataset: Dataset) -> str:

@@ -28,6 +28,10 @@ class Detector(Protocol):
     def shape(self) -> tuple[int, ...]:
         """(H, W, C) of one input."""
 
+    @property
+    def axis_name(self) -> str | None:
+        """The mapped axis that `update` averages over; None where it sees the whole batch."""
+
     def init(self, key: Array) -> TrainState:
         """Fresh weights from a PRNG key."""
 

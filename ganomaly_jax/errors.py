@@ -31,3 +31,9 @@ class StoppedError(RuntimeError):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+class LostError(RuntimeError):
+    """Another process of the same training is gone."""
+
+    exit_code = 1

@@ -12,7 +12,7 @@ import optax
 from jax import Array, lax
 
 from ganomaly_jax import losses, networks
-from ganomaly_jax.config import Config, Evaluate, Loss, Model, Optimizer
+from ganomaly_jax.config import Config, Evaluate, Loss, Mesh, Model, Optimizer
 from ganomaly_jax.detector import TrainState
 from ganomaly_jax.errors import UserError
 
@@ -25,9 +25,10 @@ class Ganomaly:
     """Detector for images of `shape` (H, W, C): H and W powers of two from 16 to 256, any C.
 
     Images are [B, H, W, C] floating point in [-1, 1], the range of the decoder's tanh. `axis_name` names the mapped
-    axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged and batch
-    norm is synchronised over it. With `compute_dtype` "bfloat16" the convolutions compute in that, otherwise in
-    `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case.
+    axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged over it, and
+    batch norm pools the batches of all devices, or with `batch_norm_group` of so many neighbours (1: each its own, so
+    that a device's batch is normalised as the paper's is). With `compute_dtype` "bfloat16" the convolutions compute in
+    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case.
 
     Raises:
       UserError: a shape, size, score or type that cannot work.
@@ -46,6 +47,7 @@ class Ganomaly:
     epsilon: float = Optimizer.epsilon
     score_distance: str = Evaluate.score
     axis_name: str | None = None
+    batch_norm_group: int = Mesh.batch_norm_group
     param_dtype: Any = jnp.float32
     compute_dtype: str = Model.dtype
 
@@ -56,7 +58,7 @@ class Ganomaly:
                 f"shape {tuple(self.shape)}: wanted (height, width, channels), height and width each one of {sides} "
                 "and at least one channel; resize the images, or let preprocess.fit_image do it"
             )
-        for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0)):
+        for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0), ("batch_norm_group", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: wanted at least {least}")
         if self.score_distance not in ("squared", "l1"):
@@ -75,7 +77,8 @@ class Ganomaly:
     @property
     def _sizes_and_types(self) -> tuple[Any, ...]:
         dtype = jnp.bfloat16 if self.compute_dtype == "bfloat16" else self.param_dtype
-        return self.features, self.extra_layers, self.axis_name, self.param_dtype, dtype
+        replicas = networks.Replicas(self.axis_name, self.batch_norm_group) if self.axis_name else None
+        return self.features, self.extra_layers, replicas, self.param_dtype, dtype
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -240,5 +243,6 @@ def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
         epsilon=config.optimizer.epsilon,
         score_distance=config.evaluate.score,
         axis_name=axis_name,
+        batch_norm_group=config.mesh.batch_norm_group,
         compute_dtype=config.model.dtype,
     )

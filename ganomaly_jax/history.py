@@ -16,13 +16,19 @@ _SHORT = ("adv", "con", "enc", "G", "D")  # the losses on the progress line
 
 
 class History:
-    """`history.jsonl`: a line every few steps with the mean losses of those; lines beyond a resumed step go."""
+    """`history.jsonl`: a line every few steps with the mean losses of those; lines beyond a resumed step go.
 
-    def __init__(self, path: Path, step: int, epoch_steps: int, every: int) -> None:
+    Without a path nothing is written.
+    """
+
+    def __init__(self, path: Path | None, step: int, epoch_steps: int, every: int) -> None:
         self._epoch_steps, self._every = epoch_steps, every
         self._window: list[np.ndarray] = []
         self._step, self._last = step, np.full(len(LOSSES), np.nan)
         self._speed = 0.0
+        self._file = None
+        if path is None:
+            return
         kept = []
         try:
             if path.exists():
@@ -55,6 +61,8 @@ class History:
         values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
         values |= {"images_per_second": round(self._speed, 1)}
         values |= {name: float(value) for name, value in zip(LOSSES, self._last, strict=True)}
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(values, allow_nan=False) + "\n")
         except OSError as error:
@@ -70,4 +78,5 @@ class History:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import checkpoint, config, data, run
+from ganomaly_jax import checkpoint, config, data, hosts, run
 from ganomaly_jax.chunk import LOSSES, STEPS_A_CALL
 from ganomaly_jax.config import Config
 from ganomaly_jax.detector import TrainState
@@ -52,12 +53,21 @@ class Course:
     def epoch_steps(self) -> int:
         return self.images // self.run.config.train.batch_size
 
-    def index(self, step: int, count: int) -> np.ndarray:
-        """int32 [STEPS_A_CALL, B]: what the next `count` steps take of the training part, and zeros."""
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        """int64 [B, images / B]: which images of the training part each place in a batch draws from."""
+        return data.columns(self.run.config.seed, self.images, self.run.config.train.batch_size)
+
+    def rows(self, step: int, count: int) -> np.ndarray:
+        """int32 [STEPS_A_CALL, B]: which of its `places` each place takes in the next `count` steps, and zeros."""
         settings = self.run.config
-        index = np.zeros((STEPS_A_CALL, settings.train.batch_size), np.int32)
-        index[:count] = data.batch_indices(settings.seed, self.images, settings.train.batch_size, step, count)
-        return index
+        rows = np.zeros((STEPS_A_CALL, settings.train.batch_size), np.int32)
+        rows[:count] = data.batch_rows(settings.seed, self.images, settings.train.batch_size, step, count)
+        return rows
+
+    def index(self, step: int, count: int) -> np.ndarray:
+        """int32 [STEPS_A_CALL, B]: the same as indices into the training part."""
+        return self.places[np.arange(len(self.places)), self.rows(step, count)].astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,12 +119,13 @@ def advance(
 
     with ExitStack() as stack:
         saver = stack.enter_context(checkpoint.Saver())
-        progress = stack.enter_context(Progress(last, step, "step"))
-        stopped = stack.enter_context(_signals())
-        histories = [
-            stack.enter_context(History(course.folder / HISTORY, int(first), course.epoch_steps, settings.log_every))
-            for course, first in zip(courses, at, strict=True)
-        ]
+        here = hosts.first()
+        progress = stack.enter_context(Progress(last, step, "step", quiet=not here))
+        came = stack.enter_context(_signals())
+        histories = []
+        for course, first in zip(courses, at, strict=True):
+            path = course.folder / HISTORY if here else None
+            histories.append(stack.enter_context(History(path, int(first), course.epoch_steps, settings.log_every)))
 
         def fetch(waiting: tuple[int, np.ndarray, np.ndarray, Array] | None) -> None:
             if waiting is None:
@@ -132,7 +143,13 @@ def advance(
             shown = histories[int(alive.argmax())].line(rate * batch * len(courses))
             progress.update(done, f"{courses[int(alive.argmax())].name}: {shown}" if together else shown)
 
+        def asked() -> tuple[int, int]:
+            """(steps that a call takes, the signal that came or 0), so that all processes run the same calls."""
+            said = hosts.agree(np.array([count, came[0] if came else 0], np.int32))
+            return int(said[0, 0]), int(said[:, 1].max())
+
         began = time.monotonic()
+        count, stopped = asked()
         while step < last and not stopped:
             to_save = settings.save_every - step % settings.save_every
             to_picture = picture_steps - step % picture_steps if picture_steps else last
@@ -160,6 +177,7 @@ def advance(
                 saved = step
             if to_draw and draw:
                 draw(step // courses[0].epoch_steps, state)
+            count, stopped = asked()
         fetch(pending)
         for history in histories:
             history.flush()
@@ -167,8 +185,8 @@ def advance(
             save(step)
     if stopped:
         raise StoppedError(
-            f"stopped by {signal.Signals(stopped[0]).name} at step {step:,} of {last:,}; saved, run it again to go on",
-            stopped[0],
+            f"stopped by {signal.Signals(stopped).name} at step {step:,} of {last:,}; saved, run it again to go on",
+            stopped,
         )
     return state
 

@@ -9,7 +9,7 @@ have `param_dtype`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -29,6 +29,19 @@ def _scale_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) ->
 def halvings(height: int, width: int) -> int:
     """How often the encoder halves the map: until the smaller side is 4."""
     return min(height, width).bit_length() - 3
+
+
+class Replicas(NamedTuple):
+    """The mapped axis along which replicas lie, and how many neighbours pool their statistics (0: all of them)."""
+
+    axis: str
+    group: int = 0
+
+    def mean(self, x: Array) -> Array:
+        """Over the replicas of the own group."""
+        size = lax.axis_size(self.axis)
+        groups = [list(range(i, i + self.group)) for i in range(0, size, self.group)] if self.group else None
+        return lax.pmean(x, self.axis, axis_index_groups=groups)
 
 
 class Layer(nn.Module):
@@ -52,10 +65,11 @@ class BatchNorm(nn.Module):
     """Batch normalisation over all axes but the last, with PyTorch's running statistics.
 
     running <- 0.9 running + 0.1 batch, the batch variance unbiased there (n / (n - 1)) and biased in the normalisation;
-    Flax's own keeps the biased one. With `axis_name` the statistics are those of the whole batch over that mapped axis.
+    Flax's own keeps the biased one. With `replicas` the statistics are those of the batch of a whole group, and the
+    running ones move by their mean over all groups, so that every replica holds the same.
     """
 
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
     param_dtype: Any = jnp.float32
@@ -73,16 +87,18 @@ class BatchNorm(nn.Module):
             axes = tuple(range(x.ndim - 1))
             count = x.size // x.shape[-1]
             mean, var = jnp.mean(x, axes), jnp.var(x, axes)
-            if self.axis_name is not None:
-                count *= lax.axis_size(self.axis_name)
+            if self.replicas is not None:
+                count *= self.replicas.group or lax.axis_size(self.replicas.axis)
                 local = mean
-                mean = lax.pmean(local, self.axis_name)
-                var = lax.pmean(var + jnp.square(local - mean), self.axis_name)
+                mean = self.replicas.mean(local)
+                var = self.replicas.mean(var + jnp.square(local - mean))
             if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
+                moments = lax.stop_gradient((mean, var * (count / (count - 1))))
+                if self.replicas is not None and self.replicas.group:
+                    moments = lax.pmean(moments, self.replicas.axis)
                 keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(mean)
-                running_var.value = keep * running_var.value + (1 - keep) * lax.stop_gradient(unbiased)
+                running_mean.value = keep * running_mean.value + (1 - keep) * moments[0]
+                running_var.value = keep * running_var.value + (1 - keep) * moments[1]
         # Subtracted first: folding the mean into the bias rounds more, and values near 0 cross the kink of the ReLU.
         return (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
 
@@ -96,7 +112,7 @@ class Pyramid(nn.Module):
 
     features: int
     extra_layers: int = 0
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
 
@@ -108,11 +124,11 @@ class Pyramid(nn.Module):
         x = _leaky_relu(Layer(convolution.downsample, (4, 4), channels, *types, name="initial")(x))
         for i in range(self.extra_layers):
             x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
+            x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
         for i in range(count - 1):
             channels *= 2
             x = Layer(convolution.downsample, (4, 4), channels, *types, name=f"down_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"down_{i}_norm")(x, train))
+            x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"down_{i}_norm")(x, train))
         return x
 
 
@@ -122,14 +138,14 @@ class Encoder(nn.Module):
     latent_size: int
     features: int
     extra_layers: int = 0
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         types = (self.param_dtype, self.dtype)
-        maps = Pyramid(self.features, self.extra_layers, self.axis_name, *types, name="pyramid")(x, train)
+        maps = Pyramid(self.features, self.extra_layers, self.replicas, *types, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
         z = Layer(convolution.collapse, size, self.latent_size, *types, name="head")(maps)
         return z.astype(self.param_dtype)
@@ -141,7 +157,7 @@ class Decoder(nn.Module):
     shape: tuple[int, int, int]
     features: int
     extra_layers: int = 0
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
 
@@ -153,14 +169,14 @@ class Decoder(nn.Module):
         channels = self.features * 2 ** (count - 1)
         size = (height >> count, width >> count)
         x = Layer(convolution.expand, size, channels, *types, name="head")(z)
-        x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name="head_norm")(x, train))
+        x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name="head_norm")(x, train))
         for i in range(count - 1):
             channels //= 2
             x = Layer(convolution.upsample, (4, 4), channels, *types, name=f"up_{i}")(x)
-            x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"up_{i}_norm")(x, train))
+            x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"up_{i}_norm")(x, train))
         for i in range(self.extra_layers):
             x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
-            x = nn.relu(BatchNorm(self.axis_name, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
+            x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
         x = Layer(convolution.upsample, (4, 4), image_channels, *types, name="final")(x)
         return jnp.tanh(x.astype(self.param_dtype))
 
@@ -172,12 +188,12 @@ class Generator(nn.Module):
     latent_size: int
     features: int
     extra_layers: int = 0
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
 
     def setup(self) -> None:
-        sizes = (self.features, self.extra_layers, self.axis_name, self.param_dtype, self.dtype)
+        sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype)
         self.encoder = Encoder(self.latent_size, *sizes)
         self.decoder = Decoder(self.shape, *sizes)
         self.reencoder = Encoder(self.latent_size, *sizes)
@@ -193,14 +209,14 @@ class Discriminator(nn.Module):
 
     features: int
     extra_layers: int = 0
-    axis_name: str | None = None
+    replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
         types = (self.param_dtype, self.dtype)
-        maps = Pyramid(self.features, self.extra_layers, self.axis_name, *types, name="pyramid")(x, train)
+        maps = Pyramid(self.features, self.extra_layers, self.replicas, *types, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
         logits = Layer(convolution.collapse, size, 1, *types, name="head")(maps)[:, 0]
         return maps, logits.astype(self.param_dtype)

@@ -11,13 +11,13 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """A bar (tqdm, on standard error) or lines (standard output); `update` as often as you like."""
+    """A bar (tqdm, on standard error) or lines (standard output); `update` as often as you like. `quiet`: neither."""
 
-    def __init__(self, total: int, done: int, unit: str) -> None:
-        self._total, self._unit = total, unit
+    def __init__(self, total: int, done: int, unit: str, quiet: bool = False) -> None:
+        self._total, self._unit, self._quiet = total, unit, quiet
         self._last = time.monotonic() if done else 0.0
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             try:
                 from tqdm import tqdm
             except ImportError:
@@ -29,7 +29,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif done == self._total or time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES:
+        elif not self._quiet and (done == self._total or time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES):
             self._last = time.monotonic()
             print(f"{self._unit} {done}/{self._total}  {text}", flush=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from ganomaly_jax import (
     config,
     data,
     ganomaly,
+    hosts,
     loop,
     members,
     pictures,
@@ -33,9 +35,9 @@ from ganomaly_jax import (
     sources,
 )
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
-from ganomaly_jax.config import Config
+from ganomaly_jax.config import Config, Mesh
 from ganomaly_jax.detector import Detector, TrainState
-from ganomaly_jax.errors import UserError
+from ganomaly_jax.errors import LostError, UserError
 from ganomaly_jax.loop import CHECKPOINTS, Course, Program, Say
 from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Scorer
@@ -43,7 +45,9 @@ from ganomaly_jax.scorer import Scorer
 _PICTURED = 16
 
 
-def train(settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print) -> Scorer:
+def train(
+    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print, fall_back: bool = False
+) -> Scorer:
     """Train a detector in the folder `workdir`, or go on with the one in it, and calibrate it.
 
     Args:
@@ -52,25 +56,35 @@ def train(settings: Config, workdir: str | os.PathLike[str], arrays: Any = None,
         goes on from its last checkpoint, bit for bit as if it had never stopped.
       arrays: in place of `data.source`: images [N, H, W(, C)] or (images, labels), labels 0 normal, 1 anomalous.
       say: takes the few lines that are printed.
+      fall_back: where the last checkpoint is damaged, go on from the one before it, and say so.
+
+    Among several processes (`hosts.start`) all call this with the same arguments on the same data, and share the file
+    system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
 
     Returns:
       The calibrated scorer, which `load(workdir)` reads again.
 
     Raises:
-      UserError: configuration, data or folder that cannot be used.
+      UserError: configuration, data or folder that cannot be used, or not the same in all processes.
       DivergedError: a loss or weight became NaN or infinite; the last finite checkpoint is kept.
       DamagedError: the checkpoint to go on from is damaged.
       StoppedError: SIGINT or SIGTERM came; the state is saved.
+      LostError: another process is gone.
     """
     if config.has_members(settings):
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
     workdir = Path(workdir)
-    mesh = sharding.local_mesh(settings.mesh.devices)
-    this = run.resolve(settings, arrays, mesh.size, progress=True)
+    mesh = sharding.global_mesh(settings.mesh.devices)
+    if not hosts.first():
+        say = _silent
+    this = run.resolve(settings, arrays, mesh.size, progress=hosts.first())
     sharding.check_batch(this.config.train.batch_size, mesh)
-    environment = _open(workdir, this, data.content_hash(this.dataset))
-    detector = ganomaly.from_config(this.config, sharding.axis_name(mesh))
-    state = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)))
+    _check_mesh(this.config, mesh)
+    data_hash = data.content_hash(this.dataset)
+    hosts.check_same(configuration=json.dumps(config.to_dict(this.config)), data=data_hash)
+    hosts.together(lambda: _open(workdir, this, data_hash))
+    detector = ganomaly.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
+    state = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
     course = Course(this, workdir)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
     sizes = " + ".join(f"{count:.1f} M {name}" for name, count in parameters.items())
@@ -79,20 +93,22 @@ def train(settings: Config, workdir: str | os.PathLike[str], arrays: Any = None,
     for note in this.notes:
         say(note)
     say(
-        f"{_devices(mesh)} | {course.images:,} images {_size(this)} | parameters {sizes} | {course.total:,} steps of "
-        f"{this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
+        f"{sharding.describe(mesh)} | {course.images:,} images {_size(this)} | parameters {sizes} | {course.total:,} "
+        f"steps of {this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
     )
-    if step < course.total:
-        with _memory(this.config, mesh.size):
-            state = sharding.replicate(state, mesh)
-            program = _alone(course, detector, mesh, state, say)
-            draw = _make_picture(this, workdir / "pictures", detector)
-            state = loop.advance([course], workdir, this.config, program, state, np.array([step]), draw, say)
-    return _finish(course, jax.device_get(detector.variables(state)), int(state.step), environment)
+    with _others(workdir):
+        if step < course.total:
+            with _memory(this.config, mesh.size):
+                state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
+                program = _alone(course, detector, mesh, state, say)
+                draw = _make_picture(this, workdir / "pictures", detector)
+                state = loop.advance([course], workdir, this.config, program, state, np.array([step]), draw, say)
+        variables = sharding.whole(detector.variables(state))
+        return _finish(course, variables, int(state.step), run.environment(this, data_hash))
 
 
 def train_members(
-    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print
+    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print, fall_back: bool = False
 ) -> dict[str, Scorer | None]:
     """Train several independent detectors together: every class of `members.classes` abnormal in turn, times seeds.
 
@@ -110,6 +126,10 @@ def train_members(
     config.check(settings)
     if not config.has_members(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
+    if jax.process_count() > 1:
+        raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")
+    if settings.mesh.shard_from or settings.mesh.transform != Mesh.transform or settings.mesh.batch_norm_group:
+        raise UserError("mesh.transform, mesh.batch_norm_group and mesh.shard_from are for one model, not for members")
     workdir = Path(workdir)
     dataset = sources.read(settings.data, arrays, progress=True)
     team = members.expand(settings, dataset)
@@ -127,15 +147,15 @@ def train_members(
     environments = [_open(course.folder, course.run, data_hash) for course in courses]
     run.write_json(workdir / run.ENVIRONMENT, environments[0])
     keys = jnp.stack([jax.random.key(one.seed) for one in team])
-    state = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys))
+    state = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, say)
     at = np.array(state.step)
     for note in courses[0].run.notes:
         say(note)
     steps = [course.total for course in courses]
     say(
         f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(one.name for one in team)}\n"
-        f"{_devices(mesh)} | {len(dataset.images):,} images {_size(courses[0].run)} for all | {min(steps):,} to "
-        f"{max(steps):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
+        f"{sharding.describe(mesh)} | {len(dataset.images):,} images {_size(courses[0].run)} for all | {min(steps):,} "
+        f"to {max(steps):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
     )
     if (at < steps).any():
         with _memory(resolved, 1):
@@ -177,13 +197,33 @@ def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     return environment
 
 
-def _restored(workdir: Path, fresh: TrainState) -> TrainState:
+def _restored(workdir: Path, fresh: TrainState, fall_back: bool, say: Say) -> TrainState:
+    """What the latest checkpoint holds, or with `fall_back` the latest that is whole; `fresh` where there is none."""
     root = workdir / CHECKPOINTS
-    return checkpoint.restore(root, fresh)[1] if checkpoint.steps(root) else fresh
+    if not checkpoint.steps(root):
+        return fresh
+    if not fall_back:
+        return checkpoint.restore(root, fresh)[1]
+    step, state, _, damaged = checkpoint.restore_latest_good(root, fresh)
+    for sentence in damaged:
+        say(f"note: {sentence}; passed over, the training goes on from step {step:,}")
+    return state
 
 
-def _devices(mesh: Any) -> str:
-    return f"{mesh.size} of {jax.local_device_count()} devices ({mesh.devices.flat[0].device_kind})"
+def _check_mesh(settings: Config, mesh: Any) -> None:
+    """Refuse ways of spreading a step that do not go together."""
+    sharding.check_group(settings.mesh.batch_norm_group, mesh)
+    if settings.mesh.transform == "pmap" and jax.process_count() > 1:
+        raise UserError("mesh.transform='pmap' works within one process: wanted 'shard_map', which works among several")
+    if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
+        raise UserError(
+            "mesh.shard_from lets the compiler part the whole step, with batch norm over the whole batch: wanted "
+            "mesh.transform='shard_map' and mesh.batch_norm_group=0 beside it"
+        )
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def _size(this: Run) -> str:
@@ -199,6 +239,22 @@ def _memory(settings: Config, devices: int) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise plan.out_of_memory(settings, devices) from None
+
+
+@contextmanager
+def _others(workdir: Path) -> Iterator[None]:
+    """What the devices say when another process has gone, as one sentence."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several():
+            raise
+        kept = checkpoint.steps(workdir / CHECKPOINTS)
+        last = f"the last checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint yet"
+        raise LostError(
+            f"another process of this training is gone, or cannot be reached ({str(error).partition(chr(10))[0]}); "
+            f"{last}: start all processes again to go on from there"
+        ) from None
 
 
 def _finish(course: Course, variables: Any, step: int, environment: dict[str, Any]) -> Scorer:
@@ -219,16 +275,23 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
 
 
 def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:
-    """One model, each batch spread over the devices."""
-    this = course.run
-    images = sharding.replicate(this.dataset.images[this.split.train], mesh)
-    settings = this.config.train
-    augmentation = augment.make(this.config.seed, settings.shift, settings.flip, sharding.axis_name(mesh))
-    steps = make_chunk(detector, *this.pixels[1:], augmentation)
-    chunk = sharding.data_parallel(steps, mesh, (None, None, 1, None), donate=0)
+    """One model, each batch spread over the devices, of which each holds the images of its own places only."""
+    this, places = course.run, course.places
+    images = sharding.put_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
+    first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
+    settings, axes = this.config, (0, 1, None)
+    augmentation = augment.make(settings.seed, settings.train.shift, settings.train.flip, detector.axis_name)
+    pixels = this.pixels[1:]
+    if settings.mesh.shard_from:
+        lies = sharding.divided(state, mesh, settings.mesh.shard_from)
+        steps = make_chunk(detector, *pixels, augmentation, sharding.own_rows(mesh), sharding.settled(lies))
+        chunk = sharding.partitioned(steps, mesh, lies, axes)
+    else:
+        steps = make_chunk(detector, *pixels, augmentation)
+        chunk = sharding.data_parallel(steps, mesh, (None, *axes), donate=0, transform=settings.mesh.transform)
 
     def arguments(at: np.ndarray, counts: np.ndarray) -> tuple[Any, ...]:
-        index = course.index(at[0], counts[0])
+        index = first + course.rows(at[0], counts[0])
         return images, sharding.put_batch(index, mesh, 1), sharding.replicate(np.int32(counts[0]), mesh)
 
     compiled = _compile(chunk, state, arguments(np.array([int(state.step)]), np.array([1])), say)
@@ -302,7 +365,10 @@ def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int,
         return x, detector.reconstruct(variables, x)
 
     def picture(epoch: int, state: TrainState) -> None:
-        x, x_hat = map(np.asarray, both(detector.variables(state), raw))
+        variables = sharding.whole(detector.variables(state))
+        if not hosts.first():
+            return
+        x, x_hat = map(np.asarray, both(variables, raw))
         pictures.save(pictures.grid(x, x_hat), folder / f"epoch_{epoch:04d}.png")
 
     return picture

@@ -8,9 +8,10 @@ import pytest
 from ganomaly_jax import config, data
 from ganomaly_jax.data import (
     batch_indices,
+    batch_rows,
+    columns,
     content_hash,
     describe,
-    epoch_order,
     from_arrays,
     normal_classes,
     split,
@@ -143,19 +144,31 @@ def test_nan_is_refused_in_training_and_kept_in_tests():
         split(classes, config.Data(abnormal="6", test=0.001, calibration=0.0), 0)
 
 
-def test_epoch_order_follows_from_seed_and_epoch():
-    order = epoch_order(3, 4, 100)
-    assert order.dtype == np.int32 and sorted(order) == list(range(100))
-    np.testing.assert_array_equal(order, epoch_order(3, 4, 100))
-    for other in (epoch_order(3, 5, 100), epoch_order(4, 4, 100), np.arange(100)):
+def test_the_order_follows_from_seed_and_epoch():
+    order = batch_rows(3, 100, 10, 40, 10)  # epoch 4
+    np.testing.assert_array_equal(np.sort(order, axis=0), np.repeat(np.arange(10)[:, None], 10, axis=1))
+    np.testing.assert_array_equal(order, batch_rows(3, 100, 10, 40, 10))
+    for other in (batch_rows(3, 100, 10, 50, 10), batch_rows(4, 100, 10, 40, 10)):
         assert (order != other).any()
+    assert (order[:, 0] != order[:, 1]).any(), "each place has an order of its own"
 
 
-def test_batches_cross_epochs_and_do_not_depend_on_the_start():
+def test_places_share_the_images_out():
+    places = columns(7, 23, 5)
+    assert places.shape == (5, 5)
+    assert sorted(places.ravel()[np.arange(25) % 5 * 5 + np.arange(25) // 5][:23].tolist()) == list(range(23))
+    assert (columns(8, 23, 5) != places).any()
+
+
+def test_batches():
     whole = batch_indices(7, 23, 5, 0, 20)  # four steps an epoch, 3 images left over
     assert whole.shape == (20, 5) and whole.dtype == np.int32
+    places = columns(7, 23, 5)
     for epoch in range(5):
-        np.testing.assert_array_equal(whole[4 * epoch : 4 * epoch + 4].ravel(), epoch_order(7, epoch, 23)[:20])
+        taken = whole[4 * epoch : 4 * epoch + 4]
+        assert len(np.unique(taken)) == 20
+        assert all(np.isin(taken[:, place], places[place]).all() for place in range(5))
+    assert len(np.unique(whole)) == 23, "what an epoch leaves out another takes"
     for start in range(15):
         np.testing.assert_array_equal(batch_indices(7, 23, 5, start, 5), whole[start : start + 5])
     assert batch_indices(7, 23, 5, 3, 0).shape == (0, 5)

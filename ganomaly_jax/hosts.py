@@ -1,0 +1,135 @@
+"""Several processes of one training: how they find each other, agree, and part."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from ganomaly_jax.errors import UserError
+
+# A process that does not answer for so long ends the others.
+_HEARTBEAT_S = 60
+
+
+def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 300) -> None:
+    """Join the other processes; before anything else is asked of JAX.
+
+    Without arguments JAX finds them where SLURM, Open MPI, Cloud TPU, GKE or Kubernetes started them.
+
+    Args:
+      address: HOST:PORT of process 0, the same for all.
+      processes: how many there are.
+      index: of this one, from 0.
+      wait_s: seconds to wait for all of them. Then this process ends with a message and exit code 2, whatever the
+        others do: JAX gives no other way out of that wait.
+
+    Raises:
+      UserError: arguments that do not go together, or no arguments where none can be found.
+    """
+    given = (bool(address), processes > 0, index >= 0)
+    if any(given) and not all(given):
+        raise UserError("wanted --coordinator-address, --num-processes and --process-id together, or none of them")
+    if all(given):
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
+            raise UserError(f"--coordinator-address {address!r}: wanted HOST:PORT, such as 10.0.0.1:8476")
+        if index >= processes:
+            raise UserError(f"--process-id {index}: wanted one from 0 to {processes - 1}")
+
+    def give_up() -> None:
+        who = f"the {processes} processes at {address}" if address else "the processes of this job"
+        print(
+            f"ganomaly: not all of {who} came within {wait_s} s: is process 0 running, its port open, and every "
+            "process started with the same address and number?",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(UserError.exit_code)
+
+    timer = threading.Timer(wait_s, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            address or None,
+            processes if address else None,
+            index if address else None,
+            initialization_timeout=wait_s + 60,
+            heartbeat_timeout_seconds=_HEARTBEAT_S,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: {str(error).partition(chr(10))[0]}; under another launcher than SLURM, Open MPI, Cloud "
+            "TPU, GKE or Kubernetes give --coordinator-address, --num-processes and --process-id"
+        ) from None
+    finally:
+        timer.cancel()
+
+
+def first() -> bool:
+    """Whether this process is the one that prints and writes: process 0, or the only one."""
+    return jax.process_index() == 0
+
+
+def agree(numbers: Any) -> np.ndarray:
+    """What each process says: [processes, n] of int32 or uint8 numbers [n]. All have to ask."""
+    own = np.asarray(numbers)
+    if not several():
+        return own[None]
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(own))
+
+
+def check_same(**what: str) -> None:
+    """Refuse to begin where the processes do not have the same text under one of these names.
+
+    Raises:
+      UserError: naming what differs, and which process differs from process 0.
+    """
+    for name, text in what.items():
+        digests = agree(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+        others = np.flatnonzero((digests != digests[0]).any(axis=1))
+        if len(others):
+            raise UserError(
+                f"process {others[0]} has another {name} than process 0: start all with the same command on the same "
+                "data, and the same version of everything"
+            )
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """`work()` in process 0 alone, while the others wait; None there.
+
+    Raises:
+      UserError: there, where it did not go well in process 0, which raises its own error.
+    """
+    try:
+        result, error = (work() if first() else None), None
+    except Exception as raised:
+        result, error = None, raised
+    failed = agree(np.array([error is not None], np.int32))[0, 0]
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("process 0 cannot go on; its own message says why")
+    return result
+
+
+def several() -> bool:
+    """Whether there are other processes."""
+    return jax.process_count() > 1
+
+
+def leave(code: int) -> None:
+    """End this process at once where there are others: they might wait for it for minutes at the end of theirs."""
+    if several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
