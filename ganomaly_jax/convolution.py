@@ -231,7 +231,8 @@ def _kernel_gradient_dots(x: Array, cotangent: Array, size: int, stride: int) ->
 def _many(small: tuple[int, ...], *channels: int) -> bool:
     """Whether minimal filtering is the fastest, for the shape of the smaller of the two maps."""
     b, h, w, *_ = small
-    return h % 2 == 0 and w % 2 == 0 and b * h * w // 4 >= _MANY_BLOCKS and min(channels) >= _MANY_CHANNELS
+    least = b if isinstance(b, int) else 1  # of a symbolic batch, as an export has, only that is known
+    return h % 2 == 0 and w % 2 == 0 and least * h * w // 4 >= _MANY_BLOCKS and min(channels) >= _MANY_CHANNELS
 
 
 def _strided_kernel(x: Array, cotangent: Array) -> Array:
