@@ -71,8 +71,8 @@ def begin_together(directory: Path, tree: Any, meta: dict[str, Any]) -> Callable
             stack.enter_context(_intact(directory, target))
             stack.enter_context(_begun(target, arrays, f"{target.name}-together"))
         _meet(f"{target} begun")
-        # Copies: the next step may be given the memory of these to write into.
-        copies = _nest({path: jnp.copy(leaf) if isinstance(leaf, Array) else leaf for path, leaf in arrays.items()})
+        # Copies: the next step may be given the memory of these to write into. What every process has whole, as numpy.
+        copies = _nest({path: np.array(leaf) if _is_here(leaf) else jnp.copy(leaf) for path, leaf in arrays.items()})
         with _settings(set(range(jax.process_count()))):
             response = ocp.save_async(folder / ARRAYS, copies, checkpointable_name=_STATE)
         rest = stack.pop_all()
@@ -86,6 +86,10 @@ def begin_together(directory: Path, tree: Any, meta: dict[str, Any]) -> Callable
         _meet(f"{target} done")
 
     return end
+
+
+def _is_here(leaf: Any) -> bool:
+    return not isinstance(leaf, Array) or leaf.is_fully_addressable
 
 
 def _meet(name: str) -> None:
