@@ -280,6 +280,10 @@ class Saver:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is not None and jax.process_count() > 1:
+            # The save would wait for processes that may be gone.
+            self._worker.shutdown(wait=False, cancel_futures=True)
+            return
         try:
             self.wait()
         except Exception as failure:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +19,13 @@ from ganomaly_jax.errors import UserError
 
 # A process that does not answer for so long ends the others.
 _HEARTBEAT_S = 60
+# JAX ends a process whose fellows are gone by aborting it, which no code in it outlives: a second one has to say why.
+_WATCH = """import sys
+if not sys.stdin.read():
+    print("ganomaly: this process was ended from outside, or because another process of this training is gone; start "
+          "all of them again to go on from the last checkpoint", file=sys.stderr)
+"""
+_watcher: list[subprocess.Popen[str]] = []
 
 
 def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 300) -> None:
@@ -51,8 +61,15 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
             file=sys.stderr,
             flush=True,
         )
+        _ends_well()
         os._exit(UserError.exit_code)
 
+    _watcher.append(
+        subprocess.Popen([sys.executable, "-S", "-c", _WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True)
+    )
+    atexit.register(_ends_well)
+    # On CPUs programs that are under way at once can wait for each other across the processes; elsewhere it says nothing.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     timer = threading.Timer(wait_s, give_up)
     timer.daemon = True
     timer.start()
@@ -130,6 +147,15 @@ def several() -> bool:
 def leave(code: int) -> None:
     """End this process at once where there are others: they might wait for it for minutes at the end of theirs."""
     if several():
+        _ends_well()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _ends_well() -> None:
+    """Whatever there is to say is said: the watcher need not."""
+    for watcher in _watcher:
+        if watcher.stdin is not None and not watcher.stdin.closed:
+            with contextlib.suppress(OSError):
+                watcher.communicate("done")
