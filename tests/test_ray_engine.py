@@ -1,4 +1,4 @@
-"""Scoring on Ray: the same rows as without it, whoever dies; parts, restarts, shards, refusals. Ray starts twice."""
+"""Scoring on Ray: the same rows as without it, whoever dies; parts, restarts, shards, refusals. One test starts Ray."""
 
 import contextlib
 import csv
@@ -74,8 +74,8 @@ def plain_environment(monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
-def test_a_killed_worker_loses_nothing_and_what_is_missing_is_scored_again(
-    trained, pictures, encoded, expected, tmp_path, monkeypatch, plain_environment, capsys
+def test_a_killed_worker_loses_nothing(
+    trained, pictures, encoded, expected, tmp_path, monkeypatch, plain_environment, capfd
 ):
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ganomaly-jax[ray]'")
     pytest.importorskip("ray.data", reason="ray is not installed: pip install 'ganomaly-jax[ray]'")
@@ -94,6 +94,7 @@ def test_a_killed_worker_loses_nothing_and_what_is_missing_is_scored_again(
     monkeypatch.setattr(ray_engine, "_scored", with_a_death)
     found = ray_engine.predict(trained[0], sources, out, workers=2, part_size=1, say=said.append)
     assert not ray.is_initialized()
+    assert not capfd.readouterr().out
     assert len(found.workers) > 2, "the dead worker was not replaced"
     assert (found.parts, found.kept, sum(found.workers.values())) == (64, 0, 64)
     rows = rows_of(out)
@@ -104,23 +105,6 @@ def test_a_killed_worker_loses_nothing_and_what_is_missing_is_scored_again(
     check_same(rows[32:], expected)
     assert [row["label"] for row in rows] == [None] * 32 + [0] * 20 + [1] * 10 + [None] * 2
     assert sum(found.counts.values()) == 64 and found.counts["invalid"] == 4 and found.counts["anomalous"] >= 2
-
-    monkeypatch.setattr(ray_engine, "predict", functools.partial(ray_engine.predict, part_size=1))
-    (out / "part-000003.parquet").unlink()
-    (out / "part-000040.parquet").write_bytes((out / "part-000040.parquet").read_bytes()[:-9])
-    before = (out / "part-000007.parquet").stat().st_mtime_ns
-    capsys.readouterr()
-    call = ["predict", *sources, "--workdir", str(trained[0]), "--out", str(out), "--engine", "ray", "--workers", "1"]
-    assert cli.main(call) == 3
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "62 of 64 parts were scored already"
-    assert len(printed) == 2 and printed[1].endswith(f"4 invalid; rows in 64 Parquet files in {out}")
-    again = rows_of(out)
-    assert [row["path"] for row in again] == [row["path"] for row in rows]
-    check_same(again[:32], expected)
-    check_same(again[32:], expected)
-    assert (out / "part-000007.parquet").stat().st_mtime_ns == before
-    assert not ray.is_initialized()
 
 
 def scored_here(trained, part):
@@ -242,6 +226,25 @@ def without_a_cluster(monkeypatch):
     return ran
 
 
+def test_parts_that_are_missing_or_cut_short_are_scored_again(
+    trained, pictures, expected, tmp_path, without_a_cluster, monkeypatch, capsys
+):
+    monkeypatch.setattr(ray_engine, "predict", functools.partial(ray_engine.predict, part_size=3))
+    out = tmp_path / "out"
+    call = ["predict", str(pictures), "--workdir", str(trained[0]), "--out", str(out), "--engine", "ray"]
+    assert cli.main(call) == 3
+    (out / "part-000003.parquet").unlink()
+    (out / "part-000008.parquet").write_bytes((out / "part-000008.parquet").read_bytes()[:-9])
+    before = (out / "part-000007.parquet").stat().st_mtime_ns
+    assert cli.main(call) == 3
+    assert without_a_cluster == [[*range(11)], [3, 8]]
+    first, kept, second = capsys.readouterr().out.splitlines()
+    assert kept == "9 of 11 parts were scored already"
+    assert first == second and second.endswith(f"2 invalid; rows in 11 Parquet files in {out}")
+    check_same(rows_of(out), expected)
+    assert (out / "part-000007.parquet").stat().st_mtime_ns == before
+
+
 def test_a_folder_of_other_results_is_refused(trained, pictures, tmp_path, without_a_cluster):
     images, out = tmp_path / "images", tmp_path / "out"
     shutil.copytree(pictures, images)
@@ -269,9 +272,12 @@ def test_a_folder_of_other_results_is_refused(trained, pictures, tmp_path, witho
 
 
 def test_rows_that_are_missing_at_the_end_are_noticed(trained, pictures, tmp_path, without_a_cluster, monkeypatch):
-    monkeypatch.setattr(ray_engine, "_all_scored", lambda *_: iter([]))
-    with pytest.raises(DamagedError, match=r"part-000000\.parquet is missing or has not the 32 rows"):
-        ray_engine.predict(trained[0], [str(pictures)], tmp_path / "out")
+    short = shards.list_parts([str(pictures)], 31)[0]
+    given = [{"part": 0, "parquet": ray_engine.judged(trained[1], short, ""), "worker": "here:1"}]
+    for rows in (given, []):
+        monkeypatch.setattr(ray_engine, "_all_scored", lambda *_, rows=rows: iter(rows))
+        with pytest.raises(DamagedError, match=r"part-000000\.parquet is missing or has not the 32 rows"):
+            ray_engine.predict(trained[0], [str(pictures)], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
