@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 from ganomaly_jax.errors import UserError
 
 # A process that does not answer for so long ends the others.
-_HEARTBEAT_S = 60
+_HEARTBEAT_S = 30
 # JAX ends a process whose fellows are gone by aborting it, which no code in it outlives: a second one has to say why.
 _WATCH = """import sys
 if not sys.stdin.read():
@@ -68,7 +69,7 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
         subprocess.Popen([sys.executable, "-S", "-c", _WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True)
     )
     atexit.register(_ends_well)
-    # On CPUs programs that are under way at once can wait for each other across the processes; elsewhere it says nothing.
+    # On CPUs programs under way at once can wait for each other across the processes; elsewhere it says nothing.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     timer = threading.Timer(wait_s, give_up)
     timer.daemon = True
@@ -88,6 +89,8 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
         ) from None
     finally:
         timer.cancel()
+        # JAX takes the signal for a notice of preemption that nobody reads; `loop.advance` has a handler of its own.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def first() -> bool:

@@ -1,0 +1,164 @@
+"""Two real processes of four devices each: what one process of eight computes, and an end in every case."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ganomaly_jax import checkpoint, hosts
+from ganomaly_jax.errors import UserError
+
+STEPS = 6
+TRAIN = (
+    *("--data", "generated", "--config.data.height=16", "--config.data.width=16", "--config.model.features=4"),
+    *("--config.model.latent_size=4", "--config.train.batch_size=16", "--config.train.save_every=3"),
+    "--config.train.picture_every=0",
+)
+
+
+def begin(workdir, devices, *more):
+    """`ganomaly train` in a process of its own, its output kept in one pipe."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "GLIBC_TUNABLES": "",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+    }
+    command = [sys.executable, "-m", "ganomaly_jax.cli", "train", "--workdir", str(workdir), *TRAIN, *more]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def begin_two(workdir, *more, second=()):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = ("--coordinator-address", address, "--num-processes", "2", "--wait", "100", *more)
+    return [
+        begin(workdir, 4, *common, "--process-id", "0"),
+        begin(workdir, 4, *common, "--process-id", "1", *second),
+    ]
+
+
+def end(process, limit=200.0):
+    """(exit code, output); a process that outlives the limit has failed the test."""
+    try:
+        output = process.communicate(timeout=limit)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it hung: {process.communicate()[0][-2000:]}")
+    return process.returncode, output
+
+
+def until(process, word):
+    """Its output up to the line that has the word in it."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if word in line:
+            return
+    pytest.fail("".join(lines)[-2000:])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    code, output = end(begin(workdir, 8, f"--config.train.steps={STEPS}"))
+    assert code == 0, output
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """(workdir, outputs) of two processes that went on at step 3 after both had ended there."""
+    workdir = tmp_path_factory.mktemp("two")
+    for steps in (3, STEPS):
+        found = [end(process) for process in begin_two(workdir, f"--config.train.steps={steps}")]
+        assert [code for code, _ in found] == [0, 0], found
+    return workdir, [output for _, output in found]
+
+
+def test_two_processes_give_the_weights_of_one(one, two):
+    found, wanted = (checkpoint.restore(workdir / "checkpoints", None)[1] for workdir in (two[0], one))
+    assert int(found["step"]) == STEPS
+    for name, relative in (("batch_stats", 1e-5), ("params", 1e-4)):
+        for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(wanted[name]), strict=True):
+            np.testing.assert_allclose(a, b, rtol=relative, atol=1e-6, err_msg=name)
+
+
+def test_only_process_0_speaks_and_writes(two):
+    workdir, (first, second) = two
+    assert "8 of 8 devices in 2 processes" in first and "AUROC" in first
+    assert "step" not in second and "AUROC" not in second
+    assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
+    assert len((workdir / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
+    """However the end is noticed: by a broken connection at once, or by the heartbeat within about a minute."""
+    first, second = begin_two(tmp_path, "--config.train.steps=100000")
+    try:
+        until(first, "step 1/")
+        second.kill()
+        began = time.monotonic()
+        code, output = end(first, 150)
+    finally:
+        second.kill()
+        second.communicate()
+    assert code not in (0, 2) and time.monotonic() - began < 150
+    assert "another process of this training is gone" in output
+    assert "start all" in output
+
+
+def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
+    both = begin_two(tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000")
+    until(both[0], "step 1/")
+    both[1].send_signal(signal.SIGTERM)
+    for code, output in map(end, both):
+        assert code == 128 + signal.SIGTERM
+        assert "stopped by SIGTERM" in output
+    assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
+
+
+def test_another_configuration_in_one_process_is_refused(tmp_path):
+    for code, output in map(end, begin_two(tmp_path, second=("--config.loss.contextual=49",))):
+        assert code == 2
+        assert "process 1 has another configuration than process 0" in output
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_coordinator_that_is_not_there_is_waited_for_and_no_longer(tmp_path):
+    more = ("--coordinator-address", "127.0.0.1:9", "--num-processes", "2", "--process-id", "1", "--wait", "2")
+    code, output = end(begin(tmp_path, 1, *more), 60)
+    assert code == 2
+    assert output.splitlines()[-1].startswith("ganomaly: not all of the 2 processes at 127.0.0.1:9 came within 2 s")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (("here:1", 0, -1), "together, or none of them"),
+        (("here", 2, 0), "wanted HOST:PORT"),
+        (("here:99999", 2, 0), "wanted HOST:PORT"),
+        (("here:80", 2, 2), "wanted one from 0 to 1"),
+    ],
+)
+def test_arguments_that_do_not_go_together(given, wanted):
+    with pytest.raises(UserError, match=wanted):
+        hosts.start(*given)
+
+
+def test_one_process_agrees_with_itself():
+    np.testing.assert_array_equal(hosts.agree([1, 2]), [[1, 2]])
+    hosts.check_same(anything="at all")
+    assert hosts.first() and not hosts.several()
+    assert hosts.together(lambda: 3) == 3
+    with pytest.raises(KeyError):
+        hosts.together(lambda: {}["absent"])
