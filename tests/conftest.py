@@ -11,6 +11,9 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
+if jax.__version_info__ < (0, 11):  # An unknown flag would end the process.
+    # The older code generator of XLA compiles a training step in a third of the time.
+    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}".strip()
 # Many tests compile the same small programs, some in processes of their own.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="ganomaly-tests-"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -49,7 +52,7 @@ def tiny_config(**train_values):
     config.mesh.devices = 1
     config.train.batch_size = 8
     config.train.picture_every = 0
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3  # at 2e-3 it takes a lucky seed for `trained` to separate
     for name, value in train_values.items():
         setattr(config.train, name, value)
     return config
