@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ganomaly_jax.errors import DamagedError, UserError
 
 ARRAYS = "arrays"
 META = "meta.json"
+LOSS = "calibration_loss"
 _STATE = "state"
 
 
@@ -166,7 +167,7 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
 
 
 def save(root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> None:
-    """Write `root/<step, 8 digits>`, then delete the checkpoints before it but for the last `keep - 1`.
+    """Write `root/<step, 8 digits>`, then delete the checkpoints before it but for the last `keep - 1` and the best.
 
     Checkpoints of later steps (of a run that went back to an earlier one) are left alone.
 
@@ -180,8 +181,18 @@ def save(root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> N
 
 def _thin(root: Path, step: int, keep: int) -> None:
     older = [number for number in steps(root) if number < step]
-    for number in older[: max(0, len(older) - (keep - 1))] if jax.process_index() == 0 else ():
+    gone = set(older[: max(0, len(older) - (keep - 1))]) - {best(root)}
+    for number in sorted(gone) if jax.process_index() == 0 else ():
         artefact.delete(_folder(root, number))
+
+
+def best(root: Path) -> int | None:
+    """The step whose `meta` has the smallest number under `LOSS`, the earliest of several; None where none has one."""
+    found: list[tuple[float, int]] = []
+    for step in steps(root):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a damaged one is not the best
+            found.append((float(json.loads((_folder(Path(root), step) / META).read_bytes())[LOSS]), step))
+    return min(found)[1] if found else None
 
 
 def steps(root: Path) -> list[int]:

@@ -86,7 +86,9 @@ class Train:
     save_every: int = 500
     """Steps between checkpoints; one more is written at the end and at SIGINT or SIGTERM."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Last checkpoints kept; the one that reconstructs the calibration images best is kept beside them."""
+    choose: str = "last"
+    """The step whose weights the detector gets: `last` (the paper), or `best`, that kept one."""
     log_every: int = 10
     """Steps that one line of `history.jsonl` averages over."""
     picture_every: int = 5
@@ -154,7 +156,7 @@ class Config:
 # A run may go on with other values of these: they change how long it trains, what it keeps and what is shown of it,
 # never what a step computes.
 MAY_CHANGE = frozenset(
-    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.log_every"}
+    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
     | {"train.picture_every", "mesh.devices", "mesh.transform", "mesh.shard_from"}
     | {"data.source"}  # moved data are the same data: their hash is compared
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
@@ -252,6 +254,7 @@ def check(config: Config) -> None:
     refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
     for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
+    refuse_unless(config.train.choose in ("last", "best"), "train.choose", "'last' or 'best'")
     refuse_unless(config.mesh.transform in ("shard_map", "pmap"), "mesh.transform", "'shard_map' or 'pmap'")
     for path in (
         *("train.steps", "train.picture_every", "evaluate.worst"),

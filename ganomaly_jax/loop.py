@@ -79,6 +79,8 @@ class Program:
     """Whether all weights are, [models] bool."""
     stored: Callable[[TrainState], TrainState]
     """What of the state is kept."""
+    loss: Callable[[TrainState], float] | None = None
+    """On the calibration images; the checkpoint with the smallest is kept. None: there are none."""
 
 
 def advance(
@@ -114,7 +116,9 @@ def advance(
         # Finite losses do not show what the last update did to the weights.
         for m in np.flatnonzero(alive & ~program.finite(state)):
             lose(int(m), step, "a weight is not finite")
-        meta = {"config": config.to_dict(whole)}
+        meta: dict[str, Any] = {"config": config.to_dict(whole)}
+        if program.loss is not None:
+            meta[checkpoint.LOSS] = program.loss(state)
         saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
 
     with ExitStack() as stack:

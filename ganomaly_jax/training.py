@@ -35,7 +35,7 @@ from ganomaly_jax import (
     sources,
 )
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
-from ganomaly_jax.config import Config, Mesh
+from ganomaly_jax.config import Config, Mesh, Train
 from ganomaly_jax.detector import Detector, TrainState
 from ganomaly_jax.errors import LostError, UserError
 from ganomaly_jax.loop import CHECKPOINTS, Course, Program, Say
@@ -43,6 +43,7 @@ from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Scorer
 
 _PICTURED = 16
+_CALIBRATED = 256
 
 
 def train(
@@ -103,6 +104,8 @@ def train(
                 program = _alone(course, detector, mesh, state, say)
                 draw = _make_picture(this, workdir / "pictures", detector)
                 state = loop.advance([course], workdir, this.config, program, state, np.array([step]), draw, say)
+        if this.config.train.choose == "best":
+            state = _best(workdir, state, say)
         variables = sharding.whole(detector.variables(state))
         return _finish(course, variables, int(state.step), run.environment(this, data_hash))
 
@@ -128,6 +131,8 @@ def train_members(
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
     if jax.process_count() > 1:
         raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")
+    if settings.train.choose != Train.choose:
+        raise UserError("train.choose is for one model: the checkpoints of members are of all together")
     if settings.mesh.shard_from or settings.mesh.transform != Mesh.transform or settings.mesh.batch_norm_group:
         raise UserError("mesh.transform, mesh.batch_norm_group and mesh.shard_from are for one model, not for members")
     workdir = Path(workdir)
@@ -208,6 +213,16 @@ def _restored(workdir: Path, fresh: TrainState, fall_back: bool, say: Say) -> Tr
     for sentence in damaged:
         say(f"note: {sentence}; passed over, the training goes on from step {step:,}")
     return state
+
+
+def _best(workdir: Path, last: TrainState, say: Say) -> TrainState:
+    """The kept state with the smallest loss on the calibration images, the last one where nothing is known of that."""
+    step = checkpoint.best(workdir / CHECKPOINTS)
+    if step is None:
+        say("note: there are no calibration images to choose a step by: the last one is taken")
+        return last
+    say(f"the detector is that of step {step:,}, which reconstructs the calibration images best")
+    return checkpoint.restore(workdir / CHECKPOINTS, last, step)[1]
 
 
 def _check_mesh(settings: Config, mesh: Any) -> None:
@@ -300,7 +315,22 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, say
         state, losses = compiled(state, *arguments(at, counts))
         return state, losses[None]
 
-    return Program(advance, lambda state: np.asarray(loop.finite(state))[None], lambda state: state)
+    finite = lambda state: np.asarray(loop.finite(state))[None]  # noqa: E731
+    return Program(advance, finite, lambda state: state, _calibration_loss(this, detector))
+
+
+def _calibration_loss(this: Run, detector: Detector) -> Callable[[TrainState], float] | None:
+    """The mean of |x - x_hat| over some calibration images, with running statistics; None where there are none."""
+    raw = this.dataset.images[this.split.calibration[:_CALIBRATED]]
+    if not len(raw):
+        return None
+
+    @jax.jit
+    def loss(variables: Any, raw: Array) -> Array:
+        x = preprocess.to_unit(raw, *this.pixels[1:])
+        return jnp.mean(jnp.abs(x - detector.reconstruct(variables, x)))
+
+    return lambda state: float(loss(sharding.whole(detector.variables(state)), raw))
 
 
 def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:

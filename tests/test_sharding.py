@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY, blobs, tiny_config
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ganomaly_jax import checkpoint, sharding
@@ -14,7 +15,6 @@ from ganomaly_jax.errors import UserError
 from ganomaly_jax.metrics import auroc
 from ganomaly_jax.preprocess import to_unit
 from ganomaly_jax.training import train
-from tests.conftest import TINY, blobs, tiny_config
 
 ON_MANY = dataclasses.replace(TINY, axis_name=sharding.AXIS)
 

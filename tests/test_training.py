@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import blobs, tiny_config
 
-from ganomaly_jax import artefact, checkpoint, data, history
+from ganomaly_jax import artefact, checkpoint, data, history, run, training
 from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
 from ganomaly_jax.training import train
 
@@ -219,3 +219,44 @@ def test_every_image_of_an_epoch_is_taken_once():
     first = data.batch_indices(seed=3, n=50, batch_size=8, start_step=0, count=6)
     assert len(np.unique(first)) == 48
     np.testing.assert_array_equal(batches[:2], first[4:])
+
+
+def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays, monkeypatch):
+    """The loss of step 8 is made the smallest: it stays beside the last two, and the detector is that of step 8."""
+    losses = iter([0.9, 0.1, 0.5, 0.4, 0.6])
+    monkeypatch.setattr(training, "_calibration_loss", lambda this, detector: lambda state: next(losses))
+    settings = tiny_config(steps=20, save_every=4)
+    settings.train.choose = "best"
+    said = []
+    best = train(settings, tmp_path, arrays, say=said.append)
+    assert checkpoint.steps(tmp_path / "checkpoints") == [8, 16, 20]
+    assert checkpoint.best(tmp_path / "checkpoints") == 8
+    assert any("that of step 8" in line for line in said)
+    stored = checkpoint.restore(tmp_path / "checkpoints", None, 8)[1]
+    jax.tree.map(np.testing.assert_array_equal, best.variables["detector"]["params"], stored["params"]["generator"])
+    settings.train.choose = "last"
+    last = train(settings, tmp_path, arrays, say=said.append)
+    assert last.provenance["step"] == 20
+
+
+def test_the_calibration_loss_is_the_error_of_the_reconstructions(trained, arrays):
+    workdir, scorer = trained
+    step = checkpoint.steps(workdir / "checkpoints")[-1]
+    meta = checkpoint.restore(workdir / "checkpoints", None, step)[2]
+    this = run.resolve(scorer.config, arrays)
+    x, x_hat = scorer.reconstruct(this.dataset.images[this.split.calibration])
+    np.testing.assert_allclose(meta["calibration_loss"], np.abs(x - x_hat).mean(), rtol=1e-5)
+
+
+def test_a_damaged_checkpoint_is_passed_over_when_told(tmp_path, arrays):
+    settings = tiny_config(steps=8, save_every=4)
+    train(settings, tmp_path, arrays, say=lambda line: None)
+    damaged = tmp_path / "checkpoints" / "00000008" / "meta.json"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    settings.train.steps = 12
+    with pytest.raises(DamagedError, match="good: 4"):
+        train(settings, tmp_path, arrays, say=lambda line: None)
+    said = []
+    scorer = train(settings, tmp_path, arrays, say=said.append, fall_back=True)
+    assert any("00000008" in line and "goes on from step 4" in line for line in said)
+    assert scorer.provenance["step"] == 12
