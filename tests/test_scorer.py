@@ -61,7 +61,7 @@ def test_the_function_is_pure_and_composes(trained):
     function, variables = scorer.function()
     expected = scorer(images)
     np.testing.assert_allclose(jax.jit(function)(variables, images), expected, rtol=1e-5)
-    one_by_one = jax.vmap(lambda image: function(variables, image[None])[0])(jnp.asarray(images))
+    one_by_one = jax.jit(jax.vmap(lambda image: function(variables, image[None])[0]))(jnp.asarray(images))
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5)
     unit = jnp.asarray(images, jnp.float32) / 127.5 - 1
     np.testing.assert_allclose(function(variables, unit), expected, rtol=1e-4)
