@@ -50,9 +50,9 @@ def measure(options: argparse.Namespace, report: dict[str, Any], write: Callable
         flags += (f"--config.train.steps={options.steps}", f"--config.train.save_every={options.save_every}")
         random = np.random.default_rng(options.seed)
         say("training without a fault")
-        bench = fault_runs.prepare(
-            fault_runs.Bench(Path(scratch), options.steps, options.save_every, options.limit, random, flags)
-        )
+        bench = fault_runs.Bench(Path(scratch), options.steps, options.save_every, options.limit, random, flags)
+        fault_runs.compile_all(bench)
+        bench = fault_runs.prepare(bench)
         report["without_fault_s"] = {"start": bench.start_s, "loop": bench.loop_s, "end": bench.end_s}
         for part in options.parts:
             found = fault_runs.Found()

@@ -39,7 +39,12 @@ def campaign(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
         patch.setattr(fault_runs, "PROGRAM", PROGRAM)
-        code = faults.main([*call, "--steps", "32"])
+        # The training without a fault is the one that compiles, so how long the others take is guessed.
+        patch.setattr(fault_runs, "compile_all", lambda bench: None)
+        whole = fault_runs.prepare
+        times = {"start_s": 3.0, "loop_s": 0.5, "end_s": 0.5}
+        patch.setattr(fault_runs, "prepare", lambda bench: dataclasses.replace(whole(bench), **times))
+        code = faults.main([*call, "--steps", "32", "--save-every", "8"])
     report = json.loads(Path(f"{out}.json").read_text())
     assert str(folder) not in json.dumps(report)
     return code, report, Path(f"{out}.md").read_text()
@@ -184,6 +189,7 @@ def test_ctrl_c_leaves_what_was_found(tmp_path, monkeypatch, capsys):
         tell()
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(fault_runs, "compile_all", lambda bench: None)
     monkeypatch.setattr(fault_runs, "prepare", lambda bench: bench)
     monkeypatch.setitem(faults.PARTS, "kills", interrupted)
     assert faults.main(["--out", str(tmp_path / "out"), "--parts", "kills"]) == 130
