@@ -196,8 +196,12 @@ def compare(bench: Bench, workdir: Path, found: Found) -> None:
         wrong = [key for key in one | other if not _same(one.get(key), other.get(key))]
         if wrong:
             found.defect("other weights", f"{name}: {len(wrong)} of {len(one)} arrays, the first {wrong[0]}")
-    if losses(workdir) != losses(bench.whole):
-        found.defect("other history", f"{len(losses(workdir))} lines, wanted {len(losses(bench.whole))} or others")
+    mine, wanted = losses(workdir), losses(bench.whole)
+    if mine != wanted:
+        same = next((i for i, (one, other) in enumerate(zip(mine, wanted, strict=False)) if one != other), "the end")
+        found.defect(
+            "other history", f"{len(mine)} lines where {len(wanted)} are wanted, different from line {same} on"
+        )
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:
