@@ -122,10 +122,10 @@ def advance(
         saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
 
     with ExitStack() as stack:
+        came = stack.enter_context(_signals())  # first, and so until the last save is written
         saver = stack.enter_context(checkpoint.Saver())
         here = hosts.first()
         progress = stack.enter_context(Progress(last, step, "step", quiet=not here))
-        came = stack.enter_context(_signals())
         histories = []
         for course, first in zip(courses, at, strict=True):
             path = course.folder / HISTORY if here else None

@@ -239,7 +239,15 @@ def _not_understood(root: Path, names: Iterable[str]) -> UserError:
     )
 
 
+def _regular(path: Path) -> Path:
+    """The path of a file that can be opened without waiting for ever, as one would for a named pipe."""
+    if not path.is_file():
+        raise UserError(f"{shown(path)} is not a regular file")
+    return path
+
+
 def _npz(path: Path) -> Dataset:
+    _regular(path)
     with open(path, "rb") as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -287,6 +295,7 @@ def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequ
 
 
 def _read_idx(path: Path) -> np.ndarray:
+    _regular(path)
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
@@ -304,7 +313,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
 def _cifar10(path: Path) -> Dataset:
     """CIFAR-10 as lossless sheets of 100 x 100 tiles of 32 x 32 pixels."""
-    with np.load(path / "labels.npz", allow_pickle=False) as file:
+    with np.load(_regular(path / "labels.npz"), allow_pickle=False) as file:
         train, test, names = file["train"], file["test"], file["names"].tolist()
     sheets = []
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:

@@ -328,3 +328,11 @@ def test_nothing_warns_and_nothing_leaks_settings(tmp_path):
     filters = list(warnings.filters)
     read(fill(tmp_path, {".": 3}))
     assert warnings.filters == filters
+
+
+@pytest.mark.parametrize("name", ["data.npz", "train-images-idx3-ubyte"])
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    source = tmp_path if "idx3" in name else tmp_path / name
+    with pytest.raises(UserError, match="not a regular file"):
+        load(config.Data(source=str(source)))
