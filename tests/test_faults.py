@@ -53,8 +53,8 @@ def campaign(tmp_path_factory):
 def test_nothing_is_lost_by_faults(campaign):
     code, report, page = campaign
     found = report["found"]
-    # How much a kill costs depends on how fast the disk is beside the steps, and a signal during the very last save is
-    # not waited for: both are reported, and what counts here is that the end is the same.
+    # How much a kill costs depends on how fast the disk is beside the steps: it is reported, and what counts here is
+    # that the end is the same.
     reported = {"more than a save interval lost"}
     seen = {part: set(entry["defects"]) - reported for part, entry in found.items()}
     assert seen == {part: set() for part in PARTS}
