@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,22 @@ def begin(name: str, **more: Any) -> dict[str, Any]:
     return {"benchmark": name, "format": 1, "date": date, **more}
 
 
-def write(report: Mapping[str, Any], out: str, markdown: Callable[[Mapping[str, Any]], str], without: str = "") -> None:
-    """OUT.json and OUT.md, less every `without`; UserError if they cannot be written."""
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    files.write_text(Path(f"{out}.json"), text.replace(without, ""))
-    files.write_text(Path(f"{out}.md"), markdown(report).replace(without, ""))
+def write(
+    report: Mapping[str, Any],
+    out: str,
+    markdown: Callable[[Mapping[str, Any]], str],
+    instead: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """OUT.json and OUT.md, with the words of `instead` in the place of its keys, such as the paths of a machine.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    texts = {".json": json.dumps(report, indent=1, allow_nan=False) + "\n", ".md": markdown(report)}
+    for ending, text in texts.items():
+        for found, word in instead.items():
+            text = text.replace(found, word)
+        files.write_text(Path(f"{out}{ending}"), text)
 
 
 def opening(report: Mapping[str, Any], title: str, about: str = "", packages: Sequence[str] = ()) -> list[str]:

@@ -227,7 +227,9 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     settings = {name: getattr(options, name) for name in names}
     report = command.begin("end_to_end", finished=False, machine=found, load_average=load, settings=settings)
     # Without paths of this machine.
-    write = functools.partial(command.write, report, options.out, markdown, f"{timing.ROOT}{os.sep}")
+    # No path of this machine goes into a report.
+    instead = ({options.source: "DIR"} if options.source else {}) | {f"{timing.ROOT}{os.sep}": ""}
+    write = functools.partial(command.write, report, options.out, markdown, instead)
     write()  # a folder that cannot be written to is found before anything is measured
     # An empty cache of compiled programs: what this machine has compiled before takes no part.
     with (

@@ -217,7 +217,8 @@ def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float | None, 
     if logarithmic:
         ax.set_xscale("log")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, fontsize=11)
+    # "best" looks for room so long that matplotlib warns of it on a busy machine.
+    ax.legend(frameon=False, fontsize=11, loc="upper right")
     return _save(figure, path)
 
 
