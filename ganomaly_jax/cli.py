@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", _train, "train a detector, or go on with one, then evaluate it")
     train.add_argument("folder", nargs="?", metavar="DATA", help="folder or file of images; the same as --data")
-    train.add_argument("--data", help="a folder, a file (npz, idx), tfds:NAME, mnist5k or elpv")
+    train.add_argument("--data", help="a folder, a file (npz, idx, array_record), tfds:NAME, mnist5k or elpv")
     train.add_argument("--workdir", required=True, help="the run's folder; an unfinished run in it goes on")
     train.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     train.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--data", help="as in train")
     plan.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     plan.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+
+    pack = verb("pack", _pack, "decode images once, for sets that are larger than memory")
+    pack.add_argument("folder", metavar="DIR", help="a folder of images, or what else train takes")
+    pack.add_argument("out", metavar="OUT.array_record", help="the file to write, with a JSON file beside it")
+    pack.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
+    pack.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
     predict = verb("predict", _predict, "a verdict for each image file")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them; ray: shards too")
@@ -224,6 +230,17 @@ def _plan(given: argparse.Namespace, rest: Sequence[str]) -> int:
     sharding.check_batch(settings.train.batch_size, mesh)
     print(plan.describe(plan.plan(settings, mesh.size)))
     return 0
+
+
+def _pack(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    given.data = None
+    settings = _settings(given, rest)
+    config.check(settings)
+    from ganomaly_jax import pack
+
+    packed = pack.pack(settings.data, given.out, progress=True)
+    print(pack.describe(packed))
+    return _SOME_FAILED if packed.problems else 0
 
 
 def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:

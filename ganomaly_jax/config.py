@@ -17,7 +17,7 @@ class Data:
     """Where images come from and how they become `[B, H, W, C]` in [-1, 1]."""
 
     source: str = ""
-    """A folder, a file (npz, idx), `tfds:NAME`, `mnist5k` or `elpv`."""
+    """A folder, a file (npz, idx, array_record), `tfds:NAME`, `mnist5k` or `elpv`."""
     abnormal: str = ""
     """Class whose images are the anomalies; empty: the labels that the source itself has."""
     height: int = 0
@@ -39,6 +39,9 @@ class Data:
     """Share of the normal training images set aside for threshold and p-values; never trained on."""
     limit: int = 0
     """Train on at most this many normal images; 0: on all."""
+    stream: str = "auto"
+    """Pixels of packed images and tfds:NAME are in memory (`never`), or read while they are needed (`always`); `auto`:
+    read where they would take more than a quarter of the free memory of the host or the device."""
 
 
 @dataclasses.dataclass
@@ -159,6 +162,7 @@ MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
     | {"train.picture_every", "mesh.devices", "mesh.transform", "mesh.shard_from"}
     | {"data.source"}  # moved data are the same data: their hash is compared
+    | {"data.stream"}
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
 
@@ -244,6 +248,10 @@ def check(config: Config) -> None:
     refuse_unless(0 < config.data.test < 1, "data.test", "a share between 0 and 1")
     refuse_unless(0 <= config.data.calibration < 1, "data.calibration", "a share from 0 to below 1")
     refuse_unless(config.data.limit >= 0, "data.limit", "a number of images, or 0 for all")
+    refuse_unless(config.data.stream in ("auto", "always", "never"), "data.stream", "'auto', 'always' or 'never'")
+    refuse_unless(
+        config.data.stream != "always" or not has_members(config), "data.stream", "'never': members share what is held"
+    )
     refuse_unless(config.model.detector == "ganomaly", "model.detector", "'ganomaly'")
     for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
         refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")

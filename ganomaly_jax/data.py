@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config
+from ganomaly_jax import config, lazy
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.lazy import Images, LazyImages
 
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
+# Words for the training and the test part of a set.
+PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
 
 
 # Streams of random numbers beside that of the split, which is (seed, 1); a trailing zero would make no other one.
@@ -27,8 +30,8 @@ _PLACES, _EPOCHS = (1, 1), 2
 class Dataset:
     """Images of one size, and what their source says of them."""
 
-    images: np.ndarray
-    """`[N, H, W, C]` uint8, uint16 or float32."""
+    images: Images
+    """`[N, H, W, C]` uint8, uint16 or float32, in memory or read on demand."""
     labels: np.ndarray
     """`[N]` int64, indices into `classes`."""
     classes: tuple[str, ...]
@@ -46,6 +49,8 @@ class Dataset:
     """(path, reason) of each file that could not be read."""
     name: str = "the data"
     """Where it came from, for messages."""
+    digest: str = ""
+    """Its `content_hash`, where the source knows it; it has to go where anything is replaced but the range."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -206,12 +211,19 @@ def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
     """
     if dataset.images.dtype.kind != "f":
         return
-    bad = [i for i in indices if not np.isfinite(dataset.images[i]).all()]
-    if bad:
+    good = [ok for block in lazy.blocks(dataset.images, indices) for ok in np.isfinite(block).all(axis=(1, 2, 3))]
+    bad = indices[~np.array(good, bool)]
+    if len(bad):
         raise UserError(
             f"{len(bad)} of {len(indices)} normal training images of {dataset.name} have NaN or infinite pixels "
             f"(the first is {dataset.paths[bad[0]]}): take them out or repair them"
         )
+
+
+def network_size(settings: config.Data, small: bool) -> tuple[int, int]:
+    """(height, width) of the network's input; `small`: no image is larger than 32 x 32."""
+    automatic = 32 if small else 64
+    return settings.height or automatic, settings.width or automatic
 
 
 def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
@@ -222,7 +234,7 @@ def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
     """
     if dataset.low is not None and dataset.high is not None:
         return dataset.low, dataset.high
-    extremes = np.array([(dataset.images[i].min(), dataset.images[i].max()) for i in train], np.float64)
+    extremes = np.array([(block.min(), block.max()) for block in lazy.blocks(dataset.images, train)], np.float64)
     low, high = float(extremes[:, 0].min()), float(extremes[:, 1].max())
     if not low < high:
         raise UserError(f"every pixel of the {len(train)} training images of {dataset.name} is {low}: nothing to learn")
@@ -277,14 +289,17 @@ def batch_indices(seed: int, n: int, batch_size: int, start_step: int, count: in
 
 def content_hash(dataset: Dataset) -> str:
     """sha256 over images, labels, classes and parts, in hexadecimal: the same data give the same hash anywhere."""
+    if dataset.digest:
+        return dataset.digest
     digest = hashlib.sha256()
     for array in (dataset.images, dataset.labels, dataset.parts):
         if array is None:
             digest.update(b"none;")
             continue
-        little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-        digest.update(f"{little.dtype.str}{little.shape};".encode())
-        digest.update(little.reshape(-1).view(np.uint8).data)
+        digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape};".encode())
+        for block in lazy.blocks(array) if isinstance(array, LazyImages) else (array,):
+            little = np.ascontiguousarray(block.astype(block.dtype.newbyteorder("<"), copy=False))
+            digest.update(little.reshape(-1).view(np.uint8).data)
     normal = None if dataset.normal is None else sorted(dataset.normal)
     digest.update(repr((dataset.classes, normal)).encode())
     return digest.hexdigest()

@@ -13,7 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, config, data, files, members, metrics, pictures, report, run, scorer, sources
+from ganomaly_jax import (
+    calibration,
+    config,
+    data,
+    files,
+    lazy,
+    members,
+    metrics,
+    pictures,
+    report,
+    run,
+    scorer,
+    sources,
+)
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.progress import Progress
 from ganomaly_jax.run import Run
@@ -105,7 +118,7 @@ def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
 
 def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:
     """Score the test part of `this` and write what was found into `workdir`."""
-    images = this.dataset.images[this.split.test]
+    images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
     judged = judge.judge(images)
@@ -186,7 +199,7 @@ def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, v
     rate, size = judge.calibration.rate, len(judge.variables["calibration"])
     groups = {"normal test": judged.scores[labels == 0]}
     if len(this.split.calibration):
-        groups["calibration"] = judge(this.dataset.images[this.split.calibration])
+        groups["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
     for name, scores in groups.items():
         flagged, n = int((scores > judge.threshold).sum()), len(scores)
         # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.

@@ -150,6 +150,14 @@ def decode_files(
         return _together(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
 
 
+def decode_each(paths: Sequence[str | Path], height: int, width: int, fit: str) -> Generator[Decoded, None, None]:
+    """Each file by itself, fitted, of its own type and channels: (image, black and white), or why there is none.
+
+    Close it as `read_ahead`.
+    """
+    return read_ahead(lambda path: _decoded(path, height, width, fit), paths)
+
+
 def decode_blocks(
     paths: Sequence[str | Path],
     block: int,
@@ -209,13 +217,13 @@ def _together(
     """What `decode_files` returns, of files that are decoded."""
     good = [item for item in read if not isinstance(item, str)]
     wanted = channels or max((array.shape[2] for array, _ in good), default=1)
-    name, scaled, raw = _common_type(good, like)
+    name, scaled, raw = common_type(good, like)
     images, kept, problems = [], [], []
     for i, item in enumerate(read):
         try:
             if isinstance(item, str):
                 raise UserError(item)
-            images.append(to_channels(_as_type(*item, name, scaled, raw), wanted))
+            images.append(to_channels(as_type(*item, name, scaled, raw), wanted))
             kept.append(i)
         except UserError as error:
             problems.append((shown(paths[i]), str(error)))
@@ -229,7 +237,9 @@ def shown(path: Any) -> str:
     return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _common_type(good: list[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None) -> tuple[str, bool, bool]:
+def common_type(
+    good: Sequence[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None
+) -> tuple[str, bool, bool]:
     """The type that all images shall have, whether integers can be scaled to it, whether floating point fits as is."""
     if like is not None:
         # Floating-point data whose range is 0 to 1 have the scale that integers can be brought to; others do not.
@@ -238,7 +248,8 @@ def _common_type(good: list[tuple[np.ndarray, Span]], like: tuple[str, float, fl
     return (min(integers) if len(integers) == 1 else "float32"), bool(integers), not integers
 
 
-def _as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -> np.ndarray:
+def as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -> np.ndarray:
+    """One image as what `common_type` says of all; raises UserError where there is no way."""
     if span is None:
         if not raw:
             raise UserError(f"floating-point or 32-bit pixels where {name} is wanted: no common scale")

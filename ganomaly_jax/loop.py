@@ -81,6 +81,8 @@ class Program:
     """What of the state is kept."""
     loss: Callable[[TrainState], float] | None = None
     """On the calibration images; the checkpoint with the smallest is kept. None: there are none."""
+    most: int = STEPS_A_CALL
+    """Steps a call may take."""
 
 
 def advance(
@@ -167,7 +169,7 @@ def advance(
             now = time.monotonic()
             if pending is not None:
                 rate = float(pending[2].max()) / (now - began)
-                count = int(np.clip(rate * _SECONDS_A_CALL, 1, STEPS_A_CALL))
+                count = int(np.clip(rate * _SECONDS_A_CALL, 1, program.most))
             began = now
             step += length
             pending = (step, first, counts, losses)

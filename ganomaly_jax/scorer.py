@@ -21,6 +21,7 @@ from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
@@ -107,10 +108,12 @@ class Scorer:
         return self.judge(images).scores
 
     def judge(self, images: Any) -> Judgement:
-        """Scores, p-values and verdicts; `images` as in a call."""
+        """Scores, p-values and verdicts; `images` as in a call, or read on demand."""
         files = _files(images)
         if files is not None:
             return self.judge_files(files)[0]
+        if isinstance(images, LazyImages):
+            return self._judged(self._array(images[i : i + BUCKETS[-1]]) for i in range(0, len(images), BUCKETS[-1]))
         x = self._array(images)
         return self._judged(x[i : i + BUCKETS[-1]] for i in range(0, len(x), BUCKETS[-1]))
 
@@ -314,7 +317,7 @@ def make(
     variables: dict[str, Any],
     settings: config.Config,
     pixels: tuple[str, float, float],
-    normals: np.ndarray,
+    normals: Images,
     trained_on: bool,
     provenance: dict[str, Any],
 ) -> Scorer:

@@ -7,7 +7,7 @@ its own devices and puts only what these need (`hosts.py` starts the processes a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -236,6 +236,26 @@ def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
         return array[rows[index[0]]]
 
     return jax.make_array_from_callback((len(rows), *array.shape[1:]), sharding, own)
+
+
+def own_parts(mesh: Mesh) -> list[int]:
+    """Which parts of a batch are this process's: the places of its devices along the mesh."""
+    return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
+
+
+def put_parts(parts: Mapping[int, np.ndarray], shape: Sequence[int], mesh: Mesh) -> Array:
+    """An array of that shape, split along its first axis over the devices, from the parts of `own_parts`."""
+    rows = shape[0] // mesh.size
+
+    def own(index: Any) -> np.ndarray:
+        return parts[(index[0].start or 0) // rows]
+
+    return jax.make_array_from_callback(tuple(shape), NamedSharding(mesh, PartitionSpec(AXIS)), own)
+
+
+def rows_like(shape: Sequence[int], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Shape, type and place of what `put_parts` makes, to compile for."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def whole(tree: Any) -> Any:

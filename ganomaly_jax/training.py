@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -22,8 +23,10 @@ from ganomaly_jax import (
     checkpoint,
     config,
     data,
+    feed,
     ganomaly,
     hosts,
+    lazy,
     loop,
     members,
     pictures,
@@ -38,6 +41,7 @@ from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
 from ganomaly_jax.config import Config, Mesh, Train
 from ganomaly_jax.detector import Detector, TrainState
 from ganomaly_jax.errors import LostError, UserError
+from ganomaly_jax.feed import Feed
 from ganomaly_jax.loop import CHECKPOINTS, Course, Program, Say
 from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Scorer
@@ -99,9 +103,11 @@ def train(
     )
     with _others(workdir):
         if step < course.total:
-            with _memory(this.config, mesh.size):
+            with _memory(this.config, mesh.size), feed.opened(course, mesh, step) as fed:
+                if fed.note:
+                    say(fed.note)
                 state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
-                program = _alone(course, detector, mesh, state, say)
+                program = _alone(course, detector, mesh, state, fed, say)
                 draw = _make_picture(this, workdir / "pictures", detector)
                 state = loop.advance([course], workdir, this.config, program, state, np.array([step]), draw, say)
         if this.config.train.choose == "best":
@@ -137,6 +143,8 @@ def train_members(
         raise UserError("mesh.transform, mesh.batch_norm_group and mesh.shard_from are for one model, not for members")
     workdir = Path(workdir)
     dataset = sources.read(settings.data, arrays, progress=True)
+    if isinstance(dataset.images, lazy.LazyImages):
+        dataset = dataclasses.replace(dataset, images=dataset.images[:])
     team = members.expand(settings, dataset)
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)
     courses = [
@@ -281,7 +289,7 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
         jax.device_put(variables),
         this.config,
         this.pixels,
-        this.dataset.images[chosen],
+        lazy.select(this.dataset.images, chosen),
         trained_on=not len(this.split.calibration),
         provenance={"step": int(step), **environment},
     )
@@ -289,11 +297,9 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
     return made
 
 
-def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:
-    """One model, each batch spread over the devices, of which each holds the images of its own places only."""
-    this, places = course.run, course.places
-    images = sharding.put_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
-    first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
+def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed: Feed, say: Say) -> Program:
+    """One model, each batch spread over the devices, of which each gets the images of its own places only."""
+    this = course.run
     settings, axes = this.config, (0, 1, None)
     augmentation = augment.make(settings.seed, settings.train.shift, settings.train.flip, detector.axis_name)
     pixels = this.pixels[1:]
@@ -305,18 +311,18 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, say
         steps = make_chunk(detector, *pixels, augmentation)
         chunk = sharding.data_parallel(steps, mesh, (None, *axes), donate=0, transform=settings.mesh.transform)
 
-    def arguments(at: np.ndarray, counts: np.ndarray) -> tuple[Any, ...]:
-        index = first + course.rows(at[0], counts[0])
-        return images, sharding.put_batch(index, mesh, 1), sharding.replicate(np.int32(counts[0]), mesh)
+    def steps_of(step: int, count: int) -> tuple[Array, Array]:
+        return sharding.put_batch(fed.index(step, count), mesh, 1), sharding.replicate(np.int32(count), mesh)
 
-    compiled = _compile(chunk, state, arguments(np.array([int(state.step)]), np.array([1])), say)
+    compiled = _compile(chunk, state, (fed.like, *steps_of(int(state.step), 1)), say)
 
     def advance(state: TrainState, at: np.ndarray, counts: np.ndarray) -> tuple[TrainState, Array]:
-        state, losses = compiled(state, *arguments(at, counts))
+        step, count = int(at[0]), int(counts[0])
+        state, losses = compiled(state, fed.images(step, count), *steps_of(step, count))
         return state, losses[None]
 
     finite = lambda state: np.asarray(loop.finite(state))[None]  # noqa: E731
-    return Program(advance, finite, lambda state: state, _calibration_loss(this, detector))
+    return Program(advance, finite, lambda state: state, _calibration_loss(this, detector), fed.most)
 
 
 def _calibration_loss(this: Run, detector: Detector) -> Callable[[TrainState], float] | None:

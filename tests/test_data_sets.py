@@ -119,6 +119,9 @@ def test_tfds(tmp_path, monkeypatch, capfd, caplog):
     assert data.images.shape == (12, 32, 32, 1) and data.classes == ("cat", "dog")
     assert sorted(data.images[data.parts == 0, 0, 0, 0]) == list(range(8))
     assert all(data.images[i, 0, 0, 0] % 2 == data.labels[i] for i in range(12))
+    lazily = read("tfds:tiny", abnormal="dog", stream="always")
+    np.testing.assert_array_equal(lazily.images[[11, 0, 8, 7]], data.images[[11, 0, 8, 7]])
+    assert lazily.labels.tolist() == data.labels.tolist() and lazily.parts.tolist() == data.parts.tolist()
     assert "tensorflow" not in sys.modules
     with pytest.raises(
         UserError, match=r"tfds:mnist: not prepared as array_record .*tfds build mnist --file_format=arr"

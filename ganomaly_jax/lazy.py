@@ -1,0 +1,124 @@
+"""Images that are read when they are asked for, in the place of an array; and how much memory there is for arrays."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# `auto` reads images on demand where all of them would take a larger share of the free memory: on a CPU they lie there
+# twice, and what is computed with them needs room as well.
+SHARE = 0.25
+# What is read at once where the whole set has to be looked through.
+BLOCK_BYTES = 2**24
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyImages:
+    """Images [N, H, W, C] that lie elsewhere: an integer, a slice or an array of integers reads what it names."""
+
+    read: Callable[[np.ndarray], np.ndarray]
+    """int64 [n] from 0 to N - 1 -> [n, H, W, C]; called by several threads at once."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        """Raises IndexError beyond the end, and what `read` raises."""
+        chosen = self._indices(key)
+        return self.read(np.atleast_1d(chosen))[0] if chosen.ndim == 0 else self.read(chosen)
+
+    def __array__(self, *_: Any, **__: Any) -> np.ndarray:
+        raise TypeError("these images are not in memory: take [:] where all of them shall be")
+
+    def take(self, key: Any) -> LazyImages:
+        """Some of them, still unread."""
+        chosen = self._indices(key)
+        return LazyImages(lambda indices: self.read(chosen[indices]), (len(chosen), *self.shape[1:]), self.dtype)
+
+    def _indices(self, key: Any) -> np.ndarray:
+        if isinstance(key, slice):
+            return np.arange(*key.indices(len(self)))
+        chosen = np.asarray(key, np.int64)
+        if chosen.size and not (-len(self) <= chosen.min() and chosen.max() < len(self)):
+            raise IndexError(f"image {chosen.min()} or {chosen.max()} of {len(self)}")
+        return np.where(chosen < 0, chosen + len(self), chosen)
+
+
+Images = np.ndarray | LazyImages
+
+
+def select(images: Images, indices: np.ndarray) -> Images:
+    """`images[indices]` of an array; of lazy ones the same, still unread."""
+    return images.take(indices) if isinstance(images, LazyImages) else images[indices]
+
+
+def blocks(images: Images, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """The images at `indices` [n], all without, a block of some MiB at a time."""
+    order = np.arange(len(images)) if indices is None else indices
+    size = max(BLOCK_BYTES // max(images.nbytes // max(len(images), 1), 1), 1)
+    for i in range(0, len(order), size):
+        yield images[order[i : i + size]]
+
+
+def wanted(stream: str, nbytes: int) -> bool:
+    """Whether images of that size shall be read on demand, by `data.stream`: auto, always or never."""
+    if stream != "auto":
+        return stream == "always"
+    free = free_memory()
+    return free is not None and nbytes > SHARE * free
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, of its cgroup, of its own limit (`ulimit -v`).
+
+    None where the system says nothing.
+    """
+    found = [_of_machine(), _of_cgroup(), _of_limit()]
+    return min((size for size in found if size is not None), default=None)
+
+
+def _of_machine() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _of_cgroup() -> int | None:
+    """Of cgroups, version 2: the group of this process or one above it may have a limit."""
+    found = []
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().split() if line.startswith("0::"))
+        here = _CGROUPS / own.lstrip("/")
+        for group in (here, *here.parents):
+            most = group / "memory.max"
+            if _CGROUPS in (group, *group.parents) and most.exists() and (limit := most.read_text().strip()) != "max":
+                # Files that were read count as used, and go when the memory is needed.
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
+                found.append(max(int(limit) - used, 0))
+    return min(found, default=None)
+
+
+def _of_limit() -> int | None:
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return max(limit - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE"), 0)
+    return limit

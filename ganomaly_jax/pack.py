@@ -1,0 +1,194 @@
+"""`ganomaly pack`: images decoded and brought to the network's size once, as records of raw pixels (`records.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import __version__, config, data, files, images, lazy, records, sources
+from ganomaly_jax.data import Dataset
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.images import Decoded
+from ganomaly_jax.preprocess import to_channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """What was written."""
+
+    path: Path
+    count: int
+    size: int
+    """Bytes of the records."""
+    shape: tuple[int, ...]
+    dtype: str
+    problems: tuple[tuple[str, str], ...]
+    """(path, reason) of each file that could not be read and was left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """What all images of a folder become: the type, how others come to it (`images.as_type`), the channels."""
+
+    dtype: str
+    scaled: bool
+    raw: bool
+    channels: int
+
+
+def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = False) -> Packed:
+    """Write the images of `settings.source` and their labels as OUT and OUT.json; what is there is replaced.
+
+    A folder is read a few images at a time, whatever its size, and so is tfds:NAME. `height`, `width`, `channels` and
+    `fit` count as in a training; `abnormal` is left to it, but for folders whose words are not understood.
+
+    Raises:
+      UserError: a source that cannot be used, nothing that can be read, a file that cannot be written.
+    """
+    out = Path(out)
+    if not records.is_shard(out):
+        raise UserError(f"{out}: wanted a name that ends in .array_record")
+    if not settings.source:
+        raise UserError("nothing to pack: wanted `ganomaly pack DIR OUT.array_record`, DIR a folder of images")
+    found = sources.image_folder(settings.source)
+    note = records.note_path(out)
+    # The JSON file last: a shard without it is no data set, one with another's is noticed.
+    with files.replacing(note) as written, files.replacing(out) as shard:
+        if found is None:
+            dataset, checks = _stored(sources.read(settings, progress=progress), shard, out)
+        else:
+            dataset, checks = _folder(*found, settings, shard, out, progress)
+        said = _note(dataset, checks, shard.stat().st_size, settings)
+        again = dataclasses.replace(records.joined([records.Shard(shard, said)], dataset.name), digest="")
+        # Read once more: the hash is that of what lies on the disk, and the same as that of the images themselves.
+        written.write_text(records.encode(said | {"data_hash": data.content_hash(again)}), encoding="utf-8")
+        for path in (shard, written):
+            _to_disk(path)
+        note.unlink(missing_ok=True)
+    return Packed(
+        out, len(checks), said["bytes"], tuple(said["shape"]), said["dtype"], tuple(map(tuple, said["problems"]))
+    )
+
+
+def _note(dataset: Dataset, checks: list[int], size: int, settings: config.Data) -> dict[str, Any]:
+    return {
+        "format": records.FORMAT,
+        "bytes": size,
+        "shape": list(dataset.images.shape[1:]),
+        "dtype": str(dataset.images.dtype),
+        "low": dataset.low,
+        "high": dataset.high,
+        "classes": list(dataset.classes),
+        "normal": None if dataset.normal is None else sorted(dataset.normal),
+        "labels": dataset.labels.tolist(),
+        "parts": None if dataset.parts is None else dataset.parts.tolist(),
+        "paths": list(dataset.paths),
+        "checks": checks,
+        "problems": [list(problem) for problem in dataset.problems],
+        "made": {"by": f"ganomaly-jax {__version__}", "source": settings.source, "fit": settings.fit},
+    }
+
+
+def _stored(dataset: Dataset, shard: Path, out: Path) -> tuple[Dataset, list[int]]:
+    """Images of another source than a folder."""
+    with records.writer(shard, out) as write:
+        return dataset, [write(image) for block in lazy.blocks(dataset.images) for image in block]
+
+
+def _folder(
+    items: list[sources.Item],
+    normal: frozenset[str] | None,
+    has_parts: bool,
+    settings: config.Data,
+    shard: Path,
+    out: Path,
+    progress: bool,
+) -> tuple[Dataset, list[int]]:
+    """The images of a folder: type and channels of the first count for all, unless a later one says otherwise."""
+    paths = [path for path, _, _ in items]
+    height, width = sources.size_of(paths, settings)
+
+    def decoded() -> contextlib.closing[Any]:
+        return contextlib.closing(images.decode_each(paths, height, width, settings.fit))
+
+    name = images.shown(Path(settings.source).expanduser())
+    kind: _Kind | None = None
+    while True:
+        with decoded() as read, records.writer(shard, out) as write:
+            shown = images.progress_bar(iter(read), len(paths), progress)
+            seen, checks, kept, problems = _pass(paths, shown, settings.channels, kind, write)
+        if not kept:
+            first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
+            raise UserError(f"none of the {len(paths)} image files of {name} can be read: {first}")
+        if kind is None and checks is None:  # they differ: all once more, now that it is known how
+            kind = seen
+            continue
+        break
+    assert seen is not None and checks is not None
+    kind = kind or seen
+    classes, labels, parts = sources.labelled(items, np.array(kept), normal, has_parts)
+    white = 1.0 if kind.dtype == "float32" else float(np.iinfo(kind.dtype).max)
+    low, high = (0.0, white) if kind.scaled else (None, None)
+    # Only what is said of them is asked of these images.
+    stand_in = np.broadcast_to(np.zeros((), kind.dtype), (len(kept), height, width, kind.channels))
+    found = Dataset(
+        stand_in, labels, classes, normal, parts, tuple(images.shown(paths[i]) for i in kept), low, high,
+        tuple(problems), name,
+    )  # fmt: skip
+    return found, checks
+
+
+def _pass(
+    paths: list[Path], read: Iterator[Decoded], channels: int, kind: _Kind | None, write: Any
+) -> tuple[_Kind | None, list[int] | None, list[int], list[tuple[str, str]]]:
+    """Decode and write all images: what kind they are all together, checksums, the files kept, and the others.
+
+    Without `kind` that of the first is written for as long as it holds; the checksums are None where it did not.
+    """
+    checks: list[int] | None = []
+    kept: list[int] = []
+    problems: list[tuple[str, str]] = []
+    sorts: dict[tuple[Any, ...], tuple[np.ndarray, images.Span]] = {}
+    seen, written = kind, kind
+    for i, item in enumerate(read):
+        try:
+            if isinstance(item, str):
+                raise UserError(item)
+            array, span = item
+            if kind is None:
+                sorts.setdefault((array.dtype.name, span, array.shape[2]), (array, span))
+                held = list(sorts.values())
+                seen = _Kind(*images.common_type(held, None), channels or max(array.shape[2] for array, _ in held))
+                written = written or seen
+                if seen != written:
+                    checks = None
+            if checks is not None and written is not None:
+                raw = images.as_type(array, span, written.dtype, written.scaled, written.raw)
+                checks.append(write(to_channels(raw, written.channels)))
+            kept.append(i)
+        except UserError as error:
+            problems.append((images.shown(paths[i]), str(error)))
+    return seen, checks, kept, problems
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def describe(packed: Packed) -> str:
+    """Lines for the terminal: what was written, and each file that was left out."""
+    height, width, channels = packed.shape
+    lines = [
+        f"{packed.count:,} images of {height} x {width} x {channels} {packed.dtype} in {packed.path}, "
+        f"{packed.size / 2**20:,.1f} MiB"
+    ]
+    lines += itertools.starmap("left out: {}: {}".format, packed.problems)
+    return "\n".join(lines)
