@@ -145,7 +145,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     report = command.begin("faults", machine=timing.machine(), settings=settings, without_fault_s={}, found={})
 
     def write() -> None:
-        command.write(report, options.out, markdown, f"{timing.ROOT}{os.sep}")
+        command.write(report, options.out, markdown, {f"{timing.ROOT}{os.sep}": ""})
 
     write()  # a folder that cannot be written to is found before anything is broken
     measure(options, report, write, say)
