@@ -350,6 +350,14 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     report["cases"].append(measure(WEAK, 1, one, (), options, say))
     report["step_ms"] = report["cases"][0]["ms"][ONE]
     write()
+    if "checkpoint" in options.works:
+        say("checkpoints")
+        report["checkpoint"] = checkpoints(one, options, say)
+        write()
+    if "input" in options.works:
+        say("input")
+        report["input"] = feeding(report["step_ms"]["median"] / 1000, options, say)
+        write()
     for kind in [kind for kind in (WEAK, STRONG) if kind in options.works]:
         base = one
         if kind == STRONG and options.global_batch != options.batch:
@@ -361,13 +369,6 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             report["cases"].append(measure(kind, devices, base, (SPREAD, APART, *more), options, say))
             write()
             command.release()
-    if "checkpoint" in options.works:
-        say("checkpoints")
-        report["checkpoint"] = checkpoints(one, options, say)
-        write()
-    if "input" in options.works:
-        say("input")
-        report["input"] = feeding(report["step_ms"]["median"] / 1000, options, say)
     report["finished"] = True
     write()
     return report

@@ -125,7 +125,16 @@ def test_shares_of_the_loop_by_hand():
     assert scaling.shares({n: {"median": v} for n, v in each.items()}, 500)["least_step_ms"] == pytest.approx(20)
 
 
-def test_from_end_to_end(tmp_path, capsys):
+def test_from_end_to_end(tmp_path, monkeypatch):
+    made, make = {}, scaling.side
+
+    def once(way, devices, batch, options):
+        """Eight images on two devices are a case of both kinds."""
+        if (way, devices, batch) not in made:
+            made[way, devices, batch] = make(way, devices, batch, options)
+        return made[way, devices, batch]
+
+    monkeypatch.setattr(scaling, "side", once)
     out = tmp_path / "out"
     call = ["--quick", "--out", str(out), "--rounds", "1", "--turn", "0.01", "--saves", "1", "--folder", str(tmp_path)]
     assert scaling.main([*call, "--step-ms", "2", "--accelerators", "2,8,64"]) == 0
