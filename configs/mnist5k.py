@@ -3,8 +3,8 @@
     ganomaly train --config configs/mnist5k.py --workdir runs/mnist5k
 
 Reproduces no published figure; shows the whole path. Measured: 51 s on 2 CPU cores, compilation included; AUROC .861
-(seed 0; with the images of an epoch in another order it was .896, so a difference of some hundredths says nothing). Size,
-length and rate were set for time and sharp reconstructions, with the AUROC of each try in sight.
+(seed 0; with the images of an epoch in another order it was .896, so a difference of some hundredths says nothing).
+Size, length and rate were set for time and sharp reconstructions, with the AUROC of each try in sight.
 """
 
 from ganomaly_jax.demo import get_config
