@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import re
 import textwrap
@@ -262,18 +263,21 @@ def batch_rows(seed: int, n: int, batch_size: int, start_step: int, count: int) 
     It follows from seed and epoch alone. An epoch has n // batch_size steps and takes no image twice; what does not
     fill a batch is another part in every epoch.
     """
-    steps, longest = n // batch_size, -(-n // batch_size)
     if not count:
         return np.empty((0, batch_size), np.int32)
+    steps = n // batch_size
     epochs = range(start_step // steps, (start_step + count - 1) // steps + 1)
-    orders = []
-    for epoch in epochs:
-        keys = np.random.default_rng((seed, _EPOCHS, epoch)).random((longest, batch_size))
-        if longest > steps:
-            keys[-1, n - steps * batch_size :] = np.inf  # these only fill up
-        orders.append(keys.argsort(axis=0, kind="stable")[:steps])
     begin = start_step - epochs[0] * steps
-    return np.concatenate(orders)[begin : begin + count].astype(np.int32)
+    return np.concatenate([_epoch_rows(seed, n, batch_size, epoch) for epoch in epochs])[begin : begin + count]
+
+
+@functools.lru_cache(2)  # many calls lie in one epoch, and drawing its order takes as long as some steps
+def _epoch_rows(seed: int, n: int, batch_size: int, epoch: int) -> np.ndarray:
+    steps, longest = n // batch_size, -(-n // batch_size)
+    keys = np.random.default_rng((seed, _EPOCHS, epoch)).random((longest, batch_size))
+    if longest > steps:
+        keys[-1, n - steps * batch_size :] = np.inf  # these only fill up
+    return keys.argsort(axis=0, kind="stable")[:steps].astype(np.int32)
 
 
 def batch_indices(seed: int, n: int, batch_size: int, start_step: int, count: int) -> np.ndarray:

@@ -8,7 +8,6 @@ checkpoint.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib.util
 import os
 import threading
@@ -119,15 +118,9 @@ def reader(course: Course, places: np.ndarray) -> Callable[[int], np.ndarray]:
     this, columns = course.run, course.places[places]
     batch, lock = this.config.train.batch_size, threading.Lock()
 
-    @functools.lru_cache(2)
-    def rows(epoch: int) -> np.ndarray:
-        count = course.epoch_steps
-        return data.batch_rows(this.config.seed, course.images, batch, epoch * count, count)[:, places]
-
     def read(step: int) -> np.ndarray:
-        epoch, i = divmod(int(step), course.epoch_steps)
-        with lock:  # the order of an epoch is worked out once
-            own = rows(epoch)[i]
+        with lock:  # the order of an epoch is worked out once, not by every thread
+            own = data.batch_rows(this.config.seed, course.images, batch, int(step), 1)[0, places]
         return this.dataset.images[this.split.train[columns[np.arange(len(places)), own]]]
 
     return read

@@ -87,11 +87,12 @@ def free_memory() -> int | None:
 
     None where the system says nothing.
     """
-    found = [_of_machine(), _of_cgroup(), _of_limit()]
+    found = [of_machine(), _of_cgroup(), _of_limit()]
     return min((size for size in found if size is not None), default=None)
 
 
-def _of_machine() -> int | None:
+def of_machine() -> int | None:
+    """Bytes of the machine's memory that are free, None where the system does not say."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable"):

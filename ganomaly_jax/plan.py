@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ganomaly_jax import ganomaly, sharding
+from ganomaly_jax import ganomaly, lazy, sharding
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
 from ganomaly_jax.config import Config
 from ganomaly_jax.errors import UserError
@@ -101,11 +100,7 @@ def device_memory() -> int | None:
     """Bytes that the first local device has for us, None where it does not say."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
-        except OSError:
-            return None
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+        return lazy.of_machine()
     stats = device.memory_stats()
     return stats.get("bytes_limit") if stats else None
 

@@ -135,7 +135,7 @@ def train_members(
     config.check(settings)
     if not config.has_members(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
-    if jax.process_count() > 1:
+    if hosts.several():
         raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")
     if settings.train.choose != Train.choose:
         raise UserError("train.choose is for one model: the checkpoints of members are of all together")
@@ -236,7 +236,7 @@ def _best(workdir: Path, last: TrainState, say: Say) -> TrainState:
 def _check_mesh(settings: Config, mesh: Any) -> None:
     """Refuse ways of spreading a step that do not go together."""
     sharding.check_group(settings.mesh.batch_norm_group, mesh)
-    if settings.mesh.transform == "pmap" and jax.process_count() > 1:
+    if settings.mesh.transform == "pmap" and hosts.several():
         raise UserError("mesh.transform='pmap' works within one process: wanted 'shard_map', which works among several")
     if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
         raise UserError(
