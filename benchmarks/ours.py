@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from benchmarks import timing
 from ganomaly_jax import chunk, ganomaly, sharding
@@ -58,6 +60,17 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
     pixels = sharding.replicate(timing.pictures(images, detector.shape), mesh)
     rows = np.random.default_rng(1).integers(0, images, (STEPS_A_CALL, batch), np.int32)
     index = sharding.put_batch(rows, mesh, 1)
+    made, lowered, compiled, _ = stepping(program, state, pixels, index, mesh)
+    return dataclasses.replace(made, device_peak=_device_peak(), facts=counted(lowered, compiled))
+
+
+def stepping(
+    program: Any, state: Any, pixels: Array, index: Array, mesh: Any
+) -> tuple[timing.Side, Any, Any, list[Any]]:
+    """A program of many steps a call (`chunk.make_chunk`), compiled and ready to run: (side, lowered, compiled, last).
+
+    `last` holds the present state, the losses and the number of steps of the last call.
+    """
     counts = {1: sharding.replicate(np.int32(1), mesh)}
     begin = time.perf_counter()
     lowered = program.lower(state, pixels, index, counts[1])
@@ -77,7 +90,7 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
     def finite() -> bool:
         return bool(np.isfinite(np.asarray(last[1])[: last[2]]).all())
 
-    return timing.Side(run, finite, compile_s, _device_peak(), counted(lowered, compiled))
+    return timing.Side(run, finite, compile_s), lowered, compiled, last
 
 
 def _scoring(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -57,26 +58,9 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
     each = ours.IMAGES // devices
     pixels = sharding.put_rows(timing.pictures(ours.IMAGES, detector.shape), np.arange(each * devices), mesh)
     rows = np.random.default_rng(1).integers(0, each, (chunk.STEPS_A_CALL, batch), np.int32)
-    index, counts = sharding.put_batch(rows, mesh, 1), {1: sharding.replicate(np.int32(1), mesh)}
-    begin = time.perf_counter()
-    compiled = program.lower(state, pixels, index, counts[1]).compile()
-    compile_s = time.perf_counter() - begin
-    last: list[Any] = [state, None, 0]
-
-    def run(steps: int) -> None:
-        while steps:
-            count = min(steps, chunk.STEPS_A_CALL)
-            if count not in counts:
-                counts[count] = sharding.replicate(np.int32(count), mesh)
-            last[:] = *compiled(last[0], pixels, index, counts[count]), count
-            steps -= count
-        jax.block_until_ready(last[:2])
-
-    def finite() -> bool:
-        return bool(np.isfinite(np.asarray(last[1])[: last[2]]).all())
-
+    made, _, compiled, last = ours.stepping(program, state, pixels, sharding.put_batch(rows, mesh, 1), mesh)
     facts = {"moved": collectives.moved(compiled.as_text()), "state": lambda: last[0]}
-    return timing.Side(run, finite, compile_s, facts=facts)
+    return dataclasses.replace(made, facts=facts)
 
 
 def measure(
