@@ -56,15 +56,21 @@ class Model:
     """3x3 convolutions added after the first layer (and mirrored in the decoder)."""
     dtype: str = "float32"
     """What the convolutions compute in: `float32` or `bfloat16`; weights, statistics, losses and scores are float32."""
+    embedding_size: int = 64
+    """Outputs of the discriminator's second head, which is there where `loss.contrast` is above 0."""
 
 
 @dataclasses.dataclass
 class Loss:
-    """Weights of the generator's three losses (equation 4 of arXiv 1805.06725)."""
+    """Weights of the generator's three losses (equation 4 of arXiv 1805.06725), and of one of the discriminator's."""
 
     adversarial: float = 1.0
     contextual: float = 50.0
     encoder: float = 1.0
+    contrast: float = 0.0
+    """Of the discriminator's recognising two views of the same image (`losses.contrast`); 0: not asked (the paper)."""
+    temperature: float = 0.2
+    """Of that loss."""
 
 
 @dataclasses.dataclass
@@ -75,6 +81,9 @@ class Optimizer:
     beta1: float = 0.5
     beta2: float = 0.999
     epsilon: float = 1e-8
+    average: float = 0.0
+    """Weights that score are an exponential moving average with this decay a step, batch norm's statistics of the end
+    taken afresh for them; 0: the last weights with their running statistics (the paper)."""
 
 
 @dataclasses.dataclass
@@ -133,7 +142,8 @@ class Evaluate:
     """Scores, threshold and what is shown."""
 
     score: str = "squared"
-    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper)."""
+    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper); or others and
+    sums of several, such as `latent_density+pixel`, see `scores.PARTS`."""
     false_positive_rate: float = 0.01
     """Share of normal images that may be flagged; the threshold follows from the calibration part."""
     worst: int = 4
@@ -164,6 +174,14 @@ MAY_CHANGE = frozenset(
     | {"data.source"}  # moved data are the same data: their hash is compared
     | {"data.stream"}
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
+)
+
+# What `evaluate.score` may name; `scores.PARTS` computes them.
+SCORES = (
+    *("squared", "l1", "pixel", "multiscale"),
+    *("latent_mahalanobis", "latent_neighbours", "latent_density", "latent_angle", "latent_angular_density"),
+    *("embedding_mahalanobis", "embedding_neighbours", "embedding_density", "embedding_angle"),
+    "embedding_angular_density",
 )
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
@@ -272,12 +290,38 @@ def check(config: Config) -> None:
     # A side that is left to the data becomes 32 at least.
     room = min(config.data.height or 32, config.data.width or 32) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
-    refuse_unless(config.evaluate.score in ("squared", "l1"), "evaluate.score", "'squared' or 'l1'")
+    _check_score(config)
+    for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
+        refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
+    refuse_unless(config.loss.temperature > 0, "loss.temperature", "more than 0")
+    refuse_unless(config.model.embedding_size >= 1, "model.embedding_size", "at least 1")
+    refuse_unless(0 <= config.optimizer.average < 1, "optimizer.average", "from 0 to below 1")
     rate = config.evaluate.false_positive_rate
     refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
+
+
+def score_parts(config: Config) -> tuple[str, ...]:
+    """The names that `evaluate.score` joins by `+`; one may stand several times, and then counts so often."""
+    return tuple(word.strip() for word in config.evaluate.score.split("+"))
+
+
+def _check_score(config: Config) -> None:
+    asked = f"evaluate.score={config.evaluate.score!r}"
+    for name in score_parts(config):
+        if name not in SCORES:
+            near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"{asked}: {name!r} is no score, the nearest is {near!r}; wanted one or several of "
+                f"{', '.join(SCORES)} with + between"
+            )
+        if name.startswith("embedding") and not config.loss.contrast:
+            raise UserError(
+                f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out: "
+                "wanted loss.contrast above 0, such as 1"
+            )
 
 
 def has_members(config: Config) -> bool:

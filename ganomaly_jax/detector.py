@@ -44,5 +44,8 @@ class Detector(Protocol):
     def score(self, variables: dict[str, Any], x: Array) -> Array:
         """Scores [B] float32, higher is more anomalous; each depends on its own image alone."""
 
+    def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
+        """What one forward pass gives, all that scores are made of: `x_hat`, and what latents there are. Pure."""
+
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """What the detector takes x [B, ...] for, of x's shape and range."""

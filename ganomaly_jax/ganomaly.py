@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ganomaly_jax import losses, networks
+from ganomaly_jax import losses, networks, views
 from ganomaly_jax.config import Config, Evaluate, Loss, Mesh, Model, Optimizer
 from ganomaly_jax.detector import TrainState
 from ganomaly_jax.errors import UserError
 
 # Below this loss the discriminator has won outright and is drawn afresh (the authors' `reinit_d`).
 _DISCRIMINATOR_HAS_WON = 1e-5
+# Apart from the keys that draw weights, which follow from the step as well.
+_VIEWS = 0x51E
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +43,14 @@ class Ganomaly:
     adversarial_weight: float = Loss.adversarial
     contextual_weight: float = Loss.contextual
     encoder_weight: float = Loss.encoder
+    contrast_weight: float = Loss.contrast
+    temperature: float = Loss.temperature
+    embedding_size: int = Model.embedding_size
     learning_rate: float = Optimizer.learning_rate
     beta1: float = Optimizer.beta1
     beta2: float = Optimizer.beta2
     epsilon: float = Optimizer.epsilon
+    average: float = Optimizer.average
     score_distance: str = Evaluate.score
     axis_name: str | None = None
     batch_norm_group: int = Mesh.batch_norm_group
@@ -72,7 +78,7 @@ class Ganomaly:
 
     @property
     def discriminator(self) -> networks.Discriminator:
-        return networks.Discriminator(*self._sizes_and_types)
+        return networks.Discriminator(*self._sizes_and_types, self.embedding_size if self.contrast_weight else 0)
 
     @property
     def _sizes_and_types(self) -> tuple[Any, ...]:
@@ -99,7 +105,10 @@ class Ganomaly:
 
     def state(self, params: dict[str, Any], batch_stats: dict[str, Any]) -> TrainState:
         """A state at step 0 with these weights and fresh optimisers."""
-        opt_state = {name: self.optimizer.init(p) for name, p in params.items()}
+        opt_state: dict[str, Any] = {name: self.optimizer.init(p) for name, p in params.items()}
+        if self.average:
+            # A copy: a program that takes the state's memory over cannot do so twice.
+            opt_state["average"] = jax.tree.map(jnp.array, params)
         return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, opt_state)
 
     def gradients(self, state: TrainState, x: Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Array]]:
@@ -111,7 +120,7 @@ class Ganomaly:
         generator, discriminator = self.generator, self.discriminator
         params, stats = state.params, state.batch_stats
 
-        def discriminate(d_params: Any, d_stats: Any, image: Array) -> tuple[tuple[Array, Array], Any]:
+        def discriminate(d_params: Any, d_stats: Any, image: Array) -> tuple[tuple[Array, ...], Any]:
             variables = {"params": d_params, "batch_stats": d_stats}
             output, moved = discriminator.apply(variables, image, train=True, mutable=["batch_stats"])
             return output, moved["batch_stats"]
@@ -121,8 +130,8 @@ class Ganomaly:
         def generator_loss(g_params: Any) -> tuple[Array, Any]:
             variables = {"params": g_params, "batch_stats": stats["generator"]}
             (x_hat, z, z_hat), moved = generator.apply(variables, x, train=True, mutable=["batch_stats"])
-            (real, _), _ = discriminate(params["discriminator"], stats["discriminator"], x)
-            (fake, _), _ = discriminate(params["discriminator"], stats["discriminator"], x_hat)
+            (real, *_), _ = discriminate(params["discriminator"], stats["discriminator"], x)
+            (fake, *_), _ = discriminate(params["discriminator"], stats["discriminator"], x_hat)
             parts = {
                 "adversarial": losses.l2(real, fake),
                 "contextual": losses.l1(x, x_hat),
@@ -136,13 +145,18 @@ class Ganomaly:
             return total, (parts | {"generator": total}, x_hat, moved["batch_stats"])
 
         def discriminator_loss(d_params: Any, x_hat: Array) -> tuple[Array, Any]:
-            (_, real), after_real = discriminate(d_params, stats["discriminator"], x)
-            (_, fake), after_fake = discriminate(d_params, after_real, x_hat)
+            (_, real, *_), after_real = discriminate(d_params, stats["discriminator"], x)
+            (_, fake, *_), after_fake = discriminate(d_params, after_real, x_hat)
             loss = 0.5 * (losses.real_or_fake(real, True) + losses.real_or_fake(fake, False))
-            return loss, _moved_twice(stats["discriminator"], after_real, after_fake)
+            total = loss
+            if self.contrast_weight:
+                (*_, embedding), _ = discriminate(d_params, stats["discriminator"], self._views(x, state.step))
+                one, other = jnp.split(embedding, 2)
+                total += self.contrast_weight * losses.contrast(one, other, self.temperature, self.axis_name)
+            return total, (loss, _moved_twice(stats["discriminator"], after_real, after_fake))
 
         (_, (metrics, x_hat, g_stats)), g_grads = jax.value_and_grad(generator_loss, has_aux=True)(params["generator"])
-        (d_loss, d_stats), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
+        (_, (d_loss, d_stats)), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
             params["discriminator"], lax.stop_gradient(x_hat)
         )
         grads = {"generator": g_grads, "discriminator": d_grads}
@@ -163,6 +177,14 @@ class Ganomaly:
         for name, network_grads in grads.items():
             moves, opt_state[name] = self.optimizer.update(network_grads, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], moves)
+        if self.average:
+            moved = jax.tree.map(
+                lambda old, new: self.average * old + (1 - self.average) * new, *((state.opt_state["average"], params))
+            )
+            opt_state["average"] = moved
+        if self.contrast_weight:
+            # Differs from the paper: what the discriminator has learned of views is not thrown away.
+            return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
         if key is None:
             key = jax.random.fold_in(jax.random.key(0), state.step)
         params["discriminator"] = lax.cond(
@@ -174,8 +196,45 @@ class Ganomaly:
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """What scoring needs: the generator's weights and running statistics, no copy."""
-        return {"params": state.params["generator"], "batch_stats": state.batch_stats["generator"]}
+        """What scoring needs, no copy: weights (averaged ones with `average`) and running statistics of the generator.
+
+        With `contrast_weight` those of the discriminator as well, under `discriminator`.
+        """
+        params = state.opt_state["average"] if self.average else state.params
+        own = {name: {"params": params[name], "batch_stats": state.batch_stats[name]} for name in params}
+        return own["generator"] | ({"discriminator": own["discriminator"]} if self.contrast_weight else {})
+
+    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+        """The variables with batch norm's statistics taken afresh: the mean of those of `batches` [n, B, H, W, C].
+
+        Averaged weights have never run with the running statistics of the last ones. The embedding's are those of
+        views, as in its training.
+        """
+
+        def fresh(network: Any, own: dict[str, Any], x: Array) -> Any:
+            empty = jax.tree.map(jnp.zeros_like, own["batch_stats"])
+            own = {"params": own["params"], "batch_stats": empty}
+            _, moved = network.apply(own, x, train=True, mutable=["batch_stats"])
+            return jax.tree.map(lambda leaf: leaf / (1 - networks.BatchNorm.momentum), moved["batch_stats"])
+
+        def of(step: Array, x: Array) -> dict[str, Any]:
+            stats = fresh(self.generator, variables, x)
+            if not self.contrast_weight:
+                return stats, {}
+            return stats, fresh(self.discriminator, variables["discriminator"], self._views(x, step)[: len(x)])
+
+        found = lax.map(lambda pair: of(*pair), (jnp.arange(len(batches)), batches))
+        generator, discriminator = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found)
+        settled = variables | {"batch_stats": generator}
+        if self.contrast_weight:
+            settled["discriminator"] = variables["discriminator"] | {"batch_stats": discriminator}
+        return settled
+
+    def _views(self, x: Array, step: Array) -> Array:
+        """Two views of each image, [2 B, H, W, C]; their draws follow from the step and the place in the whole batch."""
+        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(x)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(_VIEWS), step))
+        return jnp.concatenate([views.view(key, x, first) for key in keys])
 
     def score(self, variables: dict[str, Any], x: Array) -> Array:
         """A(x) [B] float: distance of z and z_hat, with running statistics, for x [B, H, W, C] in [-1, 1].
@@ -183,17 +242,27 @@ class Ganomaly:
         Differs from the paper: `squared` (the default, as in the authors' code) is the mean over the latent of the
         squared difference; `l1` is the mean absolute difference, the paper's L1 norm (equation 5) over latent_size.
         """
-        self._check(x)
-        outputs: Any = self.generator.apply(variables, x, train=False)
-        _, z, z_hat = outputs
-        difference = z - z_hat
+        found = self.outputs(variables, x)
+        difference = found["z"] - found["z_hat"]
         distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
         return jnp.mean(distance, axis=-1)
 
+    def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
+        """What one image is turned into, all that scores are made of (`scores.py`), with running statistics.
+
+        `x_hat` [B, H, W, C], `z` and `z_hat` [B, latent_size], and with `contrast_weight` `embedding`
+        [B, embedding_size].
+        """
+        self._check(x)
+        generator = {name: variables[name] for name in ("params", "batch_stats")}
+        found = dict(zip(("x_hat", "z", "z_hat"), self.generator.apply(generator, x, train=False), strict=True))
+        if self.contrast_weight:
+            found["embedding"] = self.discriminator.apply(variables["discriminator"], x, train=False)[2]
+        return found
+
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """x_hat [B, H, W, C] in [-1, 1]."""
-        self._check(x)
-        return self.generator.apply(variables, x, train=False)[0]
+        return self.outputs(variables, x)["x_hat"]
 
     def _check(self, x: Array) -> None:
         if x.ndim != 4 or x.shape[1:] != self.shape:
@@ -237,11 +306,16 @@ def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
         adversarial_weight=config.loss.adversarial,
         contextual_weight=config.loss.contextual,
         encoder_weight=config.loss.encoder,
+        contrast_weight=config.loss.contrast,
+        temperature=config.loss.temperature,
+        embedding_size=config.model.embedding_size,
         learning_rate=config.optimizer.learning_rate,
         beta1=config.optimizer.beta1,
         beta2=config.optimizer.beta2,
         epsilon=config.optimizer.epsilon,
-        score_distance=config.evaluate.score,
+        average=config.optimizer.average,
+        # Other scores are made of `outputs`, by scores.py.
+        score_distance="l1" if config.evaluate.score == "l1" else Evaluate.score,
         axis_name=axis_name,
         batch_norm_group=config.mesh.batch_norm_group,
         compute_dtype=config.model.dtype,

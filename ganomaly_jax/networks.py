@@ -205,18 +205,25 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """x [B, H, W, C] to (features [B, h, w, F], logits [B]); sigmoid(logits) is the probability of being real."""
+    """x [B, H, W, C] to (features [B, h, w, F], logits [B]); sigmoid(logits) is the probability of being real.
+
+    With `embedding_size` E a third output, [B, E], of a second linear head.
+    """
 
     features: int
     extra_layers: int = 0
     replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
+    embedding_size: int = 0
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+    def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
         types = (self.param_dtype, self.dtype)
         maps = Pyramid(self.features, self.extra_layers, self.replicas, *types, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
-        logits = Layer(convolution.collapse, size, 1, *types, name="head")(maps)[:, 0]
-        return maps, logits.astype(self.param_dtype)
+        logits = Layer(convolution.collapse, size, 1, *types, name="head")(maps)[:, 0].astype(self.param_dtype)
+        if not self.embedding_size:
+            return maps, logits
+        embedding = Layer(convolution.collapse, size, self.embedding_size, *types, name="embedding")(maps)
+        return maps, logits, embedding.astype(self.param_dtype)

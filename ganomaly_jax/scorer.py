@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, members, preprocess, sharding
+from ganomaly_jax import (
+    artefact,
+    checkpoint,
+    config,
+    ganomaly,
+    images,
+    lazy,
+    members,
+    preprocess,
+    scores,
+    sharding,
+    statistics,
+)
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
@@ -48,7 +60,8 @@ class Scorer:
 
     detector: Detector
     variables: dict[str, Any]
-    """`detector`: what `detector.score` takes; `calibration`: the sorted scores [n] of the calibration images."""
+    """`detector`: what `detector.outputs` takes; `statistics`: what `scores.fit` found, empty where the score needs
+    none; `calibration`: the sorted scores [n] of the calibration images."""
     config: config.Config
     dtype: str
     low: float
@@ -83,11 +96,16 @@ class Scorer:
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
-        return _scored(self.detector, self.pixels, variables, x)
+        return _scored(self.detector, self.parts, self.pixels, variables, x)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what the score is made of, see `scores.PARTS`."""
+        return config.score_parts(self.config)
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
-        return functools.partial(_compiled, self.detector, self.pixels)
+        return functools.partial(_compiled, self.detector, self.parts, self.pixels)
 
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
         """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
@@ -250,15 +268,19 @@ def _unit(pixels: tuple[str, float, float], x: Array) -> Array:
 
 
 def _scored(
-    detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+    detector: Detector,
+    parts: tuple[str, ...],
+    pixels: tuple[str, float, float],
+    variables: dict[str, Any],
+    x: Array,
 ) -> dict[str, Array]:
-    score = detector.score(variables["detector"], _unit(pixels, x)).astype(jnp.float32)
+    score = scores.score(detector, parts, variables, _unit(pixels, x))
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibrating.p_values(variables["calibration"], score)}
 
 
 # Functions of the module, so that scorers of one kind, such as the members of a run, share what is compiled.
-_compiled = jax.jit(_scored, static_argnums=(0, 1))
+_compiled = jax.jit(_scored, static_argnums=(0, 1, 2))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -277,6 +299,12 @@ def bucket(n: int) -> int:
 def pad(x: np.ndarray, size: int) -> np.ndarray:
     """x [n, ...] filled up to `size` by repeating its last item: scores do not depend on their neighbours."""
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
+
+
+def _blocks(pixels: tuple[str, float, float], images: Images) -> Iterator[np.ndarray]:
+    """Raw images as batches in [-1, 1], all of one size but the last."""
+    for begin in range(0, len(images), BUCKETS[-1]):
+        yield np.asarray(_unit(pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
@@ -298,6 +326,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")
     sharding.local_devices()  # a backend that is not there is told before anything is put on it
     variables, meta = checkpoint.read(folder)
+    variables.setdefault("statistics", {})  # an empty dict leaves no trace in a checkpoint
     settings = config.from_dict(meta["config"])
     return Scorer(
         detector=ganomaly.from_config(settings),
@@ -317,34 +346,43 @@ def make(
     variables: dict[str, Any],
     settings: config.Config,
     pixels: tuple[str, float, float],
+    training: Images,
     normals: Images,
     trained_on: bool,
     provenance: dict[str, Any],
 ) -> Scorer:
     """A scorer calibrated on raw normal images [n, H, W, C]; `pixels` are (dtype, low, high) of the training images.
 
-    `trained_on` says that these very images were trained on, so that the threshold is no promise.
+    What statistics the score needs are those of `training` images, at most `statistics.BANK` of them. `trained_on`
+    says that `normals` are of these, so that the threshold is no promise.
     """
+    parts = config.score_parts(settings)
+    own: dict[str, Any] = {"detector": variables}
+    if not scores.is_plain(parts):
+        seed, size = settings.seed, min(statistics.BANK, len(training))
+        kept = np.sort(np.random.default_rng(seed).permutation(len(training))[:size])
+        batches = (_blocks(pixels, lazy.select(training, kept)), _blocks(pixels, normals))
+        own["statistics"] = scores.fit(detector, parts, own, *batches, seed)
     scorer = Scorer(
         detector,
-        {"detector": variables, "calibration": jnp.zeros((1,), jnp.float32)},
+        {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},
         settings,
         *pixels,
         calibration=Calibration(0.0, 1.0, "not calibrated"),
         residual_max=1.0,
         provenance=provenance,
     )
-    scores = scorer(normals)
-    found = calibrating.calibrate(scores, settings.evaluate.false_positive_rate)
+    found_scores = scorer(normals)
+    found = calibrating.calibrate(found_scores, settings.evaluate.false_positive_rate)
     if trained_on:
         source = (
-            f"the scores of {len(scores)} images that were trained on (no calibration part): expect more false alarms"
+            f"the scores of {len(normals)} images that were trained on (no calibration part): expect more false alarms"
         )
         found = dataclasses.replace(found, source=source)
     x, x_hat = scorer.reconstruct(normals[: BUCKETS[-1]])
     return dataclasses.replace(
         scorer,
-        variables={"detector": variables, "calibration": jnp.asarray(np.sort(scores))},
+        variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
         calibration=found,
         residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
     )

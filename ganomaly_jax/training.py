@@ -48,6 +48,8 @@ from ganomaly_jax.scorer import Scorer
 
 _PICTURED = 16
 _CALIBRATED = 256
+# Batches that batch norm's statistics are taken from for averaged weights.
+_SETTLED = 20
 
 
 def train(
@@ -284,17 +286,31 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
     """Calibrate a trained model, and write the detector into the run's folder."""
     this = course.run
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
+    detector = ganomaly.from_config(this.config)
     made = scorer.make(
-        ganomaly.from_config(this.config),
-        jax.device_put(variables),
+        detector,
+        _settled(this, detector, jax.device_put(variables)),
         this.config,
         this.pixels,
+        lazy.select(this.dataset.images, this.split.train),
         lazy.select(this.dataset.images, chosen),
         trained_on=not len(this.split.calibration),
         provenance={"step": int(step), **environment},
     )
     made.save(course.folder / scorer.FOLDER)
     return made
+
+
+def _settled(this: Run, detector: ganomaly.Ganomaly, variables: Any) -> Any:
+    """Averaged weights with batch norm's statistics of some training batches."""
+    size = this.config.train.batch_size
+    count = min(_SETTLED, len(this.split.train) // size)
+    if not this.config.optimizer.average or not count:
+        return variables
+    drawn = np.random.default_rng(this.config.seed).permutation(this.split.train)[: count * size]
+    raw = this.dataset.images[np.sort(drawn)].reshape(count, size, *detector.shape)
+    unit = jax.jit(lambda v, raw: detector.settle(v, preprocess.to_unit(raw, *this.pixels[1:])))
+    return unit(variables, raw)
 
 
 def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed: Feed, say: Say) -> Program:

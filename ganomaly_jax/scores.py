@@ -1,0 +1,134 @@
+"""The scores that can be asked for, and sums of several: what `evaluate.score` names. Pure JAX once fitted.
+
+`squared` and `l1` are GANomaly's own, the distance of the two latents, and need no fit. Any other name, and names
+joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
+score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. Names may be repeated, and then count so often.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax import statistics
+from ganomaly_jax.config import SCORES
+from ganomaly_jax.detector import Detector
+
+PLAIN = ("squared", "l1")
+_LEAST = 1e-9
+_SCALES = (2, 4, 8)
+
+Outputs = dict[str, Array]
+Fitted = dict[str, Any]
+
+
+def _squared(outputs: Outputs, _: Fitted) -> Array:
+    return jnp.mean(jnp.square(outputs["z"] - outputs["z_hat"]), axis=-1)
+
+
+def _l1(outputs: Outputs, _: Fitted) -> Array:
+    return jnp.mean(jnp.abs(outputs["z"] - outputs["z_hat"]), axis=-1)
+
+
+def _pixel(outputs: Outputs, _: Fitted) -> Array:
+    return jnp.mean(jnp.abs(outputs["x"] - outputs["x_hat"]), axis=(1, 2, 3))
+
+
+def _multiscale(outputs: Outputs, _: Fitted) -> Array:
+    residual, found = outputs["x"] - outputs["x_hat"], []
+    for scale in _SCALES:
+        size = (1, scale, scale, 1)
+        pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / scale**2
+        found.append(jnp.mean(jnp.abs(pooled), axis=(1, 2, 3)))
+    return jnp.mean(jnp.stack(found), axis=0)
+
+
+def _statistic(function: Callable[[Fitted, Array], Array], output: str) -> Callable[[Outputs, Fitted], Array]:
+    return lambda outputs, fitted: function(fitted[output], outputs[output])
+
+
+PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
+    "squared": _squared,
+    "l1": _l1,
+    "pixel": _pixel,
+    "multiscale": _multiscale,
+}
+_FITTED = {"latent": "z", "embedding": "embedding"}
+for _name in SCORES:
+    _word, _, _kind = _name.partition("_")
+    if _word in _FITTED:
+        PARTS[_name] = _statistic(getattr(statistics, _kind), _FITTED[_word])
+
+
+def is_plain(names: tuple[str, ...]) -> bool:
+    """Whether nothing has to be fitted for it."""
+    return len(names) == 1 and names[0] in PLAIN
+
+
+def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> dict[str, Array]:
+    """Each part [B] of images x [B, ...] in [-1, 1], as it is; `variables` are a scorer's."""
+    outputs = detector.outputs(variables["detector"], x) | {"x": x}
+    return {name: PARTS[name](outputs, variables.get("statistics", {})) for name in dict.fromkeys(names)}
+
+
+def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Array:
+    """The score [B] float32, higher is more anomalous, of images x [B, ...] in [-1, 1]. Pure."""
+    found = parts(detector, names, variables, x)
+    if is_plain(names):
+        return found[names[0]].astype(jnp.float32)
+    scale = variables["statistics"]["scale"]
+    return jnp.mean(jnp.stack([_standardised(found[name], scale[name]) for name in names]), axis=0)
+
+
+def _standardised(values: Array, scale: Array) -> Array:
+    return (jnp.log(jnp.maximum(values, _LEAST)) - scale[0]) / scale[1]
+
+
+def fit(
+    detector: Detector,
+    names: tuple[str, ...],
+    variables: dict[str, Any],
+    training: Iterable[np.ndarray],
+    calibration: Iterable[np.ndarray],
+    seed: int,
+) -> Fitted:
+    """What `score` needs beside the weights, empty for a plain score.
+
+    `training` are batches of images that were trained on, `calibration` of normal images that were not, all
+    [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
+    """
+    if is_plain(names):
+        return {}
+    fitted: Fitted = {}
+    used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
+    if used:
+        found = [_outputs(detector, tuple(sorted(used)), variables["detector"], x) for x in training]
+        fitted = {output: statistics.fit(np.concatenate([one[output] for one in found]), seed) for output in used}
+    fitted = jax.tree.map(jnp.asarray, fitted)
+    own = {"detector": variables["detector"], "statistics": fitted}
+    seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
+    fitted["scale"] = {
+        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in seen])))
+        for name in dict.fromkeys(names)
+    }
+    return fitted
+
+
+def _location_and_scale(values: np.ndarray) -> np.ndarray:
+    logs = np.log(np.maximum(values, _LEAST))
+    return np.array([logs.mean(), max(float(logs.std()), 1e-6)], np.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Outputs:
+    found = detector.outputs(variables, x)
+    return {name: found[name] for name in names}
+
+
+_parts = functools.partial(jax.jit, static_argnums=(0, 1))(parts)
