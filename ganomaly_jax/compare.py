@@ -66,7 +66,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
     return Comparison(
         names=(str(first), str(second)),
         auroc=(intervals.auroc_interval(labels, scores[0]), intervals.auroc_interval(labels, scores[1])),
-        paired=intervals.paired(labels, *scores),
+        paired=intervals.paired(labels, scores[0], scores[1]),
         n_normal=int((labels == 0).sum()),
         n_anomalous=int((labels == 1).sum()),
         left_out=len(paths) - len(kept),

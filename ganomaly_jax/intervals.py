@@ -11,7 +11,7 @@ import math
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike
+from jax.typing import ArrayLike
 
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.metrics import checked
