@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
 
+    compare = verb("compare", _compare, "whether one of two runs separates better, on the same test images")
+    compare.add_argument("workdirs", nargs=2, metavar="W", help="the folders of two evaluated runs")
+
     plan = verb("plan", _plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
     plan.add_argument("folder", nargs="?", metavar="DATA", help="images to take the sizes from; the same as --data")
     plan.add_argument("--data", help="as in train")
@@ -207,6 +210,14 @@ def _settings(given: argparse.Namespace, rest: Sequence[str]) -> config.Config:
     _overrides(settings, rest)
     settings.data.source = given.folder or given.data or settings.data.source
     return settings
+
+
+def _compare(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import compare
+
+    print("\n".join(compare.describe(compare.compare(*given.workdirs))))
+    return 0
 
 
 def _plan(given: argparse.Namespace, rest: Sequence[str]) -> int:
