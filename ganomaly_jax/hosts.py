@@ -108,6 +108,33 @@ def agree(numbers: Any) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(own))
 
 
+def each(work: Callable[[], bytes]) -> list[bytes]:
+    """What `work()` gives in every process, told to all of them; it has less than 2 GiB.
+
+    Raises:
+      UserError: where it did not go well in another process, which raises its own error.
+    """
+    own, error = b"", None
+    try:
+        own = work()
+    except Exception as raised:
+        error = raised
+    said = agree(np.array([len(own), error is not None], np.int32))
+    if error is not None:
+        raise error
+    if said[:, 1].any():
+        raise UserError(f"process {said[:, 1].argmax()} cannot go on; its own message says why")
+    filled = np.zeros(max(int(said[:, 0].max()), 1), np.uint8)
+    filled[: len(own)] = np.frombuffer(own, np.uint8)
+    return [row[:length].tobytes() for row, length in zip(agree(filled), said[:, 0], strict=True)]
+
+
+def own_part(count: int) -> range:
+    """Which of so many things are this process's, where each has about as many, in order."""
+    processes, index = jax.process_count(), jax.process_index()
+    return range(count * index // processes, count * (index + 1) // processes)
+
+
 def check_same(**what: str) -> None:
     """Refuse to begin where the processes do not have the same text under one of these names.
 

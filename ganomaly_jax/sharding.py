@@ -242,8 +242,11 @@ def put_batch(batch: Array | np.ndarray, mesh: Mesh, axis: int) -> Array:
     return put(batch, NamedSharding(mesh, _along(axis)))
 
 
-def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
-    """`array[rows]` split along its first axis over the devices; a process takes only its own part of `array`."""
+def put_rows(array: Any, rows: np.ndarray, mesh: Mesh) -> Array:
+    """`array[rows]` split along its first axis over the devices; a process takes only its own part of `array`.
+
+    `array` may be read on demand.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def own(index: Any) -> np.ndarray:
