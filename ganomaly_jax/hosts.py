@@ -89,7 +89,7 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
         ) from None
     finally:
         timer.cancel()
-        # JAX takes the signal for a notice of preemption that nobody reads; `loop.advance` has a handler of its own.
+        # To JAX it is a notice of preemption, which it would tell on late; `loop.advance` has a handler of its own.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -133,6 +133,22 @@ def own_part(count: int) -> range:
     """Which of so many things are this process's, where each has about as many, in order."""
     processes, index = jax.process_count(), jax.process_index()
     return range(count * index // processes, count * (index + 1) // processes)
+
+
+def preempted(asked: int) -> bool:
+    """Whether JAX has told all processes that one of them is to be preempted; `asked` counts the calls, in all alike.
+
+    JAX's own source of such notices is SIGTERM, which ends here in `loop.advance`; others reach it by its coordination
+    service.
+    """
+    if not several():
+        return False
+    from jax.experimental import multihost_utils
+
+    try:
+        return bool(multihost_utils.reached_preemption_sync_point(asked))
+    except RuntimeError:  # JAX_ENABLE_PREEMPTION_SERVICE=0
+        return False
 
 
 def check_same(**what: str) -> None:

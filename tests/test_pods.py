@@ -28,7 +28,7 @@ TRAIN = (
 )
 
 
-def begin(workdir, devices, *more):
+def begin(workdir, devices, *more, program=None):
     """`ganomaly train` in a process of its own, its output kept in one pipe."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -37,17 +37,18 @@ def begin(workdir, devices, *more):
         "GLIBC_TUNABLES": "",
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
-    command = [sys.executable, "-m", "ganomaly_jax.cli", "train", "--workdir", str(workdir), *TRAIN, *more]
+    start = ("-c", program) if program else ("-m", "ganomaly_jax.cli")
+    command = [sys.executable, *start, "train", "--workdir", str(workdir), *TRAIN, *more]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def begin_two(workdir, *more, second=()):
+def begin_two(workdir, *more, second=(), program=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     common = ("--coordinator-address", address, "--num-processes", "2", "--wait", "100", *more)
     return [
-        begin(workdir, 4, *common, "--process-id", "0"),
+        begin(workdir, 4, *common, "--process-id", "0", program=program),
         begin(workdir, 4, *common, "--process-id", "1", *second),
     ]
 
@@ -131,7 +132,8 @@ def test_a_folder_in_parts_is_the_folder(folder, tmp_path):
     found, wanted = (checkpoint.restore(tmp_path / name / "checkpoints", None)[1] for name in ("two", "one"))
     for a, b in zip(jax.tree.leaves(found["batch_stats"]), jax.tree.leaves(wanted["batch_stats"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
-    rows = [list(csv.DictReader((tmp_path / name / "predictions.csv").read_text().splitlines())) for name in ("one", "two")]
+    tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("one", "two")]
+    rows = [list(csv.DictReader(table.splitlines())) for table in tables]
     assert len(rows[0]) > 256 and [row["path"] for row in rows[0]] == [row["path"] for row in rows[1]]
     scores = [np.array([float(row["score"]) for row in part]) for part in rows]
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3)
@@ -170,6 +172,32 @@ def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
     for code, output in map(end, both):
         assert code == 128 + signal.SIGTERM
         assert "stopped by SIGTERM" in output
+    assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
+
+
+# What a service that watches for preemption would do, in process 0 once it trains.
+NOTICE = """
+import sys, threading
+from jax._src import distributed
+from ganomaly_jax import cli, loop
+begun, advance = threading.Event(), loop.advance
+def noted(*arguments):
+    begun.set()
+    return advance(*arguments)
+loop.advance = noted
+def tell():
+    begun.wait()
+    distributed.global_state.client.key_value_set("RECEIVED_PREEMPTION_NOTICE", "2020-01-01T00:00:00+00:00")
+threading.Thread(target=tell, daemon=True).start()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
+    both = begin_two(tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000", program=NOTICE)
+    for code, output in map(end, both):
+        assert code == 128 + signal.SIGTERM
+        assert "saved, run it again to go on" in output
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
 
 
