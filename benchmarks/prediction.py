@@ -87,9 +87,9 @@ def _one_pass(judge: Any, folder: str, out: str, workers: int) -> dict[str, floa
         finally:
             read.close()
 
-    def noted(self: Any, x: Any) -> Any:
+    def noted(self: Any, *blocks: Any) -> Any:
         begin = time.perf_counter()
-        result = started(self, x)
+        result = started(self, *blocks)
         begun.put((begin, result))
         return result
 

@@ -321,15 +321,16 @@ def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
-    from ganomaly_jax import hosts, sources, training
+    from ganomaly_jax import evaluation, hosts, sources, training
 
     config.check(settings)
-    dataset = sources.load(settings.data, progress=hosts.first())
+    dataset = sources.load(settings.data, progress=hosts.first(), shared=hosts.several())
     scorer = training.train(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+    judged = evaluation.judge_together(scorer, dataset) if hosts.several() else None
 
     def evaluate() -> Evaluation:
         print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return _show_evaluation(workdir, own=dataset)
+        return _show_evaluation(workdir, own=dataset, judged=judged)
 
     return hosts.together(evaluate)
 
@@ -347,11 +348,15 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _show_evaluation(
-    workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None
+    workdir: str,
+    source: str = "",
+    rate: float | None = None,
+    own: Dataset | None = None,
+    judged: Judgement | None = None,
 ) -> Evaluation:
     from ganomaly_jax import evaluation
 
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own)
+    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, judged=judged)
     values = found.metrics
 
     def shown(name: str) -> str:

@@ -142,8 +142,8 @@ class Evaluate:
     """Scores, threshold and what is shown."""
 
     score: str = "squared"
-    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper); or others and
-    sums of several, such as `latent_density+pixel`, see `scores.PARTS`."""
+    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper); or others,
+    and sums of several, such as `latent_density+pixel`, see `scores.PARTS`."""
     false_positive_rate: float = 0.01
     """Share of normal images that may be flagged; the threshold follows from the calibration part."""
     worst: int = 4

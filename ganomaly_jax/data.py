@@ -15,7 +15,7 @@ import numpy as np
 
 from ganomaly_jax import config, lazy
 from ganomaly_jax.errors import UserError
-from ganomaly_jax.lazy import Images, LazyImages
+from ganomaly_jax.lazy import Images
 
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
@@ -291,19 +291,30 @@ def batch_indices(seed: int, n: int, batch_size: int, start_step: int, count: in
     return places[np.arange(batch_size), rows].astype(np.int32)
 
 
-def content_hash(dataset: Dataset) -> str:
-    """sha256 over images, labels, classes and parts, in hexadecimal: the same data give the same hash anywhere."""
+def image_hash(image: np.ndarray) -> bytes:
+    """sha256 over the pixels of one image, little-endian: 32 bytes."""
+    little = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
+    return hashlib.sha256(little.reshape(-1).view(np.uint8).data).digest()
+
+
+def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str:
+    """sha256 over images, labels, classes and parts, in hexadecimal: the same data give the same hash anywhere.
+
+    Images count by their `image_hash` each, which may be given, so that nobody has to have all of them.
+    """
     if dataset.digest:
         return dataset.digest
-    digest = hashlib.sha256()
-    for array in (dataset.images, dataset.labels, dataset.parts):
+    if hashes is None:
+        hashes = (image_hash(image) for block in lazy.blocks(dataset.images) for image in block)
+    digest = hashlib.sha256(f"{dataset.images.dtype.newbyteorder('<').str}{dataset.images.shape};".encode())
+    for one in hashes:
+        digest.update(one)
+    for array in (dataset.labels, dataset.parts):
         if array is None:
             digest.update(b"none;")
             continue
-        digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape};".encode())
-        for block in lazy.blocks(array) if isinstance(array, LazyImages) else (array,):
-            little = np.ascontiguousarray(block.astype(block.dtype.newbyteorder("<"), copy=False))
-            digest.update(little.reshape(-1).view(np.uint8).data)
+        little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
+        digest.update(f"{little.dtype.str}{array.shape};".encode() + little.tobytes())
     normal = None if dataset.normal is None else sorted(dataset.normal)
     digest.update(repr((dataset.classes, normal)).encode())
     return digest.hexdigest()

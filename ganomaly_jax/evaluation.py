@@ -18,6 +18,7 @@ from ganomaly_jax import (
     config,
     data,
     files,
+    hosts,
     lazy,
     members,
     metrics,
@@ -57,6 +58,7 @@ def evaluate(
     arrays: Any = None,
     false_positive_rate: float | None = None,
     own: data.Dataset | None = None,
+    judged: Judgement | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
 
@@ -68,6 +70,7 @@ def evaluate(
       arrays: images, or (images, labels), in place of a source.
       false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
       own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
+      judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -75,7 +78,30 @@ def evaluate(
     """
     workdir = Path(workdir)
     judge = _at_rate(scorer.load(workdir), false_positive_rate)
-    return _of(workdir, judge, _data(workdir, judge, source, arrays, own))
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged)
+
+
+def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
+    """What is said of a run's test set by all processes of its training, each of its part; all of them call it.
+
+    Parts are of whole blocks, so that the scores are those of one process.
+
+    Raises:
+      UserError: images that cannot be read, also in another process.
+    """
+
+    def part() -> bytes:
+        this = run.resolve(judge.config, own)
+        size = scorer.BUCKETS[-1]
+        mine = hosts.own_part(-(-len(this.split.test) // size))
+        chosen = this.split.test[mine.start * size : mine.stop * size]
+        if not len(chosen):
+            return b""
+        found = judge.judge(lazy.select(this.dataset.images, chosen))
+        return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
+
+    scores, p_values = np.frombuffer(b"".join(hosts.each(part)), np.float32).reshape(-1, 2).T
+    return Judgement(scores, p_values, calibration.verdicts(scores, judge.threshold))
 
 
 def evaluate_members(
@@ -116,12 +142,12 @@ def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
     )
 
 
-def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:
+def _of(workdir: Path, judge: Scorer, this: Run, judged: Judgement | None = None) -> Evaluation:
     """Score the test part of `this` and write what was found into `workdir`."""
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
-    judged = judge.judge(images)
+    judged = judge.judge(images) if judged is None else judged
     labels = this.split.labels
     values = _metrics(this, judge, judged, labels)
     run.write_json(workdir / METRICS, values)

@@ -63,11 +63,12 @@ def opened(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
 
 def _streams(this: Run, mesh: Any) -> bool:
     images, asked = this.dataset.images, this.config.data.stream
-    here = isinstance(images, lazy.LazyImages) or asked == "always"
+    here = asked == "always" or (isinstance(images, lazy.LazyImages) and not images.keep)
     if asked == "auto" and not here and importlib.util.find_spec("grain") is not None:
         size = images.nbytes // len(images) * len(this.split.train)
         if jax.local_devices()[0].platform == "cpu":
-            here = lazy.wanted(asked, size)
+            held = len(sharding.own_parts(mesh)) / mesh.size if isinstance(images, lazy.LazyImages) else 1
+            here = lazy.wanted(asked, int(size * held))
         else:
             room = plan.device_memory()
             here = room is not None and size // mesh.size > lazy.SHARE * room
@@ -78,7 +79,6 @@ def _streams(this: Run, mesh: Any) -> bool:
 def _held(course: Course, mesh: Any) -> Feed:
     """Each device holds the images of its own places."""
     this, places = course.run, course.places
-    assert isinstance(this.dataset.images, np.ndarray)
     images = sharding.put_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
     first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
     return Feed(lambda *_: images, lambda step, count: first + course.rows(step, count), images, STEPS_A_CALL)

@@ -231,7 +231,7 @@ class Ganomaly:
         return settled
 
     def _views(self, x: Array, step: Array) -> Array:
-        """Two views of each image, [2 B, H, W, C]; their draws follow from the step and the place in the whole batch."""
+        """Two views of each image, [2 B, H, W, C], drawn by the step and the place in the whole batch."""
         first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(x)
         keys = jax.random.split(jax.random.fold_in(jax.random.key(_VIEWS), step))
         return jnp.concatenate([views.view(key, x, first) for key in keys])

@@ -89,7 +89,7 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
         ) from None
     finally:
         timer.cancel()
-        # JAX takes the signal for a notice of preemption that nobody reads; `loop.advance` has a handler of its own.
+        # To JAX it is a notice of preemption, which it would tell on late; `loop.advance` has a handler of its own.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -106,6 +106,49 @@ def agree(numbers: Any) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(own))
+
+
+def each(work: Callable[[], bytes]) -> list[bytes]:
+    """What `work()` gives in every process, told to all of them; it has less than 2 GiB.
+
+    Raises:
+      UserError: where it did not go well in another process, which raises its own error.
+    """
+    own, error = b"", None
+    try:
+        own = work()
+    except Exception as raised:
+        error = raised
+    said = agree(np.array([len(own), error is not None], np.int32))
+    if error is not None:
+        raise error
+    if said[:, 1].any():
+        raise UserError(f"process {said[:, 1].argmax()} cannot go on; its own message says why")
+    filled = np.zeros(max(int(said[:, 0].max()), 1), np.uint8)
+    filled[: len(own)] = np.frombuffer(own, np.uint8)
+    return [row[:length].tobytes() for row, length in zip(agree(filled), said[:, 0], strict=True)]
+
+
+def own_part(count: int) -> range:
+    """Which of so many things are this process's, where each has about as many, in order."""
+    processes, index = jax.process_count(), jax.process_index()
+    return range(count * index // processes, count * (index + 1) // processes)
+
+
+def preempted(asked: int) -> bool:
+    """Whether JAX has told all processes that one of them is to be preempted; `asked` counts the calls, in all alike.
+
+    JAX's own source of such notices is SIGTERM, which ends here in `loop.advance`; others reach it by its coordination
+    service.
+    """
+    if not several():
+        return False
+    from jax.experimental import multihost_utils
+
+    try:
+        return bool(multihost_utils.reached_preemption_sync_point(asked))
+    except RuntimeError:  # JAX_ENABLE_PREEMPTION_SERVICE=0
+        return False
 
 
 def check_same(**what: str) -> None:

@@ -28,6 +28,8 @@ class LazyImages:
     """int64 [n] from 0 to N - 1 -> [n, H, W, C]; called by several threads at once."""
     shape: tuple[int, ...]
     dtype: np.dtype
+    keep: bool = False
+    """To read them is slow: what is needed again and again is read once and kept, where there is room."""
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +49,9 @@ class LazyImages:
     def take(self, key: Any) -> LazyImages:
         """Some of them, still unread."""
         chosen = self._indices(key)
-        return LazyImages(lambda indices: self.read(chosen[indices]), (len(chosen), *self.shape[1:]), self.dtype)
+        return LazyImages(
+            lambda indices: self.read(chosen[indices]), (len(chosen), *self.shape[1:]), self.dtype, self.keep
+        )
 
     def _indices(self, key: Any) -> np.ndarray:
         if isinstance(key, slice):

@@ -104,7 +104,7 @@ def advance(
     # A model that diverged takes no further step.
     at = np.where(alive, at, totals)
     step = saved = int(at[at < totals].min(initial=last))
-    count, rate, pending = 1, 0.0, None
+    count, rate, pending, calls = 1, 0.0, None, 0
 
     def lose(m: int, at_step: int, what: str) -> None:
         if not together:
@@ -151,6 +151,10 @@ def advance(
 
         def asked() -> tuple[int, int]:
             """(steps that a call takes, the signal that came or 0), so that all processes run the same calls."""
+            nonlocal calls
+            calls += 1
+            if hosts.preempted(calls):
+                came.append(signal.SIGTERM)
             said = hosts.agree(np.array([count, came[0] if came else 0], np.int32))
             return int(said[0, 0]), int(said[:, 1].max())
 
@@ -214,12 +218,12 @@ def _diverged(workdir: Path, step: int, what: str) -> DivergedError:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list to which SIGINT and SIGTERM are added; a second one ends the process as usual."""
+    """A list to which SIGINT, SIGTERM and SIGUSR1 are added; a second one ends the process as usual."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def note(number: int, _: Any) -> None:
         came.append(number)

@@ -6,17 +6,14 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import __version__, config, data, files, images, lazy, records, sources
+from ganomaly_jax import __version__, config, data, files, images, lazy, records, sources, survey
 from ganomaly_jax.data import Dataset
 from ganomaly_jax.errors import UserError
-from ganomaly_jax.images import Decoded
-from ganomaly_jax.preprocess import to_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,16 +28,6 @@ class Packed:
     dtype: str
     problems: tuple[tuple[str, str], ...]
     """(path, reason) of each file that could not be read and was left out."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """What all images of a folder become: the type, how others come to it (`images.as_type`), the channels."""
-
-    dtype: str
-    scaled: bool
-    raw: bool
-    channels: int
 
 
 def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = False) -> Packed:
@@ -119,11 +106,11 @@ def _folder(
         return contextlib.closing(images.decode_each(paths, height, width, settings.fit))
 
     name = images.shown(Path(settings.source).expanduser())
-    kind: _Kind | None = None
+    kind: survey.Kind | None = None
     while True:
         with decoded() as read, records.writer(shard, out) as write:
             shown = images.progress_bar(iter(read), len(paths), progress)
-            seen, checks, kept, problems = _pass(paths, shown, settings.channels, kind, write)
+            seen, checks, kept, problems = survey.look(paths, shown, settings.channels, kind, write)
         if not kept:
             first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
             raise UserError(f"none of the {len(paths)} image files of {name} can be read: {first}")
@@ -134,8 +121,7 @@ def _folder(
     assert seen is not None and checks is not None
     kind = kind or seen
     classes, labels, parts = sources.labelled(items, np.array(kept), normal, has_parts)
-    white = 1.0 if kind.dtype == "float32" else float(np.iinfo(kind.dtype).max)
-    low, high = (0.0, white) if kind.scaled else (None, None)
+    low, high = kind.span or (None, None)
     # Only what is said of them is asked of these images.
     stand_in = np.broadcast_to(np.zeros((), kind.dtype), (len(kept), height, width, kind.channels))
     found = Dataset(
@@ -143,39 +129,6 @@ def _folder(
         tuple(problems), name,
     )  # fmt: skip
     return found, checks
-
-
-def _pass(
-    paths: list[Path], read: Iterator[Decoded], channels: int, kind: _Kind | None, write: Any
-) -> tuple[_Kind | None, list[int] | None, list[int], list[tuple[str, str]]]:
-    """Decode and write all images: what kind they are all together, checksums, the files kept, and the others.
-
-    Without `kind` that of the first is written for as long as it holds; the checksums are None where it did not.
-    """
-    checks: list[int] | None = []
-    kept: list[int] = []
-    problems: list[tuple[str, str]] = []
-    sorts: dict[tuple[Any, ...], tuple[np.ndarray, images.Span]] = {}
-    seen, written = kind, kind
-    for i, item in enumerate(read):
-        try:
-            if isinstance(item, str):
-                raise UserError(item)
-            array, span = item
-            if kind is None:
-                sorts.setdefault((array.dtype.name, span, array.shape[2]), (array, span))
-                held = list(sorts.values())
-                seen = _Kind(*images.common_type(held, None), channels or max(array.shape[2] for array, _ in held))
-                written = written or seen
-                if seen != written:
-                    checks = None
-            if checks is not None and written is not None:
-                raw = images.as_type(array, span, written.dtype, written.scaled, written.raw)
-                checks.append(write(to_channels(raw, written.channels)))
-            kept.append(i)
-        except UserError as error:
-            problems.append((images.shown(paths[i]), str(error)))
-    return seen, checks, kept, problems
 
 
 def _to_disk(path: Path) -> None:

@@ -36,17 +36,19 @@ class Run:
         return str(self.dataset.images.dtype), self.config.data.low, self.config.data.high
 
 
-def resolve(settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False) -> Run:
+def resolve(
+    settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False, shared: bool = False
+) -> Run:
     """Load and split the data and fill in what the configuration leaves to them.
 
-    `arrays` stands in for `data.source`, see `sources.load`. A batch larger than the training part becomes the
-    largest that the part and the `devices` allow, with a note.
+    `arrays` stands in for `data.source`; for that and `shared` see `sources.load`. A batch larger than the training
+    part becomes the largest that the part and the `devices` allow, with a note.
 
     Raises:
       UserError: a configuration or data that cannot work.
     """
     config.check(settings)
-    dataset = sources.load(settings.data, arrays, progress)
+    dataset = sources.load(settings.data, arrays, progress, shared)
     split = data.split(dataset, settings.data, settings.seed)
     resolved = copy.deepcopy(settings)
     resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]

@@ -107,6 +107,15 @@ class Scorer:
     def _outputs(self) -> Callable[..., Any]:
         return functools.partial(_compiled, self.detector, self.parts, self.pixels)
 
+    @functools.cached_property
+    def _mesh(self) -> Any:
+        """The devices of this process; as many as the training was given, where that was less than all."""
+        return sharding.local_mesh(min(self.config.mesh.devices, len(sharding.local_devices())))
+
+    @functools.cached_property
+    def _everywhere(self) -> dict[str, Any]:
+        return jax.device_put(self.variables, sharding.everywhere(self._mesh))
+
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
         """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
 
@@ -166,20 +175,28 @@ class Scorer:
         return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
-        """Of images as the program takes them, in blocks no larger than a bucket."""
+        """Of images as the program takes them, in blocks no larger than a bucket; full ones a device each."""
         parts: list[dict[str, np.ndarray]] = []
-        pending: tuple[dict[str, Array], int] | None = None
-        for x in itertools.chain(blocks, (None,)):
-            started = None if x is None else (self._started(x), len(x))
-            if pending is not None:  # one block late: the device has its next work before the host waits for anything
-                parts.append({name: np.asarray(value)[: pending[1]] for name, value in pending[0].items()})
+        pending: tuple[dict[str, Array], np.ndarray] | None = None
+        for group in itertools.chain(_groups(blocks, self._mesh.size), (None,)):
+            started = None if group is None else (self._started(*group), _rows(group))
+            if pending is not None:  # one group late: the device has its next work before the host waits for anything
+                parts.append({name: np.asarray(value)[pending[1]] for name, value in pending[0].items()})
             pending = started
         scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
         return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
 
-    def _started(self, x: np.ndarray) -> dict[str, Array]:
-        """`outputs` of one block, on their way: nothing is waited for."""
-        return self._outputs(self.variables, pad(x, bucket(len(x))))
+    def _started(self, *blocks: np.ndarray) -> dict[str, Array]:
+        """`outputs` of one block, or of full ones side by side, on their way: nothing is waited for.
+
+        Each device then runs the very program that one device runs alone, so that the scores are the same to the bit.
+        """
+        if len(blocks) == 1:
+            return self._outputs(self.variables, pad(blocks[0], bucket(len(blocks[0]))))
+        size, devices = BUCKETS[-1], self._mesh.size
+        own = {i: pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
+        x = sharding.put_parts(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
+        return _compiled_side_by_side(self._mesh, self.detector, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
         files = _files(given)
@@ -283,12 +300,40 @@ def _scored(
 _compiled = jax.jit(_scored, static_argnums=(0, 1, 2))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _compiled_side_by_side(
+    mesh: Any, detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+) -> dict[str, Array]:
+    return sharding.side_by_side(functools.partial(_scored, detector, pixels), mesh)(variables, x)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _reconstructed(
     detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
 ) -> tuple[Array, Array]:
     unit = _unit(pixels, x)
     return unit, detector.reconstruct(variables["detector"], unit)
+
+
+def _groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """Blocks in their order: up to `most` together where they fill the largest bucket and are of one type, or alone."""
+    group: list[np.ndarray] = []
+    for x in blocks:
+        full = bucket(len(x)) == BUCKETS[-1]
+        if group and not (full and x.dtype == group[0].dtype):
+            yield group
+            group = []
+        group.append(x)
+        if len(group) == most or not full:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _rows(group: Sequence[np.ndarray]) -> np.ndarray:
+    """Where the images of a group are among those it was filled up with."""
+    return np.concatenate([i * BUCKETS[-1] + np.arange(len(x)) for i, x in enumerate(group)])
 
 
 def bucket(n: int) -> int:

@@ -2,7 +2,8 @@
 
 `squared` and `l1` are GANomaly's own, the distance of the two latents, and need no fit. Any other name, and names
 joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
-score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. Names may be repeated, and then count so often.
+score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
+repeated, and then counts so often.
 """
 
 from __future__ import annotations
@@ -82,7 +83,11 @@ def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any],
     found = parts(detector, names, variables, x)
     if is_plain(names):
         return found[names[0]].astype(jnp.float32)
-    scale = variables["statistics"]["scale"]
+    return combined(found, names, variables["statistics"]["scale"])
+
+
+def combined(found: dict[str, Any], names: tuple[str, ...], scale: dict[str, Array]) -> Array:
+    """The mean [B] of the standardised logarithms of parts [B]; `scale` is what `fit` found of each."""
     return jnp.mean(jnp.stack([_standardised(found[name], scale[name]) for name in names]), axis=0)
 
 

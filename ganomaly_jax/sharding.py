@@ -146,6 +146,20 @@ def _pmapped(step: Callable[..., Any], mesh: Mesh, batch_axes: Sequence[int | No
     return lambda *arguments: mapped(*map(cut, arguments, axes))
 
 
+def side_by_side(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """`function(whole, rows)` run once a device, each on its part of `rows` alone; the results' rows are together.
+
+    Under `jax.jit`. The rows of a result depend on their own row of `rows`, and nothing is sent between the devices.
+    """
+    split = PartitionSpec(AXIS)
+    return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device of the mesh holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def partitioned(step: Callable[..., Any], mesh: Mesh, state: Any, batch_axes: Sequence[int | None]) -> Any:
     """`step(state, *arguments)` to (state, results), written for the whole batch, under `jax.jit`: XLA parts it.
 
@@ -228,8 +242,11 @@ def put_batch(batch: Array | np.ndarray, mesh: Mesh, axis: int) -> Array:
     return put(batch, NamedSharding(mesh, _along(axis)))
 
 
-def put_rows(array: np.ndarray, rows: np.ndarray, mesh: Mesh) -> Array:
-    """`array[rows]` split along its first axis over the devices; a process takes only its own part of `array`."""
+def put_rows(array: Any, rows: np.ndarray, mesh: Mesh) -> Array:
+    """`array[rows]` split along its first axis over the devices; a process takes only its own part of `array`.
+
+    `array` may be read on demand.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def own(index: Any) -> np.ndarray:

@@ -25,6 +25,7 @@ from ganomaly_jax.data import (
     NORMAL_WORDS,
     PARTS,
     Dataset,
+    content_hash,
     describe,
     from_arrays,
     network_size,
@@ -34,7 +35,7 @@ from ganomaly_jax.data import (
 )
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.images import ENDINGS, decode_files, image_size, read_image, scan_folder, shown
-from ganomaly_jax.lazy import LazyImages
+from ganomaly_jax.lazy import Images, LazyImages
 from ganomaly_jax.preprocess import fit_image
 
 __all__ = ["describe", "from_arrays", "load"]
@@ -48,13 +49,13 @@ _IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def load(settings: config.Data, arrays: Any = None, progress: bool = False) -> Dataset:
+def load(settings: config.Data, arrays: Any = None, progress: bool = False, shared: bool = False) -> Dataset:
     """As `read`, with classes that say what is normal.
 
     Raises:
       UserError: as `read`; classes that are not understood.
     """
-    dataset = read(settings, arrays, progress)
+    dataset = read(settings, arrays, progress, shared)
     if settings.abnormal and dataset.normal is not None and set(dataset.classes) != {"0", "1"}:
         others = sorted(set(dataset.classes) - dataset.normal - {settings.abnormal})
         if settings.abnormal in dataset.classes and others:
@@ -66,7 +67,7 @@ def load(settings: config.Data, arrays: Any = None, progress: bool = False) -> D
     return dataset
 
 
-def read(settings: config.Data, arrays: Any = None, progress: bool = False) -> Dataset:
+def read(settings: config.Data, arrays: Any = None, progress: bool = False, shared: bool = False) -> Dataset:
     """The data of a run, decoded, at the size and with the channels of the network.
 
     Args:
@@ -74,13 +75,14 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False) -> D
       arrays: in place of `settings.source`: a `Dataset`, images `[N, H, W]` or `[N, H, W, C]`, or (images, labels), see
         `from_arrays`.
       progress: show a bar on standard error while files are read.
+      shared: all processes of a training call this: of image files each reads its own part, and later what it needs.
 
     Raises:
       UserError: no such source, nothing in it that can be read, a package that is missing. Single files that cannot
         be read are in the result's `problems`.
     """
     if arrays is None:
-        dataset = _open(settings, progress)
+        dataset = _open(settings, progress, shared)
     elif isinstance(arrays, Dataset):
         dataset = _fitted(arrays, settings)
     else:
@@ -90,7 +92,7 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False) -> D
     return dataset
 
 
-def _open(settings: config.Data, progress: bool) -> Dataset:
+def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
     source = settings.source
     if not source:
         raise UserError(f"data.source is empty: wanted {_WANTED}")
@@ -101,7 +103,7 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
     if source == "generated":
         return _fitted(_generated(), settings)
     if source in NAMES:
-        return _elpv(source, settings, progress)
+        return _elpv(source, settings, progress, shared)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
@@ -114,7 +116,7 @@ def _open(settings: config.Data, progress: bool) -> Dataset:
             if (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists():
                 return _fitted(_cifar10(path), settings)
             items, normal, has_parts = _layout(path, settings.abnormal)
-            return _from_files(items, normal, has_parts, shown(path), settings, progress)
+            return _from_files(items, normal, has_parts, shown(path), settings, progress, shared)
         if "idx3" in path.name and path.is_file():
             return _fitted(_idx([path], shown(path)), settings)
         if records.is_shard(path) and path.is_file():
@@ -157,17 +159,25 @@ def _from_files(
     name: str,
     settings: config.Data,
     progress: bool,
+    shared: bool,
 ) -> Dataset:
     files = [path for path, _, _ in items]
     height, width = size_of(files, settings)
-    images, kept, problems, span = decode_files(files, height, width, settings.channels, settings.fit, progress)
+    images: Images
+    if shared:
+        from ganomaly_jax import shares  # it needs JAX
+
+        images, kept, problems, span, hashes = shares.read(files, height, width, settings, progress)
+    else:
+        images, kept, problems, span = decode_files(files, height, width, settings.channels, settings.fit, progress)
     if not len(kept):
         first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
         raise UserError(f"none of the {len(files)} image files of {name} can be read: {first}")
     classes, labels, parts = labelled(items, kept, normal, has_parts)
     low, high = span or (None, None)
     paths = tuple(shown(files[i]) for i in kept)
-    return Dataset(images, labels, classes, normal, parts, paths, low, high, tuple(problems), name)
+    dataset = Dataset(images, labels, classes, normal, parts, paths, low, high, tuple(problems), name)
+    return dataclasses.replace(dataset, digest=content_hash(dataset, hashes)) if shared else dataset
 
 
 def size_of(files: Sequence[Path], settings: config.Data) -> tuple[int, int]:
@@ -374,7 +384,7 @@ def _generated() -> Dataset:
     return from_arrays(pixels, np.repeat([0, 1], [240, 40]), name="generated")
 
 
-def _elpv(source: str, settings: config.Data, progress: bool) -> Dataset:
+def _elpv(source: str, settings: config.Data, progress: bool, shared: bool) -> Dataset:
     """Solar cells by the probability that they are defective, as the experts gave it: 0, 1/3, 2/3 or 1."""
     folder = Path(packages.package("elpv_dataset", "elpv-dataset", source).__file__).parent / "data"
     wanted = source.partition(":")[2]
@@ -384,4 +394,4 @@ def _elpv(source: str, settings: config.Data, progress: bool) -> Dataset:
         items = [(folder / row[0], names[round(3 * float(row[1]))], 0) for row in rows if wanted in ("", row[2])]
     except (OSError, ValueError, IndexError) as error:
         raise UserError(f"{source}: {shown(folder)} is not laid out as elpv-dataset has it ({error})") from None
-    return _from_files(items, frozenset({"0"}), False, source, settings, progress)
+    return _from_files(items, frozenset({"0"}), False, source, settings, progress, shared)

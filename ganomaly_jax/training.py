@@ -84,7 +84,7 @@ def train(
     mesh = sharding.global_mesh(settings.mesh.devices)
     if not hosts.first():
         say = _silent
-    this = run.resolve(settings, arrays, mesh.size, progress=hosts.first())
+    this = run.resolve(settings, arrays, mesh.size, hosts.first(), hosts.several())
     sharding.check_batch(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
     data_hash = data.content_hash(this.dataset)

@@ -1,6 +1,9 @@
 """Two real processes of four devices each: what one process of eight computes, and an end in every case."""
 
+import csv
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import blobs
+from PIL import Image
 
 from ganomaly_jax import checkpoint, hosts
 from ganomaly_jax.errors import UserError
@@ -23,7 +28,7 @@ TRAIN = (
 )
 
 
-def begin(workdir, devices, *more):
+def begin(workdir, devices, *more, program=None):
     """`ganomaly train` in a process of its own, its output kept in one pipe."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -32,17 +37,18 @@ def begin(workdir, devices, *more):
         "GLIBC_TUNABLES": "",
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
-    command = [sys.executable, "-m", "ganomaly_jax.cli", "train", "--workdir", str(workdir), *TRAIN, *more]
+    start = ("-c", program) if program else ("-m", "ganomaly_jax.cli")
+    command = [sys.executable, *start, "train", "--workdir", str(workdir), *TRAIN, *more]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def begin_two(workdir, *more, second=()):
+def begin_two(workdir, *more, second=(), program=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     common = ("--coordinator-address", address, "--num-processes", "2", "--wait", "100", *more)
     return [
-        begin(workdir, 4, *common, "--process-id", "0"),
+        begin(workdir, 4, *common, "--process-id", "0", program=program),
         begin(workdir, 4, *common, "--process-id", "1", *second),
     ]
 
@@ -101,6 +107,48 @@ def test_only_process_0_speaks_and_writes(two):
     assert len((workdir / "history.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files that are grey in the first part and not all of them in the second, one damaged, many to test on."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, images in (("bad", blobs(300, 1, anomalous=True)), ("good", blobs(100, 0))):
+        (folder / name).mkdir()
+        for i, image in enumerate(images):
+            colour = image[..., 0] if (name, i) != ("good", 90) else np.repeat(image, 3, axis=2)
+            Image.fromarray(colour).save(folder / name / f"{i:03}.png")
+    (folder / "good" / "050.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def test_a_folder_in_parts_is_the_folder(folder, tmp_path):
+    """Each process looks through half of it and decodes what it needs: data, weights and scores are those of one."""
+    data = ("--data", str(folder), f"--config.train.steps={STEPS}")
+    code, output = end(begin(tmp_path / "one", 8, *data))
+    assert code == 0, output
+    both = [end(process) for process in begin_two(tmp_path / "two", *data)]
+    assert [code for code, _ in both] == [0, 0], both
+    stored = [json.loads((tmp_path / name / "env.json").read_text()) for name in ("one", "two")]
+    assert stored[0]["data_hash"] == stored[1]["data_hash"] and stored[0]["images"] == stored[1]["images"] == 399
+    found, wanted = (checkpoint.restore(tmp_path / name / "checkpoints", None)[1] for name in ("two", "one"))
+    for a, b in zip(jax.tree.leaves(found["batch_stats"]), jax.tree.leaves(wanted["batch_stats"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    tables = [(tmp_path / name / "predictions.csv").read_text() for name in ("one", "two")]
+    rows = [list(csv.DictReader(table.splitlines())) for table in tables]
+    assert len(rows[0]) > 256 and [row["path"] for row in rows[0]] == [row["path"] for row in rows[1]]
+    scores = [np.array([float(row["score"]) for row in part]) for part in rows]
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3)
+    assert "1 files could not be read" in both[0][1]
+
+
+def test_another_file_in_one_process_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "files")
+    (tmp_path / "files" / "good" / "007.png").unlink()
+    data = ("--data", str(folder), f"--config.train.steps={STEPS}")
+    for code, output in map(end, begin_two(tmp_path / "run", *data, second=("--data", str(tmp_path / "files")))):
+        assert code == 2
+        assert "process 1 has another list of images than process 0" in output
+
+
 def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
     """However the end is noticed: by a broken connection at once, or by the heartbeat within about a minute."""
     first, second = begin_two(tmp_path, "--config.train.steps=100000")
@@ -124,6 +172,32 @@ def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
     for code, output in map(end, both):
         assert code == 128 + signal.SIGTERM
         assert "stopped by SIGTERM" in output
+    assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
+
+
+# What a service that watches for preemption would do, in process 0 once it trains.
+NOTICE = """
+import sys, threading
+from jax._src import distributed
+from ganomaly_jax import cli, loop
+begun, advance = threading.Event(), loop.advance
+def noted(*arguments):
+    begun.set()
+    return advance(*arguments)
+loop.advance = noted
+def tell():
+    begun.wait()
+    distributed.global_state.client.key_value_set("RECEIVED_PREEMPTION_NOTICE", "2020-01-01T00:00:00+00:00")
+threading.Thread(target=tell, daemon=True).start()
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
+    both = begin_two(tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000", program=NOTICE)
+    for code, output in map(end, both):
+        assert code == 128 + signal.SIGTERM
+        assert "saved, run it again to go on" in output
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
 
 
@@ -160,5 +234,7 @@ def test_one_process_agrees_with_itself():
     hosts.check_same(anything="at all")
     assert hosts.first() and not hosts.several()
     assert hosts.together(lambda: 3) == 3
+    assert hosts.each(lambda: b"so") == [b"so"]
+    assert hosts.own_part(7) == range(7)
     with pytest.raises(KeyError):
         hosts.together(lambda: {}["absent"])

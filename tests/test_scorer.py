@@ -1,5 +1,7 @@
 """One scorer for everything: the same score alone and in a batch, from arrays and from files."""
 
+import copy
+import dataclasses
 import threading
 
 import jax
@@ -45,6 +47,46 @@ def test_one_program_serves_all_sizes_of_a_bucket(trained):
     for n in range(1, 258):
         assert scorer(images[:n]).shape == (n,)
     assert scoring._compiled._cache_size() == len(scoring.BUCKETS)
+
+
+def on(scorer, devices):
+    """The same scorer for so many devices."""
+    settings = copy.deepcopy(scorer.config)
+    settings.mesh.devices = devices
+    return dataclasses.replace(scorer, config=settings)
+
+
+@pytest.mark.parametrize("n", [16, 17, 16 * 8, 16 * 8 + 3, 16 * 11 + 12])
+def test_many_devices_give_the_scores_of_one_to_the_bit(trained, monkeypatch, n):
+    """Full blocks a device each, in their order, and what is left alone; every program is compiled once."""
+    monkeypatch.setattr(scoring, "BUCKETS", (1, 8, 16))
+    one, many = on(trained[1], 1), on(trained[1], 0)
+    images = blobs(n, 7)
+    images[:: n // 2] = 255 - images[:: n // 2]
+    wanted, found = one.judge(images), many.judge(images)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    np.testing.assert_array_equal(found.p_values, wanted.p_values)
+    assert found.verdicts == wanted.verdicts
+    before = scoring._compiled_side_by_side._cache_size()
+    many(images)
+    assert scoring._compiled_side_by_side._cache_size() == before <= 1
+
+
+def test_the_blocks_lie_on_all_devices(trained, monkeypatch):
+    monkeypatch.setattr(scoring, "BUCKETS", (1, 4))
+    many = on(trained[1], 0)
+    started = many._started(*[blobs(4, i) for i in range(3)])
+    assert {shard.data.shape for shard in started["score"].addressable_shards} == {(4,)}
+    assert len(started["score"].sharding.device_set) == len(jax.devices()) == 8
+    single = many._started(blobs(4, 0))
+    assert len(single["score"].sharding.device_set) == 1
+
+
+def test_blocks_of_another_type_or_size_go_alone(monkeypatch):
+    monkeypatch.setattr(scoring, "BUCKETS", (1, 4, 8))
+    blocks = [np.zeros((n, 1), kind) for n, kind in ((8, "u1"), (8, "u1"), (7, "u1"), (8, "f4"), (3, "f4"), (8, "f4"))]
+    found = [[len(x) for x in group] for group in scoring._groups(blocks, 2)]
+    assert found == [[8, 8], [7], [8], [3], [8]]
 
 
 def test_the_detector_finds_what_it_should(trained):

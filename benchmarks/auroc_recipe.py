@@ -1,0 +1,96 @@
+"""The recipe `configs/recipe.py` under the protocol of `auroc.py`, and each part of its score alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from benchmarks.auroc_data import Task
+from benchmarks.auroc_model import Measured, Say, Settings
+from configs import recipe
+from ganomaly_jax import chunk, data, ganomaly, preprocess, scores, statistics
+from ganomaly_jax.config import score_parts
+
+HELD_SHARE, HELD_MOST = 0.1, 1000
+"""Training images that are not trained on: each part of the score is standardised by how it lies on them."""
+_SETTLED = 20
+_BATCH = 256
+_OWN = recipe.get_config()
+# The first is the recipe's; the others are rows of the ablation, from the same models.
+SCORES = (_OWN.evaluate.score, f"{_OWN.evaluate.score}+pixel", *dict.fromkeys(score_parts(_OWN)), "squared", "pixel")
+SCORES += ("latent_neighbours", "embedding_density")
+
+
+@functools.cache
+def _programs(detector: ganomaly.Ganomaly, low: float, high: float) -> tuple[Any, Any, Any]:
+    settle = jax.jit(lambda variables, raw: detector.settle(variables, preprocess.to_unit(raw, low, high)))
+    train = chunk.make_chunk(detector, low, high)
+    return jax.jit(detector.init), jax.jit(train, donate_argnums=0), settle
+
+
+_parts = functools.partial(jax.jit, static_argnums=(0, 1))(scores.parts)
+
+
+def _sum(parts: dict[str, np.ndarray], names: list[str], scale: dict[str, Array]) -> np.ndarray:
+    """What `scores.score` is of these parts; one alone is ranked as it is."""
+    if len(names) == 1:
+        return parts[names[0]]
+    return np.asarray(scores.combined(parts, tuple(names), scale))
+
+
+def measure(
+    task: Task, images: Array, span: tuple[float, float], settings: Settings, seed: int, say: Say = lambda line: None
+) -> Measured:
+    """Arguments and result as `auroc_model.measure`; the column `running` alone, of averaged weights.
+
+    Statistics of batch norm are those of training images, nothing is chosen on the test set, and each score follows
+    from its own image alone.
+    """
+    detector = ganomaly.Ganomaly(
+        tuple(images.shape[1:]),
+        latent_size=settings.latent,
+        features=settings.features,
+        contrast_weight=_OWN.loss.contrast,
+        temperature=_OWN.loss.temperature,
+        embedding_size=_OWN.model.embedding_size,
+        average=_OWN.optimizer.average,
+    )
+    init, train, settle = _programs(detector, *span)
+    order = np.random.default_rng((seed, 4)).permutation(task.train)
+    held = min(int(HELD_SHARE * len(order)), HELD_MOST)
+    held_out, trained = order[:held], np.sort(order[held:])
+    state = init(jax.random.key(seed))
+    n, batch = len(trained), settings.batch
+    total = settings.epochs * (n // batch)
+    losses = np.zeros((0, len(chunk.LOSSES)))
+    for begin in range(0, total, chunk.STEPS_A_CALL):
+        count = min(chunk.STEPS_A_CALL, total - begin)
+        index = np.zeros((chunk.STEPS_A_CALL, batch), np.int32)
+        index[:count] = trained[data.batch_indices(seed, n, batch, begin, count)]
+        state, history = train(state, images, index, count)
+        losses = np.asarray(history)[:count]
+        if not np.isfinite(losses).all():
+            return Measured({}, {"diverged": begin // (n // batch) + 1})
+    drawn = np.sort(np.random.default_rng((seed, 5)).permutation(trained)[: _SETTLED * batch])
+    drawn = drawn[: len(drawn) // batch * batch].reshape(-1, batch)
+    variables = {"detector": settle(detector.variables(state), images[drawn])}
+    bank = np.sort(np.random.default_rng((seed, 6)).permutation(trained)[: statistics.BANK])
+
+    def batches(chosen: np.ndarray) -> list[Array]:
+        return [preprocess.to_unit(images[chosen[i : i + _BATCH]], *span) for i in range(0, len(chosen), _BATCH)]
+
+    names = tuple(dict.fromkeys(name for text in SCORES for name in text.split("+")))
+    variables["statistics"] = scores.fit(detector, names, variables, batches(bank), batches(held_out), seed)
+    padded = np.append(task.test, np.zeros(-len(task.test) % _BATCH, np.int64))
+    each = [jax.device_get(_parts(detector, names, variables, x)) for x in batches(padded)]
+    parts = {name: np.concatenate([one[name] for one in each])[: len(task.test)] for name in names}
+    whole = {text: _sum(parts, text.split("+"), variables["statistics"]["scale"]) for text in SCORES}
+    say(f"{task.name} seed {seed}: {total} steps")
+    return Measured(
+        {"running": whole}, {"losses": dict(zip(chunk.LOSSES, map(float, losses[-1]), strict=True)), "held_out": held}
+    )
