@@ -90,6 +90,18 @@ def export(
     return manifest
 
 
+def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
+    """What was written and checked, in three lines."""
+    checked, given = manifest["self_check"], manifest["input"]
+    size = sum(entry["size"] for entry in manifest["files"].values()) / 1e6
+    return (
+        f"{Path(out) / manifest['program']}: {size:.1f} MB with its loader, weights {manifest['weights']}\n"
+        f"takes {given['dtype']} [{', '.join(map(str, given['shape']))}]; {LOADER} shows how to call it\n"
+        f"self-check on {checked['images']} images ({checked['given']} of them given or the run's own): scores differ by "
+        f"at most {checked['largest_difference']:.1e}, the largest score being {checked['largest_score']:.3g}"
+    )
+
+
 def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, np.ndarray]]:
     """(fn, weights): `fn(weights, x)` is `Scorer.outputs` with its arrays in one flat dict, `a/b/c` to array."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
@@ -139,7 +151,8 @@ def _write_onnx(folder: Path, live: scorer.Scorer) -> dict[str, str]:
 def _manifest(
     live: scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]
 ) -> dict[str, Any]:
-    inside = {name: array for name, array in flat_function(live)[1].items()}
+    one = jax.ShapeDtypeStruct((1, *live.input_shape), np.dtype(live.dtype))
+    outputs = jax.eval_shape(live.outputs, live.variables, one)
     return {
         "kind": KIND,
         "format": 1,
@@ -157,8 +170,13 @@ def _manifest(
             "high": live.high,
             "fit": live.config.data.fit,
         },
-        "output": {"score": {"shape": ["b"], "dtype": "float32"}, "p_value": {"shape": ["b"], "dtype": "float32"}},
-        "arrays": {name: f"{array.dtype}{list(array.shape)}" for name, array in inside.items()},
+        "output": {
+            name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in outputs.items()
+        },
+        "arrays": {
+            name: {"shape": list(array.shape), "dtype": str(array.dtype)}
+            for name, array in flat_function(live)[1].items()
+        },
         "threshold": live.threshold,
         "false_positive_rate": live.calibration.rate,
         "calibration": live.calibration.source,
