@@ -35,7 +35,7 @@ def test_exported_is_live_at_any_batch_size(trained, exported):
         found = score(x)
         assert set(found) == set(manifest["output"]) >= {"score", "p_value"}
         assert found["score"].shape == (n,)
-        np.testing.assert_allclose(found["score"], judged.scores, rtol=1e-5)
+        np.testing.assert_allclose(found["score"], judged.scores, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(found["p_value"], judged.p_values, atol=1.01 / (len(judged.p_values) + 1))
 
 
@@ -125,7 +125,7 @@ def test_training_types_and_invalid_images(trained, tmp_path):
     x = np.random.default_rng(0).uniform(-2, 3, (3, 16, 16, 1)).astype(np.float32)
     x[1, 2, 3] = np.nan
     assert manifest["input"]["dtype"] == "float32"
-    np.testing.assert_allclose(score(x)["score"], scorer(x), rtol=1e-5)
+    np.testing.assert_allclose(score(x)["score"], scorer(x), rtol=1e-5, atol=1e-7)
     assert np.isnan(score(x)["p_value"]).tolist() == [False, True, False]
 
 
