@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.detector import Detector, TrainState
     from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
     from ganomaly_jax.evaluation import Evaluation, evaluate, evaluate_members
+    from ganomaly_jax.exporting import export
     from ganomaly_jax.ganomaly import Ganomaly
     from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
     from ganomaly_jax.scorer import Scorer, load
@@ -33,6 +34,7 @@ _HOME = {
     "detector": ("Detector", "TrainState"),
     "errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
     "evaluation": ("Evaluation", "evaluate", "evaluate_members"),
+    "exporting": ("export",),
     "ganomaly": ("Ganomaly",),
     "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
     "scorer": ("Scorer", "load"),
@@ -56,6 +58,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "evaluate_members",
+    "export",
     "from_pytorch",
     "load",
     "read_pytorch",

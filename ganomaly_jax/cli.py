@@ -122,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
     predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
+
+    export = verb("export", _export, "the scoring function as a file, to call without this package")
+    export.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
+    export.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an earlier export is replaced")
+    export.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo", help="default %(default)s")
+    export.add_argument("--weights", choices=("inside", "beside"), default="inside", help="the program, or weights.npz")
+    export.add_argument("--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)")
     for working in (demo, train, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
@@ -406,6 +413,15 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return _SOME_FAILED if counts["invalid"] else 0
+
+
+def _export(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import exporting
+
+    manifest = exporting.export(given.workdir, given.out, given.weights, given.format, given.check)
+    print(exporting.describe(manifest, given.out))
+    return 0
 
 
 def _predict_on_ray(given: argparse.Namespace) -> int:

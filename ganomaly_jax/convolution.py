@@ -15,8 +15,10 @@ On a CPU bfloat16 is a way of rounding only: the sums are those of float32, for 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,12 +31,27 @@ _FEW_CHANNELS = 4
 _MANY_CHANNELS = 32
 _MANY_BLOCKS = 64
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_for_converter = contextvars.ContextVar("for_converter", default=False)
+
+
+@contextlib.contextmanager
+def for_converter() -> Iterator[None]:
+    """What is traced within has one form of each layer for all platforms, which converters to other formats know."""
+    token = _for_converter.set(True)
+    try:
+        yield
+    finally:
+        _for_converter.reset(token)
+
+
+def _choose(*args: Array, cpu: Callable[..., Array], default: Callable[..., Array]) -> Array:
+    return default(*args) if _for_converter.get() else lax.platform_dependent(*args, cpu=cpu, default=default)
 
 
 def _by_platform(cpu: Callable[..., Array], default: Callable[..., Array], *args: Array) -> Array:
     if args[0].dtype == jnp.bfloat16:
-        return lax.platform_dependent(*args, cpu=lambda *a: _in_float32(cpu, *a).astype(jnp.bfloat16), default=default)
-    return lax.platform_dependent(*args, cpu=cpu, default=default)
+        return _choose(*args, cpu=lambda *a: _in_float32(cpu, *a).astype(jnp.bfloat16), default=default)
+    return _choose(*args, cpu=cpu, default=default)
 
 
 def _in_float32(form: Callable[..., Array], *args: Array) -> Array:
@@ -252,7 +269,8 @@ def _strided_forward(x: Array, kernel: Array) -> Array:
 def _dilated_forward(x: Array, kernel: Array) -> Array:
     c, f = kernel.shape[2:]
     form = _dilated_dots if f <= _FEW_CHANNELS else _dilated_filtered if _many(x.shape, c, f) else _dilated
-    return _by_platform(form, _dilated, x, kernel)
+    # jax2onnx 0.13 loses the dilation of the input.
+    return _by_platform(form, _dilated_dots if _for_converter.get() else _dilated, x, kernel)
 
 
 @jax.custom_vjp
@@ -306,7 +324,7 @@ def _product(a: Array, b: Array) -> Array:
     if a.dtype != jnp.bfloat16:
         return a @ b
     narrow = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    return lax.platform_dependent(a, b, cpu=functools.partial(_in_float32, jnp.matmul), default=narrow)
+    return _choose(a, b, cpu=functools.partial(_in_float32, jnp.matmul), default=narrow)
 
 
 def collapse(x: Array, kernel: Array) -> Array:

@@ -104,7 +104,7 @@ class BatchNorm(nn.Module):
 
 
 def _leaky_relu(x: Array) -> Array:
-    return nn.leaky_relu(x, 0.2)
+    return nn.leaky_relu(x, negative_slope=0.2)
 
 
 class Pyramid(nn.Module):

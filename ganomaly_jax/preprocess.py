@@ -93,7 +93,10 @@ def finite(x: Any) -> jax.Array:
     """`[B, ...]` of any number type -> bool `[B]`: whether no pixel of the image is NaN or infinite."""
     import jax.numpy as jnp
 
-    return jnp.isfinite(jnp.asarray(x)).all(axis=tuple(range(1, jnp.ndim(x))))
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):  # as jnp.isfinite does, but ONNX knows no such question of integers
+        return jnp.ones(x.shape[:1], bool)
+    return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

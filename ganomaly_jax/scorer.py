@@ -245,8 +245,15 @@ class Scorer:
         x[np.setdiff1d(np.arange(len(x)), kept)] = np.nan
         return x
 
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Scorer:
+        """The same as `ganomaly_jax.load`: the detector of a run's folder, or one that `save` wrote."""
+        return load(directory)
+
     def save(self, directory: Path) -> None:
         """Write a self-contained folder that `load` reads, independent of the run: weights, configuration, calibration.
+
+        Arrays (Orbax), JSON and a manifest with the sha256 of each file; no pickle, no code.
 
         Raises:
           UserError: it cannot be written.
@@ -355,8 +362,12 @@ def _blocks(pixels: tuple[str, float, float], images: Images) -> Iterator[np.nda
 def load(directory: str | os.PathLike[str]) -> Scorer:
     """The detector of a run's folder, or of a detector folder.
 
+    A folder from somebody else cannot run code here: what is read are hashes, JSON values that become numbers and words
+    of the configuration, and arrays; nothing in it is unpickled, imported or evaluated. The hashes show damage, not who
+    wrote it: a stranger's detector may still have any weights and any threshold.
+
     Raises:
-      UserError: there is none.
+      UserError: there is none, or one whose parts do not fit together.
       DamagedError: it is incomplete or was altered.
     """
     folder = Path(directory)
@@ -372,18 +383,28 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     sharding.local_devices()  # a backend that is not there is told before anything is put on it
     variables, meta = checkpoint.read(folder)
     variables.setdefault("statistics", {})  # an empty dict leaves no trace in a checkpoint
-    settings = config.from_dict(meta["config"])
-    return Scorer(
-        detector=ganomaly.from_config(settings),
-        variables=jax.device_put(variables),
-        config=settings,
-        dtype=meta["dtype"],
-        low=meta["low"],
-        high=meta["high"],
-        calibration=Calibration(**meta["calibration"]),
-        residual_max=meta["residual_max"],
-        provenance=meta["provenance"],
-    )
+    try:
+        settings = config.from_dict(meta["config"])
+        if np.dtype(meta["dtype"]).kind not in "uf":
+            raise ValueError(f"pixels of type {meta['dtype']}")
+        scorer = Scorer(
+            detector=ganomaly.from_config(settings),
+            variables=jax.device_put(variables),
+            config=settings,
+            dtype=str(np.dtype(meta["dtype"])),
+            low=float(meta["low"]),
+            high=float(meta["high"]),
+            calibration=Calibration(**meta["calibration"]),
+            residual_max=meta["residual_max"],
+            provenance=meta["provenance"],
+        )
+        # Sizes that do not fit would show only at the first image; nothing is computed here.
+        one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
+        jax.eval_shape(scorer.outputs, scorer.variables, one)
+    except Exception as error:  # whatever a folder that was sealed like ours can hold
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"{folder} is no detector that this version can use ({what}); write it again") from error
+    return scorer
 
 
 def make(

@@ -1,0 +1,58 @@
+"""The scoring function as ONNX, by jax2onnx (extra `onnx`)."""
+
+from __future__ import annotations
+
+import logging
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ganomaly_jax import convolution, scorer
+from ganomaly_jax.errors import UserError
+
+
+def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
+    """Write `Scorer.outputs` with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
+
+    Returns:
+      The versions of what wrote it.
+
+    Raises:
+      UserError: a package is absent, or the converter does not know an operation of this detector.
+    """
+    try:
+        import jax2onnx
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"an export as ONNX needs {error.name}: pip install 'ganomaly-jax[onnx]'") from None
+    (size,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
+    names = list(jax.eval_shape(live.outputs, live.variables, x))
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it tells of values without a type, which ONNX infers
+    try:
+        with convolution.for_converter():
+            model = jax2onnx.to_onnx(
+                lambda x: tuple(live.outputs(live.variables, x)[name] for name in names),
+                [x],
+                input_names=["x"],
+                output_names=names,
+            )
+    except Exception as error:  # a converter fails in many ways
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"jax2onnx cannot convert this detector ({reason}); --format stablehlo can") from error
+    finally:
+        logger.setLevel(level)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return {
+        "jax": jax.__version__,
+        "jax2onnx": metadata.version("jax2onnx"),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "opset": str(model.opset_import[0].version),
+    }
