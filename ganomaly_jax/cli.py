@@ -100,6 +100,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
 
+    again = verb("recalibrate", _recalibrate, "set another threshold, in seconds and without training")
+    again.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
+    again.add_argument(
+        "--data", default="", help="normal images to calibrate on (default: the calibration scores kept)"
+    )
+    way = again.add_mutually_exclusive_group()
+    way.add_argument(
+        "--false-positive-rate", type=float, metavar="R", help="share of normal images that may be flagged"
+    )
+    way.add_argument("--quantile", type=float, metavar="Q", help="that of the calibration scores, such as 0.99")
+    way.add_argument("--tail", type=float, metavar="R", help="a rate by a generalised Pareto tail: an extrapolation")
+    way.add_argument("--threshold", type=float, metavar="T", help="this very score")
+    again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
+
     plan = verb("plan", _plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
     plan.add_argument("folder", nargs="?", metavar="DATA", help="images to take the sizes from; the same as --data")
     plan.add_argument("--data", help="as in train")
@@ -335,6 +349,13 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
 
 
+def _recalibrate(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import recalibration
+
+    return recalibration.run(given)
+
+
 def _show_evaluation(
     workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None
 ) -> Evaluation:
@@ -387,7 +408,9 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     ]
     evaluation.write_predictions(out, names, [None] * len(files), judged, why)
     _table(names, judged, why)
-    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
+    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
+    if judge.calibration.review is None:
+        counts.pop("review")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return _SOME_FAILED if counts["invalid"] else 0
 

@@ -111,9 +111,9 @@ def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
         return judge
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
-    return dataclasses.replace(
-        judge, calibration=calibration.calibrate(np.asarray(judge.variables["calibration"]), rate)
-    )
+    asked = dataclasses.replace(judge.config.evaluate, threshold_by="rate", false_positive_rate=rate)
+    found = calibration.by(np.asarray(judge.variables["calibration"]), asked)
+    return dataclasses.replace(judge, calibration=dataclasses.replace(found, groups=judge.calibration.groups))
 
 
 def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:

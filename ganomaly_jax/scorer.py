@@ -24,6 +24,7 @@ from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
+TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
 # are compiled at most, whatever sizes come.
 BUCKETS = (1, 8, 64, 256)
@@ -157,7 +158,7 @@ class Scorer:
                 parts.append({name: np.asarray(value)[: pending[1]] for name, value in pending[0].items()})
             pending = started
         scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
-        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
+        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold, self.calibration.review))
 
     def _started(self, x: np.ndarray) -> dict[str, Array]:
         """`outputs` of one block, on their way: nothing is waited for."""
@@ -335,11 +336,9 @@ def make(
         provenance=provenance,
     )
     scores = scorer(normals)
-    found = calibrating.calibrate(scores, settings.evaluate.false_positive_rate)
+    found = calibrating.by(scores, settings.evaluate)
     if trained_on:
-        source = (
-            f"the scores of {len(scores)} images that were trained on (no calibration part): expect more false alarms"
-        )
+        source = f"the scores of {len(scores)} {TRAINED_ON}"
         found = dataclasses.replace(found, source=source)
     x, x_hat = scorer.reconstruct(normals[: BUCKETS[-1]])
     return dataclasses.replace(
