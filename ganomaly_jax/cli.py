@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="the folder of a finished run")
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
+    evaluate.add_argument("--groups", metavar="FILE", help="CSV of path,group: the figures for each group as well")
 
     again = verb("recalibrate", _recalibrate, "set another threshold, in seconds and without training")
     again.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--quantile", type=float, metavar="Q", help="that of the calibration scores, such as 0.99")
     way.add_argument("--tail", type=float, metavar="R", help="a rate by a generalised Pareto tail: an extrapolation")
     way.add_argument("--threshold", type=float, metavar="T", help="this very score")
+    again.add_argument("--groups", metavar="FILE", help="CSV of path,group: each group gets a threshold of its own")
     again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
 
     plan = verb("plan", _plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
@@ -130,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them; ray: shards too")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    predict.add_argument("--groups", metavar="FILE", help="CSV of path,group, where groups have their own thresholds")
     predict.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
     predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
@@ -344,8 +347,10 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if members.stored(Path(given.workdir)):
         if given.data:
             raise UserError(f"--data: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
+        if given.groups:
+            raise UserError(f"--groups: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
         return _show_members(given.workdir, given.false_positive_rate)
-    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate)
+    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate, by=given.groups)
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
 
 
@@ -353,15 +358,15 @@ def _recalibrate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     _nothing_left(rest)
     from ganomaly_jax import recalibration
 
-    return recalibration.run(given)
+    return recalibration.main(given)
 
 
 def _show_evaluation(
-    workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None
+    workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None, by: str | None = None
 ) -> Evaluation:
-    from ganomaly_jax import evaluation
+    from ganomaly_jax import evaluation, groups
 
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own)
+    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, by=by)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -377,6 +382,8 @@ def _show_evaluation(
     )
     if rate is not None:
         print(f"threshold from {values['threshold_source']}")
+    if by:
+        print("\n".join(groups.lines(values["groups"])))
     for warning in values["warnings"]:
         print(f"note: {warning}")
     if found.page is not None:
@@ -390,7 +397,7 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         return _predict_on_ray(given)
     if given.workers is not None or given.address is not None:
         raise UserError("--workers and --address belong to --engine ray")
-    from ganomaly_jax import evaluation, images, scorer
+    from ganomaly_jax import evaluation, groups, images, scorer
 
     judge = scorer.load(given.workdir)
     files: list[Path] = []
@@ -399,6 +406,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
     judged, problems = judge.judge_files(files)
+    if given.groups:
+        judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
     reasons = dict(problems)
     out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
     names = [str(path) for path in files]
@@ -416,6 +425,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _predict_on_ray(given: argparse.Namespace) -> int:
+    if given.groups:
+        raise UserError("--groups: not with --engine ray; wanted the local engine")
     if not given.out:
         raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
     from ganomaly_jax import ray_engine

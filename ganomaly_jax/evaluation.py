@@ -18,6 +18,7 @@ from ganomaly_jax import (
     config,
     data,
     files,
+    groups,
     lazy,
     members,
     metrics,
@@ -57,6 +58,7 @@ def evaluate(
     arrays: Any = None,
     false_positive_rate: float | None = None,
     own: data.Dataset | None = None,
+    by: groups.Given | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
 
@@ -68,6 +70,7 @@ def evaluate(
       arrays: images, or (images, labels), in place of a source.
       false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
       own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
+      by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -75,7 +78,7 @@ def evaluate(
     """
     workdir = Path(workdir)
     judge = _at_rate(scorer.load(workdir), false_positive_rate)
-    return _of(workdir, judge, _data(workdir, judge, source, arrays, own))
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), by)
 
 
 def evaluate_members(
@@ -116,14 +119,22 @@ def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
     return dataclasses.replace(judge, calibration=dataclasses.replace(found, groups=judge.calibration.groups))
 
 
-def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:
+def _of(workdir: Path, judge: Scorer, this: Run, by: groups.Given | None = None) -> Evaluation:
     """Score the test part of `this` and write what was found into `workdir`."""
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
+    names = None
+    if by is not None:
+        names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
     judged = judge.judge(images)
     labels = this.split.labels
     values = _metrics(this, judge, judged, labels)
+    if names is not None:
+        valid = np.isfinite(judged.scores)
+        seed = this.config.seed
+        values["groups"] = groups.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
+        judged = groups.judge_by(judge, judged, names)
     run.write_json(workdir / METRICS, values)
     paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
@@ -197,10 +208,10 @@ def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, v
             "Do not use it as it is."
         )
     rate, size = judge.calibration.rate, len(judge.variables["calibration"])
-    groups = {"normal test": judged.scores[labels == 0]}
+    parts = {"normal test": judged.scores[labels == 0]}
     if len(this.split.calibration):
-        groups["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
-    for name, scores in groups.items():
+        parts["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
+    for name, scores in parts.items():
         flagged, n = int((scores > judge.threshold).sum()), len(scores)
         # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
         if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:

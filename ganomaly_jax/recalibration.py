@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, config, data, lazy, scorer, sources
+from ganomaly_jax import calibration, config, data, groups, lazy, run, scorer, sources
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
@@ -23,6 +23,7 @@ def recalibrate(
     tail: float | None = None,
     threshold: float | None = None,
     review: float | None = None,
+    by: groups.Given | None = None,
 ) -> Scorer:
     """Set the threshold of a detector anew and write it back, whole or not at all.
 
@@ -34,6 +35,8 @@ def recalibrate(
       false_positive_rate, quantile, tail, threshold: one of them at most, as in `config.Evaluate`, where `tail` is the
         rate that the fit is asked for; none: as before.
       review: rate of the review band, 0 for none; None: as before.
+      by: groups that get thresholds of their own, a CSV file of `path,group` or a name for each image of the data (the
+        run's own where no other is given); None: those there were, unless there are new normal images.
 
     Returns:
       The scorer as written.
@@ -51,16 +54,34 @@ def recalibrate(
     resolved = dataclasses.replace(made.config, evaluate=evaluate)
     config.check(resolved)
     if source or arrays is not None:
-        normals, name = _normals(made, source, arrays)
-        provenance = made.provenance | {"calibrated_on": name}
-        made = scorer.make(
-            made.detector, made.variables["detector"], resolved, made.pixels, _valid(made, normals), False, provenance
-        )
+        dataset, chosen = _normals(made, source, arrays)
+        scores = made(lazy.select(dataset.images, chosen))
+        chosen, scores = chosen[np.isfinite(scores)], scores[np.isfinite(scores)]
+        if not len(chosen):
+            raise UserError(f"no normal image of {dataset.name} can be scored: they have NaN or infinite pixels")
+        provenance = made.provenance | {"calibrated_on": dataset.name}
+        normals = lazy.select(dataset.images, chosen)
+        made = scorer.make(made.detector, made.variables["detector"], resolved, made.pixels, normals, False, provenance)
+        if by is not None:
+            made = _grouped(made, scores, groups.of_images(by, dataset.paths, source)[chosen])
     else:
         found = calibration.by(np.asarray(made.variables["calibration"]), evaluate)
         if scorer.TRAINED_ON in made.calibration.source:
             found = dataclasses.replace(found, source=f"{found.source}; {scorer.TRAINED_ON}")
+        found = dataclasses.replace(found, groups=made.calibration.groups)
         made = dataclasses.replace(made, config=resolved, calibration=found)
+        if by is not None:
+            this = run.resolve(made.config, progress=True)
+            before = run.stored_environment(Path(workdir)).get("data_hash")
+            if before != data.content_hash(this.dataset):
+                raise UserError(
+                    f"the data {this.dataset.name} have changed since the training, or {workdir} is no run's folder: "
+                    "which images were set aside is not known; name normal images with --data"
+                )
+            scores = made(lazy.select(this.dataset.images, this.split.calibration))
+            names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.calibration]
+            made = _grouped(made, scores, names)
+    _check_groups(made)
     folder = Path(workdir)
     made.save(folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder)
     return made
@@ -85,31 +106,31 @@ def _asked(
     return {}
 
 
-def _normals(made: Scorer, source: str, arrays: Any) -> tuple[lazy.Images, str]:
-    """The normal images of a source, and what it is called."""
+def _grouped(made: Scorer, scores: np.ndarray, names: np.ndarray) -> Scorer:
+    found = groups.calibrated(scores, names)
+    if not found:
+        raise UserError("no calibration image is in a group: each group needs some, to set its threshold by")
+    return dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, groups=found))
+
+
+def _check_groups(made: Scorer) -> None:
+    for name in made.calibration.groups:
+        try:
+            calibration.of_group(made.calibration, name, made.config.evaluate)
+        except UserError as error:
+            raise UserError(f"group {name}: {error}") from None
+
+
+def _normals(made: Scorer, source: str, arrays: Any) -> tuple[data.Dataset, np.ndarray]:
+    """A data set, and which of its images are normal."""
     resolved = dataclasses.replace(made.config.data, source=source)
     dataset = sources.read(resolved, arrays, progress=True)
     # Fresh normal images seldom come with the class that was abnormal in the training.
     normal = data.normal_classes(dataset, resolved.abnormal if resolved.abnormal in dataset.classes else "")
-    chosen = np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])
-    if not len(chosen):
-        raise UserError(f"{dataset.name} has no normal images: a detector is calibrated on normal ones")
-    return lazy.select(dataset.images, chosen), dataset.name
+    return dataset, np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])
 
 
-def _valid(made: Scorer, normals: lazy.Images) -> lazy.Images:
-    """Those that can be scored.
-
-    Raises:
-      UserError: none.
-    """
-    finite = np.flatnonzero(np.isfinite(made(normals)))
-    if not len(finite):
-        raise UserError(f"none of {len(normals)} normal images can be scored: they have NaN or infinite pixels")
-    return normals if len(finite) == len(normals) else lazy.select(normals, finite)
-
-
-def run(given: Any) -> int:
+def main(given: Any) -> int:
     """The verb `recalibrate`: parsed arguments in, what happened on standard output, the exit code back."""
     before = scorer.load(given.workdir).threshold
     made = recalibrate(
@@ -121,7 +142,11 @@ def run(given: Any) -> int:
         given.tail,
         given.threshold,
         given.review,
+        given.groups,
     )
     print(f"threshold {before:.6g} -> {made.threshold:.6g}: {made.calibration.source}")
+    for name in made.calibration.groups:
+        own = calibration.of_group(made.calibration, name, made.config.evaluate)
+        print(f"group {name}: threshold {own.threshold:.6g}: {own.source}")
     print(f"written into {given.workdir}; `ganomaly evaluate` gives the figures at this threshold")
     return 0
