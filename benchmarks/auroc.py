@@ -81,7 +81,7 @@ def protocol(options: argparse.Namespace, dataset: data.Dataset) -> dict[str, An
 
 
 def summarise(task: Task, found: Measured, beside: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """{row: its numbers of images, AUROCs by column and score and of the controls, DeLong's test against each of these}."""
+    """{row: its numbers of images, AUROCs by column, score and control, DeLong's test against the controls}."""
     rows = {}
     for row, where in task.rows.items():
         labels = task.labels[where]

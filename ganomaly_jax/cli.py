@@ -99,6 +99,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--workdir", required=True, help="the folder of a finished run")
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
+    evaluate.add_argument("--groups", metavar="FILE", help="CSV of path,group: the figures for each group as well")
+
+    again = verb("recalibrate", _recalibrate, "set another threshold, in seconds and without training")
+    again.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
+    again.add_argument(
+        "--data", default="", help="normal images to calibrate on (default: the calibration scores kept)"
+    )
+    way = again.add_mutually_exclusive_group()
+    way.add_argument(
+        "--false-positive-rate", type=float, metavar="R", help="share of normal images that may be flagged"
+    )
+    way.add_argument("--quantile", type=float, metavar="Q", help="that of the calibration scores, such as 0.99")
+    way.add_argument("--tail", type=float, metavar="R", help="a rate by a generalised Pareto tail: an extrapolation")
+    way.add_argument("--threshold", type=float, metavar="T", help="this very score")
+    again.add_argument("--groups", metavar="FILE", help="CSV of path,group: each group gets a threshold of its own")
+    again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
 
     compare = verb("compare", _compare, "whether one of two runs separates better, on the same test images")
     compare.add_argument("workdirs", nargs=2, metavar="W", help="the folders of two evaluated runs")
@@ -119,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them; ray: shards too")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    predict.add_argument("--groups", metavar="FILE", help="CSV of path,group, where groups have their own thresholds")
     predict.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
     predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
@@ -128,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an earlier export is replaced")
     export.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo", help="default %(default)s")
     export.add_argument("--weights", choices=("inside", "beside"), default="inside", help="the program, or weights.npz")
-    export.add_argument("--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)")
+    export.add_argument(
+        "--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)"
+    )
     for working in (demo, train, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
@@ -349,9 +368,18 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if members.stored(Path(given.workdir)):
         if given.data:
             raise UserError(f"--data: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
+        if given.groups:
+            raise UserError(f"--groups: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
         return _show_members(given.workdir, given.false_positive_rate)
-    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate)
+    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate, by=given.groups)
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
+
+
+def _recalibrate(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import recalibration
+
+    return recalibration.main(given)
 
 
 def _show_evaluation(
@@ -360,10 +388,11 @@ def _show_evaluation(
     rate: float | None = None,
     own: Dataset | None = None,
     judged: Judgement | None = None,
+    by: str | None = None,
 ) -> Evaluation:
-    from ganomaly_jax import evaluation
+    from ganomaly_jax import evaluation, groups
 
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, judged=judged)
+    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, judged=judged, by=by)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -379,6 +408,8 @@ def _show_evaluation(
     )
     if rate is not None:
         print(f"threshold from {values['threshold_source']}")
+    if by:
+        print("\n".join(groups.lines(values["groups"])))
     for warning in values["warnings"]:
         print(f"note: {warning}")
     if found.page is not None:
@@ -392,7 +423,7 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         return _predict_on_ray(given)
     if given.workers is not None or given.address is not None:
         raise UserError("--workers and --address belong to --engine ray")
-    from ganomaly_jax import evaluation, images, scorer
+    from ganomaly_jax import evaluation, groups, images, scorer
 
     judge = scorer.load(given.workdir)
     files: list[Path] = []
@@ -401,6 +432,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
     judged, problems = judge.judge_files(files)
+    if given.groups:
+        judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
     reasons = dict(problems)
     out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
     names = [str(path) for path in files]
@@ -410,7 +443,9 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     ]
     evaluation.write_predictions(out, names, [None] * len(files), judged, why)
     _table(names, judged, why)
-    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "anomalous", "invalid")}
+    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
+    if judge.calibration.review is None:
+        counts.pop("review")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return _SOME_FAILED if counts["invalid"] else 0
 
@@ -425,6 +460,8 @@ def _export(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _predict_on_ray(given: argparse.Namespace) -> int:
+    if given.groups:
+        raise UserError("--groups: not with --engine ray; wanted the local engine")
     if not given.out:
         raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
     from ganomaly_jax import ray_engine

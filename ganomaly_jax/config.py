@@ -146,6 +146,15 @@ class Evaluate:
     and sums of several, such as `latent_density+pixel`, see `scores.PARTS`."""
     false_positive_rate: float = 0.01
     """Share of normal images that may be flagged; the threshold follows from the calibration part."""
+    threshold_by: str = "rate"
+    """What sets the threshold: `rate`, the one above; `quantile`, that of the calibration scores; `tail`, the rate by
+    a generalised Pareto fit to the highest of them, an extrapolation; `given`."""
+    quantile: float = 0.99
+    """Share of the calibration scores below the threshold, with `quantile`."""
+    threshold: float = 0.0
+    """The threshold, with `given`."""
+    review: float = 0.0
+    """Images that are not anomalous and have a p-value up to this get the verdict `review`; 0: none."""
     worst: int = 4
     """Worst false positives and as many worst false negatives that get a picture each."""
 
@@ -298,6 +307,11 @@ def check(config: Config) -> None:
     refuse_unless(0 <= config.optimizer.average < 1, "optimizer.average", "from 0 to below 1")
     rate = config.evaluate.false_positive_rate
     refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
+    ways = ("rate", "quantile", "tail", "given")
+    refuse_unless(config.evaluate.threshold_by in ways, "evaluate.threshold_by", f"one of {', '.join(ways)}")
+    refuse_unless(0 < config.evaluate.quantile <= 1, "evaluate.quantile", "a share above 0 up to 1")
+    refuse_unless(abs(config.evaluate.threshold) < float("inf"), "evaluate.threshold", "a finite number")
+    refuse_unless(0 <= config.evaluate.review < 1, "evaluate.review", "a rate from 0 to below 1, 0 for no band")
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")

@@ -18,6 +18,7 @@ from ganomaly_jax import (
     config,
     data,
     files,
+    groups,
     hosts,
     lazy,
     members,
@@ -59,6 +60,7 @@ def evaluate(
     false_positive_rate: float | None = None,
     own: data.Dataset | None = None,
     judged: Judgement | None = None,
+    by: groups.Given | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
 
@@ -71,6 +73,7 @@ def evaluate(
       false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
       own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
       judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
+      by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -78,7 +81,7 @@ def evaluate(
     """
     workdir = Path(workdir)
     judge = _at_rate(scorer.load(workdir), false_positive_rate)
-    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged)
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by)
 
 
 def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
@@ -101,7 +104,7 @@ def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
         return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
 
     scores, p_values = np.frombuffer(b"".join(hosts.each(part)), np.float32).reshape(-1, 2).T
-    return Judgement(scores, p_values, calibration.verdicts(scores, judge.threshold))
+    return Judgement(scores, p_values, calibration.verdicts(scores, judge.threshold, judge.calibration.review))
 
 
 def evaluate_members(
@@ -137,19 +140,33 @@ def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
         return judge
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
-    return dataclasses.replace(
-        judge, calibration=calibration.calibrate(np.asarray(judge.variables["calibration"]), rate)
-    )
+    asked = dataclasses.replace(judge.config.evaluate, threshold_by="rate", false_positive_rate=rate)
+    found = calibration.by(np.asarray(judge.variables["calibration"]), asked)
+    return dataclasses.replace(judge, calibration=dataclasses.replace(found, groups=judge.calibration.groups))
 
 
-def _of(workdir: Path, judge: Scorer, this: Run, judged: Judgement | None = None) -> Evaluation:
+def _of(
+    workdir: Path,
+    judge: Scorer,
+    this: Run,
+    judged: Judgement | None = None,
+    by: groups.Given | None = None,
+) -> Evaluation:
     """Score the test part of `this` and write what was found into `workdir`."""
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError("the test set is empty: give --data with images to test on")
+    names = None
+    if by is not None:
+        names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
     judged = judge.judge(images) if judged is None else judged
     labels = this.split.labels
     values = _metrics(this, judge, judged, labels)
+    if names is not None:
+        valid = np.isfinite(judged.scores)
+        seed = this.config.seed
+        values["groups"] = groups.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
+        judged = groups.judge_by(judge, judged, names)
     run.write_json(workdir / METRICS, values)
     paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
@@ -223,10 +240,10 @@ def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, v
             "Do not use it as it is."
         )
     rate, size = judge.calibration.rate, len(judge.variables["calibration"])
-    groups = {"normal test": judged.scores[labels == 0]}
+    parts = {"normal test": judged.scores[labels == 0]}
     if len(this.split.calibration):
-        groups["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
-    for name, scores in groups.items():
+        parts["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
+    for name, scores in parts.items():
         flagged, n = int((scores > judge.threshold).sum()), len(scores)
         # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
         if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:

@@ -78,7 +78,8 @@ class Ganomaly:
 
     @property
     def discriminator(self) -> networks.Discriminator:
-        return networks.Discriminator(*self._sizes_and_types, self.embedding_size if self.contrast_weight else 0)
+        size = self.embedding_size if self.contrast_weight else 0
+        return networks.Discriminator(*self._sizes_and_types).clone(embedding_size=size)
 
     @property
     def _sizes_and_types(self) -> tuple[Any, ...]:
@@ -217,7 +218,7 @@ class Ganomaly:
             _, moved = network.apply(own, x, train=True, mutable=["batch_stats"])
             return jax.tree.map(lambda leaf: leaf / (1 - networks.BatchNorm.momentum), moved["batch_stats"])
 
-        def of(step: Array, x: Array) -> dict[str, Any]:
+        def of(step: Array, x: Array) -> tuple[Any, Any]:
             stats = fresh(self.generator, variables, x)
             if not self.contrast_weight:
                 return stats, {}
@@ -255,9 +256,11 @@ class Ganomaly:
         """
         self._check(x)
         generator = {name: variables[name] for name in ("params", "batch_stats")}
-        found = dict(zip(("x_hat", "z", "z_hat"), self.generator.apply(generator, x, train=False), strict=True))
+        made: Any = self.generator.apply(generator, x, train=False)
+        found = dict(zip(("x_hat", "z", "z_hat"), made, strict=True))
         if self.contrast_weight:
-            found["embedding"] = self.discriminator.apply(variables["discriminator"], x, train=False)[2]
+            judged: Any = self.discriminator.apply(variables["discriminator"], x, train=False)
+            found["embedding"] = judged[2]
         return found
 
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:

@@ -37,10 +37,9 @@ def contrast(a: Array, b: Array, temperature: float, axis_name: str | None = Non
     a mapped axis all devices' images are picked from, and the mean over the devices is the loss of the whole batch.
     """
     a, b = (v * lax.rsqrt(jnp.sum(jnp.square(v), axis=-1, keepdims=True) + 1e-6) for v in (a, b))
-    all_a, all_b, first = a, b, 0
+    all_a, all_b, own = a, b, jnp.arange(len(a))[:, None]
     if axis_name is not None:
         all_a, all_b = (lax.all_gather(v, axis_name, tiled=True) for v in (a, b))
-        first = lax.axis_index(axis_name) * len(a)
-    own = first + jnp.arange(len(a))[:, None]
+        own += lax.axis_index(axis_name) * len(a)
     picked = [nn.log_softmax(one @ other.T / temperature) for one, other in ((a, all_b), (b, all_a))]
     return -jnp.mean(jnp.stack([jnp.take_along_axis(log, own, axis=1) for log in picked]))

@@ -166,7 +166,7 @@ def _count(out: Path, parts: Sequence[Part]) -> dict[str, int]:
             )
         column = package("pyarrow.parquet", "pyarrow").read_table(path, columns=["verdict"])["verdict"]
         for verdict in column.to_pylist():
-            counts[verdict] += 1
+            counts[verdict] = counts.get(verdict, 0) + 1  # `review`, where there is such a band
     return counts
 
 

@@ -36,6 +36,7 @@ from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
+TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
 # are compiled at most, whatever sizes come.
 BUCKETS = (1, 8, 64, 256)
@@ -184,7 +185,7 @@ class Scorer:
                 parts.append({name: np.asarray(value)[pending[1]] for name, value in pending[0].items()})
             pending = started
         scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
-        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold))
+        return Judgement(scores, p_values, calibrating.verdicts(scores, self.threshold, self.calibration.review))
 
     def _started(self, *blocks: np.ndarray) -> dict[str, Array]:
         """`outputs` of one block, or of full ones side by side, on their way: nothing is waited for.
@@ -196,7 +197,7 @@ class Scorer:
         size, devices = BUCKETS[-1], self._mesh.size
         own = {i: pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
         x = sharding.put_parts(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
-        return _compiled_side_by_side(self._mesh, self.detector, self.pixels, self._everywhere, x)
+        return _compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
         files = _files(given)
@@ -307,11 +308,16 @@ def _scored(
 _compiled = jax.jit(_scored, static_argnums=(0, 1, 2))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _compiled_side_by_side(
-    mesh: Any, detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+    mesh: Any,
+    detector: Detector,
+    parts: tuple[str, ...],
+    pixels: tuple[str, float, float],
+    variables: dict[str, Any],
+    x: Array,
 ) -> dict[str, Array]:
-    return sharding.side_by_side(functools.partial(_scored, detector, pixels), mesh)(variables, x)
+    return sharding.side_by_side(functools.partial(_scored, detector, parts, pixels), mesh)(variables, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -438,13 +444,17 @@ def make(
         residual_max=1.0,
         provenance=provenance,
     )
+    return calibrated(scorer, normals, trained_on)
+
+
+def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Scorer:
+    """The scorer with threshold, p-values and colour scale of other raw normal images [n, H, W, C], as its
+    configuration asks; what its score is made of stays as it is. `trained_on` as in `make`.
+    """
     found_scores = scorer(normals)
-    found = calibrating.calibrate(found_scores, settings.evaluate.false_positive_rate)
+    found = calibrating.by(found_scores, scorer.config.evaluate)
     if trained_on:
-        source = (
-            f"the scores of {len(normals)} images that were trained on (no calibration part): expect more false alarms"
-        )
-        found = dataclasses.replace(found, source=source)
+        found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
     x, x_hat = scorer.reconstruct(normals[: BUCKETS[-1]])
     return dataclasses.replace(
         scorer,

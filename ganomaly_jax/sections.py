@@ -30,6 +30,41 @@ def curves(drawn: Sequence[Path]) -> str:
     return page.section("Curves", *pictures)
 
 
+def groups(found: Mapping[str, Any]) -> str:
+    """The table by group of metrics.json; nothing where there is none."""
+    held = found.get("groups")
+    if not isinstance(held, dict) or not held.get("rows"):
+        return ""
+
+    def shown(figure: Sequence[float] | None, factor: float, form: str) -> str:
+        if figure is None:
+            return "not defined"
+        value, low, high = (format(factor * number, form) for number in figure)
+        return f"{value} ({low} to {high})"
+
+    rows = [
+        (
+            str(row["group"]),
+            str(row["n_normal"]),
+            str(row["n_anomalous"]),
+            page.number(row["threshold"]),
+            shown(row["false_positive_rate"], 100, ".1f"),
+            shown(row["true_positive_rate"], 100, ".1f"),
+            shown(row["auroc"], 1, ".3f"),
+        )
+        for row in held["rows"]
+    ]
+    header = ("group", "normal", "anomalous", "threshold", "false-positive rate, %", "true-positive rate, %", "AUROC")
+    count = held.get("unnamed")
+    return page.section(
+        "By group",
+        page.table(rows, header),
+        *(page.paragraph(sentence) for sentence in held.get("gaps", ())),
+        page.paragraph("In brackets: 95 % intervals, of Wilson for rates, by bootstrap for AUROC."),
+        page.paragraph(f"{count} images are in no group, and in no row of this table.") if count else "",
+    )
+
+
 def cases(
     shown: Mapping[str, Sequence[tuple[Path, str]]],
     labels: np.ndarray,
