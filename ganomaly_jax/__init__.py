@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.evaluation import Evaluation, evaluate, evaluate_members
     from ganomaly_jax.exporting import export
     from ganomaly_jax.ganomaly import Ganomaly
+    from ganomaly_jax.importing import import_pytorch
     from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
     from ganomaly_jax.scorer import Scorer, load
     from ganomaly_jax.training import train, train_members
@@ -36,6 +37,7 @@ _HOME = {
     "evaluation": ("Evaluation", "evaluate", "evaluate_members"),
     "exporting": ("export",),
     "ganomaly": ("Ganomaly",),
+    "importing": ("import_pytorch",),
     "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
     "scorer": ("Scorer", "load"),
     "training": ("train", "train_members"),
@@ -60,6 +62,7 @@ __all__ = [
     "evaluate_members",
     "export",
     "from_pytorch",
+    "import_pytorch",
     "load",
     "read_pytorch",
     "train",

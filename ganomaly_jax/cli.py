@@ -148,6 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)"
     )
+
+    bring = verb("import", _import, "a detector from PyTorch weights: the original's netG.pth, or anomalib's checkpoint")
+    bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
+    bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, for the threshold")
+    bring.add_argument("--workdir", required=True, help="the folder to make, for predict, evaluate and export")
+    bring.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
     for working in (demo, train, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
@@ -456,6 +462,17 @@ def _export(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
     manifest = exporting.export(given.workdir, given.out, given.weights, given.format, given.check)
     print(exporting.describe(manifest, given.out))
+    return 0
+
+
+def _import(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import importing
+
+    made = importing.import_pytorch(given.file, given.data, given.workdir, given.false_positive_rate, progress=True)
+    height, width, channels = made.input_shape
+    print(f"{given.file}: a detector of {height}x{width}x{channels} images, written into {given.workdir}")
+    print(f"threshold {made.threshold:.6g}: {made.calibration.source}")
     return 0
 
 

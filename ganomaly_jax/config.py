@@ -58,6 +58,8 @@ class Model:
     """What the convolutions compute in: `float32` or `bfloat16`; weights, statistics, losses and scores are float32."""
     embedding_size: int = 64
     """Outputs of the discriminator's second head, which is there where `loss.contrast` is above 0."""
+    network: str = "original"
+    """`original`; a detector with weights of anomalib has `anomalib`, which is not for training."""
 
 
 @dataclasses.dataclass
@@ -283,6 +285,7 @@ def check(config: Config) -> None:
     for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
         refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
     refuse_unless(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
+    refuse_unless(config.model.network == "original", "model.network", "'original': the other is for imported weights")
     refuse_unless(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "more than 0")
     for name in ("beta1", "beta2"):
         refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")

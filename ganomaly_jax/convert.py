@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,62 @@ def from_pytorch(
     return detector.state(params, stats)
 
 
+def generator_from_pytorch(detector: Ganomaly, generator: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The generator's state dict (names of the original) as what `detector.score` takes.
+
+    Raises:
+      UserError: a tensor that is missing, left over or of another shape, by its name.
+    """
+    like = jax.eval_shape(detector.init, jax.random.key(0))
+    likes = like.params["generator"], like.batch_stats["generator"]
+    params, stats = _convert(_generator_layers(detector), generator, likes, "generator")
+    return {"params": params, "batch_stats": stats}
+
+
+# anomalib has the original's layers in several parts, `input_layers`, `pyramid_features` and so on, under a `main` there.
+_ANOMALIB = re.compile(r"^model\.generator\.(encoder1|encoder2|decoder)\.(\w+)\.(.*)$")
+
+
+def from_anomalib(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """The generator of anomalib's Ganomaly under the original's names; None where these are no tensors of anomalib."""
+    found = {name: match for name in tensors if (match := _ANOMALIB.match(name))}
+    renamed = {}
+    for name, match in found.items():
+        network, part, rest = match.groups()
+        if part == "final_conv_layer":
+            rest = f"final-{tensors[name].shape[1]}-1-conv.{rest}"
+        renamed[f"{network}.main.{rest}"] = tensors[name]
+    return renamed or None
+
+
+def sizes(generator: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Of a generator by its tensors' names (the original's): side, channels, latent_size, features, extra_layers.
+
+    Raises:
+      UserError: these are no tensors of a GANomaly.
+    """
+    names = [name.removeprefix("module.") for name in generator]
+
+    def all_of(pattern: str) -> list[re.Match[str]]:
+        return [match for name in names if (match := re.fullmatch(rf"encoder1\.main\.{pattern}\.weight", name))]
+
+    first = all_of(r"initial-conv-(\d+)-(\d+)")
+    heads = [value for name, value in generator.items() if re.search(r"encoder1\.main\.final-\d+-1-conv\.weight$", name)]
+    if len(first) != 1 or len(heads) != 1 or heads[0].ndim != 4:
+        raise UserError(
+            f"no generator of a GANomaly among {len(names)} tensors{f', such as {names[0]!r}' if names else ''}: wanted "
+            "netG.pth of the original code, or a checkpoint of anomalib's Ganomaly"
+        )
+    halvings = 1 + len(all_of(r"pyramid-\d+-\d+-conv"))
+    return {
+        "side": 4 * 2**halvings,
+        "channels": int(first[0][1]),
+        "latent_size": int(heads[0].shape[0]),
+        "features": int(first[0][2]),
+        "extra_layers": len(all_of(r"extra-layers-\d+-\d+-conv")),
+    }
+
+
 def read_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a `.pth` file by name, read without running code from it (torch's `weights_only`).
 
@@ -145,6 +202,19 @@ def read_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
       UserError: torch is absent, or the file is missing, damaged, or holds anything but tensors.
+    """
+    content = read_checkpoint(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, dict) or not all(hasattr(value, "numpy") for value in state.values()):
+        raise UserError(f"{path}: wanted a state dict of tensors, or one under 'state_dict'")
+    return {str(name): value.numpy() for name, value in state.items()}
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """All of a file of PyTorch: tensors, numbers, words and containers of these, read without running code from it.
+
+    Raises:
+      UserError: torch is absent, or the file is missing, damaged, or holds anything else.
     """
     try:
         import torch
@@ -155,7 +225,6 @@ def read_pytorch(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except Exception as error:  # torch raises many types for a bad file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: cannot be read as a PyTorch file of weights alone: {reason}") from None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(content, dict):
         raise UserError(f"{path}: wanted a state dict of tensors, or one under 'state_dict'")
-    return {str(name): value.numpy() for name, value in state.items()}
+    return content

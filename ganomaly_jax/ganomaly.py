@@ -20,6 +20,8 @@ from ganomaly_jax.errors import UserError
 _DISCRIMINATOR_HAS_WON = 1e-5
 # Apart from the keys that draw weights, which follow from the step as well.
 _VIEWS = 0x51E
+# Mean and standard deviation of each colour, of pixels from 0 to 1, by which anomalib scales what goes in.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Ganomaly:
     axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged over it, and
     batch norm pools the batches of all devices, or with `batch_norm_group` of so many neighbours (1: each its own, so
     that a device's batch is normalised as the paper's is). With `compute_dtype` "bfloat16" the convolutions compute in
-    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case.
+    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case. `network` "anomalib"
+    is that of anomalib's Ganomaly with its scaling of the input, to score with its weights: colour, square, 32 or more.
 
     Raises:
       UserError: a shape, size, score or type that cannot work.
@@ -56,6 +59,7 @@ class Ganomaly:
     batch_norm_group: int = Mesh.batch_norm_group
     param_dtype: Any = jnp.float32
     compute_dtype: str = Model.dtype
+    network: str = Model.network
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
@@ -71,10 +75,19 @@ class Ganomaly:
             raise UserError(f"score_distance={self.score_distance!r}: wanted 'squared' or 'l1'")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise UserError(f"compute_dtype={self.compute_dtype!r}: wanted 'float32' or 'bfloat16'")
+        if self.network not in ("original", "anomalib"):
+            raise UserError(f"network={self.network!r}: wanted 'original' or 'anomalib'")
+        if self.network == "anomalib" and (self.shape[0] != self.shape[1] or self.shape[0] < 32 or self.shape[2] != 3):
+            raise UserError(
+                f"shape {tuple(self.shape)} with the network of anomalib: wanted square, 32 or more, 3 channels; on "
+                "others it gives several scores an image"
+            )
 
     @property
     def generator(self) -> networks.Generator:
-        return networks.Generator(self.shape, self.latent_size, *self._sizes_and_types)
+        return networks.Generator(
+            self.shape, self.latent_size, *self._sizes_and_types, anomalib=self.network == "anomalib"
+        )
 
     @property
     def discriminator(self) -> networks.Discriminator:
@@ -118,6 +131,8 @@ class Ganomaly:
         The generator's loss does not reach the discriminator's weights nor the reverse (section 3.3).
         """
         self._check(x)
+        if self.network != "original":
+            raise UserError("network='anomalib' is there to score with its weights: train with 'original'")
         generator, discriminator = self.generator, self.discriminator
         params, stats = state.params, state.batch_stats
 
@@ -256,8 +271,8 @@ class Ganomaly:
         """
         self._check(x)
         generator = {name: variables[name] for name in ("params", "batch_stats")}
-        made: Any = self.generator.apply(generator, x, train=False)
-        found = dict(zip(("x_hat", "z", "z_hat"), made, strict=True))
+        made: Any = self.generator.apply(generator, self._scaled(x), train=False)
+        found = {"x_hat": self._pixels(made[0]), "z": made[1], "z_hat": made[2]}
         if self.contrast_weight:
             judged: Any = self.discriminator.apply(variables["discriminator"], x, train=False)
             found["embedding"] = judged[2]
@@ -266,6 +281,20 @@ class Ganomaly:
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """x_hat [B, H, W, C] in [-1, 1]."""
         return self.outputs(variables, x)["x_hat"]
+
+    def _pixels(self, x_hat: Array) -> Array:
+        """x_hat in [-1, 1], of what the network has given."""
+        if self.network == "original":
+            return x_hat
+        mean, deviation = jnp.asarray(IMAGENET, x_hat.dtype)
+        return jnp.clip(2 * (x_hat * deviation + mean) - 1, -1, 1)
+
+    def _scaled(self, x: Array) -> Array:
+        """x in [-1, 1] as the network was trained on it."""
+        if self.network == "original":
+            return x
+        mean, deviation = jnp.asarray(IMAGENET, x.dtype)
+        return ((x + 1) / 2 - mean) / deviation
 
     def _check(self, x: Array) -> None:
         if x.ndim != 4 or x.shape[1:] != self.shape:
@@ -322,4 +351,5 @@ def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
         axis_name=axis_name,
         batch_norm_group=config.mesh.batch_norm_group,
         compute_dtype=config.model.dtype,
+        network=config.model.network,
     )

@@ -3,6 +3,9 @@
 Images are [B, H, W, C] in [-1, 1] with H and W powers of two from 16 to 256, square or not: maps are halved until the
 smaller side is 4 and the head covers what is left. No layer has a bias (section 4 and the authors' code).
 
+With `anomalib` they are those of anomalib's Ganomaly, for its weights alone: its encoders pad the first convolution by 4
+(the original by 1), so that the maps have odd sides, and the decoder's extra layers are leaky.
+
 `dtype` is what the layers compute in (None: `param_dtype`). Parameters, batch norm and all that comes out of a network
 have `param_dtype`.
 """
@@ -107,6 +110,13 @@ def _leaky_relu(x: Array) -> Array:
     return nn.leaky_relu(x, negative_slope=0.2)
 
 
+def _halved(x: Array, kernel: Array) -> Array:
+    """`convolution.downsample` of maps that may have odd sides, [B, h, w, C] to [B, h // 2, w // 2, F]."""
+    _, height, width, _ = x.shape
+    even = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    return convolution.downsample(even, kernel)[:, : height // 2, : width // 2]
+
+
 class Pyramid(nn.Module):
     """The encoder without its head: images [B, H, W, C] to features [B, h, w, F], the smaller of h and w being 4."""
 
@@ -115,19 +125,23 @@ class Pyramid(nn.Module):
     replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
+    anomalib: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         types = (self.param_dtype, self.dtype)
         channels = self.features
         count = halvings(*x.shape[1:3])
-        x = _leaky_relu(Layer(convolution.downsample, (4, 4), channels, *types, name="initial")(x))
+        halve = _halved if self.anomalib else convolution.downsample
+        if self.anomalib:
+            x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+        x = _leaky_relu(Layer(halve, (4, 4), channels, *types, name="initial")(x))
         for i in range(self.extra_layers):
             x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
             x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
         for i in range(count - 1):
             channels *= 2
-            x = Layer(convolution.downsample, (4, 4), channels, *types, name=f"down_{i}")(x)
+            x = Layer(halve, (4, 4), channels, *types, name=f"down_{i}")(x)
             x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"down_{i}_norm")(x, train))
         return x
 
@@ -141,11 +155,13 @@ class Encoder(nn.Module):
     replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
+    anomalib: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         types = (self.param_dtype, self.dtype)
-        maps = Pyramid(self.features, self.extra_layers, self.replicas, *types, name="pyramid")(x, train)
+        sizes = (self.features, self.extra_layers, self.replicas)
+        maps = Pyramid(*sizes, *types, self.anomalib, name="pyramid")(x, train)
         size = (maps.shape[1], maps.shape[2])
         z = Layer(convolution.collapse, size, self.latent_size, *types, name="head")(maps)
         return z.astype(self.param_dtype)
@@ -160,6 +176,7 @@ class Decoder(nn.Module):
     replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
+    anomalib: bool = False
 
     @nn.compact
     def __call__(self, z: Array, train: bool) -> Array:
@@ -174,9 +191,10 @@ class Decoder(nn.Module):
             channels //= 2
             x = Layer(convolution.upsample, (4, 4), channels, *types, name=f"up_{i}")(x)
             x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"up_{i}_norm")(x, train))
+        active = _leaky_relu if self.anomalib else nn.relu
         for i in range(self.extra_layers):
             x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
-            x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
+            x = active(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
         x = Layer(convolution.upsample, (4, 4), image_channels, *types, name="final")(x)
         return jnp.tanh(x.astype(self.param_dtype))
 
@@ -191,9 +209,10 @@ class Generator(nn.Module):
     replicas: Replicas | None = None
     param_dtype: Any = jnp.float32
     dtype: Any = None
+    anomalib: bool = False
 
     def setup(self) -> None:
-        sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype)
+        sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype, self.anomalib)
         self.encoder = Encoder(self.latent_size, *sizes)
         self.decoder = Decoder(self.shape, *sizes)
         self.reencoder = Encoder(self.latent_size, *sizes)
