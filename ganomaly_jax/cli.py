@@ -314,11 +314,17 @@ def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool =
 
     config.check(settings)
     dataset = sources.load(settings.data, progress=hosts.first())
-    scorer = training.train(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+    told: list[str] = []
+
+    def say(line: str) -> None:
+        told.append(line)
+        print(line, flush=True)
+
+    scorer = training.train(settings, workdir, dataset, say, fall_back)
 
     def evaluate() -> Evaluation:
         print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return _show_evaluation(workdir, own=dataset)
+        return _show_evaluation(workdir, own=dataset, told=told)
 
     return hosts.together(evaluate)
 
@@ -336,7 +342,11 @@ def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _show_evaluation(
-    workdir: str, source: str = "", rate: float | None = None, own: Dataset | None = None
+    workdir: str,
+    source: str = "",
+    rate: float | None = None,
+    own: Dataset | None = None,
+    told: Sequence[str] = (),
 ) -> Evaluation:
     from ganomaly_jax import evaluation
 
@@ -356,8 +366,9 @@ def _show_evaluation(
     )
     if rate is not None:
         print(f"threshold from {values['threshold_source']}")
-    for warning in values["warnings"]:
-        print(f"note: {warning}")
+    for note in (f"note: {warning}" for warning in values["warnings"]):
+        if note not in told:
+            print(note)
     if found.page is not None:
         print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
     return found

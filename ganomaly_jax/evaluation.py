@@ -18,6 +18,8 @@ from ganomaly_jax import (
     config,
     data,
     files,
+    health,
+    history,
     lazy,
     members,
     metrics,
@@ -124,6 +126,9 @@ def _of(workdir: Path, judge: Scorer, this: Run) -> Evaluation:
     judged = judge.judge(images)
     labels = this.split.labels
     values = _metrics(this, judge, judged, labels)
+    records = list(history.read(workdir / history.HISTORY))
+    values["health"] = {name: measured[-1] for name, (_, measured) in health.curves(records).items()}
+    values["warnings"] += health.words(records, judge.config.model.latent_size)
     run.write_json(workdir / METRICS, values)
     paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]

@@ -1,5 +1,6 @@
 """Two real processes of four devices each: what one process of eight computes, and an end in every case."""
 
+import json
 import os
 import signal
 import socket
@@ -98,7 +99,8 @@ def test_only_process_0_speaks_and_writes(two):
     assert "8 of 8 devices in 2 processes" in first and "AUROC" in first
     assert "step" not in second and "AUROC" not in second
     assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
-    assert len((workdir / "history.jsonl").read_text().splitlines()) == 2
+    steps = [json.loads(line)["step"] for line in (workdir / "history.jsonl").read_text().splitlines()]
+    assert steps == [3, 3, STEPS, STEPS]  # losses, and the look at the end of each
 
 
 def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
