@@ -86,11 +86,6 @@ def train(
         say = _silent
     this = run.resolve(settings, arrays, mesh.size, progress=hosts.first())
     sharding.check_batch(this.config.train.batch_size, mesh)
-    if this.config.train.patience and not len(this.split.calibration):
-        raise UserError(
-            f"train.patience={this.config.train.patience}: there are no calibration images to see by that a training "
-            "gets no better; give data.calibration a larger share, or set it to 0"
-        )
     _check_mesh(this.config, mesh)
     data_hash = data.content_hash(this.dataset)
     hosts.check_same(configuration=json.dumps(config.to_dict(this.config)), data=data_hash)
