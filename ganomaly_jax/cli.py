@@ -149,9 +149,13 @@ def _parser() -> argparse.ArgumentParser:
         "--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)"
     )
 
-    bring = verb("import", _import, "a detector from PyTorch weights: the original's netG.pth, or anomalib's checkpoint")
+    bring = verb(
+        "import", _import, "a detector from PyTorch weights: the original's netG.pth, or anomalib's checkpoint"
+    )
     bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
-    bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, for the threshold")
+    bring.add_argument(
+        "--data", required=True, metavar="NORMALS", help="normal images, not trained on, for the threshold"
+    )
     bring.add_argument("--workdir", required=True, help="the folder to make, for predict, evaluate and export")
     bring.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
     for working in (demo, train, evaluate, predict):
@@ -357,12 +361,18 @@ def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool =
 
     config.check(settings)
     dataset = sources.load(settings.data, progress=hosts.first(), shared=hosts.several())
-    scorer = training.train(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+    told: list[str] = []
+
+    def say(line: str) -> None:
+        told.append(line)
+        print(line, flush=True)
+
+    scorer = training.train(settings, workdir, dataset, say, fall_back)
     judged = evaluation.judge_together(scorer, dataset) if hosts.several() else None
 
     def evaluate() -> Evaluation:
         print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return _show_evaluation(workdir, own=dataset, judged=judged)
+        return _show_evaluation(workdir, own=dataset, judged=judged, told=told)
 
     return hosts.together(evaluate)
 
@@ -395,6 +405,7 @@ def _show_evaluation(
     own: Dataset | None = None,
     judged: Judgement | None = None,
     by: str | None = None,
+    told: Sequence[str] = (),
 ) -> Evaluation:
     from ganomaly_jax import evaluation, groups
 
@@ -416,8 +427,9 @@ def _show_evaluation(
         print(f"threshold from {values['threshold_source']}")
     if by:
         print("\n".join(groups.lines(values["groups"])))
-    for warning in values["warnings"]:
-        print(f"note: {warning}")
+    for note in (f"note: {warning}" for warning in values["warnings"]):
+        if note not in told:
+            print(note)
     if found.page is not None:
         print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
     return found

@@ -107,6 +107,11 @@ class Train:
     """Steps that one line of `history.jsonl` averages over."""
     picture_every: int = 5
     """Epochs between pictures of x and x_hat; 0: none."""
+    check_every: int = 0
+    """Steps between looks at normal images, held-out ones where there are any: their loss and the health of the
+    training, a line each in `history.jsonl`; 0: every epoch, and at least 100."""
+    patience: int = 0
+    """Stop once so many looks have passed without a smaller loss on the calibration images; 0: never."""
     shift: int = 0
     """Pixels by which each image is moved at random, up to so many in both directions, edges repeated; 0: not."""
     flip: bool = False
@@ -181,7 +186,8 @@ class Config:
 # never what a step computes.
 MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
-    | {"train.picture_every", "mesh.devices", "mesh.transform", "mesh.shard_from"}
+    | {"train.picture_every", "train.check_every", "train.patience"}
+    | {"mesh.devices", "mesh.transform", "mesh.shard_from"}
     | {"data.source"}  # moved data are the same data: their hash is compared
     | {"data.stream"}
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
@@ -295,10 +301,18 @@ def check(config: Config) -> None:
     refuse_unless(config.train.choose in ("last", "best"), "train.choose", "'last' or 'best'")
     refuse_unless(config.mesh.transform in ("shard_map", "pmap"), "mesh.transform", "'shard_map' or 'pmap'")
     for path in (
-        *("train.steps", "train.picture_every", "evaluate.worst"),
+        *("train.steps", "train.picture_every", "train.check_every", "train.patience", "evaluate.worst"),
         *("mesh.devices", "mesh.batch_norm_group", "mesh.shard_from"),
     ):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
+    refuse_unless(
+        not config.train.patience or config.data.calibration > 0,
+        "train.patience",
+        "0, or data.calibration above 0: it is on those images that a training is seen to get no better",
+    )
+    refuse_unless(
+        not config.train.patience or not has_members(config), "train.patience", "0: members are not stopped one by one"
+    )
     # A side that is left to the data becomes 32 at least.
     room = min(config.data.height or 32, config.data.width or 32) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")

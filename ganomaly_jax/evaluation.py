@@ -19,6 +19,8 @@ from ganomaly_jax import (
     data,
     files,
     groups,
+    health,
+    history,
     hosts,
     lazy,
     members,
@@ -167,6 +169,9 @@ def _of(
         seed = this.config.seed
         values["groups"] = groups.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
         judged = groups.judge_by(judge, judged, names)
+    records = list(history.read(workdir / history.HISTORY))
+    values["health"] = {name: measured[-1] for name, (_, measured) in health.curves(records).items()}
+    values["warnings"] += health.words(records, judge.config.model.latent_size)
     run.write_json(workdir / METRICS, values)
     paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]

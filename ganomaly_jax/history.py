@@ -1,9 +1,11 @@
-"""`history.jsonl`: the losses of a training, as they come."""
+"""`history.jsonl`: the losses of a training and its health, as they come."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +18,8 @@ _SHORT = ("adv", "con", "enc", "G", "D")  # the losses on the progress line
 
 
 class History:
-    """`history.jsonl`: a line every few steps with the mean losses of those; lines beyond a resumed step go.
+    """`history.jsonl`: a line every few steps with the mean losses of those, and lines of their own for the looks at
+    other images; lines beyond a resumed step go.
 
     Without a path nothing is written.
     """
@@ -27,6 +30,7 @@ class History:
         self._step, self._last = step, np.full(len(LOSSES), np.nan)
         self._speed = 0.0
         self._file = None
+        self._looked = 0
         if path is None:
             return
         kept = []
@@ -34,8 +38,10 @@ class History:
             if path.exists():
                 for line in path.read_text(encoding="utf-8").splitlines():
                     try:
-                        if json.loads(line)["step"] <= step:
+                        record = json.loads(line)
+                        if record["step"] <= step:
                             kept.append(line)
+                            self._looked = max(self._looked, record["step"] if "images" in record else 0)
                     except (ValueError, KeyError, TypeError):
                         continue  # a line that a kill cut short
             files.write_text(path, "".join(f"{line}\n" for line in kept))
@@ -61,6 +67,19 @@ class History:
         values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
         values |= {"images_per_second": round(self._speed, 1)}
         values |= {name: float(value) for name, value in zip(LOSSES, self._last, strict=True)}
+        self._write(values)
+
+    def look(self, step: int, values: Mapping[str, Any]) -> None:
+        """A line with what was measured on other images, their number under `images`; once for a step."""
+        if step > self._looked:
+            self._write({"step": step, "epoch": round(step / self._epoch_steps, 4), **values})
+            self._looked = step
+
+    def note(self, step: int, values: Mapping[str, Any]) -> None:
+        """A line with anything else that happened."""
+        self._write({"step": step, **values})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
         if self._file is None:
             return
         try:
@@ -80,3 +99,18 @@ class History:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a history, in the order of the file; none where it cannot be read."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record

@@ -151,6 +151,12 @@ def preempted(asked: int) -> bool:
         return False
 
 
+def of_first(number: float) -> float:
+    """The number that process 0 has. All have to ask."""
+    own = np.frombuffer(np.float64(number).tobytes(), np.uint8)
+    return float(np.frombuffer(agree(own)[0].tobytes(), np.float64)[0])
+
+
 def check_same(**what: str) -> None:
     """Refuse to begin where the processes do not have the same text under one of these names.
 

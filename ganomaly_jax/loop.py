@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import checkpoint, config, data, hosts, run
+from ganomaly_jax import checkpoint, config, data, health, hosts, run
 from ganomaly_jax.chunk import LOSSES, STEPS_A_CALL
 from ganomaly_jax.config import Config
 from ganomaly_jax.detector import TrainState
 from ganomaly_jax.errors import DivergedError, StoppedError
+from ganomaly_jax.health import Waiting
 from ganomaly_jax.history import HISTORY, History
 from ganomaly_jax.progress import Progress
 from ganomaly_jax.run import Run
@@ -29,6 +30,7 @@ from ganomaly_jax.run import Run
 CHECKPOINTS = "checkpoints"
 # A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
 _SECONDS_A_CALL = 1.0
+_WAITING = "waiting"
 
 Say = Callable[[str], None]
 
@@ -79,8 +81,9 @@ class Program:
     """Whether all weights are, [models] bool."""
     stored: Callable[[TrainState], TrainState]
     """What of the state is kept."""
-    loss: Callable[[TrainState], float] | None = None
-    """On the calibration images; the checkpoint with the smallest is kept. None: there are none."""
+    look: Callable[[TrainState], list[dict[str, Any]]] | None = None
+    """At some normal images: what `health.measurer` measures of each model. With `checkpoint.LOSS` where they are held
+    out: the checkpoint with the smallest is kept."""
     most: int = STEPS_A_CALL
     """Steps a call may take."""
 
@@ -93,13 +96,19 @@ def advance(
     state: TrainState,
     at: np.ndarray,
     draw: Callable[[int, TrainState], None] | None,
+    waiting: Waiting,
     say: Say,
 ) -> TrainState:
-    """Take every model from the step `at` [models] to its last one; `whole` is the configuration that is kept."""
+    """Take every model from the step `at` [models] to its last one; `whole` is the configuration that is kept.
+
+    A model that is alone may stop before, where it has been `waiting` for a smaller loss for longer than its patience.
+    """
     settings, together = whole.train, len(courses) > 1 or bool(courses[0].name)
     totals = np.array([course.total for course in courses])
     batch, last = settings.batch_size, int(totals.max())
     picture_steps = settings.picture_every * courses[0].epoch_steps if draw else 0
+    look_steps = health.interval(settings.check_every, courses[0].epoch_steps) if program.look else 0
+    looked: tuple[int, list[dict[str, Any]]] = (-1, [])
     alive = program.finite(state).copy()
     # A model that diverged takes no further step.
     at = np.where(alive, at, totals)
@@ -114,13 +123,20 @@ def advance(
         if not alive.any():
             raise _diverged(workdir, at_step, "the last member's")
 
+    def look(step: int) -> list[dict[str, Any]]:
+        nonlocal looked
+        if program.look is not None and looked[0] != step:
+            looked = (step, program.look(state))
+        return looked[1]
+
     def save(step: int) -> None:
         # Finite losses do not show what the last update did to the weights.
         for m in np.flatnonzero(alive & ~program.finite(state)):
             lose(int(m), step, "a weight is not finite")
         meta: dict[str, Any] = {"config": config.to_dict(whole)}
-        if program.loss is not None:
-            meta[checkpoint.LOSS] = program.loss(state)
+        if not together:
+            meta |= {name: value for name, value in look(step)[0].items() if name == checkpoint.LOSS}
+            meta[_WAITING] = dataclasses.asdict(waiting)
         saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
 
     with ExitStack() as stack:
@@ -160,10 +176,11 @@ def advance(
 
         began = time.monotonic()
         count, stopped = asked()
-        while step < last and not stopped:
+        while step < last and not stopped and not waiting.over(settings.patience):
             to_save = settings.save_every - step % settings.save_every
             to_picture = picture_steps - step % picture_steps if picture_steps else last
-            length = min(count, last - step, to_save, to_picture)
+            to_look = look_steps - step % look_steps if look_steps else last
+            length = min(count, last - step, to_save, to_picture, to_look)
             counts = np.clip(np.minimum(step + length, totals) - at, 0, length)
             first = at.copy()
             state, losses = program.advance(state, first, counts)
@@ -178,11 +195,20 @@ def advance(
             step += length
             pending = (step, first, counts, losses)
             to_draw = picture_steps and step % picture_steps == 0
-            if step % settings.save_every == 0 or to_draw:
+            looks = look_steps and (to_look == length or step == last)
+            if step % settings.save_every == 0 or to_draw or looks:
                 fetch(pending)
                 pending = None
                 began = time.monotonic()
-            if step % settings.save_every == 0:
+            better = False
+            if looks:
+                for m in np.flatnonzero(alive):
+                    histories[m].look(int(at[m]), look(step)[m])
+                # A last look out of turn would count for a run that goes on, and not for one that never ended there.
+                if to_look == length and not together:
+                    waiting = waiting.after(step, hosts.of_first(look(step)[0].get(checkpoint.LOSS, np.nan)))
+                    better = waiting.step == step and settings.choose == "best"
+            if step % settings.save_every == 0 or better:
                 save(step)
                 saved = step
             if to_draw and draw:
@@ -191,6 +217,8 @@ def advance(
         fetch(pending)
         for history in histories:
             history.flush()
+        if step < last and waiting.over(settings.patience):
+            histories[0].note(step, {health.STOPPED: waiting.sentence(step, last)})
         if step != saved:
             save(step)
     if stopped:
@@ -199,6 +227,11 @@ def advance(
             stopped,
         )
     return state
+
+
+def waiting_of(meta: dict[str, Any]) -> Waiting:
+    """How long the run has waited for a smaller loss that this checkpoint's meta is of."""
+    return Waiting(**meta.get(_WAITING, {}))
 
 
 @jax.jit

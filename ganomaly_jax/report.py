@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganomaly_jax import metrics, page, sections
+from ganomaly_jax import health, metrics, page, sections
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.files import replacing
+from ganomaly_jax.history import HISTORY, read
 from ganomaly_jax.pictures import COLOURS, one_line, residual, to_rgb
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def losses(history: Path, png: Path) -> Path | None:
       UserError: a file that cannot be written.
     """
     _remove(png)
-    records = {record["step"]: record for record in _read_lines(history)}
+    records = {record["step"]: record for record in read(history) if not LOSSES.keys().isdisjoint(record)}
     steps = np.array(sorted(records))
     values = {name: np.array([_float(records[step].get(name)) for step in steps]) for name in LOSSES}
     drawable = {
@@ -260,6 +260,25 @@ def losses(history: Path, png: Path) -> Path | None:
         medians = [np.median(value[part]) for part in parts]
         ax.plot([at[part].mean() for part in parts], medians, color=LOSSES[name], linewidth=2, label=name)
     ax.legend(frameon=False, fontsize=10, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1.2)
+    return _save(figure, png)
+
+
+def looks(history: Path, png: Path) -> Path | None:
+    """The health of the training over the steps, each measure in a row of its own; arguments and errors as `losses`."""
+    _remove(png)
+    found = health.curves(read(history))
+    if not found:
+        return None
+    figure = _figure(7.5, 0.6 + 1.2 * len(found))
+    rows = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
+    for ax, (name, (steps, values)) in zip(rows, found.items(), strict=True):
+        ax.plot(steps, values, color=BLUE, linewidth=1.5, marker="o", markersize=3)
+        ax.set_ylabel(health.CURVES[name], fontsize=9.5)
+        ax.set_ylim(0, 1.05 if name == health.ACCURACY else 1.1 * max(values) or 1)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="0.92")
+    rows[-1].set_xlabel("step", fontsize=11)
+    figure.align_ylabels()
     return _save(figure, png)
 
 
@@ -307,7 +326,8 @@ def write(
         case_picture(case, residual_max, path)
         shown[case.kind].append((path, case.name))
     drawn = curves(labels, scores, threshold, folder)
-    history = losses(workdir / "history.jsonl", folder / "losses.png")
+    history = losses(workdir / HISTORY, folder / "losses.png")
+    health_drawn = looks(workdir / HISTORY, folder / "health.png")
 
     (config, config_note), (env, env_note), (found, found_note) = (
         page.read(workdir / name) for name in ("config.json", "env.json", "metrics.json")
@@ -320,7 +340,7 @@ def write(
         sections.curves(drawn),
         page.section("Examples", page.image(examples)) if examples.exists() else "",
         *sections.cases(shown, labels, scores, threshold, residual_max),
-        sections.training(history, folder),
+        sections.training(history, folder, health_drawn),
         page.section("Configuration", page.paragraph(config_note) if config_note else page.settings(flat)),
         page.section("Environment", page.paragraph(env_note) if env_note else page.facts(env)),
     ]
@@ -333,21 +353,6 @@ def write(
 def _float(value: Any) -> float:
     """A number as float, anything else as NaN."""
     return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _read_lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The whole records of a history, in the order of the file."""
-    try:
-        lines = path.read_text("utf-8", "replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
 
 
 def _write_csv(path: Path, header: Sequence[str], columns: Sequence[np.ndarray]) -> None:

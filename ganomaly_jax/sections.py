@@ -101,11 +101,13 @@ def cases(
         yield page.section(heading, page.paragraph(sentence.strip()), *images)
 
 
-def training(history: Path | None, folder: Path) -> str:
-    """The picture of the losses, the first and the last `epoch_*.png` of the folder, and at most four between."""
+def training(history: Path | None, folder: Path, health: Path | None = None) -> str:
+    """The pictures of losses and health, the first and last `epoch_*.png` of the folder, and at most four between."""
     parts = [
         page.image(history, width=WIDE) if history else page.paragraph("history.jsonl is missing or holds no losses.")
     ]
+    if health:
+        parts.append(page.image(health, "Its health, at normal images", width=WIDE))
     found = {int(n[1]): path for path in folder.glob("epoch_*.png") if (n := re.match(r"epoch_(\d+)", path.name))}
     epochs = sorted(found)
     for i in sorted(set(np.linspace(0, len(epochs) - 1, min(6, len(epochs))).round().astype(int).tolist())):

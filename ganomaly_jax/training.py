@@ -25,6 +25,8 @@ from ganomaly_jax import (
     data,
     feed,
     ganomaly,
+    health,
+    history,
     hosts,
     lazy,
     loop,
@@ -42,12 +44,12 @@ from ganomaly_jax.config import Config, Mesh, Train
 from ganomaly_jax.detector import Detector, TrainState
 from ganomaly_jax.errors import LostError, UserError
 from ganomaly_jax.feed import Feed
+from ganomaly_jax.health import Waiting
 from ganomaly_jax.loop import CHECKPOINTS, Course, Program, Say
 from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Scorer
 
 _PICTURED = 16
-_CALIBRATED = 256
 # Batches that batch norm's statistics are taken from for averaged weights.
 _SETTLED = 20
 
@@ -91,7 +93,7 @@ def train(
     hosts.check_same(configuration=json.dumps(config.to_dict(this.config)), data=data_hash)
     hosts.together(lambda: _open(workdir, this, data_hash))
     detector = ganomaly.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
-    state = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
+    state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
     course = Course(this, workdir)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
     sizes = " + ".join(f"{count:.1f} M {name}" for name, count in parameters.items())
@@ -104,18 +106,24 @@ def train(
         f"steps of {this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
     )
     with _others(workdir):
-        if step < course.total:
+        if step < course.total and waiting.over(this.config.train.patience):
+            say(f"no step is left: train.patience={this.config.train.patience} has ended this training before")
+        elif step < course.total:
             with _memory(this.config, mesh.size), feed.opened(course, mesh, step) as fed:
                 if fed.note:
                     say(fed.note)
                 state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
                 program = _alone(course, detector, mesh, state, fed, say)
                 draw = _make_picture(this, workdir / "pictures", detector)
-                state = loop.advance([course], workdir, this.config, program, state, np.array([step]), draw, say)
+                at = np.array([step])
+                state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, say)
         if this.config.train.choose == "best":
             state = _best(workdir, state, say)
         variables = sharding.whole(detector.variables(state))
-        return _finish(course, variables, int(state.step), run.environment(this, data_hash))
+        made = _finish(course, variables, int(state.step), run.environment(this, data_hash))
+    for sentence in health.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
+        say(f"note: {sentence}")
+    return made
 
 
 def train_members(
@@ -162,7 +170,7 @@ def train_members(
     environments = [_open(course.folder, course.run, data_hash) for course in courses]
     run.write_json(workdir / run.ENVIRONMENT, environments[0])
     keys = jnp.stack([jax.random.key(one.seed) for one in team])
-    state = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, say)
+    state, _ = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, say)
     at = np.array(state.step)
     for note in courses[0].run.notes:
         say(note)
@@ -176,7 +184,7 @@ def train_members(
         with _memory(resolved, 1):
             state = sharding.put_members(_filled(state, mesh.size), mesh)
             program = _together(courses, detector, mesh, state, say)
-            state = loop.advance(courses, workdir, resolved, program, state, at, None, say)
+            state = loop.advance(courses, workdir, resolved, program, state, at, None, Waiting(), say)
     variables, steps_done = jax.device_get((detector.variables(state), state.step))
     alive = np.asarray(jax.vmap(loop.finite)(state))
 
@@ -212,17 +220,18 @@ def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     return environment
 
 
-def _restored(workdir: Path, fresh: TrainState, fall_back: bool, say: Say) -> TrainState:
+def _restored(workdir: Path, fresh: TrainState, fall_back: bool, say: Say) -> tuple[TrainState, Waiting]:
     """What the latest checkpoint holds, or with `fall_back` the latest that is whole; `fresh` where there is none."""
     root = workdir / CHECKPOINTS
     if not checkpoint.steps(root):
-        return fresh
+        return fresh, Waiting()
     if not fall_back:
-        return checkpoint.restore(root, fresh)[1]
-    step, state, _, damaged = checkpoint.restore_latest_good(root, fresh)
+        _, state, meta = checkpoint.restore(root, fresh)
+        return state, loop.waiting_of(meta)
+    step, state, meta, damaged = checkpoint.restore_latest_good(root, fresh)
     for sentence in damaged:
         say(f"note: {sentence}; passed over, the training goes on from step {step:,}")
-    return state
+    return state, loop.waiting_of(meta)
 
 
 def _best(workdir: Path, last: TrainState, say: Say) -> TrainState:
@@ -338,21 +347,17 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed
         return state, losses[None]
 
     finite = lambda state: np.asarray(loop.finite(state))[None]  # noqa: E731
-    return Program(advance, finite, lambda state: state, _calibration_loss(this, detector), fed.most)
+    return Program(advance, finite, lambda state: state, _look([course]), fed.most)
 
 
-def _calibration_loss(this: Run, detector: Detector) -> Callable[[TrainState], float] | None:
-    """The mean of |x - x_hat| over some calibration images, with running statistics; None where there are none."""
-    raw = this.dataset.images[this.split.calibration[:_CALIBRATED]]
-    if not len(raw):
-        return None
-
-    @jax.jit
-    def loss(variables: Any, raw: Array) -> Array:
-        x = preprocess.to_unit(raw, *this.pixels[1:])
-        return jnp.mean(jnp.abs(x - detector.reconstruct(variables, x)))
-
-    return lambda state: float(loss(sharding.whole(detector.variables(state)), raw))
+def _look(courses: Sequence[Course], together: bool = False) -> Callable[[TrainState], list[dict[str, Any]]]:
+    """What is measured of each model at images of its calibration part, or where there is none of its training part."""
+    samples = []
+    for course in courses:
+        this, held_out = course.run, len(course.run.split.calibration) > 0
+        chosen = (this.split.calibration if held_out else this.split.train)[: health.MOST_IMAGES]
+        samples.append(health.Sample(this.dataset.images[chosen], *this.pixels[1:], held_out))
+    return health.looker(ganomaly.from_config(courses[0].run.config), samples, together)
 
 
 def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:
@@ -381,6 +386,7 @@ def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: T
         lambda state, at, counts: compiled(state, *arguments(at, counts)),
         lambda state: np.asarray(finite(state))[:team],
         lambda state: jax.tree.map(lambda leaf: leaf[:team], state),
+        _look(courses, together=True),
     )
 
 

@@ -104,7 +104,8 @@ def test_only_process_0_speaks_and_writes(two):
     assert "8 of 8 devices in 2 processes" in first and "AUROC" in first
     assert "step" not in second and "AUROC" not in second
     assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
-    assert len((workdir / "history.jsonl").read_text().splitlines()) == 2
+    steps = [json.loads(line)["step"] for line in (workdir / "history.jsonl").read_text().splitlines()]
+    assert steps == [3, 3, STEPS, STEPS]  # losses, and the look at the end of each
 
 
 @pytest.fixture(scope="module")

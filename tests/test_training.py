@@ -54,7 +54,9 @@ def test_a_run_leaves_its_files(trained):
     assert resolved["data"]["channels"] == 1
     assert (resolved["data"]["low"], resolved["data"]["high"]) == (0.0, 255.0)
     assert (workdir / "pictures" / "epoch_0012.png").stat().st_size > 1000
-    lines = [json.loads(line) for line in (workdir / "history.jsonl").read_text().splitlines()]
+    records = list(history.read(workdir / "history.jsonl"))
+    assert [record["step"] for record in records if "images" in record] == [100, 200, 216]
+    lines = [record for record in records if "contextual" in record]
     steps = [line["step"] for line in lines]
     assert steps == [*range(10, 217, 10), 216]  # 160 of 200 to train, 144 without calibration: 18 steps an epoch
     assert lines[-1]["contextual"] < lines[0]["contextual"]
@@ -234,7 +236,7 @@ def test_every_image_of_an_epoch_is_taken_once():
 def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays, monkeypatch):
     """The loss of step 8 is made the smallest: it stays beside the last two, and the detector is that of step 8."""
     losses = iter([0.9, 0.1, 0.5, 0.4, 0.6])
-    monkeypatch.setattr(training, "_calibration_loss", lambda this, detector: lambda state: next(losses))
+    monkeypatch.setattr(training, "_look", lambda courses: lambda state: [{checkpoint.LOSS: next(losses), "images": 2}])
     settings = tiny_config(steps=20, save_every=4)
     settings.train.choose = "best"
     said = []
