@@ -209,8 +209,8 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
     ]
     if widths:
         lines += [
-            f"One AUROC is known to about ±{np.median(widths) / 2:.3f} from its test images alone (half the median "
-            "95 % bootstrap interval).",
+            f"One AUROC is known to about ±{np.median(widths) / 2:.3f} from its test images alone: half the median 95 % "
+            "bootstrap interval.",
             "",
             "Against the controls on the same images, DeLong's test, p below .05, every row and "
             "seed one test, the first score of each configuration:",
@@ -277,7 +277,16 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
     axes.spines[["top", "right"]].set_visible(False)
     title = f"{KINDS[report['dataset']].title}: {configuration}, {score} score; mean over seeds, bars of one deviation"
     figure.suptitle(title, fontsize=11)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    handles, names = axes.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: names[i] not in COLUMNS)
+    figure.legend(
+        [handles[i] for i in order],
+        [names[i] for i in order],
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     return path.name

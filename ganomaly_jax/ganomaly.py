@@ -32,8 +32,11 @@ class Ganomaly:
     axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged over it, and
     batch norm pools the batches of all devices, or with `batch_norm_group` of so many neighbours (1: each its own, so
     that a device's batch is normalised as the paper's is). With `compute_dtype` "bfloat16" the convolutions compute in
-    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case. `network`
-    "anomalib" is that of anomalib's Ganomaly with its scaling of the input, to score with its weights: colour, square, 32 or more.
+    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case.
+
+    With `contrast_weight` the discriminator has a second head of `embedding_size` and learns to recognise two views of
+    an image by it; with `average` the weights that score are moving averages. `network` "anomalib" is that of
+    anomalib's Ganomaly with its scaling of the input, to score with its weights: colour, square, 32 or more.
 
     Raises:
       UserError: a shape, size, score or type that cannot work.
