@@ -28,7 +28,7 @@ CURVES = {
 IMAGES, STOPPED = "images", "stopped"
 # Images that are measured: enough for the rank of a latent of 100, and no more than four batches of the paper.
 MOST_IMAGES = 256
-# Steps between two looks where epochs are shorter: a look costs about as much as two steps of 64 images.
+# Steps between two looks where epochs are shorter: a look costs about as much as one or two steps of 64 images.
 LEAST_STEPS = 100
 
 # Of so many logits on the right side of 0 nearly all lie far from it: the loss is flat there, and so are its gradients.

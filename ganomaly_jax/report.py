@@ -277,6 +277,7 @@ def looks(history: Path, png: Path) -> Path | None:
         ax.set_ylim(0, 1.05 if name == health.ACCURACY else 1.1 * max(values) or 1)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.92")
+        ax.locator_params(axis="y", nbins=4)
     rows[-1].set_xlabel("step", fontsize=11)
     figure.align_ylabels()
     return _save(figure, png)
