@@ -244,13 +244,16 @@ def test_convolutions_have_the_type_that_is_asked_for(lowered):
 def test_gradients_are_summed_over_the_devices(lowered):
     """Those of all weights; and nothing where there is one device, or each has members of its own.
 
-    Where states are divided the compiler puts the sums in later; that some are divided is said in the program.
+    Where states are divided the compiler puts the sums in later; that some are divided is said to it.
     """
     name, program, exported = lowered
     for platform, (_, text) in exported.items():
         sizes = [int(np.prod(one.dims)) for one in reduced(text)]
         assert len(sizes) >= text.count("stablehlo.all_reduce")
-        if name == SHARDED and not config.has_members(program.settings):
+        if program.settings.mesh.shard_from:
+            assert '[{}, {}, {}, {"data"}]' in text, platform  # a kernel, by its last axis
+            assert not sizes, platform
+        elif name == SHARDED and not config.has_members(program.settings):
             assert sum(sizes) > sum(leaf.size for leaf in jax.tree.leaves(program.params)), platform
         else:
             assert not sizes, platform
