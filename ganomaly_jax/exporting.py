@@ -86,7 +86,9 @@ def export(
             artefact.put(folder, target)
             artefact.sync_one(target.parent)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; everything that was there is intact") from error
+        raise UserError(
+            f"cannot write {out}: {error.strerror or error}; everything that was there is intact"
+        ) from error
     return manifest
 
 
@@ -97,12 +99,12 @@ def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
     return (
         f"{Path(out) / manifest['program']}: {size:.1f} MB with its loader, weights {manifest['weights']}\n"
         f"takes {given['dtype']} [{', '.join(map(str, given['shape']))}]; {LOADER} shows how to call it\n"
-        f"self-check on {checked['images']} images ({checked['given']} of them given or the run's own): scores differ by "
-        f"at most {checked['largest_difference']:.1e}, the largest score being {checked['largest_score']:.3g}"
+        f"self-check on {checked['images']} images ({checked['given']} of them given or the run's own): scores differ "
+        f"by at most {checked['largest_difference']:.1e}, the largest score being {checked['largest_score']:.3g}"
     )
 
 
-def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, np.ndarray]]:
+def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
     """(fn, weights): `fn(weights, x)` is `Scorer.outputs` with its arrays in one flat dict, `a/b/c` to array."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
@@ -134,7 +136,7 @@ def _write_stablehlo(folder: Path, live: scorer.Scorer, beside: bool) -> dict[st
     (folder / PROGRAMS["stablehlo"]).write_bytes(program.serialize())
     if beside:
         with (folder / WEIGHTS).open("wb") as file:
-            np.savez(file, allow_pickle=False, **flat_function(live)[1])  # type: ignore[arg-type]
+            np.savez(file, **flat_function(live)[1])
     return {
         "jax": jax.__version__,
         "jaxlib": metadata.version("jaxlib"),
@@ -148,9 +150,7 @@ def _write_onnx(folder: Path, live: scorer.Scorer) -> dict[str, str]:
     return onnx_export.write(folder / PROGRAMS["onnx"], live)
 
 
-def _manifest(
-    live: scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]
-) -> dict[str, Any]:
+def _manifest(live: scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]) -> dict[str, Any]:
     one = jax.ShapeDtypeStruct((1, *live.input_shape), np.dtype(live.dtype))
     outputs = jax.eval_shape(live.outputs, live.variables, one)
     return {
@@ -225,7 +225,7 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
 
 
 def generate(live: scorer.Scorer, n: int) -> np.ndarray:
-    """n images of the training type and range [n, H, W, C]: soft waves with noise, from flat to loud; always the same."""
+    """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud; always the same."""
     random = np.random.default_rng(0)
     height, width, channels = live.input_shape
     rows, columns = np.mgrid[:height, :width]

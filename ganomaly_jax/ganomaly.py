@@ -30,8 +30,9 @@ class Ganomaly:
     axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged over it, and
     batch norm pools the batches of all devices, or with `batch_norm_group` of so many neighbours (1: each its own, so
     that a device's batch is normalised as the paper's is). With `compute_dtype` "bfloat16" the convolutions compute in
-    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case. `network` "anomalib"
-    is that of anomalib's Ganomaly with its scaling of the input, to score with its weights: colour, square, 32 or more.
+    that, otherwise in `param_dtype`, which parameters, statistics, losses, scores and x_hat have in any case. `network`
+    "anomalib" is that of anomalib's Ganomaly with its scaling of the input, to score with its weights: colour, square
+    images of 32 or more.
 
     Raises:
       UserError: a shape, size, score or type that cannot work.
@@ -79,9 +80,8 @@ class Ganomaly:
 
     @property
     def generator(self) -> networks.Generator:
-        return networks.Generator(
-            self.shape, self.latent_size, *self._sizes_and_types, anomalib=self.network == "anomalib"
-        )
+        made = networks.Generator(self.shape, self.latent_size, *self._sizes_and_types)
+        return made.clone(anomalib=True) if self.network == "anomalib" else made
 
     @property
     def discriminator(self) -> networks.Discriminator:

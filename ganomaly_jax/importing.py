@@ -1,4 +1,4 @@
-"""Detectors from PyTorch: the original's netG.pth and anomalib's Ganomaly checkpoint, calibrated here on normal images."""
+"""Detectors from PyTorch: the original's netG.pth and anomalib's Ganomaly checkpoint, calibrated here on normals."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def import_pytorch(
     chosen = np.flatnonzero([dataset.classes[label] in normal for label in dataset.labels])
     if not len(chosen) or dataset.low is None or dataset.high is None:
         raise UserError(
-            f"{dataset.name}: {len(chosen)} normal images of type {dataset.images.dtype}; wanted at least one, uint8 or "
-            "uint16: what the values of floating point mean to these weights is not known"
+            f"{dataset.name}: {len(chosen)} normal images of type {dataset.images.dtype}; wanted at least one, uint8 "
+            "or uint16: what the values of floating point mean to these weights is not known"
         )
     settings.data.low, settings.data.high = dataset.low, dataset.high
     made = scorer.make(
@@ -100,10 +100,10 @@ def _refuse_other_preprocessing(path: Path, side: int) -> None:
         size, mean, deviation = (arguments.get(name) for name in ("size", "mean", "std"))
         if size is not None and list(np.ravel(size)) not in ([side], [side, side]):
             raise UserError(
-                f"{path} was trained at {size} pixels, where its network is one for {side}: wanted a square, its side a "
-                "power of 2"
+                f"{path} was trained at {size} pixels, where its network is one for {side}: wanted a square, its side "
+                "a power of 2"
             )
-        if mean is not None and not np.allclose((mean, deviation), ganomaly.IMAGENET):
+        if mean is not None and [tuple(mean), tuple(deviation or ())] != list(ganomaly.IMAGENET):
             raise UserError(
                 f"{path} scales by mean {mean} and deviation {deviation}: wanted anomalib's own, {ganomaly.IMAGENET}"
             )

@@ -3,8 +3,8 @@
 Images are [B, H, W, C] in [-1, 1] with H and W powers of two from 16 to 256, square or not: maps are halved until the
 smaller side is 4 and the head covers what is left. No layer has a bias (section 4 and the authors' code).
 
-With `anomalib` they are those of anomalib's Ganomaly, for its weights alone: its encoders pad the first convolution by 4
-(the original by 1), so that the maps have odd sides, and the decoder's extra layers are leaky.
+With `anomalib` they are those of anomalib's Ganomaly, for its weights alone: its encoders pad the first convolution by
+4 (the original by 1), so that the maps have odd sides, and the decoder's extra layers are leaky.
 
 `dtype` is what the layers compute in (None: `param_dtype`). Parameters, batch norm and all that comes out of a network
 have `param_dtype`.
