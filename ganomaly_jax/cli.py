@@ -145,17 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an earlier export is replaced")
     export.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo", help="default %(default)s")
     export.add_argument("--weights", choices=("inside", "beside"), default="inside", help="the program, or weights.npz")
-    export.add_argument(
-        "--check", nargs="+", metavar="PATH", help="image files for the self-check (default: the run's)"
-    )
+    export.add_argument("--check", nargs="+", metavar="PATH", help="images for the self-check (default: the run's)")
 
-    bring = verb(
-        "import", _import, "a detector from PyTorch weights: the original's netG.pth, or anomalib's checkpoint"
-    )
+    bring = verb("import", _import, "a detector from PyTorch: the original's netG.pth, or anomalib's checkpoint")
     bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
-    bring.add_argument(
-        "--data", required=True, metavar="NORMALS", help="normal images, not trained on, for the threshold"
-    )
+    bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, to calibrate")
     bring.add_argument("--workdir", required=True, help="the folder to make, for predict, evaluate and export")
     bring.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
     for working in (demo, train, evaluate, predict):

@@ -151,7 +151,7 @@ def generator_from_pytorch(detector: Ganomaly, generator: Mapping[str, np.ndarra
     return {"params": params, "batch_stats": stats}
 
 
-# anomalib has the original's `main` in several parts, `input_layers`, `pyramid_features` and so on.
+# anomalib has the layers in several parts, `input_layers`, `pyramid_features` and so on, the original all in `main`.
 _ANOMALIB = re.compile(r"^model\.generator\.(encoder1|encoder2|decoder)\.(\w+)\.(.*)$")
 
 
@@ -179,13 +179,12 @@ def sizes(generator: Mapping[str, np.ndarray]) -> dict[str, int]:
         return [match for name in names if (match := re.fullmatch(rf"encoder1\.main\.{pattern}\.weight", name))]
 
     first = all_of(r"initial-conv-(\d+)-(\d+)")
-    heads = [
-        value for name, value in generator.items() if re.search(r"encoder1\.main\.final-\d+-1-conv\.weight$", name)
-    ]
+    head = re.compile(r"(module\.)?encoder1\.main\.final-\d+-1-conv\.weight")
+    heads = [value for name, value in generator.items() if head.fullmatch(name)]
     if len(first) != 1 or len(heads) != 1 or heads[0].ndim != 4:
         raise UserError(
-            f"no generator of a GANomaly among {len(names)} tensors{f', such as {names[0]!r}' if names else ''}: "
-            "wanted netG.pth of the original code, or a checkpoint of anomalib's Ganomaly"
+            f"no generator of a GANomaly among {len(names)} tensors, such as {next(iter(names), '')!r}: wanted "
+            "netG.pth of the original code, or a checkpoint of anomalib's Ganomaly"
         )
     halvings = 1 + len(all_of(r"pyramid-\d+-\d+-conv"))
     return {

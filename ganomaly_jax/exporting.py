@@ -104,7 +104,7 @@ def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
     )
 
 
-def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, np.ndarray]]:
+def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
     """(fn, weights): `fn(weights, x)` is `Scorer.outputs` with its arrays in one flat dict, `a/b/c` to array."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
@@ -136,7 +136,7 @@ def _write_stablehlo(folder: Path, live: scorer.Scorer, beside: bool) -> dict[st
     (folder / PROGRAMS["stablehlo"]).write_bytes(program.serialize())
     if beside:
         with (folder / WEIGHTS).open("wb") as file:
-            np.savez(file, allow_pickle=False, **flat_function(live)[1])
+            np.savez(file, **flat_function(live)[1])
     return {
         "jax": jax.__version__,
         "jaxlib": metadata.version("jaxlib"),
@@ -225,7 +225,7 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
 
 
 def generate(live: scorer.Scorer, n: int) -> np.ndarray:
-    """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud, always the same."""
+    """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud; always the same."""
     random = np.random.default_rng(0)
     height, width, channels = live.input_shape
     rows, columns = np.mgrid[:height, :width]

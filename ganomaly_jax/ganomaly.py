@@ -89,7 +89,7 @@ class Ganomaly:
     @property
     def generator(self) -> networks.Generator:
         made = networks.Generator(self.shape, self.latent_size, *self._sizes_and_types)
-        return made.clone(anomalib=self.network == "anomalib")
+        return made.clone(anomalib=True) if self.network == "anomalib" else made
 
     @property
     def discriminator(self) -> networks.Discriminator:

@@ -1,4 +1,4 @@
-"""Detectors from PyTorch: the original's netG.pth and anomalib's Ganomaly checkpoint, calibrated on normal images."""
+"""Detectors from PyTorch: the original's netG.pth and anomalib's Ganomaly checkpoint, calibrated here on normals."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _refuse_other_preprocessing(path: Path, side: int) -> None:
                 f"{path} was trained at {size} pixels, where its network is one for {side}: wanted a square, its side "
                 "a power of 2"
             )
-        if mean is not None and not np.allclose(np.array((mean, deviation), float), ganomaly.IMAGENET):
+        if mean is not None and [tuple(mean), tuple(deviation or ())] != list(ganomaly.IMAGENET):
             raise UserError(
                 f"{path} scales by mean {mean} and deviation {deviation}: wanted anomalib's own, {ganomaly.IMAGENET}"
             )

@@ -180,14 +180,13 @@ def test_a_full_disk_leaves_nothing(trained, tmp_path, monkeypatch):
 
 
 def test_the_command(trained, tmp_path, capsys):
-    assert (
-        cli.main(["export", "--workdir", str(trained[0]), "--out", str(tmp_path / "out"), "--weights", "beside"]) == 0
-    )
+    run = ["export", "--workdir", str(trained[0])]
+    assert cli.main([*run, "--out", str(tmp_path / "out"), "--weights", "beside"]) == 0
     assert "scores differ by at most" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["weights"] == "beside"
     assert (tmp_path / "out" / "score.stablehlo").stat().st_size > 1000
     assert cli.main(["export", "--workdir", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
-    assert cli.main(["export", "--workdir", str(trained[0]), "--out", str(tmp_path)]) == 2
+    assert cli.main([*run, "--out", str(tmp_path)]) == 2
     assert not (tmp_path / "other").exists()
 
 

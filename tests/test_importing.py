@@ -14,12 +14,7 @@ torch = pytest.importorskip("torch", reason="importing needs the extra `torch`")
 SIDE, CHANNELS, LATENT, FEATURES = 32, 3, 5, 4
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Where anomalib keeps what the original keeps under `main`.
-PARTS = {
-    "initial-conv": "input_layers",
-    "extra": "extra_layers",
-    "pyramid-": "pyramid_features",
-    "final": "final_layers",
-}
+PARTS = {"initial": "input_layers", "extra": "extra_layers", "pyramid": "pyramid_features", "final": "final_layers"}
 
 
 def weights(extra):
@@ -111,11 +106,11 @@ def as_anomalib(made):
     """The same tensors in the checkpoint of anomalib's Lightning module."""
     state = {
         "model.discriminator.features.0.weight": torch.zeros(1),
-        "post_processor._image_threshold": torch.zeros(()),
+        "post_processor.x": torch.zeros(()),
     }
     for name, value in made.items():
         network, _, rest = name.split(".", 2)
-        part = next(part for start, part in PARTS.items() if rest.startswith((start, "initial")))
+        part = next(part for start, part in PARTS.items() if rest.startswith(start))
         if network == "decoder":
             part = {"input_layers": "latent_input", "pyramid_features": "inverse_pyramid"}.get(part, part)
         if network != "decoder" and rest.startswith("final"):
