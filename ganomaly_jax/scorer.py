@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, members, preprocess, sharding
+from ganomaly_jax import artefact, checkpoint, config, ganomaly, images, maps, members, preprocess, sharding
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.detector import Detector
@@ -58,6 +59,8 @@ class Scorer:
     residual_max: float
     """End of the colour scale of residual maps: 99.9 % of the calibration pixels have a smaller |x - x_hat|."""
     provenance: dict[str, Any]
+    map_threshold: float = math.inf
+    """`maps.SHARE` of the pixels of the calibration images have less than this in `maps.residual_map`."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -225,6 +228,7 @@ class Scorer:
             "high": self.high,
             "calibration": dataclasses.asdict(self.calibration),
             "residual_max": self.residual_max,
+            "map_threshold": self.map_threshold,
             "provenance": self.provenance,
         }
         checkpoint.write(directory, self.variables, meta)
@@ -309,6 +313,8 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         high=meta["high"],
         calibration=Calibration(**meta["calibration"]),
         residual_max=meta["residual_max"],
+        # A detector of before has the quantile of the differences on one scale, which is seldom less.
+        map_threshold=meta.get("map_threshold", meta["residual_max"]),
         provenance=meta["provenance"],
     )
 
@@ -346,4 +352,5 @@ def make(
         variables={"detector": variables, "calibration": jnp.asarray(np.sort(scores))},
         calibration=found,
         residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
+        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))),
     )
