@@ -136,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
     predict.add_argument("--groups", metavar="FILE", help="CSV of path,group, where groups have their own thresholds")
+    predict.add_argument("--maps", action="store_true", help="a picture of each anomalous image, showing where")
+    predict.add_argument(
+        "--most-maps",
+        type=int,
+        default=100,
+        metavar="N",
+        help="the N most anomalous only; 0: all (default %(default)s)",
+    )
     predict.add_argument("--engine", choices=("local", "ray"), default="local", help="this process, or Ray workers")
     predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
     predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
@@ -152,6 +160,11 @@ def _parser() -> argparse.ArgumentParser:
     bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, to calibrate")
     bring.add_argument("--workdir", required=True, help="the folder to make, for predict, evaluate and export")
     bring.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
+
+    explain = verb("explain", _explain, "where and why one image differs from normal: a picture, and boxes as text")
+    explain.add_argument("image", metavar="IMAGE", help="an image file")
+    explain.add_argument("--workdir", required=True, help="the folder of a finished run")
+    explain.add_argument("--out", help="the picture to write (default: maps/NAME.png in the workdir)")
     for working in (demo, train, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
@@ -437,6 +450,8 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError("--workers and --address belong to --engine ray")
     from ganomaly_jax import evaluation, groups, images, scorer
 
+    if given.most_maps < 0:
+        raise UserError(f"--most-maps {given.most_maps}: wanted a number of pictures, 0 for all")
     judge = scorer.load(given.workdir)
     files: list[Path] = []
     for path in map(Path, given.paths):
@@ -459,6 +474,10 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
     if judge.calibration.review is None:
         counts.pop("review")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
+    if given.maps:
+        from ganomaly_jax import explain
+
+        explain.write_all(judge, given, files, judged)
     return _SOME_FAILED if counts["invalid"] else 0
 
 
@@ -482,9 +501,16 @@ def _import(given: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _explain(given: argparse.Namespace, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import explain
+
+    return explain.main(given)
+
+
 def _predict_on_ray(given: argparse.Namespace) -> int:
-    if given.groups:
-        raise UserError("--groups: not with --engine ray; wanted the local engine")
+    if given.groups or given.maps:
+        raise UserError("--groups and --maps are not for --engine ray; wanted the local engine")
     if not given.out:
         raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
     from ganomaly_jax import ray_engine

@@ -125,6 +125,11 @@ def one_line(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
 
 
+def ascii_line(text: str, most: int = 80) -> str:
+    """`one_line` in the characters that Pillow's own font has; slashes of file names stay."""
+    return _ascii(one_line(text, most))
+
+
 def _ascii(text: str) -> str:
     """Text in the characters that Pillow's own font has: accents dropped, what else is missing as a question mark."""
     plain = "".join(part for part in unicodedata.normalize("NFKD", text) if not unicodedata.combining(part))

@@ -62,6 +62,8 @@ def recalibrate(
         provenance = made.provenance | {"calibrated_on": dataset.name}
         normals = lazy.select(dataset.images, chosen)
         made = scorer.calibrated(dataclasses.replace(made, config=resolved, provenance=provenance), normals)
+        source_of = f"{made.calibration.source}; they are of {dataset.name}: whether any was trained on is not checked"
+        made = dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, source=source_of))
         if by is not None:
             made = _grouped(made, scores, groups.of_images(by, dataset.paths, source)[chosen])
     else:

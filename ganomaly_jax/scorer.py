@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from ganomaly_jax import (
     ganomaly,
     images,
     lazy,
+    maps,
     members,
     preprocess,
     scores,
@@ -71,6 +73,8 @@ class Scorer:
     residual_max: float
     """End of the colour scale of residual maps: 99.9 % of the calibration pixels have a smaller |x - x_hat|."""
     provenance: dict[str, Any]
+    map_threshold: float = math.inf
+    """`maps.SHARE` of the pixels of the calibration images have less than this in `maps.residual_map`."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -267,6 +271,7 @@ class Scorer:
             "high": self.high,
             "calibration": dataclasses.asdict(self.calibration),
             "residual_max": self.residual_max,
+            "map_threshold": self.map_threshold,
             "provenance": self.provenance,
         }
         checkpoint.write(directory, self.variables, meta)
@@ -402,6 +407,8 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             high=float(meta["high"]),
             calibration=Calibration(**meta["calibration"]),
             residual_max=meta["residual_max"],
+            # A detector of before has the quantile of the differences on one scale, which is seldom less.
+            map_threshold=meta.get("map_threshold", meta["residual_max"]),
             provenance=meta["provenance"],
         )
         # Sizes that do not fit would show only at the first image; nothing is computed here.
@@ -461,4 +468,5 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
         variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
         calibration=found,
         residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
+        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))),
     )
