@@ -205,8 +205,12 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
         given = given[np.isfinite(given).all((1, 2, 3))].astype(live.dtype) if given.dtype == live.dtype else given[:0]
     x = np.concatenate([given, generated[len(given) :]])
     expected = live.judge(x)
-    score, _ = loader.load(folder)
-    found = {name: np.asarray(value) for name, value in score(x).items()}
+    try:
+        score, _ = loader.load(folder)
+        found = {name: np.asarray(value) for name, value in score(x).items()}
+    except Exception as error:  # of XLA or onnxruntime
+        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"the exported program does not run here ({what}): nothing was written") from error
     difference = float(np.abs(found["score"] - expected.scores).max())
     largest = float(np.abs(expected.scores).max())
     if not difference <= TOLERANCE * max(largest, 1e-30):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +24,25 @@ def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
     Raises:
       UserError: a package is absent, or the converter does not know an operation of this detector.
     """
+    with _quiet("jax2onnx", "onnx_ir"):
+        return _write(path, live)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Without what these log: parts that they cannot load and values without a type, which ONNX infers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
     try:
         import jax2onnx
         import onnx
@@ -31,9 +52,6 @@ def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
     (size,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
     names = list(jax.eval_shape(live.outputs, live.variables, x))
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it tells of values without a type, which ONNX infers
     try:
         with convolution.for_converter():
             model = jax2onnx.to_onnx(
@@ -45,8 +63,6 @@ def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
     except Exception as error:  # a converter fails in many ways
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"jax2onnx cannot convert this detector ({reason}); --format stablehlo can") from error
-    finally:
-        logger.setLevel(level)
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
     return {

@@ -155,6 +155,16 @@ def test_what_is_not_live_is_not_written(trained, tmp_path, monkeypatch):
     assert loader.load(tmp_path / "out")[1]["files"] == good["files"]
 
 
+def test_what_does_not_run_is_not_written(trained, tmp_path, monkeypatch):
+    def broken(program):
+        raise RuntimeError("no such operation\nand so on")
+
+    monkeypatch.setattr(loader, "_stablehlo", broken)
+    with pytest.raises(UserError, match=r"does not run here \(RuntimeError: no such operation\): nothing was written$"):
+        exporting.export(trained[1], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_but_an_export_is_replaced(trained, tmp_path):
     (tmp_path / "empty").mkdir()
     exporting.export(trained[1], tmp_path / "empty")
