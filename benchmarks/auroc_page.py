@@ -209,8 +209,8 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
     ]
     if widths:
         lines += [
-            f"One AUROC is known to about ±{np.median(widths) / 2:.3f} from its test images alone: half the median 95 % "
-            "bootstrap interval.",
+            f"One AUROC is known to about ±{np.median(widths) / 2:.3f} from its test images alone: half the median "
+            "95 % bootstrap interval.",
             "",
             "Against the controls on the same images, DeLong's test, p below .05, every row and "
             "seed one test, the first score of each configuration:",
