@@ -91,7 +91,7 @@ def _nearest(bank: Array, z: Array, count: int = NEIGHBOURS) -> tuple[Array, Arr
 
 def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
     distances, which = _nearest(bank, z)
-    return jnp.mean(distances, axis=-1) / jnp.mean(spacing[which], axis=-1)
+    return jnp.mean(distances, axis=-1) / jnp.mean(jnp.asarray(spacing)[which], axis=-1)
 
 
 def _spacing(bank: np.ndarray) -> np.ndarray:

@@ -136,3 +136,4 @@ def test_the_whole_way(tmp_path):
     fn, variables = read.function()
     gradient = jax.grad(lambda x: fn(variables, x).sum())(to_unit(jnp.asarray(images[:2]), 0, 255))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    jax.jit(lambda x: fn(jax.device_get(variables), x))(images[:2])  # the statistics inside a program, as in an export
