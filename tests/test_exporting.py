@@ -172,7 +172,9 @@ def test_nothing_but_an_export_is_replaced(trained, tmp_path):
     (tmp_path / "empty" / "thesis.tex").write_text("years of work")
     shutil.copytree(trained[0] / "detector", tmp_path / "detector")
     (tmp_path / "file").write_text("")
-    for name in ("empty", "detector", "file", "."):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "manifest.json").write_text('{"kind": "something else"}')
+    for name in ("empty", "detector", "file", "web", "."):
         before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
         with pytest.raises(UserError, match="is no export"):
             exporting.export(trained[1], tmp_path / name)
