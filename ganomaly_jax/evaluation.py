@@ -20,6 +20,7 @@ from ganomaly_jax import (
     files,
     groups,
     lazy,
+    localisation,
     members,
     metrics,
     pictures,
@@ -129,14 +130,14 @@ def _of(workdir: Path, judge: Scorer, this: Run, by: groups.Given | None = None)
         names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
     judged = judge.judge(images)
     labels = this.split.labels
-    values = _metrics(this, judge, judged, labels)
+    paths = [this.dataset.paths[i] for i in this.split.test]
+    values = _metrics(this, judge, judged, labels) | localisation.figures(judge, images, paths, labels)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
         values["groups"] = groups.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
         judged = groups.judge_by(judge, judged, names)
     run.write_json(workdir / METRICS, values)
-    paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, judge, judged, labels)
