@@ -32,6 +32,10 @@ def test_aupro_by_hand():
     area = (2 / 12) * 0.25 + (1 / 12) * 0.75 + (0.3 - 0.25) * 1.0
     assert localisation.aupro(truth, values) == pytest.approx(area / 0.3)
     assert localisation.aupro(truth, values, 0.25) == pytest.approx(((2 / 12) * 0.25 + (1 / 12) * 0.75) / 0.25)
+    values[0, 0, 3] = 10  # normal, and the highest: (1/12, 0), (1/12, 1/4), (2/12, 1/4), ... (2/12, 1)
+    values[0, 0, 4] = 0
+    area = 0.0 + (1 / 12) * 0.25 + (0.2 - 2 / 12) * 1.0
+    assert localisation.aupro(truth, values, 0.2) == pytest.approx(area / 0.2)
     assert localisation.aupro(truth, truth.astype(float)) == pytest.approx(1)
     assert localisation.aupro(np.zeros_like(truth), values) is None
 
