@@ -430,6 +430,9 @@ def _show_evaluation(
         f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
         f"{shown('true_positive_rate')} of the anomalous images"
     )
+    if "n_masks" in values:
+        where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
+        print(f"maps against {values['n_masks']} masks: {where}")
     if rate is not None:
         print(f"threshold from {values['threshold_source']}")
     if by:

@@ -23,6 +23,7 @@ from ganomaly_jax import (
     history,
     hosts,
     lazy,
+    localisation,
     members,
     metrics,
     pictures,
@@ -163,7 +164,8 @@ def _of(
         names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
     judged = judge.judge(images) if judged is None else judged
     labels = this.split.labels
-    values = _metrics(this, judge, judged, labels)
+    paths = [this.dataset.paths[i] for i in this.split.test]
+    values = _metrics(this, judge, judged, labels) | localisation.figures(judge, images, paths, labels)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
@@ -173,7 +175,6 @@ def _of(
     values["health"] = {name: measured[-1] for name, (_, measured) in health.curves(records).items()}
     values["warnings"] += health.words(records, judge.config.model.latent_size)
     run.write_json(workdir / METRICS, values)
-    paths = [this.dataset.paths[i] for i in this.split.test]
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, judge, judged, labels)

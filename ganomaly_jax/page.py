@@ -152,6 +152,11 @@ def headline(found: dict[str, Any]) -> str:
             ("true-positive rate", "true_positive_rate", "anomalous images above the threshold"),
         )
     ]
+    if found.get("n_masks"):
+        tiles.append(("pixel AUROC", number(found.get("pixel_auroc")), f"of the maps, with {found['n_masks']} masks"))
+        tiles.append(
+            ("AUPRO", number(found.get("aupro_30")), "overlap by region up to 30 % false positives; chance 0.15")
+        )
     counts = [f"{number(found[key])} {key[2:]}" for key in ("n_normal", "n_anomalous") if found.get(key) is not None]
     invalid = f", and {number(found['n_invalid'])} that could not be scored" if found.get("n_invalid") else ""
     tiles.append(("images", ", ".join(counts) or "not known", f"in the test set{invalid}"))

@@ -41,7 +41,10 @@ def test_auroc_interval():
         for _ in range(1000)
     ]
     np.testing.assert_allclose([low, high], np.quantile(resampled, [0.025, 0.975]), atol=0.015)
+    value, low, high = groups.auroc_interval(np.ones(30), np.ones(20), 0)
+    assert (value, low, high) == (0.5, 0.5, 0.5)
     assert groups.auroc_interval(normal, anomalous[:0], 0) is None
+    value, low, high = groups.auroc_interval(normal, anomalous, 0)
     assert groups.auroc_interval(normal, anomalous, 0) == [value, low, high]
 
 
