@@ -451,11 +451,13 @@ def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
         return _predict_on_ray(given)
     if given.workers is not None or given.address is not None:
         raise UserError("--workers and --address belong to --engine ray")
-    from ganomaly_jax import evaluation, groups, images, scorer
+    from ganomaly_jax import artefact, evaluation, groups, images, scorer
 
     if given.most_maps < 0:
         raise UserError(f"--most-maps {given.most_maps}: wanted a number of pictures, 0 for all")
     judge = scorer.load(given.workdir)
+    if not given.out and (Path(given.workdir) / artefact.MANIFEST).exists():
+        raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
     files: list[Path] = []
     for path in map(Path, given.paths):
         files += images.list_images(path) if path.is_dir() else [path]

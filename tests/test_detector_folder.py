@@ -132,3 +132,12 @@ def test_a_stranger_s_folder_with_right_hashes_is_refused_in_a_sentence(folder, 
         ganomaly_jax.load(folder)
     assert "\n" not in str(caught.value)
     assert cli.main(["predict", "--workdir", str(folder), "x.png"]) == 2
+
+
+def test_predict_writes_nothing_into_a_detector_folder(trained, tmp_path, capsys):
+    folder = tmp_path / "detector"
+    shutil.copytree(trained[0] / "detector", folder)
+    before = sorted(path.name for path in folder.iterdir())
+    assert cli.main(["predict", "--workdir", str(folder), "any.png"]) == 2
+    assert "wanted --out" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
