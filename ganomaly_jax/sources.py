@@ -282,6 +282,7 @@ def _not_understood(root: Path, names: Iterable[str]) -> UserError:
 
 def _regular(path: Path) -> Path:
     """The path of a file that can be opened without waiting for ever, as one would for a named pipe."""
+    path.stat()  # says that there is none
     if not path.is_file():
         raise UserError(f"{shown(path)} is not a regular file")
     return path
