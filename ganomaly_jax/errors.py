@@ -37,3 +37,9 @@ class LostError(RuntimeError):
     """Another process of the same training is gone."""
 
     exit_code = 1
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an error of a library says, which is where most of them put the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -53,6 +54,8 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
             raise UserError(f"--coordinator-address {address!r}: wanted HOST:PORT, such as 10.0.0.1:8476")
         if index >= processes:
             raise UserError(f"--process-id {index}: wanted one from 0 to {processes - 1}")
+        if index == 0:
+            _check_port(int(port))
 
     def give_up() -> None:
         who = f"the {processes} processes at {address}" if address else "the processes of this job"
@@ -91,6 +94,19 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
         timer.cancel()
         # To JAX it is a notice of preemption, which it would tell on late; `loop.advance` has a handler of its own.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _check_port(port: int) -> None:
+    """Refuse a port that cannot be opened, on which JAX would end the process by a fault."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            here.bind(("", port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be opened on this machine, which is that of process 0 ({error.strerror}): give "
+                "all processes a --coordinator-address with another one"
+            ) from None
 
 
 def first() -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ganomaly_jax import ganomaly, lazy, sharding
+from ganomaly_jax import augment, ganomaly, lazy, sharding
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
-from ganomaly_jax.config import Config
+from ganomaly_jax.config import Config, Train
 from ganomaly_jax.errors import UserError
 
 # Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
@@ -56,8 +56,8 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     detector = ganomaly.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))
     batch = max(settings.train.batch_size // devices, 2)
-    full, flops = _step(detector, state, batch)
-    half, _ = _step(detector, state, batch // 2)
+    full, flops = _step(detector, state, batch, settings.train)
+    half, _ = _step(detector, state, batch // 2, settings.train)
     an_image = max((full - half) / (batch - batch // 2), 1)
     available = device_memory()
     largest = None
@@ -77,14 +77,13 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     )
 
 
-def _step(detector: ganomaly.Ganomaly, state: Any, batch: int) -> tuple[int, float]:
-    """(bytes that the compiled training step holds at most, FLOPs of one step)."""
+def _step(detector: ganomaly.Ganomaly, state: Any, batch: int, settings: Train) -> tuple[int, float]:
+    """(bytes that the compiled training step holds at most, FLOPs of one step), augmentation included."""
     images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8)
     index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    chunk = sharding.data_parallel(
-        make_chunk(detector, 0, 255), sharding.local_mesh(1), (None, None, 1, None), donate=0
-    )
+    steps = make_chunk(detector, 0, 255, augment.make(0, settings.shift, settings.flip))
+    chunk = sharding.data_parallel(steps, sharding.local_mesh(1), (None, None, 1, None), donate=0)
     compiled = chunk.lower(state, images, index, count).compile()
     held = compiled.memory_analysis()
     total = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes

@@ -23,11 +23,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ganomaly_jax import __version__, artefact, files, images, scorer
 from ganomaly_jax.calibration import ANOMALOUS, INVALID, NORMAL
-from ganomaly_jax.errors import DamagedError, UserError
+from ganomaly_jax.errors import DamagedError, UserError, last_line
 from ganomaly_jax.evaluation import NOT_FINITE
-from ganomaly_jax.shards import PART, Part, as_files, blocks, last_line, list_parts, package, quiet
+from ganomaly_jax.shards import PART, Part, as_files, blocks, list_parts, package, quiet
 
 # The file in the results' folder that says what they are of; readers of Parquet folders pass over this first letter.
 ABOUT = "_about.json"
@@ -63,7 +65,8 @@ def predict(
     Args:
       workdir: a finished run's folder or a detector folder, at the same place on every machine.
       sources: image files, folders of them, and Parquet (`image`: encoded bytes, or `path`; optional `label`, 0 or 1)
-        or ArrayRecord shards (a record is an encoded image), or folders of those; likewise on every machine.
+        or ArrayRecord shards (a record is an encoded image, or they are of `ganomaly pack`), or folders of those;
+        likewise on every machine.
       out: folder of the results, needed on this machine only; new, empty, or of the same scoring.
       workers: actors; 0: one for each accelerator of the cluster, or for each machine where there are none.
       address: HOST:PORT or `auto`; empty: $RAY_ADDRESS, or a cluster of this machine alone, for this call.
@@ -370,9 +373,13 @@ def judged(judge: scorer.Scorer, part: Part, base: str) -> bytes:
     schema = pa.schema(types | {"verdict": pa.string(), "reason": pa.string()})
     rows: list[dict[str, Any]] = []
     for block in blocks(part, base):
-        with as_files(block.images) as paths:
-            found, problems = judge.judge_files(paths)
-        reasons = dict(problems)
+        reasons: dict[str, str] = {}
+        if isinstance(block.images, np.ndarray):
+            paths, found = block.names, judge.judge(block.images)
+        else:
+            with as_files(block.images) as paths:
+                found, problems = judge.judge_files(paths)
+            reasons = dict(problems)
         for i, verdict in enumerate(found.verdicts):
             valid = verdict != INVALID
             why = "" if valid else block.faults.get(i) or reasons.get(images.shown(paths[i]), NOT_FINITE)

@@ -23,7 +23,7 @@ import numpy as np
 
 from ganomaly_jax import config
 from ganomaly_jax.data import Dataset
-from ganomaly_jax.errors import DamagedError, UserError
+from ganomaly_jax.errors import DamagedError, UserError, last_line
 from ganomaly_jax.lazy import LazyImages, wanted
 
 FORMAT = 1
@@ -40,9 +40,9 @@ class Shard:
     note: dict[str, Any]
 
 
-def is_shard(path: Path) -> bool:
+def is_shard(path: str | Path) -> bool:
     """Whether a file is named as a shard: `X.array_record`, `X.array_record-00000-of-00004`."""
-    return bool(_SHARD.fullmatch(path.name))
+    return bool(_SHARD.fullmatch(Path(path).name))
 
 
 def shards_in(folder: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def load(paths: Sequence[Path], settings: config.Data, name: str) -> Dataset:
       UserError: no JSON file beside a shard, shards of different images, another size than `settings` asks for.
       DamagedError: a shard or its JSON file is incomplete or was altered.
     """
-    dataset = joined([_opened(path) for path in paths], name)
+    dataset = joined([opened(path) for path in paths], name)
     _, *size = dataset.images.shape
     asked = [settings.height or size[0], settings.width or size[1], settings.channels or size[2]]
     if asked != size:
@@ -142,7 +142,12 @@ def _sum(note: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
 
 
-def _opened(path: Path) -> Shard:
+def opened(path: Path) -> Shard:
+    """A packed shard, whose JSON file is read and checked, and its size.
+
+    Raises:
+      UserError, DamagedError: as `load`.
+    """
     size, note = path.stat().st_size, note_path(path)
     try:
         said = json.loads(note.read_text(encoding="utf-8"))
@@ -191,8 +196,7 @@ def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) ->
             except (RuntimeError, ValueError, IndexError, OSError) as error:
                 if isinstance(error, UserError):
                     raise
-                said = str(error).strip().splitlines() or [type(error).__name__]
-                raise DamagedError(f"{shard.path} is damaged: {said[-1][:200]}; pack the images again") from None
+                raise DamagedError(f"{shard.path} is damaged: {last_line(error)}; pack the images again") from None
             for place, i, record in zip(at, own, found, strict=True):
                 if len(record) != size or check(record) != shard.note["checks"][i]:
                     raise DamagedError(f"{shard.path} is damaged: record {i} was altered; pack the images again")
@@ -225,5 +229,4 @@ def writer(path: Path, shown: Path) -> Any:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{shown} cannot be written: {said[-1][:200]}; choose another folder or make room") from None
+        raise UserError(f"{shown} cannot be written: {last_line(error)}; choose another folder or make room") from None

@@ -45,7 +45,7 @@ def local_mesh(count: int = 0) -> Mesh:
     """
     devices = local_devices()
     if count > len(devices):
-        raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices")
+        raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices; take as many, or 0 for all")
     return Mesh(np.asarray(devices[: count or None]), (AXIS,))
 
 

@@ -9,19 +9,19 @@ import contextlib
 import dataclasses
 import importlib
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ganomaly_jax import images
-from ganomaly_jax.errors import UserError
+import numpy as np
+
+from ganomaly_jax import images, records
+from ganomaly_jax.errors import UserError, last_line
 
 # Rows a part: what a killed worker or a stopped run has to score again.
 PART = 1024
 BLOCK = 256  # images of a shard that are in memory at a time
-_SHARD = re.compile(r"\.(?:(parquet)|array_?record(?:-\d+-of-\d+)?)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Part:
     """Rows `start` to `stop` of a shard, or, with the kind `images`, so many files."""
 
     kind: str
-    """`images`, `parquet` or `array_record`."""
+    """`images`, `parquet`, `array_record` (encoded images) or `packed` (by `ganomaly pack`)."""
     names: tuple[str, ...]
     """The image files, or the one shard."""
     start: int
@@ -42,11 +42,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rows as they are read: `images` are file names or encoded images, `faults` those that could not be read."""
+    """Rows as they are read: `images` are file names, encoded images or pixels [n, H, W, C], `faults` those that could
+    not be read."""
 
     names: list[str]
     labels: list[int | None]
-    images: Sequence[str | bytes]
+    images: Sequence[str | bytes] | np.ndarray
     faults: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +76,7 @@ def list_parts(sources: Sequence[str], part_size: int = PART) -> list[Part]:
         for i in range(0, len(found), part_size)
     ]
     for kind, shard in shards:
-        rows = (_parquet_rows if kind == "parquet" else _records)(shard)
+        rows = {"parquet": _parquet_rows, "array_record": _records, "packed": _packed_rows}[kind](shard)
         parts += [Part(kind, (shard,), i, min(i + part_size, rows)) for i in range(0, rows, part_size)]
     if not parts:
         raise UserError(f"nothing to score in {', '.join(sources)}: wanted images, Parquet or ArrayRecord files")
@@ -83,8 +84,11 @@ def list_parts(sources: Sequence[str], part_size: int = PART) -> list[Part]:
 
 
 def _kind(name: str) -> str:
-    match = _SHARD.search(name)
-    return "" if match is None else match[1] or "array_record"
+    if name.endswith(".parquet"):
+        return "parquet"
+    if not records.is_shard(name):
+        return ""
+    return "packed" if records.note_path(Path(name)).exists() else "array_record"
 
 
 def _shards(folder: Path) -> list[tuple[str, str]]:
@@ -133,7 +137,7 @@ def blocks(part: Part, base: str) -> Iterator[Block]:
         yield Block(list(part.names), [None] * part.rows, [os.path.join(base, name) for name in part.names])
         return
     shard = part.names[0]
-    read = _parquet_blocks if part.kind == "parquet" else _record_blocks
+    read = {"parquet": _parquet_blocks, "array_record": _record_blocks, "packed": _packed_blocks}[part.kind]
     at = part.start
     try:
         for block in read(shard, os.path.join(base, shard), part.start, part.stop):
@@ -187,6 +191,22 @@ def _record_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Blo
         reader.close()
 
 
+def _packed_rows(path: str) -> int:
+    package("array_record.python.array_record_module", "array_record")
+    return len(records.opened(Path(path)).note["labels"])
+
+
+def _packed_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Block]:
+    """Labels are those that the source of the packed images says itself, if it does."""
+    dataset = records.joined([records.opened(Path(path))], shard)
+    normal = dataset.normal
+    for first in range(start, stop, BLOCK):
+        rows = range(first, min(first + BLOCK, stop))
+        words = [dataset.classes[dataset.labels[i]] for i in rows]
+        labels = [None if normal is None else int(word not in normal) for word in words]
+        yield Block([dataset.paths[i] for i in rows], labels, dataset.images[rows.start : rows.stop])
+
+
 @contextlib.contextmanager
 def as_files(given: Sequence[str | bytes]) -> Iterator[list[str]]:
     """File names, and encoded images as files in memory: there is one way to read an image, and it opens a file."""
@@ -213,12 +233,6 @@ def package(module: str, package: str) -> Any:
     except ImportError as error:
         extra = "'ganomaly-jax[ray]'" if package != "array_record" else "array_record"
         raise UserError(f"--engine ray: {package} is missing ({error}): python -m pip install {extra}") from None
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of what an error says, which is where Ray puts the cause."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def _from_files(
     name: str,
     settings: config.Data,
     progress: bool,
-    shared: bool,
+    shared: bool = False,
 ) -> Dataset:
     files = [path for path, _, _ in items]
     height, width = size_of(files, settings)
@@ -282,6 +282,7 @@ def _not_understood(root: Path, names: Iterable[str]) -> UserError:
 
 def _regular(path: Path) -> Path:
     """The path of a file that can be opened without waiting for ever, as one would for a named pipe."""
+    path.stat()  # says that there is none
     if not path.is_file():
         raise UserError(f"{shown(path)} is not a regular file")
     return path
@@ -384,7 +385,7 @@ def _generated() -> Dataset:
     return from_arrays(pixels, np.repeat([0, 1], [240, 40]), name="generated")
 
 
-def _elpv(source: str, settings: config.Data, progress: bool, shared: bool) -> Dataset:
+def _elpv(source: str, settings: config.Data, progress: bool, shared: bool = False) -> Dataset:
     """Solar cells by the probability that they are defective, as the experts gave it: 0, 1/3, 2/3 or 1."""
     folder = Path(packages.package("elpv_dataset", "elpv-dataset", source).__file__).parent / "data"
     wanted = source.partition(":")[2]

@@ -90,7 +90,7 @@ def train(
     sharding.check_batch(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
     data_hash = data.content_hash(this.dataset)
-    hosts.check_same(configuration=json.dumps(config.to_dict(this.config)), data=data_hash)
+    hosts.check_same(configuration=_comparable(this.config), data=data_hash)
     hosts.together(lambda: _open(workdir, this, data_hash))
     detector = ganomaly.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
     state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
@@ -254,6 +254,13 @@ def _check_mesh(settings: Config, mesh: Any) -> None:
             "mesh.shard_from lets the compiler part the whole step, with batch norm over the whole batch: wanted "
             "mesh.transform='shard_map' and mesh.batch_norm_group=0 beside it"
         )
+
+
+def _comparable(settings: Config) -> str:
+    """What all processes have to have in common; the data may lie elsewhere in each, and are compared by themselves."""
+    values = config.to_dict(settings)
+    values["data"]["source"] = ""
+    return json.dumps(values)
 
 
 def _silent(_: str) -> None:

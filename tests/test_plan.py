@@ -31,6 +31,12 @@ def test_a_larger_batch_costs_more(found):
     assert larger.image_flops == found.image_flops
 
 
+def test_augmentation_is_counted(found):
+    moved = sized()
+    moved.train.shift, moved.train.flip = 2, True
+    assert plan.plan(moved).memory > found.memory  # the compiler's count of FLOPs moves with what it fuses
+
+
 def test_the_largest_batch_follows_from_the_memory(found, monkeypatch):
     assert found.largest_batch >= 8
     monkeypatch.setattr(plan, "device_memory", lambda: found.memory * 4)

@@ -141,6 +141,17 @@ def test_a_folder_in_parts_is_the_folder(folder, tmp_path):
     assert "1 files could not be read" in both[0][1]
 
 
+def test_another_image_in_one_process_is_refused(folder, tmp_path):
+    """One that process 0 looked at and process 1 would train on, or the other way round; where they lie is free."""
+    shutil.copytree(folder, tmp_path / "files")
+    for path in sorted((tmp_path / "files" / "good").glob("*.png"))[::5]:
+        Image.fromarray(blobs(1, 99)[0, ..., 0]).save(path)
+    data = ("--data", str(folder), f"--config.train.steps={STEPS}")
+    both = [end(process) for process in begin_two(tmp_path / "run", *data, second=("--data", str(tmp_path / "files")))]
+    assert 2 in [code for code, _ in both] and 0 not in [code for code, _ in both]
+    assert "is another image than at the start" in "".join(output for _, output in both)
+
+
 def test_another_file_in_one_process_is_refused(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "files")
     (tmp_path / "files" / "good" / "007.png").unlink()
@@ -180,12 +191,13 @@ def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
 NOTICE = """
 import sys, threading
 from jax._src import distributed
-from ganomaly_jax import cli, loop
-begun, advance = threading.Event(), loop.advance
-def noted(*arguments):
-    begun.set()
-    return advance(*arguments)
-loop.advance = noted
+from ganomaly_jax import cli, hosts
+begun, preempted = threading.Event(), hosts.preempted
+def noted(asked):
+    if asked == 3:
+        begun.set()
+    return preempted(asked)
+hosts.preempted = noted
 def tell():
     begun.wait()
     distributed.global_state.client.key_value_set("RECEIVED_PREEMPTION_NOTICE", "2020-01-01T00:00:00+00:00")
@@ -200,6 +212,12 @@ def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
         assert code == 128 + signal.SIGTERM
         assert "saved, run it again to go on" in output
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
+
+
+def test_a_port_in_use_is_refused():
+    """JAX would end the process by a segmentation fault."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="another one"):
+        hosts.start(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
 
 
 def test_another_configuration_in_one_process_is_refused(tmp_path):

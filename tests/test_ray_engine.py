@@ -18,7 +18,7 @@ from PIL import Image
 pa = pytest.importorskip("pyarrow", reason="scoring on Ray needs pyarrow")
 pq = pytest.importorskip("pyarrow.parquet", reason="scoring on Ray needs pyarrow")
 
-from ganomaly_jax import cli, ray_engine, scorer, shards  # noqa: E402
+from ganomaly_jax import cli, config, pack, ray_engine, records, scorer, shards  # noqa: E402
 from ganomaly_jax.errors import DamagedError, UserError  # noqa: E402
 
 COLUMNS = ["path", "label", "score", "p_value", "verdict", "reason"]
@@ -130,6 +130,32 @@ def test_records_and_rows_are_scored_as_the_files_are(trained, pictures, encoded
         rows = [row for part in parts for row in scored_here(trained, part)]
         check_same(rows, expected)
     assert [row["path"] for row in rows] == names
+
+
+def test_packed_shards_are_scored_as_the_files_are(trained, pictures, expected, tmp_path):
+    """With the labels that they hold; a record that was altered is invalid, with all after it in the part."""
+    pytest.importorskip("array_record", reason="array_record is not installed")
+    (tmp_path / "set" / "good").mkdir(parents=True)
+    (tmp_path / "set" / "bad").mkdir()
+    for path in sorted(pictures.iterdir()):
+        shutil.copy(path, tmp_path / "set" / ("bad" if "020" <= path.stem <= "029" else "good"))
+    out = tmp_path / "packed" / "a.array_record"
+    out.parent.mkdir()
+    pack.pack(config.Data(source=str(tmp_path / "set"), height=16, width=16), out)
+    parts = shards.list_parts([str(out.parent)], 12)
+    assert [(part.kind, part.rows) for part in parts] == [("packed", 12), ("packed", 12), ("packed", 6)]
+    rows = sorted((row for part in parts for row in scored_here(trained, part)), key=lambda row: row["path"][-7:])
+    check_same(rows, [row for row in expected if row["verdict"] != "invalid"])
+    assert [row["label"] for row in rows] == [0] * 20 + [1] * 10
+    content = bytearray(out.read_bytes())
+    content[content.index(scored_pixels(out, 20)) + 100] ^= 1
+    out.write_bytes(content)
+    reasons = [row["reason"] for row in scored_here(trained, parts[1])]
+    assert all(reason.startswith("damaged shard: ") for reason in reasons), reasons
+
+
+def scored_pixels(shard, index):
+    return records.joined([records.opened(shard)], "it").images[index].tobytes()
 
 
 def test_every_row_of_a_parquet_file_is_in_one_part(tmp_path):
