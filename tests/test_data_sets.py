@@ -137,7 +137,9 @@ def test_real_xray_baggage(folder):
     items, normal, has_parts = sources._layout(folder, "")
     counts = collections.Counter((name, part) for _, name, part in items)
     assert counts == {("good", 0): 524, ("good", 1): 100, ("gun", 1): 100, ("razor", 1): 100, ("shuriken", 1): 100}
-    few = sources._from_files(items[::20], normal, has_parts, "few", config.Data(), False)  # all 924 take seconds
+    few = sources._from_files(
+        items[::20], normal, has_parts, "few", config.Data(), False, False
+    )  # all 924 take seconds
     assert few.images.shape == (47, 64, 64, 3) and not few.problems and few.images.std(axis=(1, 2, 3)).min() > 1
 
 

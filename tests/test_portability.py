@@ -19,6 +19,10 @@ import pytest
 
 from ganomaly_jax import config, ganomaly, scorer, training
 from ganomaly_jax.calibration import Calibration
+from ganomaly_jax.config import Model, score_parts
+from ganomaly_jax.statistics import fit
+
+BANK = 20
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What no configuration sets, set in that of `smoke.py`, with enough features for every form that a CPU has.
@@ -122,16 +126,29 @@ def training_program(settings, devices, workdir):
     return Program(chunk, arguments, settings, of_one(arguments[0].params), devices)
 
 
+def random(size):
+    return np.random.default_rng(0).normal(size=(BANK, size)).astype(np.float32)
+
+
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
     detector = ganomaly.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))
     variables = {"detector": detector.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
+    shown = {"generator": state.params["generator"]}
+    if settings.loss.contrast:
+        shown["discriminator"] = state.params["discriminator"]
+        names = score_parts(settings)
+        fitted = {
+            output: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), fit(random(size), 0))
+            for output, size in (("z", settings.model.latent_size), ("embedding", settings.model.embedding_size))
+        }
+        variables["statistics"] = fitted | {"scale": {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}}
     calibration = Calibration(0.0, 1.0, "none")
     one = scorer.Scorer(detector, variables, settings, "uint8", 0.0, 255.0, calibration, 1.0, {})
     (size,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((size, *one.input_shape), jnp.uint8)
-    return Program(jax.jit(one.outputs), (variables, x), settings, {"generator": state.params["generator"]})
+    return Program(jax.jit(one.outputs), (variables, x), settings, shown)
 
 
 def lower(program, platform):
@@ -175,7 +192,11 @@ def custom_calls(text):
 def kernels(params):
     """([shape of each convolution's kernel], [that of each head's])."""
     flat = jax.tree_util.tree_flatten_with_path(params)[0]
-    found = [("head" in [key.key for key in path], leaf.shape) for path, leaf in flat if path[-1].key == "kernel"]
+    found = [
+        (bool({"head", "embedding"} & {key.key for key in path}), leaf.shape)
+        for path, leaf in flat
+        if path[-1].key == "kernel"
+    ]
     return [shape for head, shape in found if not head], [shape for head, shape in found if head]
 
 
@@ -189,7 +210,15 @@ def foreign_products(text, params):
     def of_a_head(product):
         return all(len(one.dims) == 2 for one in product) and any(set(one.dims) in heads for one in product)
 
-    return [product for product in operations(text, "dot_general") if not of_a_head(product)]
+    def of_latents(product):
+        """Of embeddings or latents, with each other, with those in the bank, or whitened: no patch is so short."""
+        sizes = {Model.embedding_size, Model.latent_size}
+        return all(set(one.dims) & sizes for one in product[:2]) and all(
+            max(d or 0 for d in one.dims) <= 100 for one in product
+        )
+
+    found = operations(text, "dot_general")
+    return [product for product in found if not of_a_head(product) and not of_latents(product)]
 
 
 def spatially(shapes):
