@@ -1,26 +1,17 @@
-"""The command `ganomaly`: its verbs, their flags, and the exit codes."""
+"""The command `ganomaly`: the flags of its verbs, and the exit codes."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ganomaly_jax import __version__, config
+from ganomaly_jax import __version__, verbs
 from ganomaly_jax.errors import DamagedError, DivergedError, LostError, StoppedError, UserError
 
-if TYPE_CHECKING:
-    from ganomaly_jax.data import Dataset
-    from ganomaly_jax.evaluation import Evaluation
-    from ganomaly_jax.scorer import Judgement
-
-_SOME_FAILED = 3
-# Rows of the verdict table on the terminal; predictions.csv has them all.
-_ROWS = 20
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -41,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, DivergedError, DamagedError, StoppedError, LostError) as error:
         print(f"ganomaly: {error}", file=sys.stderr)
         if getattr(given, "distributed", False):
-            _leave(error.exit_code)
+            verbs.leave(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
         print("ganomaly: interrupted", file=sys.stderr)
@@ -59,19 +50,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ganomaly-jax {__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    kinds = parser.add_subparsers(title="verbs", metavar="VERB")
 
     def verb(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made = kinds.add_parser(name, help=text, description=text, allow_abbrev=False)
         made.set_defaults(run=run)
         return made
 
     override = "change a value, such as --config.train.epochs=5; config.py lists them all"
-    demo = verb("demo", _demo, "train on 5,000 real digits and show what comes out, in about a minute")
+    demo = verb("demo", verbs.demo, "train on 5,000 real digits and show what comes out, in about a minute")
     demo.add_argument("--workdir", default="runs/demo", help="the run's folder (default %(default)s)")
     demo.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
-    train = verb("train", _train, "train a detector, or go on with one, then evaluate it")
+    train = verb("train", verbs.train, "train a detector, or go on with one, then evaluate it")
     train.add_argument("folder", nargs="?", metavar="DATA", help="folder or file of images; the same as --data")
     train.add_argument("--data", help="a folder, a file (npz, idx, array_record), tfds:NAME, mnist5k or elpv")
     train.add_argument("--workdir", required=True, help="the run's folder; an unfinished run in it goes on")
@@ -95,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         help="how long to wait for all of them (default %(default)s)",
     )
 
-    evaluate = verb("evaluate", _evaluate, "score the test set of a run: metrics, curves, worst cases, report")
+    evaluate = verb("evaluate", verbs.evaluate, "score the test set of a run: metrics, curves, worst cases, report")
     evaluate.add_argument("--workdir", required=True, help="the folder of a finished run")
     evaluate.add_argument("--data", default="", help="other labelled images to test on")
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
     evaluate.add_argument("--groups", metavar="FILE", help="CSV of path,group: the figures for each group as well")
 
-    again = verb("recalibrate", _recalibrate, "set another threshold, in seconds and without training")
+    again = verb("recalibrate", verbs.recalibrate, "set another threshold, in seconds and without training")
     again.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
     again.add_argument(
         "--data", default="", help="normal images to calibrate on (default: the calibration scores kept)"
@@ -116,22 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--groups", metavar="FILE", help="CSV of path,group: each group gets a threshold of its own")
     again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
 
-    compare = verb("compare", _compare, "whether one of two runs separates better, on the same test images")
+    compare = verb("compare", verbs.compare, "whether one of two runs separates better, on the same test images")
     compare.add_argument("workdirs", nargs=2, metavar="W", help="the folders of two evaluated runs")
 
-    plan = verb("plan", _plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
+    plan = verb("plan", verbs.plan, "what a training would cost: parameters, FLOPs, memory, the largest batch")
     plan.add_argument("folder", nargs="?", metavar="DATA", help="images to take the sizes from; the same as --data")
     plan.add_argument("--data", help="as in train")
     plan.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     plan.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
-    pack = verb("pack", _pack, "decode images once, for sets that are larger than memory")
+    pack = verb("pack", verbs.pack, "decode images once, for sets that are larger than memory")
     pack.add_argument("folder", metavar="DIR", help="a folder of images, or what else train takes")
     pack.add_argument("out", metavar="OUT.array_record", help="the file to write, with a JSON file beside it")
     pack.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     pack.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
-    predict = verb("predict", _predict, "a verdict for each image file")
+    predict = verb("predict", verbs.predict, "a verdict for each image file")
     predict.add_argument("paths", nargs="+", metavar="PATH", help="image files, or folders of them; ray: shards too")
     predict.add_argument("--workdir", required=True, help="the folder of a finished run")
     predict.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
@@ -148,20 +139,20 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--workers", type=int, help="ray: how many (default: one for each accelerator, or machine)")
     predict.add_argument("--address", help="ray: HOST:PORT of a cluster, or auto (default: a cluster of this machine)")
 
-    export = verb("export", _export, "the scoring function as a file, to call without this package")
+    export = verb("export", verbs.export, "the scoring function as a file, to call without this package")
     export.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
     export.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an earlier export is replaced")
     export.add_argument("--format", choices=("stablehlo", "onnx"), default="stablehlo", help="default %(default)s")
     export.add_argument("--weights", choices=("inside", "beside"), default="inside", help="the program, or weights.npz")
     export.add_argument("--check", nargs="+", metavar="PATH", help="images for the self-check (default: the run's)")
 
-    bring = verb("import", _import, "a detector from PyTorch: the original's netG.pth, or anomalib's checkpoint")
+    bring = verb("import", verbs.bring, "a detector from PyTorch: the original's netG.pth, or anomalib's checkpoint")
     bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
     bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, to calibrate")
     bring.add_argument("--workdir", required=True, help="the folder to make, for predict, evaluate and export")
     bring.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
 
-    explain = verb("explain", _explain, "where and why one image differs from normal: a picture, and boxes as text")
+    explain = verb("explain", verbs.explain, "where and why one image differs from normal: a picture, boxes as text")
     explain.add_argument("image", metavar="IMAGE", help="an image file")
     explain.add_argument("--workdir", required=True, help="the folder of a finished run")
     explain.add_argument("--out", help="the picture to write (default: maps/NAME.png in the workdir)")
@@ -204,348 +195,6 @@ def _prepare() -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ganomaly_jax"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-
-
-def _overrides(settings: config.Config, rest: Sequence[str]) -> None:
-    """`--config.a.b=value` and `--config.a.b value`."""
-    words = iter(rest)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key.startswith("--config."):
-            raise UserError(f"{word!r} is not understood; `ganomaly VERB --help` lists what is")
-        if not equals:
-            value = next(words, "")
-            if not value or value.startswith("--"):
-                raise UserError(f"{key} has no value: wanted {key}=VALUE")
-        config.set_value(settings, key.removeprefix("--config."), value)
-
-
-def _nothing_left(rest: Sequence[str]) -> None:
-    if rest:
-        raise UserError(f"{rest[0]!r} is not understood; `ganomaly VERB --help` lists what is")
-
-
-def _config_from(path: str) -> config.Config:
-    """The Config that `get_config()` of a Python file returns.
-
-    Raises:
-      UserError: no such file, or it does not run, or it returns something else.
-    """
-    spec = importlib.util.spec_from_file_location("ganomaly_config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"--config {path}: wanted a Python file with a function get_config(), such as configs/mnist.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        settings = module.get_config()
-    except Exception as error:  # the user's own code may do anything
-        raise UserError(f"--config {path} does not run: {type(error).__name__}: {error}") from None
-    if not isinstance(settings, config.Config):
-        raise UserError(f"--config {path}: get_config() returned {type(settings).__name__}, wanted ganomaly_jax.Config")
-    return settings
-
-
-def _settings(given: argparse.Namespace, rest: Sequence[str]) -> config.Config:
-    """What --config, --data and the overrides ask for."""
-    if given.folder and given.data:
-        raise UserError(f"both {given.folder!r} and --data {given.data!r} are given; wanted one of them")
-    settings = _config_from(given.config) if given.config else config.Config()
-    _overrides(settings, rest)
-    settings.data.source = given.folder or given.data or settings.data.source
-    return settings
-
-
-def _compare(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import compare
-
-    print("\n".join(compare.describe(compare.compare(*given.workdirs))))
-    return 0
-
-
-def _plan(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    settings = _settings(given, rest)
-    config.check(settings)
-    from ganomaly_jax import ganomaly, members, plan, run, sharding, sources
-
-    if config.has_members(settings):
-        if not settings.data.source:
-            raise UserError("members are counted from the data: wanted ganomaly plan DATA")
-        dataset = sources.read(settings.data, progress=True)
-        team = members.expand(settings, dataset)
-        one = run.resolve(members.settings_of(settings, team[0]), dataset).config
-        devices = sharding.member_mesh(len(team), settings.mesh.devices).size
-        print(plan.describe(plan.plan(one)))
-        print(plan.describe_members(ganomaly.from_config(one), len(team), devices, dataset.images.nbytes))
-        return 0
-    mesh = sharding.local_mesh(settings.mesh.devices)
-    if 0 in (settings.data.height, settings.data.width, settings.data.channels) and settings.data.source:
-        settings = run.resolve(settings, devices=mesh.size, progress=True).config
-    sharding.check_batch(settings.train.batch_size, mesh)
-    print(plan.describe(plan.plan(settings, mesh.size)))
-    return 0
-
-
-def _pack(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    given.data = None
-    settings = _settings(given, rest)
-    config.check(settings)
-    from ganomaly_jax import pack
-
-    packed = pack.pack(settings.data, given.out, progress=True)
-    print(pack.describe(packed))
-    return _SOME_FAILED if packed.problems else 0
-
-
-def _train(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    settings = _settings(given, rest)
-    if not settings.data.source:
-        raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
-    config.check(settings)
-    _join(given)
-    if config.has_members(settings):
-        return _train_members(settings, given.workdir, given.fall_back)
-    _train_and_evaluate(settings, given.workdir, given.fall_back)
-    return 0
-
-
-def _join(given: argparse.Namespace) -> None:
-    """Join the other processes, where there shall be any."""
-    asked = given.coordinator_address or given.num_processes or given.process_id >= 0
-    given.distributed = bool(given.distributed or asked)
-    if given.wait < 1:
-        raise UserError(f"--wait {given.wait}: wanted 1 second or more")
-    if given.distributed:
-        from ganomaly_jax import hosts
-
-        hosts.start(given.coordinator_address, given.num_processes, given.process_id, given.wait)
-
-
-def _leave(code: int) -> None:
-    from ganomaly_jax import hosts
-
-    hosts.leave(code)
-
-
-def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> int:
-    from ganomaly_jax import sources, training
-
-    dataset = sources.read(settings.data, progress=True)
-    training.train_members(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
-    return _show_members(workdir, own=dataset)
-
-
-def _show_members(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:
-    from ganomaly_jax import evaluation, members, overview
-
-    found = evaluation.evaluate_members(workdir, rate, own)
-    summary = overview.summarise(members.stored(Path(workdir)), found)
-    print("AUROC, running statistics, last step")
-    print("\n".join(overview.lines(summary)))
-    for name in summary["diverged"]:
-        print(f"note: {name} diverged and is in no figure")
-    print(f"report in {overview.write(Path(workdir), summary)}, each member's own in {members.FOLDER}/")
-    return DivergedError.exit_code if summary["diverged"] else 0
-
-
-def _demo(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    from ganomaly_jax import demo
-
-    settings = demo.get_config()
-    _overrides(settings, rest)
-    if config.has_members(settings):
-        raise UserError("the demo is one model; `ganomaly train --config.members...` trains several")
-    found = _train_and_evaluate(settings, given.workdir)
-    if found is not None and found.misses:
-        print("worst misses (a picture of each is in the report):")
-        for case in found.misses:
-            print(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
-    return 0
-
-
-def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
-    from ganomaly_jax import evaluation, hosts, sources, training
-
-    config.check(settings)
-    dataset = sources.load(settings.data, progress=hosts.first(), shared=hosts.several())
-    told: list[str] = []
-
-    def say(line: str) -> None:
-        told.append(line)
-        print(line, flush=True)
-
-    scorer = training.train(settings, workdir, dataset, say, fall_back)
-    judged = evaluation.judge_together(scorer, dataset) if hosts.several() else None
-
-    def evaluate() -> Evaluation:
-        print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return _show_evaluation(workdir, own=dataset, judged=judged, told=told)
-
-    return hosts.together(evaluate)
-
-
-def _evaluate(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import members
-
-    if members.stored(Path(given.workdir)):
-        if given.data:
-            raise UserError(f"--data: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
-        if given.groups:
-            raise UserError(f"--groups: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
-        return _show_members(given.workdir, given.false_positive_rate)
-    found = _show_evaluation(given.workdir, given.data, given.false_positive_rate, by=given.groups)
-    return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
-
-
-def _recalibrate(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import recalibration
-
-    return recalibration.main(given)
-
-
-def _show_evaluation(
-    workdir: str,
-    source: str = "",
-    rate: float | None = None,
-    own: Dataset | None = None,
-    judged: Judgement | None = None,
-    by: str | None = None,
-    told: Sequence[str] = (),
-) -> Evaluation:
-    from ganomaly_jax import evaluation, groups
-
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, judged=judged, by=by)
-    values = found.metrics
-
-    def shown(name: str) -> str:
-        return "not defined" if values[name] is None else f"{values[name]:.4f}"
-
-    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} anomalous images ({values['protocol']})")
-    print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
-    if len(values["per_class"]) > 1:
-        print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
-    print(
-        f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
-        f"{shown('true_positive_rate')} of the anomalous images"
-    )
-    if "n_masks" in values:
-        where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
-        print(f"maps against {values['n_masks']} masks: {where}")
-    if rate is not None:
-        print(f"threshold from {values['threshold_source']}")
-    if by:
-        print("\n".join(groups.lines(values["groups"])))
-    for note in (f"note: {warning}" for warning in values["warnings"]):
-        if note not in told:
-            print(note)
-    if found.page is not None:
-        print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
-    return found
-
-
-def _predict(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    if given.engine == "ray":
-        return _predict_on_ray(given)
-    if given.workers is not None or given.address is not None:
-        raise UserError("--workers and --address belong to --engine ray")
-    from ganomaly_jax import artefact, evaluation, groups, images, scorer
-
-    if given.most_maps < 0:
-        raise UserError(f"--most-maps {given.most_maps}: wanted a number of pictures, 0 for all")
-    judge = scorer.load(given.workdir)
-    if not given.out and (Path(given.workdir) / artefact.MANIFEST).exists():
-        raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
-    files: list[Path] = []
-    for path in map(Path, given.paths):
-        files += images.list_images(path) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"no image files in {', '.join(given.paths)}")
-    judged, problems = judge.judge_files(files)
-    if given.groups:
-        judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
-    reasons = dict(problems)
-    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
-    names = [str(path) for path in files]
-    why = [
-        reasons.get(images.shown(path), evaluation.NOT_FINITE) if verdict == "invalid" else ""
-        for path, verdict in zip(files, judged.verdicts, strict=True)
-    ]
-    evaluation.write_predictions(out, names, [None] * len(files), judged, why)
-    _table(names, judged, why)
-    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
-    if judge.calibration.review is None:
-        counts.pop("review")
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
-    if given.maps:
-        from ganomaly_jax import explain
-
-        explain.write_all(judge, given, files, judged)
-    return _SOME_FAILED if counts["invalid"] else 0
-
-
-def _export(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import exporting
-
-    manifest = exporting.export(given.workdir, given.out, given.weights, given.format, given.check)
-    print(exporting.describe(manifest, given.out))
-    return 0
-
-
-def _import(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import importing
-
-    made = importing.import_pytorch(given.file, given.data, given.workdir, given.false_positive_rate, progress=True)
-    height, width, channels = made.input_shape
-    print(f"{given.file}: a detector of {height}x{width}x{channels} images, written into {given.workdir}")
-    print(f"threshold {made.threshold:.6g}: {made.calibration.source}")
-    return 0
-
-
-def _explain(given: argparse.Namespace, rest: Sequence[str]) -> int:
-    _nothing_left(rest)
-    from ganomaly_jax import explain
-
-    return explain.main(given)
-
-
-def _predict_on_ray(given: argparse.Namespace) -> int:
-    if given.groups or given.maps:
-        raise UserError("--groups and --maps are not for --engine ray; wanted the local engine")
-    if not given.out:
-        raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
-    from ganomaly_jax import ray_engine
-
-    found = ray_engine.predict(
-        given.workdir,
-        given.paths,
-        given.out,
-        given.workers or 0,
-        given.address or "",
-        say=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
-    )
-    if found.kept:
-        print(f"{found.kept} of {found.parts} parts were scored already")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
-    print(f"{counts}; rows in {found.parts} Parquet files in {given.out}")
-    return _SOME_FAILED if found.counts["invalid"] else 0
-
-
-def _table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:
-    """The verdicts, invalid ones and then the most anomalous first."""
-    order = sorted(range(len(names)), key=lambda i: (judged.verdicts[i] != "invalid", -judged.scores[i]))
-    print(f"{'verdict':9}  {'score':>10}  {'p-value':>7}  path")
-    for i in order[:_ROWS]:
-        if judged.verdicts[i] == "invalid":
-            print(f"{'invalid':9}  {'':>10}  {'':>7}  {names[i]}: {why[i]}")
-        else:
-            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {names[i]}")
-    if len(order) > _ROWS:
-        print(f"... and {len(order) - _ROWS} less anomalous ones")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from ganomaly_jax import (
     members,
     metrics,
     pictures,
+    program,
     report,
     run,
     scorer,
@@ -98,7 +99,7 @@ def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
 
     def part() -> bytes:
         this = run.resolve(judge.config, own)
-        size = scorer.BUCKETS[-1]
+        size = program.BUCKETS[-1]
         mine = hosts.own_part(-(-len(this.split.test) // size))
         chosen = this.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import artefact, images, maps, pictures, scorer
+from ganomaly_jax import artefact, images, maps, pictures, program, scorer
 from ganomaly_jax.calibration import ANOMALOUS, INVALID
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.maps import Region
@@ -67,12 +67,12 @@ def residual_maps(judge: Scorer, given: Any) -> Maps:
     """
     if not hasattr(given, "dtype"):
         given = judge.read([given] if isinstance(given, (str, Path)) else given)[0]
-    size = scorer.BUCKETS[2]
+    size = program.BUCKETS[2]
     blocks = [judge.reconstruct(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
     values = []
     for x, x_hat in blocks:
-        padded = scorer.bucket(len(x))
-        values.append(np.asarray(_map(scorer.pad(x, padded), scorer.pad(x_hat, padded)))[: len(x)])
+        padded = program.bucket(len(x))
+        values.append(np.asarray(_map(program.pad(x, padded), program.pad(x_hat, padded)))[: len(x)])
     x, x_hat = (np.concatenate([block[i] for block in blocks]) for i in (0, 1))
     return Maps(x, x_hat, np.concatenate(values))
 
@@ -307,7 +307,7 @@ def write_maps(
     """
     for old in folder.glob("[0-9][0-9][0-9][0-9]_*.png"):
         old.unlink(missing_ok=True)
-    size = scorer.BUCKETS[1]
+    size = program.BUCKETS[1]
     with Progress(len(chosen), 0, "map") as progress:
         for begin in range(0, len(chosen), size):
             block = chosen[begin : begin + size]

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ganomaly_jax import (
     maps,
     members,
     preprocess,
+    program,
     scores,
     sharding,
     statistics,
@@ -39,9 +40,6 @@ from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
-# A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
-# are compiled at most, whatever sizes come.
-BUCKETS = (1, 8, 64, 256)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,11 +95,11 @@ class Scorer:
         The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
         otherwise span their type; other floating point is taken as being in [-1, 1] already.
         """
-        return _unit(self.pixels, x)
+        return program.unit(self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
-        return _scored(self.detector, self.parts, self.pixels, variables, x)
+        return program.scored(self.detector, self.parts, self.pixels, variables, x)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -110,7 +108,7 @@ class Scorer:
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
-        return functools.partial(_compiled, self.detector, self.parts, self.pixels)
+        return functools.partial(program.compiled, self.detector, self.parts, self.pixels)
 
     @functools.cached_property
     def _mesh(self) -> Any:
@@ -145,9 +143,11 @@ class Scorer:
         if files is not None:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
-            return self._judged(self._array(images[i : i + BUCKETS[-1]]) for i in range(0, len(images), BUCKETS[-1]))
+            return self._judged(
+                self._array(images[i : i + program.BUCKETS[-1]]) for i in range(0, len(images), program.BUCKETS[-1])
+            )
         x = self._array(images)
-        return self._judged(x[i : i + BUCKETS[-1]] for i in range(0, len(x), BUCKETS[-1]))
+        return self._judged(x[i : i + program.BUCKETS[-1]] for i in range(0, len(x), program.BUCKETS[-1]))
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = images.WORKERS
@@ -169,22 +169,24 @@ class Scorer:
 
         height, width, channels = self.input_shape
         fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
-        decoded = images.decode_blocks(paths, BUCKETS[-1], height, width, channels, fit, like, workers)
+        decoded = images.decode_blocks(paths, program.BUCKETS[-1], height, width, channels, fit, like, workers)
         with contextlib.closing(decoded) as blocks:
             return self._judged(map(placed, blocks)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
         raw = self._array(images)
-        x, x_hat = _reconstructed(self.detector, self.pixels, self.variables, pad(raw, bucket(len(raw))))
+        x, x_hat = program.reconstructed(
+            self.detector, self.pixels, self.variables, program.pad(raw, program.bucket(len(raw)))
+        )
         return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
         """Of images as the program takes them, in blocks no larger than a bucket; full ones a device each."""
         parts: list[dict[str, np.ndarray]] = []
         pending: tuple[dict[str, Array], np.ndarray] | None = None
-        for group in itertools.chain(_groups(blocks, self._mesh.size), (None,)):
-            started = None if group is None else (self._started(*group), _rows(group))
+        for group in itertools.chain(program.groups(blocks, self._mesh.size), (None,)):
+            started = None if group is None else (self._started(*group), program.rows(group))
             if pending is not None:  # one group late: the device has its next work before the host waits for anything
                 parts.append({name: np.asarray(value)[pending[1]] for name, value in pending[0].items()})
             pending = started
@@ -197,11 +199,11 @@ class Scorer:
         Each device then runs the very program that one device runs alone, so that the scores are the same to the bit.
         """
         if len(blocks) == 1:
-            return self._outputs(self.variables, pad(blocks[0], bucket(len(blocks[0]))))
-        size, devices = BUCKETS[-1], self._mesh.size
-        own = {i: pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
+            return self._outputs(self.variables, program.pad(blocks[0], program.bucket(len(blocks[0]))))
+        size, devices = program.BUCKETS[-1], self._mesh.size
+        own = {i: program.pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
         x = sharding.put_parts(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
-        return _compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
+        return program.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
         files = _files(given)
@@ -285,91 +287,6 @@ def _files(given: Any) -> Sequence[Any] | None:
     return given if named else None
 
 
-def _unit(pixels: tuple[str, float, float], x: Array) -> Array:
-    dtype, low, high = pixels
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    if x.dtype == dtype or (floating and dtype == "float32"):
-        return preprocess.to_unit(x, low, high)
-    if floating:
-        return x
-    if x.dtype in (jnp.uint8, jnp.uint16) and dtype in ("uint8", "uint16"):
-        return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
-    raise UserError(f"images of type {x.dtype}: wanted {dtype}, as in training, or floating point in [-1, 1]")
-
-
-def _scored(
-    detector: Detector,
-    parts: tuple[str, ...],
-    pixels: tuple[str, float, float],
-    variables: dict[str, Any],
-    x: Array,
-) -> dict[str, Array]:
-    score = scores.score(detector, parts, variables, _unit(pixels, x))
-    score = jnp.where(preprocess.finite(x), score, jnp.nan)
-    return {"score": score, "p_value": calibrating.p_values(variables["calibration"], score)}
-
-
-# Functions of the module, so that scorers of one kind, such as the members of a run, share what is compiled.
-_compiled = jax.jit(_scored, static_argnums=(0, 1, 2))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _compiled_side_by_side(
-    mesh: Any,
-    detector: Detector,
-    parts: tuple[str, ...],
-    pixels: tuple[str, float, float],
-    variables: dict[str, Any],
-    x: Array,
-) -> dict[str, Array]:
-    return sharding.side_by_side(functools.partial(_scored, detector, parts, pixels), mesh)(variables, x)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _reconstructed(
-    detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
-) -> tuple[Array, Array]:
-    unit = _unit(pixels, x)
-    return unit, detector.reconstruct(variables["detector"], unit)
-
-
-def _groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
-    """Blocks in their order: up to `most` together where they fill the largest bucket and are of one type, or alone."""
-    group: list[np.ndarray] = []
-    for x in blocks:
-        full = bucket(len(x)) == BUCKETS[-1]
-        if group and not (full and x.dtype == group[0].dtype):
-            yield group
-            group = []
-        group.append(x)
-        if len(group) == most or not full:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _rows(group: Sequence[np.ndarray]) -> np.ndarray:
-    """Where the images of a group are among those it was filled up with."""
-    return np.concatenate([i * BUCKETS[-1] + np.arange(len(x)) for i, x in enumerate(group)])
-
-
-def bucket(n: int) -> int:
-    """The padded size of a batch of n images, n at most the largest of `BUCKETS`."""
-    return next((size for size in BUCKETS if size >= n), n)
-
-
-def pad(x: np.ndarray, size: int) -> np.ndarray:
-    """x [n, ...] filled up to `size` by repeating its last item: scores do not depend on their neighbours."""
-    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
-
-
-def _blocks(pixels: tuple[str, float, float], images: Images) -> Iterator[np.ndarray]:
-    """Raw images as batches in [-1, 1], all of one size but the last."""
-    for begin in range(0, len(images), BUCKETS[-1]):
-        yield np.asarray(_unit(pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))
-
-
 def load(directory: str | os.PathLike[str]) -> Scorer:
     """The detector of a run's folder, or of a detector folder.
 
@@ -440,7 +357,7 @@ def make(
     if not scores.is_plain(parts):
         seed, size = settings.seed, min(statistics.BANK, len(training))
         kept = np.sort(np.random.default_rng(seed).permutation(len(training))[:size])
-        batches = (_blocks(pixels, lazy.select(training, kept)), _blocks(pixels, normals))
+        batches = (program.blocks(pixels, lazy.select(training, kept)), program.blocks(pixels, normals))
         own["statistics"] = scores.fit(detector, parts, own, *batches, seed)
     scorer = Scorer(
         detector,
@@ -462,7 +379,7 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     found = calibrating.by(found_scores, scorer.config.evaluate)
     if trained_on:
         found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
-    x, x_hat = scorer.reconstruct(normals[: BUCKETS[-1]])
+    x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
     return dataclasses.replace(
         scorer,
         variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},

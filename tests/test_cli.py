@@ -9,7 +9,7 @@ import pytest
 from conftest import blobs
 from PIL import Image
 
-from ganomaly_jax import cli
+from ganomaly_jax import cli, verbs
 
 SMALL = [
     "--config.data.height=16",
@@ -154,7 +154,7 @@ def test_every_config_resolves():
     files = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
     assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
     for file in files:
-        config.check(cli._config_from(str(file)))
+        config.check(verbs._config_from(str(file)))
 
 
 def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):

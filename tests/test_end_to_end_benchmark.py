@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import end_to_end, prediction, timing  # noqa: E402
-from ganomaly_jax import images, scorer  # noqa: E402
+from ganomaly_jax import images, program, scorer  # noqa: E402
 from ganomaly_jax.errors import UserError  # noqa: E402
 
 
@@ -83,7 +83,7 @@ def test_overlaps_by_hand():
 
 
 def test_the_parts_of_predict_are_measured_where_they_happen(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(scorer, "BUCKETS", (1, 8))
+    monkeypatch.setattr(program, "BUCKETS", (1, 8))
     size = prediction.write_pictures(tmp_path / "files", 20, 24)
     assert size == sum(path.stat().st_size for path in (tmp_path / "files").iterdir())
     decoded, started, listed = images._decoded, scorer.Scorer._started, images.list_images

@@ -17,7 +17,10 @@ from ganomaly_jax import checkpoint
 from ganomaly_jax.errors import UserError
 
 # `ganomaly train` without the evaluation at its end, whose report takes as long as everything else together.
-PROGRAM = "import sys; from ganomaly_jax import cli; cli._show_evaluation = lambda *_, **__: None; sys.exit(cli.main())"
+PROGRAM = (
+    "import sys; from ganomaly_jax import cli, verbs; "
+    "verbs.show_evaluation = lambda *_, **__: None; sys.exit(cli.main())"
+)
 
 PARTS = ("kills", "disks", "flips", "signals")
 # `ganomaly predict` that reads nothing: every file of the folder has a score, and whatever happened there is no matter.

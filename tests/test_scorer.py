@@ -12,7 +12,7 @@ from conftest import blobs
 from PIL import Image
 
 import ganomaly_jax
-from ganomaly_jax import images
+from ganomaly_jax import images, program
 from ganomaly_jax import scorer as scoring
 from ganomaly_jax.errors import DamagedError, UserError
 
@@ -43,10 +43,10 @@ def test_a_score_does_not_depend_on_its_batch(trained):
 def test_one_program_serves_all_sizes_of_a_bucket(trained):
     scorer = ganomaly_jax.load(trained[0])
     images = blobs(257, 0)
-    scoring._compiled.clear_cache()
+    program.compiled.clear_cache()
     for n in range(1, 258):
         assert scorer(images[:n]).shape == (n,)
-    assert scoring._compiled._cache_size() == len(scoring.BUCKETS)
+    assert program.compiled._cache_size() == len(program.BUCKETS)
 
 
 def on(scorer, devices):
@@ -59,7 +59,7 @@ def on(scorer, devices):
 @pytest.mark.parametrize("n", [16, 17, 16 * 8, 16 * 8 + 3, 16 * 11 + 12])
 def test_many_devices_give_the_scores_of_one_to_the_bit(trained, monkeypatch, n):
     """Full blocks a device each, in their order, and what is left alone; every program is compiled once."""
-    monkeypatch.setattr(scoring, "BUCKETS", (1, 8, 16))
+    monkeypatch.setattr(program, "BUCKETS", (1, 8, 16))
     one, many = on(trained[1], 1), on(trained[1], 0)
     images = blobs(n, 7)
     images[:: n // 2] = 255 - images[:: n // 2]
@@ -67,13 +67,13 @@ def test_many_devices_give_the_scores_of_one_to_the_bit(trained, monkeypatch, n)
     np.testing.assert_array_equal(found.scores, wanted.scores)
     np.testing.assert_array_equal(found.p_values, wanted.p_values)
     assert found.verdicts == wanted.verdicts
-    before = scoring._compiled_side_by_side._cache_size()
+    before = program.compiled_side_by_side._cache_size()
     many(images)
-    assert scoring._compiled_side_by_side._cache_size() == before <= 1
+    assert program.compiled_side_by_side._cache_size() == before <= 1
 
 
 def test_the_blocks_lie_on_all_devices(trained, monkeypatch):
-    monkeypatch.setattr(scoring, "BUCKETS", (1, 4))
+    monkeypatch.setattr(program, "BUCKETS", (1, 4))
     many = on(trained[1], 0)
     started = many._started(*[blobs(4, i) for i in range(3)])
     assert {shard.data.shape for shard in started["score"].addressable_shards} == {(4,)}
@@ -83,9 +83,9 @@ def test_the_blocks_lie_on_all_devices(trained, monkeypatch):
 
 
 def test_blocks_of_another_type_or_size_go_alone(monkeypatch):
-    monkeypatch.setattr(scoring, "BUCKETS", (1, 4, 8))
+    monkeypatch.setattr(program, "BUCKETS", (1, 4, 8))
     blocks = [np.zeros((n, 1), kind) for n, kind in ((8, "u1"), (8, "u1"), (7, "u1"), (8, "f4"), (3, "f4"), (8, "f4"))]
-    found = [[len(x) for x in group] for group in scoring._groups(blocks, 2)]
+    found = [[len(x) for x in group] for group in program.groups(blocks, 2)]
     assert found == [[8, 8], [7], [8], [3], [8]]
 
 
@@ -162,7 +162,7 @@ def test_files_are_scored_as_their_pixels(trained, tmp_path):
 @pytest.fixture
 def files(trained, tmp_path, monkeypatch):
     """Image files for three blocks of 4, the sixth of them damaged."""
-    monkeypatch.setattr(scoring, "BUCKETS", (1, 4))
+    monkeypatch.setattr(program, "BUCKETS", (1, 4))
     paths = [tmp_path / f"{i:02}.png" for i in range(10)]
     for path, image in zip(paths, blobs(10, 7), strict=True):
         Image.fromarray(image[..., 0]).save(path)
