@@ -14,10 +14,23 @@ from ganomaly_jax.errors import UserError
 
 @dataclasses.dataclass
 class Data:
-    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]."""
+    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]; or rows of sensors, and `[B(, T), D]`."""
 
     source: str = ""
-    """A folder, a file (npz, idx, array_record), `tfds:NAME`, `mnist5k` or `elpv`."""
+    """A folder, a file (npz, idx, array_record; csv, parquet), `tfds:NAME`, `mnist5k` or `elpv`."""
+    kind: str = "auto"
+    """What the data are: `images`, or `rows` of sensors; `auto`: rows where they come as csv, parquet or an array
+    [N, D], otherwise images. An array [N, T, D] of windows has to be called `rows`."""
+    window: int = 0
+    """Rows, one after the other, that are judged together; 0: each row by itself."""
+    stride: int = 1
+    """Rows from the beginning of one window to that of the next."""
+    columns: str = ""
+    """Names of the sensors, with commas between, quoted as in a CSV file; each with - before it: all but these; empty:
+    all columns of numbers. Of an array: what its columns are called."""
+    missing: str = "refuse"
+    """What becomes of a missing value of a sensor: `refuse` (no training on it, and a verdict `invalid`), `last` (the
+    value of the row before it), `mask` (the sensor's centre, which says nothing)."""
     abnormal: str = ""
     """Class whose images are the anomalies; empty: the labels that the source itself has."""
     height: int = 0
@@ -25,7 +38,7 @@ class Data:
     width: int = 0
     """Pixels, as `height`."""
     channels: int = 0
-    """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed)."""
+    """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed). Of rows: sensors."""
     fit: str = "stretch"
     """How an image of another size is brought to height x width: `stretch` or `letterbox` (aspect kept, padded)."""
     low: float = 0.0
@@ -274,6 +287,14 @@ def check(config: Config) -> None:
         side = getattr(config.data, name)
         refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", "16, 32, 64, 128, 256, or 0 for automatic")
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
+    refuse_unless(config.data.kind in ("auto", "images", "rows"), "data.kind", "'auto', 'images' or 'rows'")
+    refuse_unless(
+        config.data.window == 0 or 4 <= config.data.window <= 4096,
+        "data.window",
+        "4 to 4096 rows, or 0 for single rows",
+    )
+    refuse_unless(config.data.stride >= 1, "data.stride", "at least 1")
+    refuse_unless(config.data.missing in ("refuse", "last", "mask"), "data.missing", "'refuse', 'last' or 'mask'")
     refuse_unless(config.data.fit in ("stretch", "letterbox"), "data.fit", "'stretch' or 'letterbox'")
     refuse_unless(
         config.data.low < config.data.high or config.data.low == config.data.high == 0,
@@ -332,6 +353,13 @@ def check(config: Config) -> None:
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
+
+
+def input_shape(data: Data) -> tuple[int, ...]:
+    """(H, W, C) of images, (D,) of rows or (T, D) of windows of them, as a resolved configuration says."""
+    if data.kind != "rows":
+        return data.height, data.width, data.channels
+    return (data.window, data.channels) if data.window else (data.channels,)
 
 
 def score_parts(config: Config) -> tuple[str, ...]:

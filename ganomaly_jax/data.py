@@ -52,6 +52,12 @@ class Dataset:
     """Where it came from, for messages."""
     digest: str = ""
     """Its `content_hash`, where the source knows it; it has to go where anything is replaced but the range."""
+    columns: tuple[str, ...] = ()
+    """Of rows of sensors, `images` then being `[N, D]` or, of windows, `[N, T, D]` float32: the sensors' names."""
+    spans: np.ndarray | None = None
+    """Of rows, `[N, 3]` int64: recording, first row in it, and the one after the last. None: these are images."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how they were read, a sentence each."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -212,7 +218,11 @@ def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
     """
     if dataset.images.dtype.kind != "f":
         return
-    good = [ok for block in lazy.blocks(dataset.images, indices) for ok in np.isfinite(block).all(axis=(1, 2, 3))]
+    good = [
+        ok
+        for block in lazy.blocks(dataset.images, indices)
+        for ok in np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+    ]
     bad = indices[~np.array(good, bool)]
     if len(bad):
         raise UserError(
@@ -309,14 +319,15 @@ def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str
     digest = hashlib.sha256(f"{dataset.images.dtype.newbyteorder('<').str}{dataset.images.shape};".encode())
     for one in hashes:
         digest.update(one)
-    for array in (dataset.labels, dataset.parts):
+    own = () if dataset.spans is None else (dataset.spans,)
+    for array in (dataset.labels, dataset.parts, *own):
         if array is None:
             digest.update(b"none;")
             continue
         little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
         digest.update(f"{little.dtype.str}{array.shape};".encode() + little.tobytes())
     normal = None if dataset.normal is None else sorted(dataset.normal)
-    digest.update(repr((dataset.classes, normal)).encode())
+    digest.update(repr((dataset.classes, normal, *dataset.columns)).encode())
     return digest.hexdigest()
 
 
@@ -355,11 +366,15 @@ def describe(dataset: Dataset, split: Split | None = None) -> str:
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells))
-    height, width, channels = dataset.images.shape[1:]
+    size = " x ".join(map(str, dataset.images.shape[1:]))
     span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
     last = f"; {split.protocol}" if split else ""
-    lines.append(f"{height} x {width} x {channels} pixels of {dataset.images.dtype}; range {span}{last}")
-    lines.extend(f"note: {note}" for note in (split.notes if split else ()))
+    if dataset.spans is None:
+        lines.append(f"{size} pixels of {dataset.images.dtype}; range {span}{last}")
+    else:
+        what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"
+        lines.append(f"{size} {what}; scaled by the normal training rows{last}")
+    lines.extend(f"note: {note}" for note in (*dataset.notes, *(split.notes if split else ())))
     if dataset.problems:
         path, reason = dataset.problems[0]
         lines.append(f"{len(dataset.problems)} files could not be read, the first: {path}: {reason}")

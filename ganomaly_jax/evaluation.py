@@ -32,6 +32,7 @@ from ganomaly_jax import (
     run,
     scorer,
     sources,
+    tables,
 )
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.progress import Progress
@@ -166,7 +167,9 @@ def _of(
     judged = judge.judge(images) if judged is None else judged
     labels = this.split.labels
     paths = [this.dataset.paths[i] for i in this.split.test]
-    values = _metrics(this, judge, judged, labels) | localisation.figures(judge, images, paths, labels)
+    values = _metrics(this, judge, judged, labels)
+    if this.dataset.spans is None:
+        values |= localisation.figures(judge, images, paths, labels)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
@@ -178,7 +181,7 @@ def _of(
     run.write_json(workdir / METRICS, values)
     reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
-    misses = _misses(this, judge, judged, labels)
+    misses = _misses(this, judge, judged, labels) if this.dataset.spans is None else []
     written = _report(workdir, this, judge, judged, labels, misses, values)
     return Evaluation(values, written, misses)
 
@@ -190,6 +193,8 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Data
         _check_unchanged(workdir, this.dataset)
         return this
     resolved = dataclasses.replace(settings.data, source=source)
+    if judge.columns and arrays is None:  # of a table the detector's sensors, by their names
+        resolved = dataclasses.replace(resolved, columns=tables.as_text(judge.columns))
     dataset = sources.load(resolved, arrays, True)
     normal = data.normal_classes(dataset, settings.data.abnormal)
     parts = dataset.parts
@@ -325,7 +330,8 @@ def _report(
     valid = np.isfinite(judged.scores)
     if not valid.any():
         return None
-    _examples(workdir / "pictures" / "examples.png", this, judge, labels)
+    if this.dataset.spans is None:
+        _examples(workdir / "pictures" / "examples.png", this, judge, labels)
     try:
         return report.write(workdir, misses, labels[valid], judged.scores[valid], judge.threshold, judge.residual_max)
     except ImportError as error:

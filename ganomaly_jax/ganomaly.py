@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from ganomaly_jax import losses, networks, views
-from ganomaly_jax.config import Config, Evaluate, Loss, Mesh, Model, Optimizer
+from ganomaly_jax import losses, networks, sequences, views
+from ganomaly_jax.config import Config, Evaluate, Loss, Mesh, Model, Optimizer, input_shape
 from ganomaly_jax.detector import TrainState
 from ganomaly_jax.errors import UserError
 
@@ -28,6 +28,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Ganomaly:
     """Detector for images of `shape` (H, W, C): H and W powers of two from 16 to 256, any C.
 
+    Or for rows of D sensors, `shape` (D,), and windows of T of them, (T, D), T from 4 on: [B, D] and [B, T, D] as
+    `preprocess.to_unit` scales them. The networks are those of `sequences.py` then, everything else is the same.
+
     Images are [B, H, W, C] floating point in [-1, 1], the range of the decoder's tanh. `axis_name` names the mapped
     axis when `update` runs once a device under `shard_map` or `pmap`: gradients and metrics are averaged over it, and
     batch norm pools the batches of all devices, or with `batch_norm_group` of so many neighbours (1: each its own, so
@@ -42,7 +45,7 @@ class Ganomaly:
       UserError: a shape, size, score or type that cannot work.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     latent_size: int = Model.latent_size
     features: int = Model.features
     extra_layers: int = Model.extra_layers
@@ -65,7 +68,9 @@ class Ganomaly:
     network: str = Model.network
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
+        if len(self.shape) in (1, 2):
+            self._check_rows()
+        elif len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
             sides = ", ".join(map(str, networks.SIDES))
             raise UserError(
                 f"shape {tuple(self.shape)}: wanted (height, width, channels), height and width each one of {sides} "
@@ -86,13 +91,26 @@ class Ganomaly:
                 "others it gives several scores an image"
             )
 
+    def _check_rows(self) -> None:
+        if self.shape[-1] < 1 or (len(self.shape) == 2 and self.shape[0] < sequences.LEAST_WINDOW):
+            raise UserError(
+                f"shape {tuple(self.shape)}: wanted (sensors,), or (rows, sensors) with at least "
+                f"{sequences.LEAST_WINDOW} rows in a window"
+            )
+        if self.contrast_weight or self.network != "original":
+            raise UserError("loss.contrast (two views of an image) and network='anomalib' are for images, not for rows")
+
     @property
-    def generator(self) -> networks.Generator:
+    def generator(self) -> networks.Generator | sequences.Generator:
+        if len(self.shape) < 3:
+            return sequences.Generator(self.shape, self.latent_size, *self._sizes_and_types)
         made = networks.Generator(self.shape, self.latent_size, *self._sizes_and_types)
         return made.clone(anomalib=True) if self.network == "anomalib" else made
 
     @property
-    def discriminator(self) -> networks.Discriminator:
+    def discriminator(self) -> networks.Discriminator | sequences.Discriminator:
+        if len(self.shape) < 3:
+            return sequences.Discriminator(*self._sizes_and_types)
         size = self.embedding_size if self.contrast_weight else 0
         return networks.Discriminator(*self._sizes_and_types).clone(embedding_size=size)
 
@@ -299,9 +317,9 @@ class Ganomaly:
         return ((x + 1) / 2 - mean) / deviation
 
     def _check(self, x: Array) -> None:
-        if x.ndim != 4 or x.shape[1:] != self.shape:
+        if x.ndim != len(self.shape) + 1 or x.shape[1:] != tuple(self.shape):
             wanted = ", ".join(map(str, self.shape))
-            raise UserError(f"images of shape {x.shape}: wanted [B, {wanted}], the shape this detector was made for")
+            raise UserError(f"input of shape {x.shape}: wanted [B, {wanted}], the shape this detector was made for")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"images of type {x.dtype}: wanted floating point in [-1, 1]; see preprocess.to_unit")
 
@@ -333,7 +351,7 @@ def redraw(key: Array, params: Any) -> Any:
 def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
     """The detector that a resolved configuration describes."""
     return Ganomaly(
-        shape=(config.data.height, config.data.width, config.data.channels),
+        shape=input_shape(config.data),
         latent_size=config.model.latent_size,
         features=config.model.features,
         extra_layers=config.model.extra_layers,

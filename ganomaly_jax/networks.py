@@ -51,7 +51,7 @@ class Layer(nn.Module):
     """One of the functions of `convolution` with its kernel [h, w, C_in, features], computed in `dtype`."""
 
     function: Any
-    size: tuple[int, int]
+    size: tuple[int, ...]
     features: int
     param_dtype: Any = jnp.float32
     dtype: Any = None
@@ -170,7 +170,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latents z [B, N] to images x_hat of `shape` (H, W, C) in [-1, 1] (tanh)."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     features: int
     extra_layers: int = 0
     replicas: Replicas | None = None
@@ -202,7 +202,7 @@ class Decoder(nn.Module):
 class Generator(nn.Module):
     """Encoder, decoder, encoder: x [B, H, W, C] to (x_hat of x's shape, z [B, N], z_hat [B, N])."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     latent_size: int
     features: int
     extra_layers: int = 0

@@ -15,6 +15,9 @@ from ganomaly_jax.errors import UserError
 if TYPE_CHECKING:
     import jax
 
+FAR = 20.0
+"""Where the values of sensors are clipped, in units of what half the range from low to high is."""
+
 
 def fit_image(image: np.ndarray, height: int, width: int, channels: int, fit: str = "stretch") -> np.ndarray:
     """One image at the size and with the channels of the network.
@@ -77,14 +80,21 @@ def to_unit(x: Any, low: Any, high: Any) -> jax.Array:
 
     Args:
       x: `[...]` of any number type.
-      low: the pixel value that becomes -1.
-      high: the pixel value that becomes +1.
+      low: the pixel value that becomes -1; or one for each sensor, D of them, of rows `[..., D]`.
+      high: the value that becomes +1, as `low`.
 
     Returns:
-      float32 of the same shape in [-1, 1]; values beyond low and high are clipped, NaN stays NaN.
+      float32 of the same shape in [-1, 1]; values beyond low and high are clipped, NaN stays NaN. Of rows in
+      [-FAR, FAR]: a sensor far from normal stays so.
     """
     import jax.numpy as jnp
 
+    if np.ndim(low):
+        # Worked out in float64 where the ends are known, and subtracted first: a sensor may lie far from 0.
+        exact = np if isinstance(low, tuple) else jnp
+        low, high = (exact.asarray(value, np.float64 if exact is np else jnp.float32) for value in (low, high))
+        centre, scale = (jnp.asarray(value, jnp.float32) for value in ((low + high) / 2, (high - low) / 2))
+        return jnp.clip((jnp.asarray(x, jnp.float32) - centre) / scale, -FAR, FAR)
     x, low, high = (jnp.asarray(value, jnp.float32) for value in (x, low, high))
     return jnp.clip(2 * (x - low) / (high - low) - 1, -1, 1)
 

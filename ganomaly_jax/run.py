@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ganomaly_jax import __version__, config, data, files, sources
+from ganomaly_jax import __version__, config, data, files, rows, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -29,10 +29,14 @@ class Run:
     split: Split
     notes: tuple[str, ...]
     """Sentences that the user should see before the training starts."""
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Of rows of sensors: the values of each that become -1 and +1."""
 
     @property
-    def pixels(self) -> tuple[str, float, float]:
-        """(dtype, low, high) of the images."""
+    def pixels(self) -> tuple[str, Any, Any]:
+        """(dtype, low, high) of the images; of rows low and high of each sensor."""
+        if self.scaling is not None:
+            return str(self.dataset.images.dtype), *self.scaling
         return str(self.dataset.images.dtype), self.config.data.low, self.config.data.high
 
 
@@ -49,18 +53,24 @@ def resolve(
     """
     config.check(settings)
     dataset = sources.load(settings.data, arrays, progress, shared)
-    split = data.split(dataset, settings.data, settings.seed)
     resolved = copy.deepcopy(settings)
-    resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
-    resolved.data.low, resolved.data.high = data.value_range(dataset, split.train)
     notes: tuple[str, ...] = ()
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    if dataset.spans is not None:
+        split = rows.split(dataset, settings.data)
+        dataset, scaling, notes = rows.scaled(dataset, split, settings)
+        resolved.data = rows.resolved(settings.data, dataset)
+    else:
+        split = data.split(dataset, settings.data, settings.seed)
+        resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
+        resolved.data.low, resolved.data.high = data.value_range(dataset, split.train)
     if len(split.train) < settings.train.batch_size:
         fits = len(split.train) // devices * devices
         if fits < 2:
             raise UserError(f"{len(split.train)} training images do not fill a batch on {devices} devices")
         resolved.train.batch_size = fits
-        notes = (f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images",)
-    return Run(resolved, dataset, split, notes)
+        notes += (f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images",)
+    return Run(resolved, dataset, split, notes, scaling)
 
 
 def total_steps(settings: Config, images: int) -> int:

@@ -28,6 +28,7 @@ from ganomaly_jax import (
     members,
     preprocess,
     program,
+    rows,
     scores,
     sharding,
     statistics,
@@ -65,18 +66,20 @@ class Scorer:
     none; `calibration`: the sorted scores [n] of the calibration images."""
     config: config.Config
     dtype: str
-    low: float
-    high: float
+    low: Any
+    high: Any
     calibration: Calibration
     residual_max: float
     """End of the colour scale of residual maps: 99.9 % of the calibration pixels have a smaller |x - x_hat|."""
     provenance: dict[str, Any]
     map_threshold: float = math.inf
     """`maps.SHARE` of the pixels of the calibration images have less than this in `maps.residual_map`."""
+    columns: tuple[str, ...] = ()
+    """Of rows of sensors: their names, in the order in which they go in; `low` and `high` have a value for each."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one image."""
+        """(H, W, C) of one image; (D,) of a row of sensors, (T, D) of a window of rows."""
         return self.detector.shape
 
     @property
@@ -85,7 +88,7 @@ class Scorer:
         return self.calibration.threshold
 
     @property
-    def pixels(self) -> tuple[str, float, float]:
+    def pixels(self) -> tuple[str, Any, Any]:
         """(dtype, low, high) of the training images."""
         return self.dtype, self.low, self.high
 
@@ -140,7 +143,7 @@ class Scorer:
     def judge(self, images: Any) -> Judgement:
         """Scores, p-values and verdicts; `images` as in a call, or read on demand."""
         files = _files(images)
-        if files is not None:
+        if files is not None and len(self.input_shape) == 3:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
             return self._judged(
@@ -206,6 +209,8 @@ class Scorer:
         return program.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
+        if len(self.input_shape) < 3:
+            return self.rows(given)
         files = _files(given)
         if files is not None:
             return self.read(files)[0]
@@ -231,6 +236,16 @@ class Scorer:
         if x.shape[1:3] != (height, width):
             x = np.stack([preprocess.fit_image(image, height, width, channels, self.config.data.fit) for image in x])
         return x
+
+    def rows(self, given: Any) -> np.ndarray:
+        """Rows or windows of sensors as the program takes them, [n, D] or [n, T, D] float32; see `rows.as_input`.
+
+        Raises:
+          UserError: what is given has another shape, or this is a detector of images.
+        """
+        if len(self.input_shape) == 3:
+            raise UserError("this detector is of images: wanted image files, or an array of images")
+        return rows.as_input(given, self.input_shape, self.columns, self.low, self.high, self.config.data)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
         """Image files as [n, H, W, C] of the training type, and (path, reason) of those that cannot be read.
@@ -275,6 +290,7 @@ class Scorer:
             "residual_max": self.residual_max,
             "map_threshold": self.map_threshold,
             "provenance": self.provenance,
+            **({"columns": self.columns} if self.columns else {}),
         }
         checkpoint.write(directory, self.variables, meta)
 
@@ -320,14 +336,17 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             variables=jax.device_put(variables),
             config=settings,
             dtype=str(np.dtype(meta["dtype"])),
-            low=float(meta["low"]),
-            high=float(meta["high"]),
+            low=_range(meta["low"]),
+            high=_range(meta["high"]),
             calibration=Calibration(**meta["calibration"]),
             residual_max=meta["residual_max"],
             # A detector of before has the quantile of the differences on one scale, which is seldom less.
             map_threshold=meta.get("map_threshold", meta["residual_max"]),
             provenance=meta["provenance"],
+            columns=tuple(map(str, meta.get("columns", ()))),
         )
+        if len(scorer.columns) != (0 if len(scorer.input_shape) == 3 else scorer.input_shape[-1]):
+            raise ValueError(f"{len(scorer.columns)} names of columns for {scorer.input_shape}")
         # Sizes that do not fit would show only at the first image; nothing is computed here.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
         jax.eval_shape(scorer.outputs, scorer.variables, one)
@@ -337,15 +356,21 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     return scorer
 
 
+def _range(stored: Any) -> float | tuple[float, ...]:
+    """`low` or `high` as it is stored: a number, or one for each sensor."""
+    return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)
+
+
 def make(
     detector: Detector,
     variables: dict[str, Any],
     settings: config.Config,
-    pixels: tuple[str, float, float],
+    pixels: tuple[str, Any, Any],
     training: Images,
     normals: Images,
     trained_on: bool,
     provenance: dict[str, Any],
+    columns: tuple[str, ...] = (),
 ) -> Scorer:
     """A scorer calibrated on raw normal images [n, H, W, C]; `pixels` are (dtype, low, high) of the training images.
 
@@ -367,6 +392,7 @@ def make(
         calibration=Calibration(0.0, 1.0, "not calibrated"),
         residual_max=1.0,
         provenance=provenance,
+        columns=columns,
     )
     return calibrated(scorer, normals, trained_on)
 
@@ -380,10 +406,12 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     if trained_on:
         found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
     x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
+    residual_max = float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3))
+    drawn = len(scorer.input_shape) == 3  # of rows there are no maps
     return dataclasses.replace(
         scorer,
         variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
         calibration=found,
-        residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
-        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))),
+        residual_max=residual_max,
+        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))) if drawn else residual_max,
     )

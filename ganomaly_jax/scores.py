@@ -9,6 +9,7 @@ repeated, and then counts so often.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -38,15 +39,20 @@ def _l1(outputs: Outputs, _: Fitted) -> Array:
 
 
 def _pixel(outputs: Outputs, _: Fitted) -> Array:
-    return jnp.mean(jnp.abs(outputs["x"] - outputs["x_hat"]), axis=(1, 2, 3))
+    return _mean(jnp.abs(outputs["x"] - outputs["x_hat"]))
+
+
+def _mean(x: Array) -> Array:
+    """Of each item, [B, ...] -> [B]."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def _multiscale(outputs: Outputs, _: Fitted) -> Array:
     residual, found = outputs["x"] - outputs["x_hat"], []
     for scale in _SCALES:
-        size = (1, scale, scale, 1)
-        pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / scale**2
-        found.append(jnp.mean(jnp.abs(pooled), axis=(1, 2, 3)))
+        size = (1, *[scale] * (residual.ndim - 2), 1)  # squares of an image, spans of a window's rows
+        pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / math.prod(size)
+        found.append(_mean(jnp.abs(pooled)))
     return jnp.mean(jnp.stack(found), axis=0)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, packages, records
+from ganomaly_jax import config, packages, records, rows
 from ganomaly_jax.data import (
     ANOMALOUS_WORDS,
     NORMAL_WORDS,
@@ -83,11 +83,15 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False, shar
     """
     if arrays is None:
         dataset = _open(settings, progress, shared)
+    elif isinstance(arrays, Dataset) and arrays.spans is not None:
+        return arrays
+    elif not isinstance(arrays, Dataset) and rows.takes(arrays, settings):
+        return rows.of_arrays(arrays, settings)
     elif isinstance(arrays, Dataset):
         dataset = _fitted(arrays, settings)
     else:
         dataset = _fitted(from_arrays(*arrays) if isinstance(arrays, tuple) else from_arrays(arrays), settings)
-    if settings.low < settings.high:
+    if settings.low < settings.high and dataset.spans is None:
         dataset = dataclasses.replace(dataset, low=settings.low, high=settings.high)
     return dataset
 
@@ -106,6 +110,8 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         return _elpv(source, settings, progress, shared)
     path = Path(source).expanduser()
     try:
+        if path.exists() and rows.is_source(path, settings):
+            return rows.load(path, settings)
         if path.is_dir():
             packed = records.shards_in(path)
             if packed:
@@ -122,7 +128,8 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         if records.is_shard(path) and path.is_file():
             return records.load([path], settings, shown(path))
         if path.suffix in (".npz", ".npy"):
-            return _fitted(_npz(path), settings)
+            found = _npz(path, settings)
+            return found if found.spans is not None else _fitted(found, settings)
         path.stat()
     except UserError:
         raise
@@ -288,13 +295,17 @@ def _regular(path: Path) -> Path:
     return path
 
 
-def _npz(path: Path) -> Dataset:
+def _npz(path: Path, settings: config.Data) -> Dataset:
     _regular(path)
     with open(path, "rb") as file:
         loaded = np.load(file, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
+            if rows.takes(loaded, settings):
+                return rows.from_rows(loaded, settings=settings, name=path.name)
             return from_arrays(loaded, name=path.name)
         held = {key: loaded[key] for key in loaded.files}
+    if "rows" in held or rows.takes(held.get("x_train"), settings):
+        return rows.of_file(held, settings, path.name)
     classes = held.get("classes")
     if "images" in held:
         return from_arrays(held["images"], held.get("labels"), classes, name=path.name)

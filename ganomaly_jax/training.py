@@ -205,7 +205,7 @@ def _resolved(settings: Config, runs: Sequence[Run]) -> Config:
         )
     resolved = copy.deepcopy(settings)
     data_of_first = runs[0].config.data
-    for name in ("height", "width", "channels"):
+    for name in ("kind", "window", "height", "width", "channels"):
         setattr(resolved.data, name, getattr(data_of_first, name))
     resolved.train.batch_size = sizes.pop()
     if resolved.members.classes:
@@ -312,6 +312,7 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
         lazy.select(this.dataset.images, chosen),
         trained_on=not len(this.split.calibration),
         provenance={"step": int(step), **environment},
+        columns=this.dataset.columns,
     )
     made.save(course.folder / scorer.FOLDER)
     return made
@@ -420,6 +421,8 @@ def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int,
     None where no pictures are wanted or Pillow is absent.
     """
     if not this.config.train.picture_every or importlib.util.find_spec("PIL") is None:
+        return None
+    if this.dataset.spans is not None:
         return None
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
     raw = this.dataset.images[chosen[:_PICTURED]]

@@ -14,7 +14,7 @@ from ganomaly_jax.errors import DivergedError, UserError
 if TYPE_CHECKING:
     from ganomaly_jax.data import Dataset
     from ganomaly_jax.evaluation import Evaluation
-    from ganomaly_jax.scorer import Judgement
+    from ganomaly_jax.scorer import Judgement, Scorer
 
 Given = Any
 """The parsed flags of a verb, attributes by their names."""
@@ -275,6 +275,8 @@ def predict(given: Given, rest: Sequence[str]) -> int:
     judge = scorer.load(given.workdir)
     if not given.out and (Path(given.workdir) / artefact.MANIFEST).exists():
         raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
+    if judge.columns:
+        return _predict_rows(judge, given)
     files: list[Path] = []
     for path in map(Path, given.paths):
         files += images.list_images(path) if path.is_dir() else [path]
@@ -291,15 +293,35 @@ def predict(given: Given, rest: Sequence[str]) -> int:
         for path, verdict in zip(files, judged.verdicts, strict=True)
     ]
     evaluation.write_predictions(out, names, [None] * len(files), judged, why)
+    failed = _verdicts(judge, names, judged, why, out)
+    if given.maps:
+        from ganomaly_jax import explain
+
+        explain.write_all(judge, given, files, judged)
+    return failed
+
+
+def _predict_rows(judge: Scorer, given: Given) -> int:
+    """Of tables of sensors: a row a window."""
+    from ganomaly_jax import evaluation, sensors
+
+    if given.maps or given.groups:
+        raise UserError("--maps and --groups are for images: wanted neither with tables of sensors")
+    found = sensors.judge_tables(judge, given.paths)
+    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
+    evaluation.write_predictions(out, found.paths, [None] * len(found.paths), found.judged, found.reasons)
+    for note in found.notes:
+        print(f"note: {note}")
+    return _verdicts(judge, found.paths, found.judged, found.reasons, out)
+
+
+def _verdicts(judge: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
+    """Print the verdicts and how many there are of each; returns the exit code."""
     _table(names, judged, why)
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
     if judge.calibration.review is None:
         counts.pop("review")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
-    if given.maps:
-        from ganomaly_jax import explain
-
-        explain.write_all(judge, given, files, judged)
     return _SOME_FAILED if counts["invalid"] else 0
 
 

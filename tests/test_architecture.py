@@ -62,7 +62,7 @@ def test_the_layout_has_no_cycles():
 
 def test_libraries_stay_where_they_belong():
     homes = {
-        "flax.linen": {"networks"},
+        "flax.linen": {"networks", "sequences"},
         "orbax": {"checkpoint"},
         "matplotlib": {"report"},
         "argparse": {"cli"},

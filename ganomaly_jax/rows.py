@@ -1,0 +1,571 @@
+"""Rows of sensors as a `Dataset`: recordings cut into windows, split in time, and how each sensor is scaled.
+
+A recording is rows one after the other: a file, or a part of an array. No window reaches over the end of one. NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import config, lazy, tables
+from ganomaly_jax.data import NORMAL_WORDS, PARTS, Dataset, Split, normal_by_words, normal_classes, plain_word
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.lazy import Images, LazyImages
+
+# Quantiles whose distance is taken as a sensor's spread, the first that is above 0, and how many standard deviations
+# of a normal distribution lie between them; of the last, what few values there are beside the constant one.
+_SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152), (0.0, 1.0, 2.0))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording:
+    """Rows one after the other in time."""
+
+    name: str
+    values: np.ndarray
+    """[N, D] floating point, NaN where a value is missing."""
+    labels: np.ndarray | None = None
+    """[N] words; None: not said."""
+    part: int = 0
+    """0 train, 1 test."""
+
+
+def takes(given: Any, settings: config.Data) -> bool:
+    """Whether arrays given in place of a source are rows: as `data.kind` says, otherwise an array [N, D]."""
+    if settings.kind != "auto":
+        return settings.kind == "rows"
+    x = given[0] if isinstance(given, tuple) and given else given
+    return settings.window > 0 or hasattr(x, "dtypes") or getattr(x, "ndim", 0) == 2
+
+
+def is_source(path: Path, settings: config.Data) -> bool:
+    """Whether a file or folder is a table, or a folder of nothing else."""
+    if settings.kind == "images":
+        return False
+    if path.is_dir():
+        return settings.kind == "rows" or bool(files(path))
+    return path.suffix.lower() in tables.ENDINGS
+
+
+def load(path: Path, settings: config.Data) -> Dataset:
+    """A table, or a folder of them: `train/` and `test/` if there are such, in them or at the top folders of classes.
+
+    Raises:
+      UserError: nothing there, tables that cannot be read or have other columns than the first, labels that are not
+        understood.
+    """
+    wanted, left_out = tables.names_of(settings.columns)
+    if not path.is_dir():
+        found: list[tuple[Path, str, int | None]] = [(path, "", None)]
+    else:
+        found = list(_layout(path))
+        if not found:
+            raise UserError(f"{path} holds no tables: wanted {' '.join(tables.ENDINGS)}")
+    recordings: list[Recording] = []
+    notes: list[str] = []
+    first: tables.Table | None = None
+    for file, word, part in found:
+        table = tables.read(file, wanted, left_out)
+        if first is None:
+            first, wanted = table, table.columns
+            notes += table.notes
+        elif set(first.columns) != set(table.columns):
+            raise UserError(f"{file} has other columns than {first.name}")
+        labels = table.labels
+        if word and labels is None:
+            labels = np.full(len(table.values), word)
+        name = str(file.relative_to(path)) if path.is_dir() else path.name
+        recordings.append(Recording(name, table.values, labels, part or 0))
+    assert first is not None
+    parts = any(part is not None for _, _, part in found)
+    return made(recordings, first.columns, settings, path.name, parts, tuple(notes))
+
+
+def of_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
+    """An array [N, D] of rows, one recording, or [N, T, D] of windows, or a pandas data frame; or (that, labels [N]).
+
+    Raises:
+      UserError: a shape, a type, labels or columns that cannot be used.
+    """
+    x, labels = given if isinstance(given, tuple) else (given, None)
+    return from_rows(x, labels, settings=settings, name=name)
+
+
+def from_rows(
+    x: Any,
+    labels: Any = None,
+    columns: Sequence[str] = (),
+    segments: Any = None,
+    parts: Any = None,
+    settings: config.Data | None = None,
+    name: str = "the array",
+) -> Dataset:
+    """Arrays of sensors as a data set.
+
+    Args:
+      x: [N, D] rows in their order in time, of any number type, NaN where a value is missing; [N, T, D] windows; or a
+        pandas data frame of rows.
+      labels: [N], 0 normal and 1 anomalous, or words; None: all normal.
+      columns: D names; empty: those of `data.columns` or of the data frame, otherwise sensor_0, sensor_1, ...
+      segments: [N] values that change where another recording begins; None: the rows are one.
+      parts: [N], 0 train and 1 test; None: split in time. Another recording begins where it changes.
+      settings: window, stride, columns and what becomes of missing values; None: the defaults.
+      name: what messages and paths (`name:row`, counted from 1) call it.
+
+    Raises:
+      UserError: as `of_arrays`.
+    """
+    settings = settings or config.Data()
+    wanted, left_out = tables.names_of(settings.columns)
+    table = tables.as_table(x, name, wanted, left_out)
+    notes: tuple[str, ...] = ()
+    if table is not None:
+        x, columns, notes = table.values, table.columns, table.notes
+        labels = table.labels if labels is None else labels
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        raise UserError(f"{name}: the rows differ in length; wanted one array [N, D] or [N, T, D]") from None
+    if x.dtype.kind not in "biuf" or x.ndim not in (2, 3) or 0 in x.shape:
+        raise UserError(f"{name}: {x.dtype} of shape {x.shape}: wanted numbers [N, D], rows, or [N, T, D], windows")
+    if left_out and table is None:
+        raise UserError(f"data.columns={settings.columns!r}: an array has no names to leave out")
+    columns = tuple(columns) or wanted or tuple(f"sensor_{i}" for i in range(x.shape[-1]))
+    if len(columns) != x.shape[-1]:
+        raise UserError(f"{name} has {x.shape[-1]} columns, named are {len(columns)}: {tables.listed(columns)}")
+    n = len(x)
+    labels = _words(labels, n, name)
+    parts = None if parts is None else _checked(parts, n, f"{name}: parts")
+    segments = np.zeros(n) if segments is None else _checked(segments, n, f"{name}: segments")
+    if x.ndim == 3:
+        return _of_windows(x, labels, columns, parts, settings, name)
+    changes = segments[1:] != segments[:-1]
+    if parts is not None:
+        changes |= parts[1:] != parts[:-1]
+    ends = [0, *(np.flatnonzero(changes) + 1).tolist(), n]
+    recordings = []
+    for first, last in itertools.pairwise(ends):
+        own = None if labels is None else labels[first:last]
+        part = 0 if parts is None else int(parts[first])
+        called = name if len(ends) == 2 else f"{name}@{first}"
+        recordings.append(Recording(called, x[first:last].astype(np.float64), own, part))
+    return made(recordings, columns, settings, name, parts is not None, notes)
+
+
+def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
+    """What an npz file holds: rows and labels, or x_train, y_train, x_test, y_test; and columns and segments, if any.
+
+    Raises:
+      UserError: as `from_rows`.
+    """
+    columns = tuple(map(str, held.get("columns", ())))
+    if "rows" in held:
+        return from_rows(held["rows"], held.get("labels"), columns, held.get("segments"), None, settings, name)
+    if "x_train" not in held:
+        raise UserError(f"{name} holds {', '.join(list(held)[:9])}: wanted rows and labels, or x_train, y_train, ...")
+    x, y, parts = [held["x_train"]], [held.get("y_train")], [0]
+    if "x_test" in held:
+        x, y, parts = [*x, held["x_test"]], [*y, held.get("y_test")], [0, 1]
+    if y[0] is None and y[-1] is not None:  # trained on normal rows alone
+        y[0] = np.full(len(x[0]), "normal" if y[-1].dtype.kind in "US" else 0)
+    known = [labels for labels in y if labels is not None]
+    if len(known) not in (0, len(x)) or len({one.shape[1:] for one in x}) > 1:
+        raise UserError(f"{name}: labels of one part only, or parts of different shapes: wanted both alike")
+    labels = np.concatenate(known) if known else None
+    part = np.repeat(parts, [len(one) for one in x]) if len(x) > 1 else None
+    return from_rows(np.concatenate(x), labels, columns, held.get("segments"), part, settings, name)
+
+
+def made(
+    recordings: Sequence[Recording],
+    columns: tuple[str, ...],
+    settings: config.Data,
+    name: str,
+    parts: bool,
+    notes: tuple[str, ...] = (),
+) -> Dataset:
+    """Recordings as one data set: rows [N, D], or with `settings.window` windows [N, T, D].
+
+    A window with an anomalous row is anomalous, and of the class of the last such row.
+
+    Raises:
+      UserError: no recording is as long as a window; labels in some recordings only.
+    """
+    said, recordings = _without_missing(recordings, columns, settings.missing)
+    size = settings.window or 1
+    spans = [
+        (number, first, first + size)
+        for number, recording in enumerate(recordings)
+        for first in range(0, len(recording.values) - size + 1, settings.stride if settings.window else 1)
+    ]
+    if not spans:
+        longest = max((len(recording.values) for recording in recordings), default=0)
+        raise UserError(
+            f"{name}: the longest recording has {longest} rows, a window {size}: wanted a shorter data.window"
+        )
+    at = np.array(spans, np.int64)
+    lengths = np.array([len(recording.values) for recording in recordings])
+    short = [recording.name for recording in recordings if len(recording.values) < size]
+    if short:
+        said.append(
+            f"{len(short)} recordings have fewer rows than a window of {size} and are not used: {short[0]}, ..."
+        )
+    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    with np.errstate(over="ignore"):
+        base = np.concatenate([recording.values for recording in recordings]).astype(np.float32)
+    words, classes = _classes(recordings, name)
+    normal = _normal(classes)
+    here = normal if not settings.abnormal else frozenset(classes) - {settings.abnormal}
+    labels = _labels(words, classes, here, offsets[at[:, 0]] + at[:, 1], offsets[at[:, 0]] + at[:, 2])
+    if normal is not None and (extra := sorted(set(classes) - normal)) not in ([], ["1"]):
+        said.append(f"label {', '.join(sorted(normal & set(classes)))} is normal; anomalous: {tables.listed(extra)}")
+    return Dataset(
+        images=_cut(base, offsets[at[:, 0]] + at[:, 1], settings),
+        labels=labels,
+        classes=classes,
+        normal=normal,
+        parts=np.array([recordings[i].part for i in at[:, 0]], np.int8) if parts else None,
+        paths=tuple(f"{recordings[number].name}:{last}" for number, _, last in spans),
+        low=None,
+        high=None,
+        name=name,
+        columns=columns,
+        spans=at,
+        notes=(*notes, *said),
+    )
+
+
+def split(dataset: Dataset, settings: config.Data) -> Split:
+    """Training, calibration and test set, in this order in time, each a block of its own.
+
+    Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise the last
+    `settings.test` of the normal rows or windows, and all anomalous ones. The last `settings.calibration` of the
+    training part is set aside. Windows that are trained on lie at least a window's length from any other that is
+    calibrated or tested with, and so do those calibrated with from those tested with: what lies between is not used.
+
+    Raises:
+      UserError: no normal rows, too few of them, or some with missing or infinite values.
+    """
+    normal = normal_classes(dataset, settings.abnormal)
+    is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
+    parts = np.zeros(len(is_normal), np.int8) if dataset.parts is None else dataset.parts
+    in_time = np.argsort(parts, kind="stable")
+    normals, anomalous = in_time[is_normal[in_time]], np.flatnonzero(~is_normal)
+    if settings.abnormal or not (parts == 1).any():
+        cut = int(len(normals) * (1 - settings.test))
+        train, test = normals[:cut], np.sort(np.concatenate([normals[cut:], anomalous]))
+        protocol = "in time: the first normal rows trained on, the last tested on, with all anomalous ones"
+    else:
+        train = np.flatnonzero(is_normal & (parts == 0))
+        test = np.sort(np.concatenate([np.flatnonzero(parts == 1), np.flatnonzero(~is_normal & (parts == 0))]))
+        protocol = "own labels, own split, calibration in time"
+    count = int(len(train) * settings.calibration)
+    if settings.calibration > 0 and len(train) > 1:
+        count = max(count, 1)
+    kept, calibration = np.split(train, [len(train) - count])
+    gap = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
+    calibration = _apart(dataset.spans, calibration, test, gap)
+    kept = _apart(dataset.spans, kept, np.concatenate([test, calibration]), gap)[: settings.limit or None]
+    if len(kept) < 2 or (count and not len(calibration)):
+        raise UserError(
+            f"{dataset.name}: of {len(normals)} normal rows or windows {len(kept)} would be trained on and "
+            f"{len(calibration)} calibrated with, once those near others are left out: wanted more rows, a shorter "
+            "data.window, or another share for data.test and data.calibration"
+        )
+    _refuse_missing(dataset, np.concatenate([kept, calibration]), settings)
+    left = len(train) - len(kept) - len(calibration) if not settings.limit else 0
+    notes = (
+        (f"{left} normal windows lie between the parts, or beside anomalous ones, and are not used",) if left else ()
+    )
+    return Split(kept, calibration, test, (~is_normal[test]).astype(np.int64), protocol, notes)
+
+
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Dataset, Scaling, tuple[str, ...]]:
+    """The data set without missing values that are masked; (low, high) of each sensor; and what the user should know.
+
+    The middle of low and high is the median of the training rows, half their distance the standard deviation of a
+    normal distribution with the same quartiles; where those are equal, that of quantiles further out. A sensor that is
+    constant in training keeps its unit.
+    """
+    images = dataset.images
+    stride = 1 if dataset.spans is None or images.ndim == 2 else max(images.shape[1] // settings.data.stride, 1)
+    # Windows that hardly overlap: each row once or so.
+    rows = np.asarray(images[own.train[::stride]], np.float64).reshape(-1, images.shape[-1])
+    seen = np.isfinite(rows).any(0)
+    centre, spread = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    if seen.any():
+        wanted = sorted({0.5, *(q for pair in _SPREADS for q in pair[:2])})
+        quantiles = dict(zip(wanted, np.nanquantile(rows[:, seen], wanted, axis=0), strict=True))
+        centre[seen] = quantiles[0.5]
+        for low, high, deviations in reversed(_SPREADS):
+            found = (quantiles[high] - quantiles[low]) / deviations
+            spread[seen] = np.where(found > 0, found, spread[seen])
+    notes = []
+    constant = [name for name, width in zip(dataset.columns, spread, strict=True) if not width > 0]
+    if constant:
+        notes.append(
+            f"note: {len(constant)} of {len(dataset.columns)} sensors are constant in training and keep their unit: "
+            f"{tables.listed(constant)}"
+        )
+    size = int(np.prod(images.shape[1:]))
+    if settings.model.latent_size >= size:
+        notes.append(
+            f"note: a latent of {settings.model.latent_size} is not smaller than the {size} values that go in: what is "
+            f"anomalous may pass through as it is; --config.model.latent_size={max(size // 4, 1)} would be a quarter"
+        )
+    spread[~(spread > 0)] = 1.0
+    if settings.data.missing == "mask":
+        dataset = dataclasses.replace(dataset, images=_masked(images, centre.astype(np.float32)), digest="")
+    return dataset, (tuple((centre - spread).tolist()), tuple((centre + spread).tolist())), tuple(notes)
+
+
+def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
+    """The settings with what the data have filled in."""
+    window = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
+    if settings.channels not in (0, dataset.images.shape[-1]):
+        raise UserError(f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors")
+    return dataclasses.replace(
+        settings, kind="rows", window=window, channels=dataset.images.shape[-1], height=0, width=0
+    )
+
+
+def as_input(
+    given: Any, shape: tuple[int, ...], columns: tuple[str, ...], low: Any, high: Any, settings: config.Data
+) -> np.ndarray:
+    """Rows or windows as a detector of input `shape` (D,) or (T, D) takes them, [n, ...] float32, n at least 1.
+
+    Args:
+      given: [n, *shape]; for windows also rows [N, D] in their order in time, of which windows are made as in training
+        (`settings.window` rows, every `settings.stride`); or a pandas data frame, whose columns are taken by name.
+      columns, low, high: of the detector, a value for each sensor.
+      settings: its data; missing values are dealt with as it says.
+
+    Raises:
+      UserError: another shape or type, no row, a column that is missing.
+    """
+    table = tables.as_table(given, "the data frame", columns)
+    x = np.asarray(given if table is None else table.values)
+    whole = x.ndim == 2 and len(shape) == 2
+    if x.dtype.kind not in "biuf" or not x.size or x.shape[-1] != shape[-1] or not (whole or x.shape[1:] == shape):
+        wanted = ", ".join(map(str, shape))
+        also = f", or rows [N, {shape[-1]}] to cut them from" if len(shape) == 2 else ""
+        raise UserError(f"{x.dtype} of shape {x.shape}: wanted numbers [B, {wanted}]{also}, B at least 1")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if settings.missing == "last" and np.isnan(x).any():
+        x = tables.carried(x) if x.ndim == 2 else np.stack([tables.carried(window) for window in x])
+    if settings.missing == "mask":
+        x = filled(x, ((np.asarray(low) + np.asarray(high)) / 2).astype(np.float32))
+    if not whole:
+        return x
+    first = np.arange(0, len(x) - shape[0] + 1, settings.stride)
+    if not len(first):
+        raise UserError(f"{len(x)} rows: wanted at least {shape[0]}, the rows of a window")
+    return x[first[:, None] + np.arange(shape[0])]
+
+
+def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """[..., D] with each missing value replaced by its sensor's `centre` [D]."""
+    return np.where(np.isnan(x), centre, x)
+
+
+def _masked(images: Images, centre: np.ndarray) -> Images:
+    if isinstance(images, LazyImages):
+        return dataclasses.replace(images, read=lambda indices: filled(images.read(indices), centre))
+    return filled(images, centre)
+
+
+def _cut(base: np.ndarray, first: np.ndarray, settings: config.Data) -> Images:
+    """Rows [R, D], or windows of them that begin at `first` [N]: in memory where they fit, otherwise read on demand."""
+    if not settings.window:
+        return base[first]
+    shape = (len(first), settings.window, base.shape[1])
+    steps = np.arange(settings.window)
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        return base[first[indices][:, None] + steps]
+
+    windows = LazyImages(read, shape, base.dtype)
+    return windows if lazy.wanted(settings.stream, windows.nbytes) else read(np.arange(len(first)))
+
+
+def _of_windows(
+    x: np.ndarray,
+    labels: np.ndarray | None,
+    columns: tuple[str, ...],
+    parts: np.ndarray | None,
+    settings: config.Data,
+    name: str,
+) -> Dataset:
+    """Windows as they are given, each a recording of its own."""
+    n, size = x.shape[:2]
+    if settings.window not in (0, size):
+        raise UserError(
+            f"{name}: windows of {size} rows, data.window={settings.window}: wanted the same, or rows [N, D]"
+        )
+    values = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    said, (whole,) = _without_missing([Recording(name, values)], columns, settings.missing, size)
+    said.append(
+        "the windows are given as they are: whether some share rows is not known, they are split in their order"
+    )
+    words, classes = _classes([Recording(name, x, labels)], name)
+    with np.errstate(over="ignore"):
+        images = whole.values.reshape(x.shape).astype(np.float32)
+    spans = np.stack([np.arange(n), np.zeros(n, int), np.full(n, size)], axis=1).astype(np.int64)
+    return Dataset(
+        images=images,
+        labels=np.searchsorted(np.array(classes), words).astype(np.int64),
+        classes=classes,
+        normal=_normal(classes),
+        parts=None if parts is None else parts.astype(np.int8),
+        paths=tuple(f"{name}[{i}]" for i in range(n)),
+        low=None,
+        high=None,
+        name=name,
+        columns=columns,
+        spans=spans,
+        notes=tuple(said),
+    )
+
+
+def _without_missing(
+    recordings: Sequence[Recording], columns: tuple[str, ...], way: str, size: int = 0
+) -> tuple[list[str], list[Recording]]:
+    """What is to say of missing values, and the recordings with them carried on where that is asked for."""
+    together = [np.isnan(recording.values).sum(0) for recording in recordings]
+    counts = np.sum(together, axis=0)
+    if not counts.any():
+        return [], list(recordings)
+    said = f"missing values: {tables.counted(columns, counts)}"
+    if way == "refuse":
+        return [f"{said}; nothing is put in their place (data.missing=refuse)"], list(recordings)
+    if way == "mask":
+        return [f"{said}; the centre of the sensor is put in their place (data.missing=mask)"], list(recordings)
+    carried = []
+    for recording in recordings:
+        rows = recording.values
+        pieces = np.split(rows, range(size, len(rows), size)) if size else [rows]
+        values = np.concatenate([tables.carried(piece) for piece in pieces])
+        carried.append(dataclasses.replace(recording, values=values))
+    left = sum(int(np.isnan(recording.values).sum()) for recording in carried)
+    first = f"; {left} before the first value of a recording stay missing" if left else ""
+    return [f"{said}; the last value before is put in their place (data.missing=last){first}"], carried
+
+
+def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data) -> None:
+    """Refuse what is not finite in the rows or windows `chosen` [n], unless it is masked."""
+    counts, infinite, first = np.zeros(len(dataset.columns), int), 0, -1
+    begin = 0
+    for block in lazy.blocks(dataset.images, chosen):
+        bad = np.isinf(block) if settings.missing == "mask" else ~np.isfinite(block)
+        rows = bad.reshape(len(block), -1).any(1)
+        if rows.any() and first < 0:
+            first = int(chosen[begin + rows.argmax()])
+        counts += bad.reshape(-1, block.shape[-1]).sum(0)
+        infinite += int(np.isinf(block).sum())
+        begin += len(block)
+    if first >= 0:
+        what = "infinite" if infinite == counts.sum() else "missing or infinite"
+        raise UserError(
+            f"{what} values in the normal rows or windows of {dataset.name} to be trained on or calibrated with: "
+            f"{tables.counted(dataset.columns, counts)}; the first is in {dataset.paths[first]}. "
+            "--config.data.missing=last carries the last value on, mask ignores them; or leave columns out: "
+            "--config.data.columns=-NAME"
+        )
+
+
+def _apart(spans: np.ndarray | None, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
+    """Those of `chosen` [n] that share no row with any of the `others` [m], nor lie nearer to one than `gap` rows."""
+    if spans is None or not len(chosen) or not len(others):
+        return chosen
+    # All recordings one after the other, too far apart to touch.
+    longest = np.zeros(int(spans[:, 0].max()) + 1, np.int64)
+    np.maximum.at(longest, spans[:, 0], spans[:, 2])
+    starts = np.concatenate([[0], np.cumsum(longest + 2 * gap + 1)])
+    size = starts[-1] + 1
+    # How many of the others cover each row: +1 where one begins, -1 where it ends.
+    edges = np.zeros(size + gap + 1, np.int64)
+    own = starts[spans[others, 0]]
+    np.add.at(edges, np.maximum(own + spans[others, 1] - gap, 0), 1)
+    np.add.at(edges, own + spans[others, 2] + gap, -1)
+    covered = np.concatenate([[0], np.cumsum(np.cumsum(edges) > 0)])
+    first, last = (starts[spans[chosen, 0]] + spans[chosen, k] for k in (1, 2))
+    return chosen[covered[last] == covered[first]]
+
+
+def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The label of each row of all recordings, and the words that there are, sorted."""
+    known = [recording.labels for recording in recordings if recording.labels is not None]
+    digits = bool(known) and all(all(word.isdigit() for word in np.unique(words)) for words in known)
+    words = []
+    for recording in recordings:
+        if recording.labels is None and recording.part and known:
+            raise UserError(f"{name}: {recording.name} has no labels, others do: wanted a column `label`, or folders")
+        plain = "0" if digits else "normal"
+        words.append(recording.labels if recording.labels is not None else np.full(len(recording.values), plain))
+    together = np.concatenate(words)
+    return together, tuple(np.unique(together).tolist())
+
+
+def _normal(classes: tuple[str, ...]) -> frozenset[str] | None:
+    """The classes that are normal: by their words, or 0 of numbers; None where it is not said."""
+    by_words = normal_by_words(classes)
+    if by_words is not None:
+        return by_words
+    return frozenset(word for word in classes if plain_word(word) in NORMAL_WORDS) or None
+
+
+def _labels(
+    words: np.ndarray, classes: tuple[str, ...], normal: frozenset[str] | None, first: np.ndarray, last: np.ndarray
+) -> np.ndarray:
+    """int64 [N], the class of each window first..last - 1 of rows whose labels are `words` [R]."""
+    indices = np.searchsorted(np.array(classes), words).astype(np.int64)
+    bad = np.zeros(len(words), bool) if normal is None else ~np.isin(words, sorted(normal))
+    latest = np.maximum.accumulate(np.where(bad, np.arange(len(words)), -1))[last - 1]
+    return indices[np.where(latest >= first, latest, last - 1)]
+
+
+def _words(labels: Any, n: int, name: str) -> np.ndarray | None:
+    """Labels as words, whole numbers without a point."""
+    if labels is None:
+        return None
+    found = _checked(labels, n, f"{name}: labels")
+    if found.dtype.kind == "b" or (found.dtype.kind == "f" and (found == np.rint(found)).all()):
+        found = found.astype(np.int64)
+    if found.dtype.kind not in "iuUS":
+        raise UserError(f"{name}: labels of type {found.dtype}: wanted 0 and 1, or words")
+    return found.astype(str)
+
+
+def _checked(values: Any, n: int, what: str) -> np.ndarray:
+    found = np.asarray(values)
+    if found.shape != (n,):
+        raise UserError(f"{what} of shape {found.shape}: wanted {n}, one for each row")
+    return found
+
+
+def files(folder: Path) -> list[Path]:
+    """The tables of a folder and of those in it, in the order of their names."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in tables.ENDINGS and path.is_file())
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _layout(root: Path) -> Iterator[tuple[Path, str, int | None]]:
+    """Each table of a folder with the class that its folder says, empty where none does, and its part."""
+    for path in sorted(files(root), key=lambda path: PARTS.get(path.relative_to(root).parts[0].lower(), 0)):
+        folders = list(path.relative_to(root).parts[:-1])
+        part = PARTS.get(folders[0].lower()) if folders else None
+        if part is not None:
+            folders = folders[1:]
+        if len(folders) > 1:
+            raise UserError(f"{path}: folders in folders are not understood; wanted train/, test/ and classes in them")
+        yield path, folders[0] if folders else "", part
