@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from typing import Any
 
 from ganomaly_jax.errors import UserError
@@ -360,6 +361,20 @@ def input_shape(data: Data) -> tuple[int, ...]:
     if data.kind != "rows":
         return data.height, data.width, data.channels
     return (data.window, data.channels) if data.window else (data.channels,)
+
+
+def items(data: Data) -> str:
+    """What one of the data is called, in the plural."""
+    return "images" if data.kind != "rows" else "windows" if data.window else "rows"
+
+
+def in_words(data: Data, text: str) -> str:
+    """A sentence on images as one on what the data are."""
+    if data.kind != "rows":
+        return text
+    text = re.sub(r"(?<![\w/-])images(?![\w/-])", items(data), text)
+    text = re.sub(r"(?<![\w/-])image(?![\w/-])", items(data)[:-1], text)
+    return text.replace("NaN or infinite pixels", "missing or infinite values").replace("picture for all", "for all")
 
 
 def score_parts(config: Config) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from ganomaly_jax import (
     scorer,
     sources,
     tables,
+    traces,
 )
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.progress import Progress
@@ -45,6 +46,8 @@ NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that c
 # Below this AUROC a detector is told apart from a coin in words, not only in numbers.
 _SEPARATES = 0.6
 _SHOWN_PER_CLASS = 6
+# Of sensors: recordings that are drawn, and rows or windows of each.
+_RECORDINGS, _POINTS = 3, 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,10 +181,12 @@ def _of(
     records = list(history.read(workdir / history.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in health.curves(records).items()}
     values["warnings"] += health.words(records, judge.config.model.latent_size)
+    values["warnings"] = [config.in_words(judge.config.data, said) for said in values["warnings"]]
     run.write_json(workdir / METRICS, values)
-    reasons = [NOT_FINITE if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
+    not_finite = config.in_words(judge.config.data, NOT_FINITE)
+    reasons = [not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
-    misses = _misses(this, judge, judged, labels) if this.dataset.spans is None else []
+    misses = _misses(this, judge, judged, labels)
     written = _report(workdir, this, judge, judged, labels, misses, values)
     return Evaluation(values, written, misses)
 
@@ -235,6 +240,7 @@ def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) ->
         "score": judge.config.evaluate.score,
         "protocol": f"{this.split.protocol}; running statistics, last step",
     }
+    values["items"] = config.items(judge.config.data)
     values["warnings"] = _warnings(this, judge, judged, labels, values)
     return values
 
@@ -313,6 +319,7 @@ def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> 
             threshold=judge.threshold,
             verdict=judged.verdicts[i],
             label=int(labels[i]),
+            columns=judge.columns,
         )
         for k, i in enumerate(chosen)
     ]
@@ -330,13 +337,41 @@ def _report(
     valid = np.isfinite(judged.scores)
     if not valid.any():
         return None
-    if this.dataset.spans is None:
-        _examples(workdir / "pictures" / "examples.png", this, judge, labels)
+    examples = workdir / "pictures" / "examples.png"
     try:
+        if this.dataset.spans is None:
+            _examples(examples, this, judge, labels)
+        else:
+            _timeline(examples, this, judge, judged, labels)
         return report.write(workdir, misses, labels[valid], judged.scores[valid], judge.threshold, judge.residual_max)
     except ImportError as error:
         values["warnings"].append(str(error))
         return None
+
+
+def _timeline(path: Path, this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> None:
+    """Scores and some sensors over time: of recordings with anomalous rows first, and of those the longest."""
+    spans = this.dataset.spans
+    if spans is None:
+        return
+    own = spans[this.split.test]
+
+    def order(k: int) -> tuple[int, int]:
+        here = own[:, 0] == k
+        return -int(labels[here].max()), -int(here.sum())
+
+    found = sorted(np.unique(own[:, 0]).tolist(), key=order)[:_RECORDINGS]
+    series = []
+    for number in found:
+        at = np.flatnonzero(own[:, 0] == number)
+        at = at[np.linspace(0, len(at) - 1, min(len(at), _POINTS)).astype(int)]
+        blocks = [judge.reconstruct(this.dataset.images[this.split.test[part]]) for part in np.array_split(at, 8)]
+        x, x_hat = (np.concatenate([block[i] for block in blocks if len(block[i])]) for i in (0, 1))
+        if x.ndim == 3:
+            x, x_hat = x[:, -1], x_hat[:, -1]
+        name = this.dataset.paths[this.split.test[at[0]]].rpartition(":")[0]
+        series.append(traces.Series(name, own[at, 2], x, x_hat, judged.scores[at], labels[at]))
+    report.timeline(path, series, judge.columns, judge.threshold)
 
 
 def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:

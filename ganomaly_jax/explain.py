@@ -335,6 +335,11 @@ def write_all(judge: Scorer, given: Any, files: Sequence[Path], judged: scorer.J
 def main(given: Any) -> int:
     """The verb `explain`: parsed arguments in, lines on standard output, the exit code back."""
     judge = scorer.load(given.workdir)
+    if judge.columns:
+        raise UserError(
+            f"{given.workdir} judges sensors, which have no picture: report.html draws them, and sensors.contributions "
+            "says from Python what each adds to a score"
+        )
     path = Path(given.image)
     out = Path(given.out) if given.out else folder_of(Path(given.workdir)) / f"{path.stem}.png"
     drawn, lines = explain(judge, path)

@@ -169,6 +169,7 @@ def _manifest(live: scorer.Scorer, folder: Path, form: str, weights: str, writte
             "low": live.low,
             "high": live.high,
             "fit": live.config.data.fit,
+            **({"columns": list(live.columns)} if live.columns else {}),
         },
         "output": {
             name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in outputs.items()
@@ -202,7 +203,11 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
     given = np.zeros((0, *live.input_shape), live.dtype)
     if images is not None:
         given = live._array(images[:CHECKED])
-        given = given[np.isfinite(given).all((1, 2, 3))].astype(live.dtype) if given.dtype == live.dtype else given[:0]
+        given = (
+            given[np.isfinite(given).all(tuple(range(1, given.ndim)))].astype(live.dtype)
+            if given.dtype == live.dtype
+            else given[:0]
+        )
     x = np.concatenate([given, generated[len(given) :]])
     expected = live.judge(x)
     try:
@@ -231,6 +236,10 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
 def generate(live: scorer.Scorer, n: int) -> np.ndarray:
     """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud; always the same."""
     random = np.random.default_rng(0)
+    if live.columns:  # rows and windows as normal as noise can be, and quieter and louder ones
+        low, high = np.asarray(live.low), np.asarray(live.high)
+        noise = random.normal(0, 1, (n, *live.input_shape)) * random.uniform(0, 3, (n, *[1] * len(live.input_shape)))
+        return ((low + high) / 2 + noise * (high - low) / 2).astype(live.dtype)
     height, width, channels = live.input_shape
     rows, columns = np.mgrid[:height, :width]
     turns = random.uniform(0, 3, (n, 1, 1, channels, 2))

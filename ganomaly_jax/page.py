@@ -142,14 +142,15 @@ def warnings(found: dict[str, Any]) -> str:
 
 def headline(found: dict[str, Any]) -> str:
     """The figures of metrics.json as tiles, where the threshold comes from, and the classes one by one."""
+    items = str(found.get("items", "images"))
     tiles = [
         (name, percent(found.get(key)) if key.endswith("rate") else number(found.get(key)), hint)
         for name, key, hint in (
             ("AUROC", "auroc", "1 is perfect, 0.5 is chance"),
             ("average precision", "average_precision", "1 is perfect, the share of anomalies is chance"),
             ("threshold", "threshold", "a score above it is called anomalous"),
-            ("false-positive rate", "false_positive_rate", "normal images above the threshold"),
-            ("true-positive rate", "true_positive_rate", "anomalous images above the threshold"),
+            ("false-positive rate", "false_positive_rate", f"normal {items} above the threshold"),
+            ("true-positive rate", "true_positive_rate", f"anomalous {items} above the threshold"),
         )
     ]
     if found.get("n_masks"):
@@ -159,7 +160,7 @@ def headline(found: dict[str, Any]) -> str:
         )
     counts = [f"{number(found[key])} {key[2:]}" for key in ("n_normal", "n_anomalous") if found.get(key) is not None]
     invalid = f", and {number(found['n_invalid'])} that could not be scored" if found.get("n_invalid") else ""
-    tiles.append(("images", ", ".join(counts) or "not known", f"in the test set{invalid}"))
+    tiles.append((items, ", ".join(counts) or "not known", f"in the test set{invalid}"))
     parts = [
         f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd><small>{text(hint)}</small></div>"
         for name, value, hint in tiles

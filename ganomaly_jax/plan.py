@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ganomaly_jax import augment, ganomaly, lazy, sharding
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
-from ganomaly_jax.config import Config, Train
+from ganomaly_jax.config import Config, Train, input_shape
 from ganomaly_jax.errors import UserError
 
 # Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
@@ -47,7 +47,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     Raises:
       UserError: sizes that are not given or cannot work.
     """
-    shape = (settings.data.height, settings.data.width, settings.data.channels)
+    shape = input_shape(settings.data)
     if 0 in shape:
         raise UserError(
             f"data.height, data.width, data.channels = {shape}: wanted all three, or data to take them from: "
@@ -79,7 +79,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
 
 def _step(detector: ganomaly.Ganomaly, state: Any, batch: int, settings: Train) -> tuple[int, float]:
     """(bytes that the compiled training step holds at most, FLOPs of one step), augmentation included."""
-    images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8)
+    images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8 if len(detector.shape) == 3 else jnp.float32)
     index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
     count = jax.ShapeDtypeStruct((), jnp.int32)
     steps = make_chunk(detector, 0, 255, augment.make(0, settings.shift, settings.flip))

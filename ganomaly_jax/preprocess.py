@@ -89,13 +89,10 @@ def to_unit(x: Any, low: Any, high: Any) -> jax.Array:
     """
     import jax.numpy as jnp
 
-    if np.ndim(low):
-        # Worked out in float64 where the ends are known, and subtracted first: a sensor may lie far from 0.
-        exact = np if isinstance(low, tuple) else jnp
-        low, high = (exact.asarray(value, np.float64 if exact is np else jnp.float32) for value in (low, high))
-        centre, scale = (jnp.asarray(value, jnp.float32) for value in ((low + high) / 2, (high - low) / 2))
-        return jnp.clip((jnp.asarray(x, jnp.float32) - centre) / scale, -FAR, FAR)
     x, low, high = (jnp.asarray(value, jnp.float32) for value in (x, low, high))
+    if low.ndim:
+        # Subtracted first: a sensor may lie far from 0.
+        return jnp.clip((x - (low + high) / 2) / ((high - low) / 2), -FAR, FAR)
     return jnp.clip(2 * (x - low) / (high - low) - 1, -1, 1)
 
 

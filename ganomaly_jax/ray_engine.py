@@ -178,7 +178,9 @@ def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     folder = Path(workdir)
     folder = folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder
     if not (folder / artefact.MANIFEST).is_file():
-        scorer.load(workdir)  # says what is wrong; a good detector is not loaded here: this machine may not score
+        live = scorer.load(workdir)  # says what is wrong
+        if live.columns:
+            raise UserError("--engine ray scores images: wanted the local engine for tables of sensors")
     with artefact.reading(folder):
         return hashlib.sha256((folder / artefact.MANIFEST).read_bytes()).hexdigest()
 

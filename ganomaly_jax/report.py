@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganomaly_jax import health, metrics, page, sections
+from ganomaly_jax import health, metrics, page, sections, traces
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.files import replacing
@@ -54,7 +54,7 @@ class Case:
     kind: str
     """`false positive`, `false negative`, `anomalous` or `normal`."""
     x: np.ndarray
-    """[H, W, C] in [-1, 1], as the network saw it."""
+    """[H, W, C] in [-1, 1], as the network saw it; [D] or [T, D] of sensors."""
     x_hat: np.ndarray
     """As x, its reconstruction."""
     score: float
@@ -63,6 +63,8 @@ class Case:
     verdict: str
     label: int | str | None
     """0 normal, 1 anomalous, the name of a class, or None where it is not known."""
+    columns: tuple[str, ...] = ()
+    """Of sensors: their names."""
 
 
 def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
@@ -77,6 +79,12 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
     """
     if not (np.isfinite(residual_max) and residual_max > 0):
         raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
+    if case.columns and case.x.shape == case.x_hat.shape:
+        figure = _figure(9, traces.height(case.x))
+        traces.case(figure, case.x, case.x_hat, case.columns)
+        _captions(figure, case)
+        _save(figure, path)
+        return
     if case.x.ndim != 3 or case.x.shape != case.x_hat.shape:
         raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
     figure = _figure(9, 1.1 + float(np.clip(2.6 * case.x.shape[0] / case.x.shape[1], 1.3, 4.0)))
@@ -96,11 +104,27 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
         ax.set_title(title, fontsize=11)
         ax.set_xticks([])
         ax.set_yticks([])
+    _captions(figure, case)
+    _save(figure, path)
+
+
+def timeline(path: str | Path, series: Sequence[traces.Series], columns: Sequence[str], threshold: float) -> None:
+    """A PNG of scores and sensors over time, see `traces.timeline`.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: a file that cannot be written.
+    """
+    figure = _figure(min(4.2 * len(series) + 1, 12), 1.4 + 1.3 * min(len(columns), 3) + 0.8)
+    traces.timeline(figure, series, columns, threshold)
+    _save(figure, path)
+
+
+def _captions(figure: Figure, case: Case) -> None:
     wrong = case.kind.startswith("false")
     name = one_line(f"{case.kind}: {case.name}", 90)
     figure.suptitle(name, fontsize=12, weight="bold", color=RED if wrong else INK, parse_math=False)
     figure.supxlabel(one_line(_decision(case), 140), fontsize=11.5, color=INK, parse_math=False)
-    _save(figure, path)
 
 
 def _decision(case: Case) -> str:
@@ -340,7 +364,7 @@ def write(
         sections.groups(found),
         sections.curves(drawn),
         page.section("Examples", page.image(examples)) if examples.exists() else "",
-        *sections.cases(shown, labels, scores, threshold, residual_max),
+        *sections.cases(shown, labels, scores, threshold, residual_max, found.get("items", "images")),
         sections.training(history, folder, health_drawn),
         page.section("Configuration", page.paragraph(config_note) if config_note else page.settings(flat)),
         page.section("Environment", page.paragraph(env_note) if env_note else page.facts(env)),

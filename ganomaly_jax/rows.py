@@ -241,6 +241,22 @@ def made(
     )
 
 
+def check(settings: config.Config) -> None:
+    """Refuse what is asked for and is of images alone.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    asked = {
+        "train.shift": settings.train.shift,
+        "train.flip": settings.train.flip,
+        "loss.contrast": settings.loss.contrast,
+    }
+    named = [name for name, value in asked.items() if value]
+    if named:
+        raise UserError(f"{', '.join(named)}: of images alone, the data are rows of sensors; leave it out")
+
+
 def split(dataset: Dataset, settings: config.Data) -> Split:
     """Training, calibration and test set, in this order in time, each a block of its own.
 
@@ -306,15 +322,19 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
         wanted = sorted({0.5, *(q for pair in _SPREADS for q in pair[:2])})
         quantiles = dict(zip(wanted, np.nanquantile(rows[:, seen], wanted, axis=0), strict=True))
         centre[seen] = quantiles[0.5]
-        for low, high, deviations in reversed(_SPREADS):
-            found = (quantiles[high] - quantiles[low]) / deviations
+        for below, above, deviations in reversed(_SPREADS):
+            found = (quantiles[above] - quantiles[below]) / deviations
             spread[seen] = np.where(found > 0, found, spread[seen])
+    # As the program has them: what float32 does not tell apart is constant.
+    low, high = (centre - spread).astype(np.float32), (centre + spread).astype(np.float32)
+    constant = ~(low < high)
+    low[constant], high[constant] = (centre[constant] + by for by in (-1, 1))
     notes = []
-    constant = [name for name, width in zip(dataset.columns, spread, strict=True) if not width > 0]
-    if constant:
+    if constant.any():
+        names = [name for name, still in zip(dataset.columns, constant, strict=True) if still]
         notes.append(
-            f"note: {len(constant)} of {len(dataset.columns)} sensors are constant in training and keep their unit: "
-            f"{tables.listed(constant)}"
+            f"note: {len(names)} of {len(dataset.columns)} sensors are constant in training and keep their unit: "
+            f"{tables.listed(names)}"
         )
     size = int(np.prod(images.shape[1:]))
     if settings.model.latent_size >= size:
@@ -322,14 +342,17 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
             f"note: a latent of {settings.model.latent_size} is not smaller than the {size} values that go in: what is "
             f"anomalous may pass through as it is; --config.model.latent_size={max(size // 4, 1)} would be a quarter"
         )
-    spread[~(spread > 0)] = 1.0
     if settings.data.missing == "mask":
-        dataset = dataclasses.replace(dataset, images=_masked(images, centre.astype(np.float32)), digest="")
-    return dataset, (tuple((centre - spread).tolist()), tuple((centre + spread).tolist())), tuple(notes)
+        dataset = dataclasses.replace(dataset, images=_masked(images, centre_of(low, high)), digest="")
+    return dataset, (tuple(low.tolist()), tuple(high.tolist())), tuple(notes)
 
 
 def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
-    """The settings with what the data have filled in."""
+    """The settings with what the data have filled in.
+
+    Raises:
+      UserError: another number of sensors is asked for.
+    """
     window = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
     if settings.channels not in (0, dataset.images.shape[-1]):
         raise UserError(f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors")
@@ -364,13 +387,18 @@ def as_input(
     if settings.missing == "last" and np.isnan(x).any():
         x = tables.carried(x) if x.ndim == 2 else np.stack([tables.carried(window) for window in x])
     if settings.missing == "mask":
-        x = filled(x, ((np.asarray(low) + np.asarray(high)) / 2).astype(np.float32))
+        x = filled(x, centre_of(low, high))
     if not whole:
         return x
     first = np.arange(0, len(x) - shape[0] + 1, settings.stride)
     if not len(first):
         raise UserError(f"{len(x)} rows: wanted at least {shape[0]}, the rows of a window")
     return x[first[:, None] + np.arange(shape[0])]
+
+
+def centre_of(low: Any, high: Any) -> np.ndarray:
+    """[D] float32, what becomes 0."""
+    return ((np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2).astype(np.float32)
 
 
 def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:

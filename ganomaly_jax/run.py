@@ -57,6 +57,7 @@ def resolve(
     notes: tuple[str, ...] = ()
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     if dataset.spans is not None:
+        rows.check(settings)
         split = rows.split(dataset, settings.data)
         dataset, scaling, notes = rows.scaled(dataset, split, settings)
         resolved.data = rows.resolved(settings.data, dataset)

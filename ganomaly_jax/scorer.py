@@ -41,6 +41,7 @@ from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
+IN_TIME = "neighbours in time are alike, so that they count for fewer than they are"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -405,6 +406,9 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     found = calibrating.by(found_scores, scorer.config.evaluate)
     if trained_on:
         found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
+    if scorer.columns:
+        source = config.in_words(scorer.config.data, found.source)
+        found = dataclasses.replace(found, source=f"{source}; {IN_TIME}")
     x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
     residual_max = float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3))
     drawn = len(scorer.input_shape) == 3  # of rows there are no maps

@@ -48,8 +48,11 @@ def _mean(x: Array) -> Array:
 
 
 def _multiscale(outputs: Outputs, _: Fitted) -> Array:
-    residual, found = outputs["x"] - outputs["x_hat"], []
+    residual = outputs["x"] - outputs["x_hat"]
+    found: list[Array] = []
     for scale in _SCALES:
+        if found and scale > min(residual.shape[1:-1], default=scale):  # a short window
+            break
         size = (1, *[scale] * (residual.ndim - 2), 1)  # squares of an image, spans of a window's rows
         pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / math.prod(size)
         found.append(_mean(jnp.abs(pooled)))

@@ -71,6 +71,7 @@ def cases(
     scores: np.ndarray,
     threshold: float | None,
     residual_max: float,
+    items: str = "images",
 ) -> Iterable[str]:
     """A section for each kind of case; for the two kinds of mistake also where there is none.
 
@@ -80,14 +81,15 @@ def cases(
       scores: [N] float64, finite.
       threshold: a score above it is anomalous; None where there is none.
       residual_max: the end of the colour scale of all pictures.
+      items: what they are of: images, rows or windows.
     """
     flagged = scores > (np.inf if threshold is None else threshold)
     mistakes = {
-        "false positive": ("Worst false positives", ~labels, flagged, "normal images are flagged"),
-        "false negative": ("Worst false negatives", labels, ~flagged, "anomalous images are missed"),
+        "false positive": ("Worst false positives", ~labels, flagged, f"normal {items} are flagged"),
+        "false negative": ("Worst false negatives", labels, ~flagged, f"anomalous {items} are missed"),
     }
     for kind, pictures in shown.items():
-        heading, sentence = f"{kind.capitalize()} images", ""
+        heading, sentence = f"{kind.capitalize()} {items}", ""
         if kind in mistakes:
             heading, of, wrong, words = mistakes[kind]
             sentence = f"{np.sum(of & wrong)} of {np.sum(of)} {words}."
@@ -96,7 +98,8 @@ def cases(
         elif not pictures:
             continue
         if pictures:
-            sentence += f" {len(pictures)} shown; all residuals are on one scale, 0 to {page.number(residual_max)}."
+            scale = f"; all residuals are on one scale, 0 to {page.number(residual_max)}" if items == "images" else ""
+            sentence += f" {len(pictures)} shown{scale}."
         images = (page.image(path, name) for path, name in pictures)
         yield page.section(heading, page.paragraph(sentence.strip()), *images)
 

@@ -18,7 +18,7 @@ from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Judgement, Scorer
 
 # Points of the path that gradients are integrated along: what a row of a live stream can pay for.
-STEPS = 8
+STEPS = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,8 +143,7 @@ def _program(judge: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Arr
     function, _ = judge.function()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     along, share = jnp.asarray((nodes + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
-    centre = jnp.asarray((np.asarray(judge.low) + np.asarray(judge.high)) / 2, jnp.float32)
-    baseline = jnp.broadcast_to(centre, judge.input_shape)
+    baseline = jnp.broadcast_to(jnp.asarray(rows.centre_of(judge.low, judge.high)), judge.input_shape)
 
     @jax.jit
     def run(variables: Any, x: Array) -> tuple[Array, Array, Array]:

@@ -38,13 +38,14 @@ def dense(x: Array, kernel: Array) -> Array:
 
 def collapse(x: Array, kernel: Array) -> Array:
     """[B, t, C] by [t, C, F] to [B, F]: all that is left of a window."""
-    return x.reshape(len(x), -1) @ kernel.reshape(-1, kernel.shape[-1])
+    rows = kernel.shape[0] * kernel.shape[1]  # not the batch, whose size an export does not know
+    return x.reshape(-1, rows) @ kernel.reshape(rows, -1)
 
 
 def expand(z: Array, kernel: Array) -> Array:
     """[B, N] by [t, N, F] to [B, t, F], the reverse of `collapse`."""
     steps, size, features = kernel.shape
-    return (z @ kernel.transpose(1, 0, 2).reshape(size, -1)).reshape(len(z), steps, features)
+    return (z @ kernel.transpose(1, 0, 2).reshape(size, -1)).reshape(-1, steps, features)
 
 
 def convolve(x: Array, kernel: Array) -> Array:
@@ -64,12 +65,12 @@ def downsample(x: Array, kernel: Array) -> Array:
 
 def upsample(x: Array, kernel: Array) -> Array:
     """[B, t, C] by [4, C, F] to [B, 2 t, F]: the transpose of `downsample`, place 2 i from x[i] and x[i - 1]."""
-    batch, steps, _ = x.shape
+    steps = x.shape[1]
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     before, here, after = (padded[:, i : i + steps] for i in range(3))
     even = here @ kernel[1] + before @ kernel[3]
     odd = here @ kernel[2] + after @ kernel[0]
-    return jnp.stack([even, odd], axis=2).reshape(batch, 2 * steps, -1)
+    return jnp.stack([even, odd], axis=2).reshape(-1, 2 * steps, kernel.shape[-1])
 
 
 def _leaky_relu(x: Array) -> Array:

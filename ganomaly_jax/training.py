@@ -89,6 +89,7 @@ def train(
     this = run.resolve(settings, arrays, mesh.size, hosts.first(), hosts.several())
     sharding.check_batch(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
+    say = _in_words(this, say)
     data_hash = data.content_hash(this.dataset)
     hosts.check_same(configuration=_comparable(this.config), data=data_hash)
     hosts.together(lambda: _open(workdir, this, data_hash))
@@ -263,6 +264,10 @@ def _comparable(settings: Config) -> str:
     return json.dumps(values)
 
 
+def _in_words(this: Run, say: Say) -> Say:
+    return lambda line: say(config.in_words(this.config.data, line))
+
+
 def _silent(_: str) -> None:
     pass
 
@@ -418,11 +423,9 @@ def _compile(chunk: Any, state: TrainState, arguments: Sequence[Any], say: Say) 
 def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None] | None:
     """`picture(epoch, state)` writes x and x_hat of some calibration images; compiled once for all epochs.
 
-    None where no pictures are wanted or Pillow is absent.
+    None where no pictures are wanted or Pillow is absent, and of rows of sensors.
     """
-    if not this.config.train.picture_every or importlib.util.find_spec("PIL") is None:
-        return None
-    if this.dataset.spans is not None:
+    if not this.config.train.picture_every or this.dataset.spans is not None or importlib.util.find_spec("PIL") is None:
         return None
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
     raw = this.dataset.images[chosen[:_PICTURED]]

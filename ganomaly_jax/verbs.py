@@ -96,7 +96,7 @@ def plan(given: Given, rest: Sequence[str]) -> int:
         print(plan.describe_members(ganomaly.from_config(one), len(team), devices, dataset.images.nbytes))
         return 0
     mesh = sharding.local_mesh(settings.mesh.devices)
-    if 0 in (settings.data.height, settings.data.width, settings.data.channels) and settings.data.source:
+    if 0 in config.input_shape(settings.data) and settings.data.source:
         settings = run.resolve(settings, devices=mesh.size, progress=True).config
     sharding.check_batch(settings.train.batch_size, mesh)
     print(plan.describe(plan.plan(settings, mesh.size)))
@@ -239,13 +239,14 @@ def show_evaluation(
     def shown(name: str) -> str:
         return "not defined" if values[name] is None else f"{values[name]:.4f}"
 
-    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} anomalous images ({values['protocol']})")
+    of, protocol = f"anomalous {values['items']}", values["protocol"]
+    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {of} ({protocol})")
     print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
     if len(values["per_class"]) > 1:
         print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
     print(
         f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
-        f"{shown('true_positive_rate')} of the anomalous images"
+        f"{shown('true_positive_rate')} of the {of}"
     )
     if "n_masks" in values:
         where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
