@@ -1,0 +1,130 @@
+"""Drawings of sensors: their values and what the detector takes them for. They are put onto a figure that is given.
+
+Values are those that the networks get: 0 is a sensor's centre, 1 as far from it as a standard deviation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST = 6
+"""Sensors that are drawn, those that differ most."""
+_MOST_BARS = 12
+_X, _X_HAT, _ANOMALOUS, _GREY = "#1e1e1e", "#2166ac", "#c8442b", "0.45"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Series:
+    """Rows or windows of one recording, one after the other, as they were judged."""
+
+    name: str
+    at: np.ndarray
+    """[n], the number of each one's last row."""
+    x: np.ndarray
+    """[n, D], that row."""
+    x_hat: np.ndarray
+    """As x, its reconstruction."""
+    scores: np.ndarray
+    """[n]."""
+    labels: np.ndarray
+    """[n], 0 normal and 1 anomalous."""
+
+
+def most_different(x: np.ndarray, x_hat: np.ndarray, most: int = MOST) -> np.ndarray:
+    """Indices of the sensors, of [..., D], whose mean difference is largest, the largest first."""
+    difference = np.abs(x - x_hat).reshape(-1, x.shape[-1])
+    return np.argsort(-np.nan_to_num(difference).mean(0), kind="stable")[:most]
+
+
+def height(x: np.ndarray) -> float:
+    """Inches that `case` needs for a row [D] or a window [T, D]."""
+    if x.ndim == 1:
+        return 1.3 + 0.28 * min(len(x), _MOST_BARS)
+    return 1.2 + 1.5 * -(-min(x.shape[1], MOST) // 3)
+
+
+def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str]) -> None:
+    """A window [T, D] as lines, a row [D] as bars, of the sensors that differ most."""
+    if x.ndim == 1:
+        chosen = most_different(x, x_hat, _MOST_BARS)[::-1]
+        ax = figure.add_subplot()
+        at = np.arange(len(chosen))
+        ax.hlines(at, x_hat[chosen], x[chosen], color="0.75", linewidth=3)
+        ax.plot(x[chosen], at, "o", color=_X, label="input")
+        ax.plot(x_hat[chosen], at, "o", color=_X_HAT, mfc="white", label="reconstruction")
+        ax.set_yticks(at, [_short(columns[k]) for k in chosen.tolist()], parse_math=False)
+        ax.set_xlabel("standard deviations from the centre", fontsize=9)
+        ax.set_ylim(-0.6, len(chosen) - 0.4)
+        _plain(ax)
+        ax.grid(color="0.92")
+        ax.legend(frameon=False, fontsize=9, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
+        return
+    chosen = most_different(x, x_hat)
+    axes = figure.subplots(-(-len(chosen) // 3), 3, sharex=True, squeeze=False).ravel()
+    for ax, k in zip(axes, chosen.tolist(), strict=False):
+        ax.plot(x[:, k], color=_X, linewidth=1.5, label="input")
+        ax.plot(x_hat[:, k], color=_X_HAT, linewidth=1.5, linestyle="--", label="reconstruction")
+        ax.set_title(_short(columns[k]), fontsize=10, parse_math=False)
+        _plain(ax)
+    for ax in axes[len(chosen) :]:
+        ax.set_axis_off()
+    for ax in axes[max(len(chosen) - 3, 0) : len(chosen)]:
+        ax.set_xlabel("row of the window", fontsize=9)
+        ax.tick_params(labelbottom=True)
+    axes[0].legend(frameon=False, fontsize=8)
+
+
+def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], threshold: float) -> None:
+    """Scores over time, with what is labelled anomalous shaded, and below them the sensors that differ most there."""
+    rows = 1 + min(len(columns), 3)
+    grid = figure.subplots(rows, len(series), squeeze=False, sharex="col")
+    scores = np.concatenate([one.scores[np.isfinite(one.scores)] for one in series])
+    positive = len(scores) > 0 and scores.min() > 0 and threshold > 0
+    logarithmic = bool(positive and scores.max() > 20 * np.median(scores))
+    for place, one in enumerate(series):
+        axes = grid[:, place]
+        bad = one.labels == 1
+        chosen = most_different(
+            one.x[bad] if bad.any() else one.x, one.x_hat[bad] if bad.any() else one.x_hat, rows - 1
+        )
+        axes[0].plot(one.at, one.scores, color=_X, linewidth=0.9)
+        axes[0].axhline(threshold, color=_GREY, linestyle="--", linewidth=1)
+        axes[0].set_title(_short(one.name, 40), fontsize=10, parse_math=False)
+        if logarithmic:
+            axes[0].set_yscale("log")
+        for ax, k in zip(axes[1:], chosen.tolist(), strict=True):
+            ax.plot(one.at, one.x[:, k], color=_X, linewidth=0.9, label="input")
+            ax.plot(one.at, one.x_hat[:, k], color=_X_HAT, linewidth=0.9, label="reconstruction")
+            ax.set_title(_short(columns[k], 40), fontsize=9, loc="left", parse_math=False)
+        for ax in axes:
+            for first, last in _runs(one.at, bad):
+                ax.axvspan(first, last, color=_ANOMALOUS, alpha=0.12, linewidth=0)
+            _plain(ax)
+        axes[-1].set_xlabel("row", fontsize=9)
+    grid[0, 0].set_ylabel("score" + " (log)" * logarithmic, fontsize=9)
+    if rows > 1:
+        grid[1, 0].legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+
+
+def _runs(at: np.ndarray, bad: np.ndarray) -> list[tuple[float, float]]:
+    """(first, last) of what is labelled anomalous without a break."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(int), [0]])))
+    return [(float(at[a]), float(at[b - 1])) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
+
+
+def _short(name: str, most: int = 26) -> str:
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= most else f"{name[: most - 3]}..."
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
