@@ -26,7 +26,7 @@ _MOST_TIMES = 8
 def lengths(steps: int) -> tuple[int, ...]:
     """How long the maps are, from the window's T down to what the head covers: (20, 10, 5, 3)."""
     found = [steps]
-    while found[-1] > 4 or len(found) == 1:
+    while found[-1] > 4 or len(found) < 3:  # two at least: the first has no batch norm
         found.append(-(-found[-1] // 2))
     return tuple(found)
 

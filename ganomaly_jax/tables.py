@@ -112,11 +112,10 @@ def _made(
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: several columns are called {', '.join(map(repr, twice[:5]))}: wanted a name for each")
+    if not columns or not len(columns[0]):
+        raise UserError(f"{path} holds no rows: wanted a line of names and then a line of numbers for each row")
     held = dict(zip(names, columns, strict=True))
     chosen, notes = _sensors(path, name, held, wanted, left_out)
-    count = len(columns[0]) if columns else 0
-    if not count:
-        raise UserError(f"{path} holds no rows: wanted a line of names and then a line of numbers for each row")
     label = next((name for name in names if name.lower() == LABEL), None)
     values = np.stack([held[name].numbers for name in chosen], axis=1)
     labels = None if label is None else _labels(path, held[label])

@@ -79,7 +79,7 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
     for ax in axes[max(len(chosen) - 3, 0) : len(chosen)]:
         ax.set_xlabel("row of the window", fontsize=9)
         ax.tick_params(labelbottom=True)
-    axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside upper center")
 
 
 def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], threshold: float) -> None:
@@ -111,7 +111,7 @@ def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], t
         axes[-1].set_xlabel("row", fontsize=9)
     grid[0, 0].set_ylabel("score" + " (log)" * logarithmic, fontsize=9)
     if rows > 1:
-        grid[1, 0].legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+        grid[1, 0].legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.97))
 
 
 def _runs(at: np.ndarray, bad: np.ndarray) -> list[tuple[float, float]]:
