@@ -18,5 +18,7 @@ def get_config() -> Config:
     config.model.features = 32
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 2000
-    config.evaluate.score = "squared+pixel"
+    # On generated sensors that follow two hidden waves, what breaks the rule between them is seen in x_hat (AUROC .96)
+    # and hardly in the latents, whose distance is the default (.58): tests/test_rows.py has them.
+    config.evaluate.score = "pixel"
     return config

@@ -163,6 +163,7 @@ def advance(
                     names = ", ".join(name for name, value in wrong if not np.isfinite(value))
                     lose(m, int(first[m] + bad[0]) + 1, f"the loss {names} is not finite")
             shown = histories[int(alive.argmax())].line(rate * batch * len(courses))
+            shown = shown.replace("images/s", f"{config.items(whole.data)}/s")
             progress.update(done, f"{courses[int(alive.argmax())].name}: {shown}" if together else shown)
 
         def asked() -> tuple[int, int]:

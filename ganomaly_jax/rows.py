@@ -503,9 +503,10 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
         begin += len(block)
     if first >= 0:
         what = "infinite" if infinite == counts.sum() else "missing or infinite"
+        names = [dataset.columns[k] for k in np.flatnonzero(counts).tolist()]
         raise UserError(
-            f"{what} values in the normal rows or windows of {dataset.name} to be trained on or calibrated with: "
-            f"{tables.counted(dataset.columns, counts)}; the first is in {dataset.paths[first]}. "
+            f"{what} values of {tables.listed(names)} in what is to be trained on or calibrated with, the first in "
+            f"{dataset.paths[first]}. In all of {dataset.name}: {'; '.join(dataset.notes) or 'no missing values'}. "
             "--config.data.missing=last carries the last value on, mask ignores them; or leave columns out: "
             "--config.data.columns=-NAME"
         )

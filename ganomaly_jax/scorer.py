@@ -143,8 +143,8 @@ class Scorer:
 
     def judge(self, images: Any) -> Judgement:
         """Scores, p-values and verdicts; `images` as in a call, or read on demand."""
-        files = _files(images)
-        if files is not None and len(self.input_shape) == 3:
+        files = _files(images) if len(self.input_shape) == 3 else None
+        if files is not None:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
             return self._judged(

@@ -16,11 +16,11 @@ COLUMNS = ("pressure", "flow", "level", "temperature")
 
 
 def plant(n, seed, broken=False):
-    """[n, 4] sensors that follow two hidden waves; where it is broken, the level no longer follows the flow."""
+    """[n, 4] sensors that follow two hidden waves; where it is broken, the level swings the other way and too far."""
     random = np.random.default_rng(seed)
     t = np.arange(n) + random.uniform(0, 100)
     one, two = np.sin(t / 7), np.cos(t / 11)
-    level = one - two if not broken else -one + two
+    level = one - two if not broken else 3 * (two - one)
     values = np.stack([one, two, level, one + two], axis=1) + random.normal(0, 0.1, (n, 4))
     return 50 + values * [1, 10, 0.1, 5]
 
@@ -33,6 +33,7 @@ def rows_config(window=0, **train_values):
     settings.mesh.devices = 1
     settings.train.batch_size, settings.train.picture_every = 16, 0
     settings.optimizer.learning_rate = 4e-3
+    settings.evaluate.score = "pixel"
     for name, value in train_values.items():
         setattr(settings.train, name, value)
     return settings
@@ -217,11 +218,11 @@ def test_members_compute_what_they_would_alone(labelled, tmp_path):
 def test_contributions_add_up_and_name_the_sensor(trained):
     _, scorer = trained
     x = plant(60, 5)
-    x[:, 2] += 3  # thirty times its own spread
+    x[:, 2] += 1  # ten times its own noise
     found = sensors.contributions(scorer, x)
     assert found.values.shape == (len(scorer(x)), 4)
     difference = found.scores - found.centre_score
-    np.testing.assert_allclose(found.values.sum(1), difference, atol=0.02 * abs(difference).max())
+    np.testing.assert_allclose(found.values.sum(1), difference, atol=0.05 * abs(difference).max())
     assert found.top(0)[0][0] == "level" and len(found.top(0)) == 3
     x[0, 1] = np.nan
     assert sensors.contributions(scorer, x).top(0) == []
@@ -315,7 +316,7 @@ def test_missing_values_are_never_silent(trained, tmp_path):
     x[20:23, 1] = np.nan
     x[30, 3] = np.nan
     settings = rows_config(4)
-    with pytest.raises(UserError, match="flow 3, temperature 1.*data.missing=last"):
+    with pytest.raises(UserError, match=r"of flow, temperature in .*flow 3, temperature 1.*missing=last"):
         run.resolve(settings, x)
     settings.data.missing = "last"
     this = run.resolve(settings, x)
@@ -342,7 +343,7 @@ def test_shapes_are_never_guessed(trained):
     assert not rows.takes(cube, config.Data()) and rows.takes(cube, config.Data(kind="rows"))
     assert rows.takes(np.zeros((40, 3)), config.Data())
     assert rows.from_rows(cube, settings=config.Data(kind="rows")).images.shape == (40, 16, 16)
-    with pytest.raises(UserError, match="windows of 16 rows, data.window=8"):
+    with pytest.raises(UserError, match=r"windows of 16 rows, data.window=8"):
         rows.from_rows(cube, settings=config.Data(window=8))
     with pytest.raises(UserError, match="wanted numbers"):
         scorer(np.zeros((5, 3)))
