@@ -123,7 +123,7 @@ def measure(
     steps = n // batch
     # {column: [epochs][n, 2]}, in the order of task.test.
     epochs: dict[str, list[np.ndarray]] = {"as_shipped": [], "as_shipped_shuffled": []}
-    losses = np.zeros(len(chunk.LOSSES))
+    losses = np.zeros(len(detector.losses))
     for epoch in range(settings.epochs):
         losses[:] = 0
         for begin in range(epoch * steps, (epoch + 1) * steps, chunk.STEPS_A_CALL):
@@ -150,7 +150,7 @@ def measure(
         scores[column] = {name: each[best[name]][:, k] for k, name in enumerate(SCORES)}
         more["auroc_by_epoch"][column] = curves
         more["best_epoch"][column] = {name: at + 1 for name, at in best.items()}
-    more["losses"] = dict(zip(chunk.LOSSES, losses.tolist(), strict=True))
+    more["losses"] = dict(zip(detector.losses, losses.tolist(), strict=True))
     return Measured(scores, more)
 
 

@@ -66,7 +66,7 @@ def measure(
     state = init(jax.random.key(seed))
     n, batch = len(trained), settings.batch
     total = settings.epochs * (n // batch)
-    losses = np.zeros((0, len(chunk.LOSSES)))
+    losses = np.zeros((0, len(detector.losses)))
     for begin in range(0, total, chunk.STEPS_A_CALL):
         count = min(chunk.STEPS_A_CALL, total - begin)
         index = np.zeros((chunk.STEPS_A_CALL, batch), np.int32)
@@ -91,5 +91,6 @@ def measure(
     whole = {text: _sum(parts, text.split("+"), variables["statistics"]["scale"]) for text in SCORES}
     say(f"{task.name} seed {seed}: {total} steps")
     return Measured(
-        {"running": whole}, {"losses": dict(zip(chunk.LOSSES, map(float, losses[-1]), strict=True)), "held_out": held}
+        {"running": whole},
+        {"losses": dict(zip(detector.losses, map(float, losses[-1]), strict=True)), "held_out": held},
     )

@@ -43,13 +43,13 @@ def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
 
             def step(state: Any, rows: Array, span: Array) -> tuple[Any, Array]:
                 state, metrics = detector.update(state, preprocess.to_unit(images[rows], span[0], span[1]))
-                return state, jnp.stack([metrics[name] for name in chunk.LOSSES])
+                return state, jnp.stack([metrics[name] for name in detector.losses])
 
             states, losses = jax.vmap(step)(states, index[:, i], ranges)
             return states, history.at[:, i].set(losses)
 
         members, steps, _ = index.shape
-        start = states, jnp.zeros((members, steps, len(chunk.LOSSES)), jnp.float32)
+        start = states, jnp.zeros((members, steps, len(detector.losses)), jnp.float32)
         return lax.fori_loop(0, count[0], one, start)
 
     return run

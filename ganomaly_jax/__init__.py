@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ganomaly_jax.autoencoder import DenoisingAutoencoder
     from ganomaly_jax.config import Config
     from ganomaly_jax.convert import from_pytorch, read_pytorch
     from ganomaly_jax.detector import Detector, TrainState
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.training import train, train_members
 
 _HOME = {
+    "autoencoder": ("DenoisingAutoencoder",),
     "config": ("Config",),
     "convert": ("from_pytorch", "read_pytorch"),
     "detector": ("Detector", "TrainState"),
@@ -47,6 +49,7 @@ __all__ = [
     "Config",
     "DamagedError",
     "Decoder",
+    "DenoisingAutoencoder",
     "Detector",
     "Discriminator",
     "DivergedError",

@@ -11,7 +11,6 @@ from jax import Array, lax
 from ganomaly_jax import preprocess
 from ganomaly_jax.detector import Detector, TrainState
 
-LOSSES = ("adversarial", "contextual", "encoder", "generator", "discriminator")
 # A call runs at most this many steps.
 STEPS_A_CALL = 128
 
@@ -24,7 +23,8 @@ def make_chunk(
     take: Callable[[Array, Array], Array] = lambda images, rows: images[rows],
     settle: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, Array]]:
-    """`chunk(state, images, index, count)`: `count` steps in one program, and the losses [steps, 5] before each.
+    """`chunk(state, images, index, count)`: `count` steps in one program, and the losses before each,
+    [steps, L] in the order of `detector.losses`.
 
     `images` [N, H, W, C] are raw pixels, the whole training part; `index` [steps, B] int32 says which of them each step
     takes; `augmentation`, if any, gets those scaled and the step (`augment.make`). The number of steps is an argument,
@@ -40,9 +40,9 @@ def make_chunk(
             if augmentation is not None:
                 x = augmentation(x, state.step)
             state, metrics = detector.update(state, x)
-            return settle(state), history.at[i].set(jnp.stack([metrics[name] for name in LOSSES]))
+            return settle(state), history.at[i].set(jnp.stack([metrics[name] for name in detector.losses]))
 
-        return lax.fori_loop(0, count, one, (state, jnp.zeros((index.shape[0], len(LOSSES)), jnp.float32)))
+        return lax.fori_loop(0, count, one, (state, jnp.zeros((index.shape[0], len(detector.losses)), jnp.float32)))
 
     return chunk
 
@@ -54,7 +54,7 @@ def make_members_chunk(
 
     Every array of `states` has a leading axis M; `index` [M, steps, B] and `count` [M] are each model's own, into the
     one set of images; `ranges` [M, 2] float32 are the pixel values that become -1 and +1; `seeds` [M] uint32 are what
-    `augmentation_of` makes each model's augmentation from. Losses [M, steps, 5].
+    `augmentation_of` makes each model's augmentation from. Losses [M, steps, L].
 
     One after the other, because `vmap` over kernels turns convolutions into grouped ones, which are several times
     slower, and asks for M times the memory (benchmarks/members.py measures both).
@@ -71,6 +71,6 @@ def make_members_chunk(
             return jax.tree.map(lambda leaf, new: leaf.at[m].set(new), states, state), history.at[m].set(losses)
 
         members, steps, _ = index.shape
-        return lax.fori_loop(0, members, one, (states, jnp.zeros((members, steps, len(LOSSES)), jnp.float32)))
+        return lax.fori_loop(0, members, one, (states, jnp.zeros((members, steps, len(detector.losses)), jnp.float32)))
 
     return chunk

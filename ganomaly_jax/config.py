@@ -63,6 +63,7 @@ class Model:
     """Size of the networks."""
 
     detector: str = "ganomaly"
+    """`ganomaly`, or `autoencoder`, which is taught to undo noise and hidden patches."""
     latent_size: int = 100
     features: int = 64
     """Channels of the first convolution, of the generator and of the discriminator."""
@@ -74,6 +75,10 @@ class Model:
     """Outputs of the discriminator's second head, which is there where `loss.contrast` is above 0."""
     network: str = "original"
     """`original`; a detector with weights of anomalib has `anomalib`, which is not for training."""
+    noise: float = 0.2
+    """Of the autoencoder: standard deviation of the Gaussian noise on what it is given, in units of [-1, 1]."""
+    mask: float = 0.1
+    """Of the autoencoder: share of what it is given that is hidden, in patches (`corruption.corrupt`)."""
 
 
 @dataclasses.dataclass
@@ -164,7 +169,8 @@ class Evaluate:
 
     score: str = "squared"
     """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper); or others,
-    and sums of several, such as `latent_density+pixel`, see `scores.PARTS`."""
+    and sums of several, such as `latent_density+pixel`, see `scores.PARTS`. Of the autoencoder `squared` and `l1` are
+    the mean squared and absolute error of the reconstruction."""
     false_positive_rate: float = 0.01
     """Share of normal images that may be flagged; the threshold follows from the calibration part."""
     threshold_by: str = "rate"
@@ -206,6 +212,14 @@ MAY_CHANGE = frozenset(
     | {"data.stream"}
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
+
+# What `model.detector` may name, and its name in words.
+DETECTORS = {"ganomaly": "GANomaly", "autoencoder": "Denoising autoencoder"}
+# What only one of them asks for; with another it would be passed over unheard.
+_ONLY_OF = {
+    "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
+    "autoencoder": ("model.noise", "model.mask"),
+}
 
 # What `evaluate.score` may name; `scores.PARTS` computes them.
 SCORES = (
@@ -309,7 +323,10 @@ def check(config: Config) -> None:
     refuse_unless(
         config.data.stream != "always" or not has_members(config), "data.stream", "'never': members share what is held"
     )
-    refuse_unless(config.model.detector == "ganomaly", "model.detector", "'ganomaly'")
+    refuse_unless(config.model.detector in DETECTORS, "model.detector", f"one of {', '.join(DETECTORS)}")
+    refuse_unless(0 <= config.model.noise < float("inf"), "model.noise", "a standard deviation of 0 or more")
+    refuse_unless(0 <= config.model.mask < 1, "model.mask", "a share from 0 to below 1")
+    _check_own(config)
     for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
         refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
     refuse_unless(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
@@ -382,6 +399,18 @@ def score_parts(config: Config) -> tuple[str, ...]:
     return tuple(word.strip() for word in config.evaluate.score.split("+"))
 
 
+def _check_own(config: Config) -> None:
+    """Refuse what the detector asked for does not have, where that is not what it is by default."""
+    given, usual = flatten(to_dict(config)), flatten(to_dict(Config()))
+    for owner, paths in _ONLY_OF.items():
+        for path in paths if owner != config.model.detector else ():
+            if given[path] != usual[path]:
+                raise UserError(
+                    f"{path}={given[path]!r} is for model.detector={owner!r} and nothing to {config.model.detector!r}: "
+                    f"wanted {usual[path]!r}, its default, or the other detector"
+                )
+
+
 def _check_score(config: Config) -> None:
     asked = f"evaluate.score={config.evaluate.score!r}"
     for name in score_parts(config):
@@ -390,6 +419,11 @@ def _check_score(config: Config) -> None:
             raise UserError(
                 f"{asked}: {name!r} is no score, the nearest is {near!r}; wanted one or several of "
                 f"{', '.join(SCORES)} with + between"
+            )
+        if name.startswith("embedding") and config.model.detector != "ganomaly":
+            raise UserError(
+                f"{asked}: {name} is of a discriminator's embedding, and model.detector={config.model.detector!r} has "
+                f"none: wanted one or several of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
             )
         if name.startswith("embedding") and not config.loss.contrast:
             raise UserError(

@@ -12,7 +12,7 @@ from jax import Array
 class TrainState:
     """Arrays only, so that saving, sharding, donating and counting are `jax.tree.map`.
 
-    `params`, `batch_stats` and `opt_state` are dicts keyed by network (`generator`, `discriminator`).
+    `params`, `batch_stats` and `opt_state` are dicts keyed by network (`generator`, `discriminator`; `autoencoder`).
     """
 
     step: Array
@@ -32,6 +32,10 @@ class Detector(Protocol):
     def axis_name(self) -> str | None:
         """The mapped axis that `update` averages over; None where it sees the whole batch."""
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the scalar metrics of `update`, in the order in which they are told."""
+
     def init(self, key: Array) -> TrainState:
         """Fresh weights from a PRNG key."""
 
@@ -45,7 +49,22 @@ class Detector(Protocol):
         """Scores [B] float32, higher is more anomalous; each depends on its own image alone."""
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
-        """What one forward pass gives, all that scores are made of: `x_hat`, and what latents there are. Pure."""
+        """What one forward pass gives, all that scores are made of. Pure.
+
+        `x_hat`, the latent `z` [B, N], `difference` [B, ...], of which `score` is the size, and what else there is.
+        """
 
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """What the detector takes x [B, ...] for, of x's shape and range."""
+
+    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+        """The variables with batch norm's statistics taken afresh, of `batches` [n, B, ...] in [-1, 1]."""
+
+    def examined(self, state: TrainState) -> Any:
+        """The part of the state that `examine` needs, no copy."""
+
+    def examine(self, examined: Any, x: Array) -> dict[str, Array]:
+        """What tells how a training fares, on normal x [B, ...] in [-1, 1]: `x_hat` and `z`, as they score. Pure.
+
+        Where there is a discriminator also its logits `real` and `fake` [B] of x and x_hat, as in training.
+        """

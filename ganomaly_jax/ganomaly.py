@@ -101,6 +101,10 @@ class Ganomaly:
             raise UserError("loss.contrast (two views of an image) and network='anomalib' are for images, not for rows")
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        return "adversarial", "contextual", "encoder", "generator", "discriminator"
+
+    @property
     def generator(self) -> networks.Generator | sequences.Generator:
         if len(self.shape) < 3:
             return sequences.Generator(self.shape, self.latent_size, *self._sizes_and_types)
@@ -129,12 +133,7 @@ class Ganomaly:
         params, batch_stats = {}, {}
         networks_of = {"generator": self.generator, "discriminator": self.discriminator}
         for (name, network), network_key in zip(networks_of.items(), jax.random.split(key), strict=True):
-            x = jax.ShapeDtypeStruct((1, *self.shape), self.param_dtype)
-            shapes = jax.eval_shape(functools.partial(network.init, train=False), network_key, x)
-            params[name] = redraw(network_key, shapes["params"])
-            batch_stats[name] = jax.tree_util.tree_map_with_path(
-                lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes["batch_stats"]
-            )
+            params[name], batch_stats[name] = drawn(network_key, network, self.shape, self.param_dtype)
         return self.state(params, batch_stats)
 
     def state(self, params: dict[str, Any], batch_stats: dict[str, Any]) -> TrainState:
@@ -278,21 +277,20 @@ class Ganomaly:
         Differs from the paper: `squared` (the default, as in the authors' code) is the mean over the latent of the
         squared difference; `l1` is the mean absolute difference, the paper's L1 norm (equation 5) over latent_size.
         """
-        found = self.outputs(variables, x)
-        difference = found["z"] - found["z_hat"]
+        difference = self.outputs(variables, x)["difference"]
         distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
         return jnp.mean(distance, axis=-1)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """What one image is turned into, all that scores are made of (`scores.py`), with running statistics.
 
-        `x_hat` [B, H, W, C], `z` and `z_hat` [B, latent_size], and with `contrast_weight` `embedding`
-        [B, embedding_size].
+        `x_hat` [B, H, W, C], `z`, `z_hat` and `difference`, which is z - z_hat, [B, latent_size], and with
+        `contrast_weight` `embedding` [B, embedding_size].
         """
         self._check(x)
         generator = {name: variables[name] for name in ("params", "batch_stats")}
         made: Any = self.generator.apply(generator, self._scaled(x), train=False)
-        found = {"x_hat": self._pixels(made[0]), "z": made[1], "z_hat": made[2]}
+        found = {"x_hat": self._pixels(made[0]), "z": made[1], "z_hat": made[2], "difference": made[1] - made[2]}
         if self.contrast_weight:
             judged: Any = self.discriminator.apply(variables["discriminator"], x, train=False)
             found["embedding"] = judged[2]
@@ -301,6 +299,25 @@ class Ganomaly:
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """x_hat [B, H, W, C] in [-1, 1]."""
         return self.outputs(variables, x)["x_hat"]
+
+    def examined(self, state: TrainState) -> Any:
+        """The generator that scores, and the discriminator of the last step."""
+        discriminator = {"params": state.params["discriminator"], "batch_stats": state.batch_stats["discriminator"]}
+        return self.variables(state), discriminator
+
+    def examine(self, examined: Any, x: Array) -> dict[str, Array]:
+        """`x_hat` and `z` with running statistics, and the discriminator's logits `real` and `fake` [B].
+
+        It sees real and reconstructed images as in training, each batch normalised by itself.
+        """
+        variables, discriminator = examined
+        generated: Any = self.generator.apply(variables, x, train=False)
+        x_hat, z = generated[:2]
+        real, fake = (
+            self.discriminator.apply(discriminator, images, train=True, mutable=["batch_stats"])[0][1]
+            for images in (x, x_hat)
+        )
+        return {"x_hat": x_hat, "z": z, "real": real, "fake": fake}
 
     def _pixels(self, x_hat: Array) -> Array:
         """x_hat in [-1, 1], of what the network has given."""
@@ -332,6 +349,16 @@ def _moved_twice(before: Any, after_real: Any, after_fake: Any) -> Any:
     keep = networks.BatchNorm.momentum
     third = jax.tree.map(lambda s0, s1, s2: keep * s2 + (s1 - keep * s0), before, after_real, after_fake)
     return jax.tree.map(lambda s1, s2, s3: keep * s3 + (s2 - keep * s1), after_real, after_fake, third)
+
+
+def drawn(key: Array, network: Any, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+    """Weights, as `redraw` draws them, and running statistics of a network for inputs of `shape`."""
+    x = jax.ShapeDtypeStruct((1, *shape), dtype)
+    shapes = jax.eval_shape(functools.partial(network.init, train=False), key, x)
+    batch_stats = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes["batch_stats"]
+    )
+    return redraw(key, shapes["params"]), batch_stats
 
 
 def redraw(key: Array, params: Any) -> Any:

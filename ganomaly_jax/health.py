@@ -15,8 +15,7 @@ from jax import Array
 
 from ganomaly_jax import losses, preprocess, sharding
 from ganomaly_jax.checkpoint import LOSS
-from ganomaly_jax.detector import TrainState
-from ganomaly_jax.ganomaly import Ganomaly
+from ganomaly_jax.detector import Detector, TrainState
 
 ACCURACY, VARIANCE, RANK = "discriminator_accuracy", "reconstruction_variance", "latent_rank"
 CURVES = {
@@ -78,36 +77,29 @@ class Sample:
 
 
 def looker(
-    detector: Ganomaly, samples: Sequence[Sample], together: bool = False
+    detector: Detector, samples: Sequence[Sample], together: bool = False
 ) -> Callable[[TrainState], list[dict[str, Any]]]:
     """`look(state)`: what is measured of each model at its sample, but for what is not finite.
 
-    The generator is the one that scores, with running statistics; the discriminator sees real and reconstructed images
-    as in training, each batch normalised by itself. With `together` every array of the state has a leading axis of
-    models, at least as many as there are samples.
+    With `together` every array of the state has a leading axis of models, at least as many as there are samples.
     """
 
     @jax.jit
-    def measured(
-        variables: Any, discriminator: Any, raw: Array, low: Array, high: Array
-    ) -> tuple[dict[str, Array], Array]:
+    def measured(examined: Any, raw: Array, low: Array, high: Array) -> tuple[dict[str, Array], Array]:
         x = preprocess.to_unit(raw, low, high)
-        generated: Any = detector.generator.apply(variables, x, train=False)
-        x_hat, z = generated[:2]
-        real, fake = (
-            detector.discriminator.apply(discriminator, images, train=True, mutable=["batch_stats"])[0][1]
-            for images in (x, x_hat)
-        )
-        return {LOSS: losses.l1(x, x_hat), ACCURACY: accuracy(real, fake), VARIANCE: variance_ratio(x, x_hat)}, z
+        seen = detector.examine(examined, x)
+        found = {LOSS: losses.l1(x, seen["x_hat"]), VARIANCE: variance_ratio(x, seen["x_hat"])}
+        if "real" in seen:
+            found[ACCURACY] = accuracy(seen["real"], seen["fake"])
+        return found, seen["z"]
 
     def look(state: TrainState) -> list[dict[str, Any]]:
-        discriminator = {"params": state.params["discriminator"], "batch_stats": state.batch_stats["discriminator"]}
         # Put together by all processes; each then computes for itself.
-        whole = sharding.whole((detector.variables(state), discriminator))
+        whole = sharding.whole(detector.examined(state))
         looks = []
         for m, sample in enumerate(samples):
             own = jax.tree.map(operator.itemgetter(m), whole) if together else whole
-            found, z = measured(*own, sample.raw, np.float32(sample.low), np.float32(sample.high))
+            found, z = measured(own, sample.raw, np.float32(sample.low), np.float32(sample.high))
             values = {name: float(value) for name, value in found.items() if sample.held_out or name != LOSS}
             if np.isfinite(z).all():
                 values[RANK] = effective_rank(np.asarray(z))
@@ -171,8 +163,7 @@ def words(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
             )
     if VARIANCE in looks and (ratio := looks[VARIANCE][1][-1]) < NEARLY_THE_SAME:
         said.append(
-            f"Reconstructions vary {ratio:.0%} as much as the inputs: the generator gives nearly the same picture for "
-            "all."
+            f"Reconstructions vary {ratio:.0%} as much as the inputs: nearly the same picture comes out for all."
         )
     if RANK in looks:
         images = next((r[IMAGES] for r in reversed(records) if isinstance(r.get(IMAGES), int)), latent_size + 1)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ganomaly_jax import files
-from ganomaly_jax.chunk import LOSSES
 from ganomaly_jax.errors import UserError
 
 HISTORY = "history.jsonl"
-_SHORT = ("adv", "con", "enc", "G", "D")  # the losses on the progress line
+# The losses on the progress line; another one has its own name there.
+_SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generator": "G", "discriminator": "D"}
 
 
 class History:
     """`history.jsonl`: a line every few steps with the mean losses of those, and lines of their own for the looks at
     other images; lines beyond a resumed step go.
 
-    Without a path nothing is written.
+    `losses` are their names. Without a path nothing is written.
     """
 
-    def __init__(self, path: Path | None, step: int, epoch_steps: int, every: int) -> None:
-        self._epoch_steps, self._every = epoch_steps, every
+    def __init__(self, path: Path | None, step: int, epoch_steps: int, every: int, losses: Sequence[str]) -> None:
+        self._epoch_steps, self._every, self._losses = epoch_steps, every, losses
         self._window: list[np.ndarray] = []
-        self._step, self._last = step, np.full(len(LOSSES), np.nan)
+        self._step, self._last = step, np.full(len(losses), np.nan)
         self._speed = 0.0
         self._file = None
         self._looked = 0
@@ -50,7 +50,7 @@ class History:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
     def add(self, first: int, losses: np.ndarray, images_per_second: float) -> None:
-        """The losses [n, 5] of the steps first + 1 ... first + n."""
+        """The losses [n, L] of the steps first + 1 ... first + n."""
         self._speed = images_per_second or self._speed
         for row in losses:
             self._window.append(row)
@@ -66,7 +66,7 @@ class History:
         self._window = []
         values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
         values |= {"images_per_second": round(self._speed, 1)}
-        values |= {name: float(value) for name, value in zip(LOSSES, self._last, strict=True)}
+        values |= {name: float(value) for name, value in zip(self._losses, self._last, strict=True)}
         self._write(values)
 
     def look(self, step: int, values: Mapping[str, Any]) -> None:
@@ -90,7 +90,8 @@ class History:
     def line(self, images_per_second: float) -> str:
         """The latest losses for the progress bar."""
         last = np.mean(self._window, axis=0) if self._window else self._last
-        losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(_SHORT, last, strict=True))
+        short = (_SHORT.get(name, name) for name in self._losses)
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(short, last, strict=True))
         return f"{images_per_second:,.0f} images/s  {losses}" if images_per_second else losses
 
     def __enter__(self) -> History:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax import checkpoint, config, data, health, hosts, run
-from ganomaly_jax.chunk import LOSSES, STEPS_A_CALL
+from ganomaly_jax.chunk import STEPS_A_CALL
 from ganomaly_jax.config import Config
 from ganomaly_jax.detector import TrainState
 from ganomaly_jax.errors import DivergedError, StoppedError
@@ -81,6 +81,8 @@ class Program:
     """Whether all weights are, [models] bool."""
     stored: Callable[[TrainState], TrainState]
     """What of the state is kept."""
+    losses: Sequence[str]
+    """Names of what `advance` gives of each step, [models, steps, L]."""
     look: Callable[[TrainState], list[dict[str, Any]]] | None = None
     """At some normal images: what `health.measurer` measures of each model. With `checkpoint.LOSS` where they are held
     out: the checkpoint with the smallest is kept."""
@@ -147,7 +149,8 @@ def advance(
         histories = []
         for course, first in zip(courses, at, strict=True):
             path = course.folder / HISTORY if here else None
-            histories.append(stack.enter_context(History(path, int(first), course.epoch_steps, settings.log_every)))
+            history = History(path, int(first), course.epoch_steps, settings.log_every, program.losses)
+            histories.append(stack.enter_context(history))
 
         def fetch(waiting: tuple[int, np.ndarray, np.ndarray, Array] | None) -> None:
             if waiting is None:
@@ -159,7 +162,7 @@ def advance(
                 bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
                 history.add(int(first[m]), values[: bad[0]] if len(bad) else values, rate * batch)
                 if len(bad) and alive[m]:
-                    wrong = zip(LOSSES, values[bad[0]], strict=True)
+                    wrong = zip(program.losses, values[bad[0]], strict=True)
                     names = ", ".join(name for name, value in wrong if not np.isfinite(value))
                     lose(m, int(first[m] + bad[0]) + 1, f"the loss {names} is not finite")
             shown = histories[int(alive.argmax())].line(rate * batch * len(courses))

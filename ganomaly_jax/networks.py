@@ -223,6 +223,31 @@ class Generator(nn.Module):
         return x_hat, z, self.reencoder(x_hat, train)
 
 
+def coders(shape: tuple[int, int, int], latent_size: int, *sizes: Any) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of inputs of `shape`; `sizes` from `features` to `dtype`, in the order of both."""
+    return Encoder(latent_size, *sizes), Decoder(shape, *sizes)
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder: x [B, *shape] to (x_hat of x's shape, z [B, latent_size])."""
+
+    shape: tuple[int, int, int]
+    latent_size: int
+    features: int
+    extra_layers: int = 0
+    replicas: Replicas | None = None
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+
+    def setup(self) -> None:
+        sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype)
+        self.encoder, self.decoder = coders(self.shape, self.latent_size, *sizes)
+
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        z = self.encoder(x, train)
+        return self.decoder(z, train), z
+
+
 class Discriminator(nn.Module):
     """x [B, H, W, C] to (features [B, h, w, F], logits [B]); sigmoid(logits) is the probability of being real.
 

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ganomaly_jax import augment, ganomaly, lazy, sharding
+from ganomaly_jax import augment, detectors, lazy, sharding
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
 from ganomaly_jax.config import Config, Train, input_shape
+from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
 
 # Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
@@ -53,7 +54,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
             f"data.height, data.width, data.channels = {shape}: wanted all three, or data to take them from: "
             "ganomaly plan DATA, or --config.data.height=64 --config.data.width=64 --config.data.channels=3"
         )
-    detector = ganomaly.from_config(settings)
+    detector = detectors.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))
     batch = max(settings.train.batch_size // devices, 2)
     full, flops = _step(detector, state, batch, settings.train)
@@ -77,7 +78,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     )
 
 
-def _step(detector: ganomaly.Ganomaly, state: Any, batch: int, settings: Train) -> tuple[int, float]:
+def _step(detector: Detector, state: Any, batch: int, settings: Train) -> tuple[int, float]:
     """(bytes that the compiled training step holds at most, FLOPs of one step), augmentation included."""
     images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8 if len(detector.shape) == 3 else jnp.float32)
     index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
@@ -131,7 +132,7 @@ def out_of_memory(settings: Config, devices: int) -> UserError:
     return UserError(f"out of memory with a batch of {settings.train.batch_size}; {advice}")
 
 
-def check_members(detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int) -> None:
+def check_members(detector: Detector, members: int, devices: int, image_bytes: int) -> None:
     """Refuse more members than the memory of a device can hold.
 
     Raises:
@@ -145,7 +146,7 @@ def check_members(detector: ganomaly.Ganomaly, members: int, devices: int, image
         )
 
 
-def describe_members(detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int) -> str:
+def describe_members(detector: Detector, members: int, devices: int, image_bytes: int) -> str:
     """The line on the members for the terminal."""
     needed, available, fit = _members(detector, members, devices, image_bytes)
     most = "unknown" if fit is None else f"{fit:,}"
@@ -153,9 +154,7 @@ def describe_members(detector: ganomaly.Ganomaly, members: int, devices: int, im
     return f"members        {members}, {_size(needed)} a device for weights and optimisers{held}; at most {most} fit"
 
 
-def _members(
-    detector: ganomaly.Ganomaly, members: int, devices: int, image_bytes: int
-) -> tuple[int, int | None, int | None]:
+def _members(detector: Detector, members: int, devices: int, image_bytes: int) -> tuple[int, int | None, int | None]:
     """(bytes of the members on a device, bytes that it has, members that fit over all devices)."""
     state = jax.eval_shape(detector.init, jax.random.key(0))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))

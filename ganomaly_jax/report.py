@@ -33,6 +33,7 @@ LOSSES = {
     "encoder": "#cc79a7",
     "generator": "#000000",
     "discriminator": "#d55e00",
+    "reconstruction": "#0072b2",
 }
 KINDS = ("false positive", "false negative", "anomalous", "normal")
 BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
@@ -247,7 +248,7 @@ def _histogram(labels: np.ndarray, scores: np.ndarray, threshold: float | None, 
 
 
 def losses(history: Path, png: Path) -> Path | None:
-    """The five losses over the steps, on a log scale.
+    """The losses over the steps, on a log scale.
 
     Args:
       history: `history.jsonl`; lines that are not whole (a run that was cut off) are passed over, and of two lines for

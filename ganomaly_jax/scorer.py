@@ -21,7 +21,7 @@ from ganomaly_jax import (
     artefact,
     checkpoint,
     config,
-    ganomaly,
+    detectors,
     images,
     lazy,
     maps,
@@ -333,7 +333,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         if np.dtype(meta["dtype"]).kind not in "uf":
             raise ValueError(f"pixels of type {meta['dtype']}")
         scorer = Scorer(
-            detector=ganomaly.from_config(settings),
+            detector=detectors.from_config(settings),
             variables=jax.device_put(variables),
             config=settings,
             dtype=str(np.dtype(meta["dtype"])),

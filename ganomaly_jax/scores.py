@@ -1,6 +1,7 @@
 """The scores that can be asked for, and sums of several: what `evaluate.score` names. Pure JAX once fitted.
 
-`squared` and `l1` are GANomaly's own, the distance of the two latents, and need no fit. Any other name, and names
+`squared` and `l1` are the detector's own, the size of its `difference` (of GANomaly's two latents; of image and
+reconstruction), and need no fit. Any other name, and names
 joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
 score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
 repeated, and then counts so often.
@@ -30,12 +31,16 @@ Outputs = dict[str, Array]
 Fitted = dict[str, Any]
 
 
+def _mean_of_each(values: Array) -> Array:
+    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
+
+
 def _squared(outputs: Outputs, _: Fitted) -> Array:
-    return jnp.mean(jnp.square(outputs["z"] - outputs["z_hat"]), axis=-1)
+    return _mean_of_each(jnp.square(outputs["difference"]))
 
 
 def _l1(outputs: Outputs, _: Fitted) -> Array:
-    return jnp.mean(jnp.abs(outputs["z"] - outputs["z_hat"]), axis=-1)
+    return _mean_of_each(jnp.abs(outputs["difference"]))
 
 
 def _pixel(outputs: Outputs, _: Fitted) -> Array:

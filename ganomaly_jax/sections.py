@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import page
+from ganomaly_jax import config, page
 
 HALF, WIDE = "30rem", "46rem"
 
 
 def title(flat: Mapping[str, Any], workdir: Path) -> str:
     """The heading of the page, from a flat configuration; the folder's name where that holds no source."""
-    name = f"GANomaly on {flat.get('data.source') or workdir.resolve().name}"
+    detector = config.DETECTORS.get(str(flat.get("model.detector")), "GANomaly")
+    name = f"{detector} on {flat.get('data.source') or workdir.resolve().name}"
     return f"{name}, abnormal: {flat['data.abnormal']}" if flat.get("data.abnormal") else name
 
 

@@ -3,9 +3,9 @@
 The same interface as those of `networks.py`: the generator gives x_hat, z and z_hat, the discriminator features and
 logits; batch norm, its replicas and the way weights are drawn are the same.
 
-Windows are halved in time, doubling the features up to eight times, until at most 4 steps are left; the decoder goes
-the same way back, so that any T from 4 on works. The convolutions are written as products of matrices, four or three
-shifted copies beside each other: their gradients are products as well, and fast on every platform.
+Windows are halved in time, doubling the features up to eight times, twice at least and until at most 4 steps are left;
+the decoder goes the same way back, so that any T from 4 on works. The convolutions are written as products of matrices,
+four or three shifted copies beside each other: their gradients are products as well, and fast on every platform.
 """
 
 from __future__ import annotations
@@ -182,6 +182,27 @@ class Generator(nn.Module):
         z = self.encoder(x, train)
         x_hat = self.decoder(z, train)
         return x_hat, z, self.reencoder(x_hat, train)
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder: x [B, D] or [B, T, D] to (x_hat of x's shape, z [B, N])."""
+
+    shape: tuple[int, ...]
+    latent_size: int
+    features: int
+    extra_layers: int = 0
+    replicas: Replicas | None = None
+    param_dtype: Any = jnp.float32
+    dtype: Any = None
+
+    def setup(self) -> None:
+        sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype)
+        self.encoder = Encoder(self.latent_size, *sizes)
+        self.decoder = Decoder(self.shape, *sizes)
+
+    def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        z = self.encoder(x, train)
+        return self.decoder(z, train), z
 
 
 class Discriminator(nn.Module):

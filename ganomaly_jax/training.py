@@ -23,8 +23,8 @@ from ganomaly_jax import (
     checkpoint,
     config,
     data,
+    detectors,
     feed,
-    ganomaly,
     health,
     history,
     hosts,
@@ -93,7 +93,7 @@ def train(
     data_hash = data.content_hash(this.dataset)
     hosts.check_same(configuration=_comparable(this.config), data=data_hash)
     hosts.together(lambda: _open(workdir, this, data_hash))
-    detector = ganomaly.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
+    detector = detectors.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
     state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
     course = Course(this, workdir)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
@@ -163,7 +163,7 @@ def train_members(
         for one in team
     ]
     resolved = _resolved(settings, [course.run for course in courses])
-    detector = ganomaly.from_config(courses[0].run.config)
+    detector = detectors.from_config(courses[0].run.config)
     plan.check_members(detector, len(team), mesh.size, dataset.images.nbytes)
     data_hash = data.content_hash(dataset)
     run.open_workdir(workdir, resolved, data_hash)
@@ -307,7 +307,7 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
     """Calibrate a trained model, and write the detector into the run's folder."""
     this = course.run
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
-    detector = ganomaly.from_config(this.config)
+    detector = detectors.from_config(this.config)
     made = scorer.make(
         detector,
         _settled(this, detector, jax.device_put(variables)),
@@ -323,7 +323,7 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
     return made
 
 
-def _settled(this: Run, detector: ganomaly.Ganomaly, variables: Any) -> Any:
+def _settled(this: Run, detector: Detector, variables: Any) -> Any:
     """Averaged weights with batch norm's statistics of some training batches."""
     size = this.config.train.batch_size
     count = min(_SETTLED, len(this.split.train) // size)
@@ -360,7 +360,7 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed
         return state, losses[None]
 
     finite = lambda state: np.asarray(loop.finite(state))[None]  # noqa: E731
-    return Program(advance, finite, lambda state: state, _look([course]), fed.most)
+    return Program(advance, finite, lambda state: state, detector.losses, _look([course]), fed.most)
 
 
 def _look(courses: Sequence[Course], together: bool = False) -> Callable[[TrainState], list[dict[str, Any]]]:
@@ -370,7 +370,7 @@ def _look(courses: Sequence[Course], together: bool = False) -> Callable[[TrainS
         this, held_out = course.run, len(course.run.split.calibration) > 0
         chosen = (this.split.calibration if held_out else this.split.train)[: health.MOST_IMAGES]
         samples.append(health.Sample(this.dataset.images[chosen], *this.pixels[1:], held_out))
-    return health.looker(ganomaly.from_config(courses[0].run.config), samples, together)
+    return health.looker(detectors.from_config(courses[0].run.config), samples, together)
 
 
 def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:
@@ -399,6 +399,7 @@ def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: T
         lambda state, at, counts: compiled(state, *arguments(at, counts)),
         lambda state: np.asarray(finite(state))[:team],
         lambda state: jax.tree.map(lambda leaf: leaf[:team], state),
+        detector.losses,
         _look(courses, together=True),
     )
 

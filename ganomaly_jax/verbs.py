@@ -83,7 +83,7 @@ def compare(given: Given, rest: Sequence[str]) -> int:
 def plan(given: Given, rest: Sequence[str]) -> int:
     settings = _settings(given, rest)
     config.check(settings)
-    from ganomaly_jax import ganomaly, members, plan, run, sharding, sources
+    from ganomaly_jax import detectors, members, plan, run, sharding, sources
 
     if config.has_members(settings):
         if not settings.data.source:
@@ -93,7 +93,7 @@ def plan(given: Given, rest: Sequence[str]) -> int:
         one = run.resolve(members.settings_of(settings, team[0]), dataset).config
         devices = sharding.member_mesh(len(team), settings.mesh.devices).size
         print(plan.describe(plan.plan(one)))
-        print(plan.describe_members(ganomaly.from_config(one), len(team), devices, dataset.images.nbytes))
+        print(plan.describe_members(detectors.from_config(one), len(team), devices, dataset.images.nbytes))
         return 0
     mesh = sharding.local_mesh(settings.mesh.devices)
     if 0 in config.input_shape(settings.data) and settings.data.source:

@@ -11,6 +11,7 @@ import pytest
 from ganomaly_jax import augment, chunk, preprocess, sharding
 
 STEP = jnp.int32(7)
+LOSSES = ("first", "second")
 
 
 def images(n, height=6, width=4, channels=2):
@@ -90,10 +91,10 @@ def test_a_chunk_augments_the_scaled_images_of_each_step():
     index = np.array([[0, 1, 2], [2, 3, 4], [4, 0, 1]], np.int32)
 
     def update(state, x):
-        return Seen(state.step + 1, x), dict.fromkeys(chunk.LOSSES, x[0, 0, 0, 0])
+        return Seen(state.step + 1, x), dict.fromkeys(LOSSES, x[0, 0, 0, 0])
 
     augmentation = augment.make(3, 1, True)
-    run = jax.jit(chunk.make_chunk(SimpleNamespace(update=update), 0, 255, augmentation))
+    run = jax.jit(chunk.make_chunk(SimpleNamespace(update=update, losses=LOSSES), 0, 255, augmentation))
     begin = Seen(STEP, jnp.zeros((3, 4, 4, 1)))
     whole, losses = run(begin, raw, index, 3)
     expected = [augmentation(preprocess.to_unit(raw[rows], 0, 255), STEP + i) for i, rows in enumerate(index)]

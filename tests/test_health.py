@@ -83,7 +83,7 @@ def test_words_of_a_sick_training():
     assert said == [
         "The discriminator tells real from reconstructed images in 100% of cases since step 1,300: its loss no longer "
         "teaches the generator.",
-        "Reconstructions vary 12% as much as the inputs: the generator gives nearly the same picture for all.",
+        "Reconstructions vary 12% as much as the inputs: nearly the same picture comes out for all.",
         "The latent uses about 9 of 100 dimensions.",
     ]
 

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganomaly_jax import config, ganomaly, scorer, training
+from ganomaly_jax import config, detectors, scorer, training
+from ganomaly_jax.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Model, score_parts
+from ganomaly_jax.ganomaly import Ganomaly
 from ganomaly_jax.statistics import fit
 
 BANK = 20
@@ -99,11 +101,14 @@ def shape_of(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-def blank(detector, key, init=ganomaly.Ganomaly.init):
-    """The state that `init` makes, with nothing drawn: only shapes matter here, and to draw is to compile."""
-    return jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(functools.partial(init, detector), key)
-    )
+def blank(init):
+    """`init` of a detector with nothing drawn: only shapes matter here, and to draw is to compile."""
+
+    def zeroed(detector, key):
+        shapes = jax.eval_shape(functools.partial(init, detector), key)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return zeroed
 
 
 def training_program(settings, devices, workdir):
@@ -117,7 +122,8 @@ def training_program(settings, devices, workdir):
     run = training.train_members if several else training.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Handed) as handed:
         patch.setattr(training, "_compile", hand_over)
-        patch.setattr(ganomaly.Ganomaly, "init", blank)
+        for kind in (Ganomaly, DenoisingAutoencoder):
+            patch.setattr(kind, "init", blank(kind.init))
         run(settings, workdir, zeros(settings), say=lambda line: None)
     chunk, arguments = handed.value.args
     of_one = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape[several:], leaf.dtype))
@@ -132,12 +138,11 @@ def random(size):
 
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
-    detector = ganomaly.from_config(settings)
+    detector = detectors.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))
     variables = {"detector": detector.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
-    shown = {"generator": state.params["generator"]}
+    shown = {name: params for name, params in state.params.items() if name != "discriminator" or settings.loss.contrast}
     if settings.loss.contrast:
-        shown["discriminator"] = state.params["discriminator"]
         names = score_parts(settings)
         fitted = {
             output: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), fit(random(size), 0))

@@ -1,0 +1,16 @@
+"""The demo with a denoising autoencoder in place of GANomaly: half the network, one loss, no discriminator.
+
+    ganomaly train --config configs/autoencoder.py --workdir runs/autoencoder
+
+Digits, size, length and rate are those of configs/mnist5k.py, noise and hidden share the defaults, set before the first
+run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2), where GANomaly has .861, .894, .876.
+"""
+
+from ganomaly_jax import Config
+from ganomaly_jax.demo import get_config as demo
+
+
+def get_config() -> Config:
+    config = demo()
+    config.model.detector = "autoencoder"
+    return config
