@@ -209,9 +209,12 @@ class Scorer:
         files = _files(given)
         if files is not None:
             return self.read(files)[0]
-        x = np.asarray(given)
+        try:
+            x = np.asarray(given)
+        except ValueError:
+            raise UserError("images of different shapes: wanted an array, or image files, which are resized") from None
         height, width, channels = self.input_shape
-        if x.ndim == 3 and channels == 1:
+        if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not one image [H, W, 1]
             x = x[..., None]
         if x.ndim != 4 or x.shape[-1] != channels or not x.size:
             raise UserError(
@@ -226,6 +229,11 @@ class Scorer:
                     f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: wanted [-1, 1]; this detector "
                     f"was trained on {self.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
                 )
+        elif x.dtype.kind == "u" and self.dtype == "float32":
+            raise UserError(
+                f"images of type {x.dtype}: wanted floating point from {self.low:g} to {self.high:g}, as in training; "
+                "what other pixels mean in that range is not known"
+            )
         elif x.dtype.kind not in "uf":
             raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point")
         if x.shape[1:3] != (height, width):
@@ -280,11 +288,22 @@ class Scorer:
 
 
 def _files(given: Any) -> Sequence[Any] | None:
-    """An image file or a sequence of them as a sequence, None for images as arrays."""
+    """An image file, a folder of them or a sequence of files as a sequence, None for images as arrays.
+
+    Raises:
+      UserError: a folder without image files, or nothing that could be images.
+    """
     if isinstance(given, (str, os.PathLike)):
-        return [given]
-    named = not hasattr(given, "dtype") and len(given) and isinstance(given[0], (str, os.PathLike))
-    return given if named else None
+        if not os.path.isdir(given):
+            return [given]
+        if not (found := images.list_images(os.fspath(given))):
+            raise UserError(f"no image files in {images.shown(given)}")
+        return found
+    if hasattr(given, "dtype"):
+        return None
+    if not isinstance(given, Sequence):
+        raise UserError(f"{type(given).__name__}: wanted images as an array, image files, or a folder of them")
+    return given if len(given) and isinstance(given[0], (str, os.PathLike)) else None
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
