@@ -28,6 +28,13 @@ class Data:
     """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed)."""
     fit: str = "stretch"
     """How an image of another size is brought to height x width: `stretch` or `letterbox` (aspect kept, padded)."""
+    tile: int = 0
+    """Side in pixels of the square tiles that images of height x width are cut into, the network's input: 16, 32, 64,
+    128 or 256. Height and width may then be any from that on, 0: the median of the images' own. 0: no tiles."""
+    overlap: float = 0.25
+    """Of neighbouring tiles: below 1 a share of their side, otherwise pixels."""
+    tile_score: str = "max"
+    """The score of an image from its tiles': `max`, `mean`, or a share such as `0.9`, that quantile of them."""
     low: float = 0.0
     """Pixel value that becomes -1. With low = high = 0: the range of the type (uint8, uint16), or, for floating
     point, the smallest and largest value of the normal training images."""
@@ -270,9 +277,20 @@ def check(config: Config) -> None:
         if not good:
             raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: wanted {want}")
 
+    tile = config.data.tile
+    refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
+    refuse_unless(not tile or not has_members(config), "data.tile", "0: members are trained on whole images")
+    refuse_unless(
+        0 <= config.data.overlap < (tile or 256), "data.overlap", "a share below 1, or pixels below data.tile"
+    )
+    refuse_unless(_combines(config.data.tile_score), "data.tile_score", "'max', 'mean', or a share from 0 to 1")
     for name in ("height", "width"):
         side = getattr(config.data, name)
-        refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", "16, 32, 64, 128, 256, or 0 for automatic")
+        if tile:
+            refuse_unless(side == 0 or tile <= side <= 2**14, f"data.{name}", f"{tile} (data.tile) to 16384, or 0")
+        else:
+            wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
+            refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
     refuse_unless(config.data.fit in ("stretch", "letterbox"), "data.fit", "'stretch' or 'letterbox'")
     refuse_unless(
@@ -314,7 +332,7 @@ def check(config: Config) -> None:
         not config.train.patience or not has_members(config), "train.patience", "0: members are not stopped one by one"
     )
     # A side that is left to the data becomes 32 at least.
-    room = min(config.data.height or 32, config.data.width or 32) // 2
+    room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     _check_score(config)
     for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
@@ -332,6 +350,14 @@ def check(config: Config) -> None:
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
+
+
+def _combines(word: str) -> bool:
+    """Whether it says how the scores of tiles become one."""
+    try:
+        return word in ("max", "mean") or 0 <= float(word) <= 1
+    except ValueError:
+        return False
 
 
 def score_parts(config: Config) -> tuple[str, ...]:

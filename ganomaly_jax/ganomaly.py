@@ -333,7 +333,7 @@ def redraw(key: Array, params: Any) -> Any:
 def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
     """The detector that a resolved configuration describes."""
     return Ganomaly(
-        shape=(config.data.height, config.data.width, config.data.channels),
+        shape=(config.data.tile or config.data.height, config.data.tile or config.data.width, config.data.channels),
         latent_size=config.model.latent_size,
         features=config.model.features,
         extra_layers=config.model.extra_layers,

@@ -21,7 +21,6 @@ from ganomaly_jax import (
     artefact,
     checkpoint,
     config,
-    ganomaly,
     images,
     lazy,
     maps,
@@ -31,14 +30,16 @@ from ganomaly_jax import (
     scores,
     sharding,
     statistics,
+    tiled,
 )
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
-from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
+# Of raw pixels of large images that are held at once, and pixels of maps that their threshold is taken from.
+_BLOCK_BYTES, _MAP_PIXELS = 2**26, 2**25
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 
 
@@ -59,7 +60,7 @@ class Scorer:
     and +1.
     """
 
-    detector: Detector
+    detector: tiled.Judge
     variables: dict[str, Any]
     """`detector`: what `detector.outputs` takes; `statistics`: what `scores.fit` found, empty where the score needs
     none; `calibration`: the sorted scores [n] of the calibration images."""
@@ -78,6 +79,14 @@ class Scorer:
     def input_shape(self) -> tuple[int, ...]:
         """(H, W, C) of one image."""
         return self.detector.shape
+
+    @property
+    def block(self) -> int:
+        """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
+        if not isinstance(self.detector, tiled.Tiled):
+            return program.BUCKETS[-1]
+        size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
+        return max((size_of for size_of in program.BUCKETS if size_of * size <= _BLOCK_BYTES), default=1)
 
     @property
     def threshold(self) -> float:
@@ -143,11 +152,9 @@ class Scorer:
         if files is not None:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
-            return self._judged(
-                self._array(images[i : i + program.BUCKETS[-1]]) for i in range(0, len(images), program.BUCKETS[-1])
-            )
+            return self._judged(self._array(images[i : i + self.block]) for i in range(0, len(images), self.block))
         x = self._array(images)
-        return self._judged(x[i : i + program.BUCKETS[-1]] for i in range(0, len(x), program.BUCKETS[-1]))
+        return self._judged(x[i : i + self.block] for i in range(0, len(x), self.block))
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = images.WORKERS
@@ -169,17 +176,22 @@ class Scorer:
 
         height, width, channels = self.input_shape
         fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
-        decoded = images.decode_blocks(paths, program.BUCKETS[-1], height, width, channels, fit, like, workers)
+        decoded = images.decode_blocks(paths, self.block, height, width, channels, fit, like, workers)
         with contextlib.closing(decoded) as blocks:
             return self._judged(map(placed, blocks)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
+        return self.explained(images)[:2]
+
+    def explained(self, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(x, x_hat, map): as `reconstruct`, and `maps.residual_map` of both, [B, H, W] float32 in 0..2."""
         raw = self._array(images)
-        x, x_hat = program.reconstructed(
+        found = program.explained(
             self.detector, self.pixels, self.variables, program.pad(raw, program.bucket(len(raw)))
         )
-        return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
+        x, x_hat, values = (np.asarray(leaf)[: len(raw)] for leaf in found)
+        return x, x_hat, values
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
         """Of images as the program takes them, in blocks no larger than a bucket; full ones a device each."""
@@ -335,7 +347,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         if np.dtype(meta["dtype"]).kind not in "uf":
             raise ValueError(f"pixels of type {meta['dtype']}")
         scorer = Scorer(
-            detector=ganomaly.from_config(settings),
+            detector=tiled.from_config(settings),
             variables=jax.device_put(variables),
             config=settings,
             dtype=str(np.dtype(meta["dtype"])),
@@ -357,7 +369,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
 
 
 def make(
-    detector: Detector,
+    detector: tiled.Judge,
     variables: dict[str, Any],
     settings: config.Config,
     pixels: tuple[str, float, float],
@@ -374,10 +386,11 @@ def make(
     parts = config.score_parts(settings)
     own: dict[str, Any] = {"detector": variables}
     if not scores.is_plain(parts):
-        seed, size = settings.seed, min(statistics.BANK, len(training))
-        kept = np.sort(np.random.default_rng(seed).permutation(len(training))[:size])
-        batches = (program.blocks(pixels, lazy.select(training, kept)), program.blocks(pixels, normals))
-        own["statistics"] = scores.fit(detector, parts, own, *batches, seed)
+        learned, held = (tiled.inputs(detector, images) for images in (training, normals))
+        seed, size = settings.seed, min(statistics.BANK, len(learned))
+        kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
+        batches = (program.blocks(pixels, lazy.select(learned, kept)), program.blocks(pixels, held))
+        own["statistics"] = scores.fit(tiled.network(detector), parts, own, *batches, seed)
     scorer = Scorer(
         detector,
         {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},
@@ -398,11 +411,16 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     found = calibrating.by(found_scores, scorer.config.evaluate)
     if trained_on:
         found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
-    x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
+    shown = min(program.BUCKETS[-1], max(_MAP_PIXELS // math.prod(scorer.input_shape[:2]), 1))
+    seen = [
+        scorer.explained(normals[i : min(i + scorer.block, shown)])
+        for i in range(0, min(len(normals), shown), scorer.block)
+    ]
+    differences = np.concatenate([np.abs(x - x_hat).mean(-1) for x, x_hat, _ in seen])
     return dataclasses.replace(
         scorer,
         variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
         calibration=found,
-        residual_max=float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),
-        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))),
+        residual_max=float(max(np.quantile(differences, 0.999), 1e-3)),
+        map_threshold=maps.threshold(np.concatenate([values for *_, values in seen])),
     )
