@@ -161,11 +161,14 @@ def test_many_tiles_are_scored_a_few_at_a_time(trained, arrays, monkeypatch):
         return jax.jit(lambda x: (function(variables, x), slope(x), *tiled.explained(judge.detector, own, x)))(unit)
 
     own = variables["detector"]
-    wanted = everything()
-    for most in (9, 4):
-        monkeypatch.setattr(tiled, "AT_ONCE", most)
-        for one, other in zip(everything(), wanted, strict=True):
-            np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+    monkeypatch.setattr(tiled, "AT_ONCE", 9)
+    by_image = everything()
+    monkeypatch.setattr(tiled, "AT_ONCE", 4)
+    for one, other in zip(everything(), by_image, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
+    np.testing.assert_allclose(by_image[0], judge(images), rtol=1e-4)
+    np.testing.assert_allclose(by_image[3], explain.residual_maps(judge, images).values, rtol=1e-3, atol=1e-5)
+    assert float(jnp.abs(by_image[1]).max()) > 0
 
 
 def test_calibration_is_of_images(trained, arrays):
@@ -349,16 +352,12 @@ def test_a_larger_side_without_tiles_names_them():
         config.check(asked)
 
 
-def test_no_onnx_and_no_images_smaller_than_a_tile(trained, arrays, tmp_path):
+def test_no_onnx_and_no_images_smaller_than_a_tile(trained, arrays, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="tiles as ONNX"):
         exporting.export(trained[1], tmp_path / "out", form="onnx")
     whole = run.resolve(settings(0), arrays).dataset
-    on_demand = dataclasses.replace(whole, images=lazy.LazyImages(lambda i: whole.images[i], *_like(whole.images)))
     asked = settings(32)
     asked.data.height = asked.data.width = 0
-    with pytest.raises(UserError, match=r"data\.tile=32"):
-        run.resolve(asked, on_demand)
-
-
-def _like(images):
-    return images.shape, images.dtype
+    monkeypatch.setattr("ganomaly_jax.sources.load", lambda *_: whole)  # as packed images, whose size is fixed
+    with pytest.raises(UserError, match=r"data\.tile=32: the images are 16x16"):
+        run.resolve(asked)
