@@ -18,6 +18,8 @@ _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0 done, 2 usage, 3 some inputs failed, 4 diverged, 5 damaged artefact."""
+    if hasattr(sys.stdout, "reconfigure"):  # file names may hold what the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     given, overrides = parser.parse_known_args(arguments)
     verb = vars(given).pop("run", None)

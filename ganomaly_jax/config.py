@@ -42,6 +42,13 @@ class Data:
     """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed). Of rows: sensors."""
     fit: str = "stretch"
     """How an image of another size is brought to height x width: `stretch` or `letterbox` (aspect kept, padded)."""
+    tile: int = 0
+    """Side in pixels of the square tiles that images of height x width are cut into, the network's input: 16, 32, 64,
+    128 or 256. Height and width may then be any from that on, 0: the median of the images' own. 0: no tiles."""
+    overlap: float = 0.25
+    """Of neighbouring tiles: below 1 a share of their side, otherwise pixels."""
+    tile_score: str = "max"
+    """The score of an image from its tiles': `max`, `mean`, or a share such as `0.9`, that quantile of them."""
     low: float = 0.0
     """Pixel value that becomes -1. With low = high = 0: the range of the type (uint8, uint16), or, for floating
     point, the smallest and largest value of the normal training images."""
@@ -298,9 +305,20 @@ def check(config: Config) -> None:
         if not good:
             raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: wanted {want}")
 
+    tile = config.data.tile
+    refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
+    refuse_unless(not tile or not has_members(config), "data.tile", "0: members are trained on whole images")
+    refuse_unless(
+        0 <= config.data.overlap < (tile or 256), "data.overlap", "a share below 1, or pixels below data.tile"
+    )
+    refuse_unless(_combines(config.data.tile_score), "data.tile_score", "'max', 'mean', or a share from 0 to 1")
     for name in ("height", "width"):
         side = getattr(config.data, name)
-        refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", "16, 32, 64, 128, 256, or 0 for automatic")
+        if tile:
+            refuse_unless(side == 0 or tile <= side <= 2**14, f"data.{name}", f"{tile} (data.tile) to 16384, or 0")
+        else:
+            wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
+            refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
     refuse_unless(config.data.kind in ("auto", "images", "rows"), "data.kind", "'auto', 'images' or 'rows'")
     refuse_unless(
@@ -353,7 +371,7 @@ def check(config: Config) -> None:
         not config.train.patience or not has_members(config), "train.patience", "0: members are not stopped one by one"
     )
     # A side that is left to the data becomes 32 at least.
-    room = min(config.data.height or 32, config.data.width or 32) // 2
+    room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     _check_score(config)
     for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
@@ -374,9 +392,12 @@ def check(config: Config) -> None:
 
 
 def input_shape(data: Data) -> tuple[int, ...]:
-    """(H, W, C) of images, (D,) of rows or (T, D) of windows of them, as a resolved configuration says."""
+    """What a network takes, as a resolved configuration says.
+
+    (H, W, C) of images or their tiles, (D,) of rows or (T, D) of windows of them.
+    """
     if data.kind != "rows":
-        return data.height, data.width, data.channels
+        return data.tile or data.height, data.tile or data.width, data.channels
     return (data.window, data.channels) if data.window else (data.channels,)
 
 
@@ -392,6 +413,14 @@ def in_words(data: Data, text: str) -> str:
     text = re.sub(r"(?<![\w/-])images(?![\w/-])", items(data), text)
     text = re.sub(r"(?<![\w/-])image(?![\w/-])", items(data)[:-1], text)
     return text.replace("NaN or infinite pixels", "missing or infinite values").replace("picture for all", "for all")
+
+
+def _combines(word: str) -> bool:
+    """Whether it says how the scores of tiles become one."""
+    try:
+        return word in ("max", "mean") or 0 <= float(word) <= 1
+    except ValueError:
+        return False
 
 
 def score_parts(config: Config) -> tuple[str, ...]:

@@ -231,8 +231,18 @@ def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
         )
 
 
-def network_size(settings: config.Data, small: bool) -> tuple[int, int]:
-    """(height, width) of the network's input; `small`: no image is larger than 32 x 32."""
+def network_size(settings: config.Data, small: bool, own: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(height, width) that images are brought to: the network's input, or with `data.tile` what is cut into tiles.
+
+    `small`: no image is larger than 32 x 32; `own`: the size that the images have, where that is known.
+
+    Raises:
+      UserError: there shall be tiles, and no size is known.
+    """
+    if settings.tile and not (settings.height and settings.width):
+        if own is None:
+            raise UserError("data.tile: these images have no one size, give data.height and data.width as well")
+        return max(settings.height or own[0], settings.tile), max(settings.width or own[1], settings.tile)
     automatic = 32 if small else 64
     return settings.height or automatic, settings.width or automatic
 

@@ -56,9 +56,6 @@ class Attribution:
     baseline_scores: np.ndarray
 
 
-_map = jax.jit(maps.residual_map)
-
-
 def residual_maps(judge: Scorer, given: Any) -> Maps:
     """Residual maps of images, as `Scorer.__call__` takes them; NaN where an image is invalid.
 
@@ -67,14 +64,9 @@ def residual_maps(judge: Scorer, given: Any) -> Maps:
     """
     if not hasattr(given, "dtype"):
         given = judge.read([given] if isinstance(given, (str, Path)) else given)[0]
-    size = program.BUCKETS[2]
-    blocks = [judge.reconstruct(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
-    values = []
-    for x, x_hat in blocks:
-        padded = program.bucket(len(x))
-        values.append(np.asarray(_map(program.pad(x, padded), program.pad(x_hat, padded)))[: len(x)])
-    x, x_hat = (np.concatenate([block[i] for block in blocks]) for i in (0, 1))
-    return Maps(x, x_hat, np.concatenate(values))
+    size = min(program.BUCKETS[2], judge.block)
+    blocks = [judge.explained(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
+    return Maps(*(np.concatenate([block[i] for block in blocks]) for i in range(3)))
 
 
 def gradient(judge: Scorer, x: np.ndarray) -> np.ndarray:
@@ -232,11 +224,10 @@ def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, to
 
 def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
     """Contributions [H, W] as colours [H, W, 3] uint8: sums over squares, blue below 0, white at 0, red above."""
-    height, width = values.shape
-    y, x = max(1, height // _SQUARES), max(1, width // _SQUARES)
-    sums = values.reshape(height // y, y, width // x, x).sum((1, 3))
+    ends = [np.linspace(0, side, min(side, _SQUARES) + 1).round().astype(int) for side in values.shape]
+    sums = np.add.reduceat(np.add.reduceat(values, ends[0][:-1], axis=0), ends[1][:-1], axis=1)
     full = _FULL * abs(threshold) or max(float(np.abs(sums).max()), 1e-12)
-    share = np.clip(sums / full, -1, 1).repeat(y, 0).repeat(x, 1)[..., None]
+    share = np.clip(sums / full, -1, 1).repeat(np.diff(ends[0]), 0).repeat(np.diff(ends[1]), 1)[..., None]
     colour = np.where(share > 0, _RED, _BLUE)
     return np.round(255 + np.abs(share) * (colour - 255)).astype(np.uint8)
 
@@ -307,7 +298,7 @@ def write_maps(
     """
     for old in folder.glob("[0-9][0-9][0-9][0-9]_*.png"):
         old.unlink(missing_ok=True)
-    size = program.BUCKETS[1]
+    size = min(program.BUCKETS[1], judge.block)
     with Progress(len(chosen), 0, "map") as progress:
         for begin in range(0, len(chosen), size):
             block = chosen[begin : begin + size]

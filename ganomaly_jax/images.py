@@ -22,6 +22,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
+from ganomaly_jax import reduction
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.preprocess import fit_image, to_channels
 
@@ -35,10 +36,12 @@ ENDINGS = frozenset(
     ".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split()  # noqa: SIM905
 )
 MAX_PIXELS = 64_000_000
+# Pillow holds a pointer for each row.
+MAX_SIDE = 1_000_000
 # From here on a file is read at reduced size where the wanted one is known, and one such file at a time.
 LARGE = 4_000_000
-# Their decoders need 16 and 6 bytes a pixel, where the others do with 4.
-_MAX_PIXELS_OF = {"WebP": 12_000_000, "progressive JPEG": 40_000_000}
+# Their decoders need 16, 6 and up to 12 bytes a pixel, where the others do with 4.
+_MAX_PIXELS_OF = {"WebP": 12_000_000, "progressive JPEG": 40_000_000, "TIFF in one piece": 24_000_000}
 
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
 _MAGIC = re.compile(rb"\x89PNG|\xff\xd8\xff|BM|II[*+]\0|MM\0[*+]|GIF8|RIFF....WEBP|P[1-6]\s", re.DOTALL)
@@ -57,7 +60,9 @@ def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple
     Args:
       path: the file.
       target: (height, width) that it will be resized to; a picture of more than 4 million pixels is then decoded at
-        a fraction of its size, at least twice the target's longer side, which bounds memory and changes little.
+        a fraction of its size, at least twice the target's longer side, which bounds memory and changes little. Of
+        extreme proportions (a short side of less than that, and more than 8 million pixels or 65,536 in the long
+        side) it is brought below these, whatever becomes of the short side.
 
     Returns:
       `[h, w, c]`, c 1 or 3, uint8, uint16 or float32, and the values that are black and white by its type
@@ -65,7 +70,8 @@ def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple
 
     Raises:
       UserError: one line that starts with what is wrong: no such file, a directory, permission denied, empty, not an
-        image, damaged, more than 64 million pixels (WebP 12, progressive JPEG 40 million).
+        image, damaged, more than 64 million pixels (WebP 12, progressive JPEG 40, TIFF compressed in one piece 24)
+        or 1 million in a side.
     """
     with _quiet():
         try:
@@ -339,20 +345,22 @@ def _decode(file: IO[bytes], target: tuple[int, int] | None) -> tuple[np.ndarray
 
     image = Image.open(file, formats=_FORMATS)
     pixels, progressive = image.width * image.height, "progressive" in image.info
-    kind = "progressive JPEG" if progressive else "WebP" if image.format == "WEBP" else ""
+    tags = getattr(image, "tag_v2", {})
+    kind = "progressive JPEG" if progressive else "WebP" if image.format == "WEBP" else _kind_of_tiff(image, tags)
     most = _MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+    if max(image.size) > MAX_SIDE:
+        raise UserError(f"too large: {image.width} x {image.height}, at most {MAX_SIDE:,} pixels a side are read")
     if pixels > most:
         raise _too_large(pixels, f"{image.width} x {image.height}, ", most, kind)
     side = 2 * max(target) if target and pixels > LARGE else 0
     if side:
         image.draft(None, (side, side))  # JPEG is decoded at 1/2, 1/4 or 1/8; nothing happens to other formats
     large = image.width * image.height > LARGE or (progressive and pixels > LARGE)
-    tags = getattr(image, "tag_v2", {})
     bits, inverted = tags.get(258), tags.get(262) == 0
     with _large_files if large else contextlib.nullcontext():
         image.load()
-        step = min(image.size) // side if side else 1
-        array = _pixels(image) if step < 2 else _reduced(image, step)
+        step = reduction.step(image.size, side) if side else 1
+        array = _pixels(image) if step < 2 else reduction.reduced(image, step, _pixels)
     array, span = _depth(array, image.format or "", bits, inverted)
     return np.ascontiguousarray(_upright(array, image)), span
 
@@ -375,18 +383,12 @@ def _pixels(image: Any) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
-def _reduced(image: Any, step: int) -> np.ndarray:
-    """`_pixels` averaged over blocks of about step x step, strip by strip, so that no second full-size copy exists."""
-    width, height = image.size
-    across = np.linspace(0, width, width // step + 1).round().astype(int)
-    down = np.linspace(0, height, height // step + 1).round().astype(int).tolist()
-    rows = []
-    for top, bottom in itertools.pairwise(down):
-        strip = _pixels(image.crop((0, top, width, bottom)))
-        sums = np.add.reduceat(strip.sum(axis=0, dtype=np.float64), across[:-1], axis=0)
-        rows.append(sums / (np.diff(across)[:, None] * (bottom - top)))
-    means = np.stack(rows)
-    return means.astype(strip.dtype) if strip.dtype.kind == "f" else np.rint(means).astype(strip.dtype)
+def _kind_of_tiff(image: Any, tags: Any) -> str:
+    """What the limit of a compressed TIFF whose strips or tiles are very large is called; they are held beside it."""
+    if image.format != "TIFF" or tags.get(259, 1) == 1:
+        return ""
+    width, height = tags.get(322, image.width), tags.get(323, tags.get(278, image.height))
+    return "TIFF in one piece" if width * min(height, image.height) > LARGE else ""
 
 
 def _depth(array: np.ndarray, form: str, bits: Any, inverted: bool) -> tuple[np.ndarray, Span]:

@@ -47,7 +47,7 @@ def figures(judge: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -
     height, width, _ = judge.input_shape
     masks = {i: read_mask(file, height, width, judge.config.data.fit) for i, file in found.items()}
     chosen = np.array(sorted([*np.flatnonzero(labels == 0).tolist(), *found]))
-    size = 256
+    size = judge.block
     values = np.concatenate(
         [explain.residual_maps(judge, raw[chosen[i : i + size]]).values for i in range(0, len(chosen), size)]
     )

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ganomaly_jax import augment, detectors, lazy, sharding
+from ganomaly_jax import augment, detectors, lazy, sharding, tiled
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk
 from ganomaly_jax.config import Config, Train, input_shape
 from ganomaly_jax.detector import Detector
@@ -65,12 +65,12 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     if available is not None:
         fits = (_USABLE * available - full) / an_image + batch
         largest = 1 << (int(fits).bit_length() - 1) if fits >= 1 else 0
-    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *detector.shape), jnp.float32)
     score = jax.jit(detector.score).lower(detector.variables(state), x).compile()
     return Plan(
         parameters={name: sum(leaf.size for leaf in jax.tree.leaves(p)) for name, p in state.params.items()},
         step_flops=flops,
-        image_flops=_flops(score),
+        image_flops=_flops(score) * tiled.tiles_of(settings.data),
         batch_size=batch,
         memory=full,
         available=available,

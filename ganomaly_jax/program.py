@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import calibration, preprocess, scores, sharding
-from ganomaly_jax.detector import Detector
+from ganomaly_jax import calibration, preprocess, scores, sharding, tiled
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images
+from ganomaly_jax.tiled import Judge
 
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
 # are compiled at most, whatever sizes come.
@@ -35,14 +35,14 @@ def unit(pixels: tuple[str, float, float], x: Array) -> Array:
 
 
 def scored(
-    detector: Detector,
+    detector: Judge,
     parts: tuple[str, ...],
     pixels: tuple[str, float, float],
     variables: dict[str, Any],
     x: Array,
 ) -> dict[str, Array]:
     """`score` and `p_value` [B] of raw images, see `Scorer.outputs`; `parts` and `pixels` are the scorer's. Pure."""
-    score = scores.score(detector, parts, variables, unit(pixels, x))
+    score = tiled.score(detector, lambda network, own: scores.score(network, parts, variables, own), unit(pixels, x))
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
 
@@ -54,7 +54,7 @@ compiled = jax.jit(scored, static_argnums=(0, 1, 2))
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def compiled_side_by_side(
     mesh: Any,
-    detector: Detector,
+    detector: Judge,
     parts: tuple[str, ...],
     pixels: tuple[str, float, float],
     variables: dict[str, Any],
@@ -65,12 +65,12 @@ def compiled_side_by_side(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def reconstructed(
-    detector: Detector, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
-) -> tuple[Array, Array]:
-    """(x, x_hat), each [B, H, W, C] float32 in [-1, 1], of raw images. Pure, jitted."""
+def explained(
+    detector: Judge, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+) -> tuple[Array, Array, Array]:
+    """(x, x_hat, map) of raw images: [B, H, W, C] float32 in [-1, 1] twice, and their residual map [B, H, W]. Pure."""
     scaled = unit(pixels, x)
-    return scaled, detector.reconstruct(variables["detector"], scaled)
+    return scaled, *tiled.explained(detector, variables["detector"], scaled)
 
 
 def groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:

@@ -11,7 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ganomaly_jax import __version__, config, data, files, rows, sources
+import numpy as np
+
+from ganomaly_jax import __version__, config, data, files, rows, sources, tiling
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -65,13 +67,51 @@ def resolve(
         split = data.split(dataset, settings.data, settings.seed)
         resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
         resolved.data.low, resolved.data.high = data.value_range(dataset, split.train)
-    if len(split.train) < settings.train.batch_size:
-        fits = len(split.train) // devices * devices
+        if min(dataset.images.shape[1:3]) < settings.data.tile:
+            size = "x".join(map(str, dataset.images.shape[1:3]))
+            raise UserError(f"data.tile={settings.data.tile}: the images are {size}, wanted tiles that lie within them")
+    where = _grid(resolved.data)
+    inputs, what = len(split.train) * (where.count if where else 1), "tiles of training" if where else "training"
+    if inputs < settings.train.batch_size:
+        fits = inputs // devices * devices
         if fits < 2:
-            raise UserError(f"{len(split.train)} training images do not fill a batch on {devices} devices")
+            raise UserError(f"{inputs} {what} images do not fill a batch on {devices} devices")
         resolved.train.batch_size = fits
-        notes += (f"batch {settings.train.batch_size} -> {fits}: there are only {len(split.train)} training images",)
+        notes += (f"batch {settings.train.batch_size} -> {fits}: there are only {inputs} {what} images",)
     return Run(resolved, dataset, split, notes, scaling)
+
+
+def _grid(settings: config.Data) -> tiling.Grid | None:
+    return tiling.grid(settings.height, settings.width, settings.tile, settings.overlap) if settings.tile else None
+
+
+def of_inputs(this: Run) -> Run:
+    """The run whose images are what the network takes: with `data.tile` all tiles of the images, else the run itself.
+
+    The tiles of an image are all in the part that the image is in. Those of the calibration part are in random order,
+    so that the first of them are of many images.
+    """
+    where = _grid(this.config.data)
+    if where is None:
+        return this
+    dataset, split = this.dataset, this.split
+    several = np.repeat(np.arange(len(dataset.labels)), where.count)
+    tiles = dataclasses.replace(
+        dataset,
+        images=tiling.items(dataset.images, where),
+        labels=dataset.labels[several],
+        parts=None if dataset.parts is None else dataset.parts[several],
+        paths=tuple(dataset.paths[i] for i in several),
+    )
+    calibration = tiling.of_images(split.calibration, where)
+    parts = dataclasses.replace(
+        split,
+        train=tiling.of_images(split.train, where),
+        calibration=np.random.default_rng(0).permutation(calibration),
+        test=tiling.of_images(split.test, where),
+        labels=np.repeat(split.labels, where.count),
+    )
+    return dataclasses.replace(this, dataset=tiles, split=parts)
 
 
 def total_steps(settings: Config, images: int) -> int:

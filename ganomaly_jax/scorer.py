@@ -21,7 +21,6 @@ from ganomaly_jax import (
     artefact,
     checkpoint,
     config,
-    detectors,
     images,
     lazy,
     maps,
@@ -32,14 +31,16 @@ from ganomaly_jax import (
     scores,
     sharding,
     statistics,
+    tiled,
 )
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
-from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
+# Of raw pixels of large images that are held at once, and pixels of maps that their threshold is taken from.
+_BLOCK_BYTES, _MAP_PIXELS = 2**26, 2**25
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 IN_TIME = "neighbours in time are alike, so that they count for fewer than they are"
 
@@ -61,7 +62,7 @@ class Scorer:
     and +1.
     """
 
-    detector: Detector
+    detector: tiled.Judge
     variables: dict[str, Any]
     """`detector`: what `detector.outputs` takes; `statistics`: what `scores.fit` found, empty where the score needs
     none; `calibration`: the sorted scores [n] of the calibration images."""
@@ -82,6 +83,14 @@ class Scorer:
     def input_shape(self) -> tuple[int, ...]:
         """(H, W, C) of one image; (D,) of a row of sensors, (T, D) of a window of rows."""
         return self.detector.shape
+
+    @property
+    def block(self) -> int:
+        """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
+        if not isinstance(self.detector, tiled.Tiled):
+            return program.BUCKETS[-1]
+        size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
+        return max((size_of for size_of in program.BUCKETS if size_of * size <= _BLOCK_BYTES), default=1)
 
     @property
     def threshold(self) -> float:
@@ -147,11 +156,9 @@ class Scorer:
         if files is not None:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
-            return self._judged(
-                self._array(images[i : i + program.BUCKETS[-1]]) for i in range(0, len(images), program.BUCKETS[-1])
-            )
+            return self._judged(self._array(images[i : i + self.block]) for i in range(0, len(images), self.block))
         x = self._array(images)
-        return self._judged(x[i : i + program.BUCKETS[-1]] for i in range(0, len(x), program.BUCKETS[-1]))
+        return self._judged(x[i : i + self.block] for i in range(0, len(x), self.block))
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = images.WORKERS
@@ -173,17 +180,22 @@ class Scorer:
 
         height, width, channels = self.input_shape
         fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
-        decoded = images.decode_blocks(paths, program.BUCKETS[-1], height, width, channels, fit, like, workers)
+        decoded = images.decode_blocks(paths, self.block, height, width, channels, fit, like, workers)
         with contextlib.closing(decoded) as blocks:
             return self._judged(map(placed, blocks)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
+        return self.explained(images)[:2]
+
+    def explained(self, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(x, x_hat, map): as `reconstruct`, and `maps.residual_map` of both, [B, H, W] float32 in 0..2."""
         raw = self._array(images)
-        x, x_hat = program.reconstructed(
+        found = program.explained(
             self.detector, self.pixels, self.variables, program.pad(raw, program.bucket(len(raw)))
         )
-        return np.asarray(x)[: len(raw)], np.asarray(x_hat)[: len(raw)]
+        x, x_hat, values = (np.asarray(leaf)[: len(raw)] for leaf in found)
+        return x, x_hat, values
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
         """Of images as the program takes them, in blocks no larger than a bucket; full ones a device each."""
@@ -215,9 +227,12 @@ class Scorer:
         files = _files(given)
         if files is not None:
             return self.read(files)[0]
-        x = np.asarray(given)
+        try:
+            x = np.asarray(given)
+        except ValueError:
+            raise UserError("images of different shapes: wanted an array, or image files, which are resized") from None
         height, width, channels = self.input_shape
-        if x.ndim == 3 and channels == 1:
+        if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not one image [H, W, 1]
             x = x[..., None]
         if x.ndim != 4 or x.shape[-1] != channels or not x.size:
             raise UserError(
@@ -232,6 +247,11 @@ class Scorer:
                     f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: wanted [-1, 1]; this detector "
                     f"was trained on {self.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
                 )
+        elif x.dtype.kind == "u" and self.dtype == "float32":
+            raise UserError(
+                f"images of type {x.dtype}: wanted floating point from {self.low:g} to {self.high:g}, as in training; "
+                "what other pixels mean in that range is not known"
+            )
         elif x.dtype.kind not in "uf":
             raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point")
         if x.shape[1:3] != (height, width):
@@ -297,11 +317,22 @@ class Scorer:
 
 
 def _files(given: Any) -> Sequence[Any] | None:
-    """An image file or a sequence of them as a sequence, None for images as arrays."""
+    """An image file, a folder of them or a sequence of files as a sequence, None for images as arrays.
+
+    Raises:
+      UserError: a folder without image files, or nothing that could be images.
+    """
     if isinstance(given, (str, os.PathLike)):
-        return [given]
-    named = not hasattr(given, "dtype") and len(given) and isinstance(given[0], (str, os.PathLike))
-    return given if named else None
+        if not os.path.isdir(given):
+            return [given]
+        if not (found := images.list_images(os.fspath(given))):
+            raise UserError(f"no image files in {images.shown(given)}")
+        return found
+    if hasattr(given, "dtype"):
+        return None
+    if not isinstance(given, Sequence):
+        raise UserError(f"{type(given).__name__}: wanted images as an array, image files, or a folder of them")
+    return given if len(given) and isinstance(given[0], (str, os.PathLike)) else None
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
@@ -333,7 +364,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         if np.dtype(meta["dtype"]).kind not in "uf":
             raise ValueError(f"pixels of type {meta['dtype']}")
         scorer = Scorer(
-            detector=detectors.from_config(settings),
+            detector=tiled.from_config(settings),
             variables=jax.device_put(variables),
             config=settings,
             dtype=str(np.dtype(meta["dtype"])),
@@ -363,7 +394,7 @@ def _range(stored: Any) -> float | tuple[float, ...]:
 
 
 def make(
-    detector: Detector,
+    detector: tiled.Judge,
     variables: dict[str, Any],
     settings: config.Config,
     pixels: tuple[str, Any, Any],
@@ -381,10 +412,11 @@ def make(
     parts = config.score_parts(settings)
     own: dict[str, Any] = {"detector": variables}
     if not scores.is_plain(parts):
-        seed, size = settings.seed, min(statistics.BANK, len(training))
-        kept = np.sort(np.random.default_rng(seed).permutation(len(training))[:size])
-        batches = (program.blocks(pixels, lazy.select(training, kept)), program.blocks(pixels, normals))
-        own["statistics"] = scores.fit(detector, parts, own, *batches, seed)
+        learned, held = (tiled.inputs(detector, images) for images in (training, normals))
+        seed, size = settings.seed, min(statistics.BANK, len(learned))
+        kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
+        batches = (program.blocks(pixels, lazy.select(learned, kept)), program.blocks(pixels, held))
+        own["statistics"] = scores.fit(tiled.network(detector), parts, own, *batches, seed)
     scorer = Scorer(
         detector,
         {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},
@@ -409,13 +441,26 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     if scorer.columns:
         source = config.in_words(scorer.config.data, found.source)
         found = dataclasses.replace(found, source=f"{source}; {IN_TIME}")
-    x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
-    residual_max = float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3))
-    drawn = len(scorer.input_shape) == 3  # of rows there are no maps
+    residual_max, map_threshold = _scales(scorer, normals)
     return dataclasses.replace(
         scorer,
         variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
         calibration=found,
         residual_max=residual_max,
-        map_threshold=maps.threshold(np.asarray(jax.jit(maps.residual_map)(x, x_hat))) if drawn else residual_max,
+        map_threshold=map_threshold,
     )
+
+
+def _scales(scorer: Scorer, normals: Images) -> tuple[float, float]:
+    """`residual_max` and `map_threshold` of the first of raw normals; of rows, which have no maps, one for both."""
+    if len(scorer.input_shape) < 3:
+        x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
+        return (float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),) * 2
+    shown = min(program.BUCKETS[-1], max(_MAP_PIXELS // math.prod(scorer.input_shape[:2]), 1))
+    seen = [
+        scorer.explained(normals[i : min(i + scorer.block, shown)])
+        for i in range(0, min(len(normals), shown), scorer.block)
+    ]
+    differences = np.concatenate([np.abs(x - x_hat).mean(-1) for x, x_hat, _ in seen])
+    values = np.concatenate([values for *_, values in seen])
+    return float(max(np.quantile(differences, 0.999), 1e-3)), maps.threshold(values)

@@ -149,7 +149,7 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
 def _fitted(dataset: Dataset, settings: config.Data) -> Dataset:
     """Arrays at the size of the network."""
     _, h, w, c = dataset.images.shape
-    height, width = network_size(settings, max(h, w) <= 32)
+    height, width = network_size(settings, max(h, w) <= 32, (h, w))
     channels = settings.channels or c
     if (h, w, c) == (height, width, channels):
         return dataset
@@ -189,6 +189,10 @@ def _from_files(
 
 def size_of(files: Sequence[Path], settings: config.Data) -> tuple[int, int]:
     """(height, width) that the images of a folder are brought to."""
+    if settings.tile:
+        found = [size for size in map(image_size, files) if size]
+        middle = np.median(found, axis=0).astype(int).tolist() if found else (settings.tile, settings.tile)
+        return network_size(settings, False, (middle[0], middle[1]))
     small = all(max(size) <= 32 for size in map(image_size, files) if size)  # ends at the first that is larger
     return network_size(settings, small)
 

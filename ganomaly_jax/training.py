@@ -38,6 +38,7 @@ from ganomaly_jax import (
     scorer,
     sharding,
     sources,
+    tiled,
 )
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
 from ganomaly_jax.config import Config, Mesh, Train
@@ -84,6 +85,8 @@ def train(
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
     workdir = Path(workdir)
     mesh = sharding.global_mesh(settings.mesh.devices)
+    if settings.data.tile and hosts.several():
+        raise UserError("data.tile works within one process: wanted data.tile=0, or no --distributed")
     if not hosts.first():
         say = _silent
     this = run.resolve(settings, arrays, mesh.size, hosts.first(), hosts.several())
@@ -95,16 +98,16 @@ def train(
     hosts.together(lambda: _open(workdir, this, data_hash))
     detector = detectors.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
     state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
-    course = Course(this, workdir)
+    course = Course(run.of_inputs(this), workdir)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
     sizes = " + ".join(f"{count:.1f} M {name}" for name, count in parameters.items())
-    step = int(state.step)
+    step, what = int(state.step), "tiles" if this.config.data.tile else "images"
     say(data.describe(this.dataset, this.split))
     for note in this.notes:
         say(note)
     say(
-        f"{sharding.describe(mesh)} | {course.images:,} images {_size(this)} | parameters {sizes} | {course.total:,} "
-        f"steps of {this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
+        f"{sharding.describe(mesh)} | {course.images:,} {what} {_size(course.run)} | parameters {sizes} | "
+        f"{course.total:,} steps of {this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
     )
     with _others(workdir):
         if step < course.total and waiting.over(this.config.train.patience):
@@ -115,13 +118,13 @@ def train(
                     say(fed.note)
                 state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
                 program = _alone(course, detector, mesh, state, fed, say)
-                draw = _make_picture(this, workdir / "pictures", detector)
+                draw = _make_picture(course.run, workdir / "pictures", detector)
                 at = np.array([step])
                 state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, say)
         if this.config.train.choose == "best":
             state = _best(workdir, state, say)
         variables = sharding.whole(detector.variables(state))
-        made = _finish(course, variables, int(state.step), run.environment(this, data_hash))
+        made = _finish(course, this, variables, int(state.step), run.environment(this, data_hash))
     for sentence in health.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
         say(f"note: {sentence}")
     return made
@@ -191,7 +194,7 @@ def train_members(
 
     def finish(m: int) -> Scorer:
         own = jax.tree.map(lambda leaf: leaf[m], variables)
-        return _finish(courses[m], own, int(steps_done[m]), environments[m])
+        return _finish(courses[m], courses[m].run, own, int(steps_done[m]), environments[m])
 
     return {course.name: finish(m) if alive[m] else None for m, course in enumerate(courses)}
 
@@ -303,14 +306,12 @@ def _others(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-def _finish(course: Course, variables: Any, step: int, environment: dict[str, Any]) -> Scorer:
-    """Calibrate a trained model, and write the detector into the run's folder."""
-    this = course.run
+def _finish(course: Course, this: Run, variables: Any, step: int, environment: dict[str, Any]) -> Scorer:
+    """Calibrate a trained model on the images of `this`, and write the detector into the run's folder."""
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
-    detector = detectors.from_config(this.config)
     made = scorer.make(
-        detector,
-        _settled(this, detector, jax.device_put(variables)),
+        tiled.from_config(this.config),
+        _settled(course.run, detectors.from_config(this.config), jax.device_put(variables)),
         this.config,
         this.pixels,
         lazy.select(this.dataset.images, this.split.train),

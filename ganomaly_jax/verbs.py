@@ -96,7 +96,9 @@ def plan(given: Given, rest: Sequence[str]) -> int:
         print(plan.describe_members(detectors.from_config(one), len(team), devices, dataset.images.nbytes))
         return 0
     mesh = sharding.local_mesh(settings.mesh.devices)
-    if 0 in config.input_shape(settings.data) and settings.data.source:
+    sides = (settings.data.height, settings.data.width)
+    open_sides = settings.data.kind != "rows" and 0 in sides
+    if (open_sides or 0 in config.input_shape(settings.data)) and settings.data.source:
         settings = run.resolve(settings, devices=mesh.size, progress=True).config
     sharding.check_batch(settings.train.batch_size, mesh)
     print(plan.describe(plan.plan(settings, mesh.size)))
@@ -381,8 +383,13 @@ def _table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:
     print(f"{'verdict':9}  {'score':>10}  {'p-value':>7}  path")
     for i in order[:_ROWS]:
         if judged.verdicts[i] == "invalid":
-            print(f"{'invalid':9}  {'':>10}  {'':>7}  {names[i]}: {why[i]}")
+            print(f"{'invalid':9}  {'':>10}  {'':>7}  {_one_line(names[i])}: {why[i]}")
         else:
-            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {names[i]}")
+            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {_one_line(names[i])}")
     if len(order) > _ROWS:
         print(f"... and {len(order) - _ROWS} less anomalous ones")
+
+
+def _one_line(name: str) -> str:
+    """A file name without line ends and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
