@@ -113,7 +113,8 @@ def contributions(judge: Scorer, given: Any, steps: int = STEPS) -> Contribution
     """Integrated gradients of the score by sensor (Sundararajan, Taly and Yan 2017), summed over a window's rows.
 
     The gradient is taken along the straight line from the centre of all sensors, their medians in training, to the row
-    (Gauss-Legendre, `steps` points, closer to each other near the centre), one compiled program for any number of rows up to a bucket. A row costs `steps`
+    (Gauss-Legendre, `steps` points, closer to each other near the centre), one
+    compiled program for any number of rows up to a bucket. A row costs `steps`
     forward and backward passes in one batch; the scores have kinks, and more steps bring the sum nearer to the
     difference.
 
