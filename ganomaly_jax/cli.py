@@ -66,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verb("train", verbs.train, "train a detector, or go on with one, then evaluate it")
     train.add_argument("folder", nargs="?", metavar="DATA", help="folder or file of images; the same as --data")
-    train.add_argument("--data", help="a folder, a file (npz, idx, array_record), tfds:NAME, mnist5k or elpv")
+    train.add_argument(
+        "--data", help="a folder, a file (npz, idx, array_record, csv, parquet), tfds:NAME, mnist5k or elpv"
+    )
     train.add_argument("--workdir", required=True, help="the run's folder; an unfinished run in it goes on")
     train.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
     train.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)

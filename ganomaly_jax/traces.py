@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+# Of matplotlib, which is imported in report.py alone.
+Figure = Any
+Axes = Any
 
 MOST = 6
 """Sensors that are drawn, those that differ most."""

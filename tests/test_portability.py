@@ -39,7 +39,9 @@ VARIANTS = {
 # Training on one device, over several, and the scorer.
 STEP, SHARDED, SCORER = PROGRAMS = ("step", "sharded", "scorer")
 DEVICES = {STEP: 1, SHARDED: 8}
-CASES = [(path.stem, name) for path in sorted(CONFIGS.glob("*.py")) for name in PROGRAMS]
+# Of sensors, whose networks have products where these have convolutions: tests/test_rows.py lowers them.
+ROWS = {"rows"}
+CASES = [(path.stem, name) for path in sorted(CONFIGS.glob("*.py")) if path.stem not in ROWS for name in PROGRAMS]
 CASES += [("bfloat16", SHARDED), ("bfloat16", SCORER), ("members", SHARDED)]
 CASES += [("pmap", SHARDED), ("groups", SHARDED), ("divided", SHARDED)]
 PLATFORMS = ("cuda", "tpu")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import runpy
 from pathlib import Path
 
 import jax
@@ -9,7 +10,21 @@ import numpy as np
 import pytest
 
 import ganomaly_jax as gj
-from ganomaly_jax import cli, config, data, evaluation, exporting, loader, preprocess, rows, run, sensors, tables
+from ganomaly_jax import (
+    cli,
+    config,
+    data,
+    evaluation,
+    exporting,
+    ganomaly,
+    loader,
+    preprocess,
+    rows,
+    run,
+    sensors,
+    sequences,
+    tables,
+)
 from ganomaly_jax.errors import UserError
 
 COLUMNS = ("pressure", "flow", "level", "temperature")
@@ -202,6 +217,44 @@ def test_two_devices_compute_what_one_does(labelled, tmp_path):
         settings.mesh.devices = devices
         found.append(gj.train(settings, tmp_path / str(devices), labelled, say=quiet)(labelled[0][-30:]))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+def test_step_and_score_are_lowered_for_gpus_and_tpus(window):
+    settings = runpy.run_path(str(Path(__file__).resolve().parents[1] / "configs" / "rows.py"))["get_config"]()
+    config.check(settings)
+    settings.data.window, settings.data.channels = window, 5
+    detector = ganomaly.from_config(settings)
+    state = jax.eval_shape(detector.init, jax.random.key(0))
+    (size,) = jax.export.symbolic_shape("b")
+    batch = jax.ShapeDtypeStruct((16, *detector.shape), np.float32)
+    for platform in ("cuda", "tpu"):
+        step = jax.export.export(jax.jit(detector.update), platforms=[platform])(state, batch)
+        assert "stablehlo.dot_general" in step.mlir_module() and "stablehlo.custom_call" not in step.mlir_module()
+        any_size = jax.ShapeDtypeStruct((size, *detector.shape), np.float32)
+        jax.export.export(jax.jit(detector.score), platforms=[platform])(detector.variables(state), any_size)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 8, 19, 20, 64])
+def test_any_length_of_a_window_comes_back(steps):
+    detector = ganomaly.Ganomaly((steps, 3), latent_size=2, features=2)
+    state = jax.eval_shape(detector.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, steps, 3), np.float32)
+    assert jax.eval_shape(detector.reconstruct, detector.variables(state), x).shape == x.shape
+
+
+def test_convolutions_along_time_are_those_of_lax():
+    random = np.random.default_rng(0)
+    x, kernel = random.normal(size=(2, 10, 3)).astype(np.float32), random.normal(size=(4, 3, 5)).astype(np.float32)
+    names = ("NWC", "WIO", "NWC")
+    down = jax.lax.conv_general_dilated(x, kernel, (2,), [(1, 1)], dimension_numbers=names)
+    np.testing.assert_allclose(sequences.downsample(x, kernel), down, atol=1e-5)
+    same = jax.lax.conv_general_dilated(x, kernel[:3], (1,), [(1, 1)], dimension_numbers=names)
+    np.testing.assert_allclose(sequences.convolve(x, kernel[:3]), same, atol=1e-5)
+    # The transpose of downsampling is upsampling.
+    start = np.zeros((2, 20, 5), np.float32)
+    _, back = jax.vjp(lambda x: sequences.downsample(x, kernel.transpose(0, 2, 1)), start)
+    np.testing.assert_allclose(sequences.upsample(x, kernel), back(x)[0], atol=1e-4)
 
 
 def test_members_compute_what_they_would_alone(labelled, tmp_path):

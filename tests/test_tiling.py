@@ -308,7 +308,7 @@ def test_large_images_are_held_a_few_at_a_time(trained, arrays, monkeypatch):
     wanted = judge(arrays[0])
     monkeypatch.setattr(scorer, "_BLOCK_BYTES", 9 * SIDE * SIDE)
     assert judge.block == 8
-    np.testing.assert_allclose(judge(arrays[0]), wanted, rtol=1e-5)
+    np.testing.assert_allclose(judge(arrays[0]), wanted, rtol=3e-5)
     monkeypatch.setattr(scorer, "_BLOCK_BYTES", 1)
     assert judge.block == 1
 
