@@ -39,6 +39,8 @@ from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
+# In `Scorer.provenance`: the threshold was set after the training.
+RECALIBRATED = "recalibrated"
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 
 

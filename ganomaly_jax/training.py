@@ -42,7 +42,7 @@ from ganomaly_jax import (
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
 from ganomaly_jax.config import Config, Mesh, Train
 from ganomaly_jax.detector import Detector, TrainState
-from ganomaly_jax.errors import LostError, UserError
+from ganomaly_jax.errors import DamagedError, LostError, UserError
 from ganomaly_jax.feed import Feed
 from ganomaly_jax.health import Waiting
 from ganomaly_jax.loop import CHECKPOINTS, Course, Program, Say
@@ -55,7 +55,12 @@ _SETTLED = 20
 
 
 def train(
-    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print, fall_back: bool = False
+    settings: Config,
+    workdir: str | os.PathLike[str],
+    arrays: Any = None,
+    say: Say = print,
+    fall_back: bool = False,
+    into: str = scorer.FOLDER,
 ) -> Scorer:
     """Train a detector in the folder `workdir`, or go on with the one in it, and calibrate it.
 
@@ -66,6 +71,7 @@ def train(
       arrays: in place of `data.source`: images [N, H, W(, C)] or (images, labels), labels 0 normal, 1 anomalous.
       say: takes the few lines that are printed.
       fall_back: where the last checkpoint is damaged, go on from the one before it, and say so.
+      into: the name in `workdir` that the detector gets.
 
     Among several processes (`hosts.start`) all call this with the same arguments on the same data, and share the file
     system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
@@ -120,7 +126,8 @@ def train(
         if this.config.train.choose == "best":
             state = _best(workdir, state, say)
         variables = sharding.whole(detector.variables(state))
-        made = _finish(course, variables, int(state.step), run.environment(this, data_hash))
+        environment = run.environment(this, data_hash, workdir)
+        made = _finish(course, variables, int(state.step), environment, say, into)
     for sentence in health.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
         say(f"note: {sentence}")
     return made
@@ -190,7 +197,7 @@ def train_members(
 
     def finish(m: int) -> Scorer:
         own = jax.tree.map(lambda leaf: leaf[m], variables)
-        return _finish(courses[m], own, int(steps_done[m]), environments[m])
+        return _finish(courses[m], own, int(steps_done[m]), environments[m], say)
 
     return {course.name: finish(m) if alive[m] else None for m, course in enumerate(courses)}
 
@@ -215,7 +222,7 @@ def _resolved(settings: Config, runs: Sequence[Run]) -> Config:
 
 def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     run.open_workdir(folder, this.config, data_hash)
-    environment = run.environment(this, data_hash)
+    environment = run.environment(this, data_hash, folder)
     run.write_json(folder / run.ENVIRONMENT, environment)
     return environment
 
@@ -298,9 +305,26 @@ def _others(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-def _finish(course: Course, variables: Any, step: int, environment: dict[str, Any]) -> Scorer:
-    """Calibrate a trained model, and write the detector into the run's folder."""
+def _finish(
+    course: Course, variables: Any, step: int, environment: dict[str, Any], say: Say, into: str = scorer.FOLDER
+) -> Scorer:
+    """Calibrate a trained model, and write the detector into the run's folder.
+
+    One of these very weights whose threshold `ganomaly recalibrate` has set stays as it is.
+    """
     this = course.run
+    before = _recalibrated(course.folder / into)
+    if before is not None and before.provenance.get("step") == step and before.config.seed == this.config.seed:
+        say(
+            f"note: the threshold {before.threshold:.6g} that `ganomaly recalibrate` has set is kept; "
+            f"`ganomaly recalibrate --workdir {course.folder}` sets another"
+        )
+        return before
+    if before is not None:
+        say(
+            f"note: the threshold that `ganomaly recalibrate` had set was for the weights of step "
+            f"{before.provenance.get('step')}; those of step {step} are calibrated as configured"
+        )
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
     detector = ganomaly.from_config(this.config)
     made = scorer.make(
@@ -313,8 +337,19 @@ def _finish(course: Course, variables: Any, step: int, environment: dict[str, An
         trained_on=not len(this.split.calibration),
         provenance={"step": int(step), **environment},
     )
-    made.save(course.folder / scorer.FOLDER)
+    made.save(course.folder / into)
     return made
+
+
+def _recalibrated(folder: Path) -> Scorer | None:
+    """The detector in this folder where `ganomaly recalibrate` has set its threshold."""
+    if not folder.is_dir():
+        return None
+    try:
+        before = scorer.load(folder)
+    except (UserError, DamagedError):  # it is written again
+        return None
+    return before if before.provenance.get(scorer.RECALIBRATED) else None
 
 
 def _settled(this: Run, detector: ganomaly.Ganomaly, variables: Any) -> Any:

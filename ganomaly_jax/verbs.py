@@ -222,6 +222,15 @@ def recalibrate(given: Given, rest: Sequence[str]) -> int:
     return recalibration.main(given)
 
 
+def update(given: Given, rest: Sequence[str]) -> int:
+    from ganomaly_jax import updating
+
+    if not updating.main(given, lambda settings: _overrides(settings, rest)):
+        return _SOME_FAILED
+    show_evaluation(given.out)
+    return 0
+
+
 def show_evaluation(
     workdir: str,
     source: str = "",
