@@ -16,7 +16,7 @@ from ganomaly_jax.scorer import Scorer
 # How much worse a new detector may be: in AUROC, and in the share of the anomalies that it finds.
 MARGIN = 0.05
 # Below this p-value scores are said to have shifted.
-_SHIFTED = 0.01
+SHIFTED = 0.01
 # With fewer than this, intervals are rough.
 _FEW = 10
 SIDES = ("old", "recalibrated", "new")
@@ -153,7 +153,7 @@ def _advice(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
     """Where only the level of the scores has moved, a new threshold does."""
     old, again = (figures["flagged"]["new"][side] for side in ("old", "recalibrated"))
     shift = figures["shift"]
-    moved = shift["p_value"] < _SHIFTED and old["count"] / old["of"] > _allowed(figures, old["of"])
+    moved = shift["p_value"] < SHIFTED and old["count"] / old["of"] > _allowed(figures, old["of"])
     ranking = figures["auroc"]["all"]
     if not moved:
         return []

@@ -46,7 +46,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "ganomaly",
         description="Train an anomaly detector on normal images alone, and find what is not normal.",
-        epilog="exit codes: 0 done, 2 usage, 3 some inputs failed or an update was refused, 4 training diverged, 5 damaged artefact",
+        epilog="exit codes: 0 done, 2 usage, 3 some inputs failed or an update was refused, 4 training diverged, "
+        "5 damaged artefact",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ganomaly-jax {__version__}")
@@ -106,6 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     way.add_argument("--threshold", type=float, metavar="T", help="this very score")
     again.add_argument("--groups", metavar="FILE", help="CSV of path,group: each group gets a threshold of its own")
     again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
+
+    check = verb("check", verbs.check, "look through data before anything is trained: what is wrong, and what to do")
+    check.add_argument("folder", nargs="?", metavar="DATA", help="as in train; the same as --data")
+    check.add_argument("--data", help="as in train")
+    check.add_argument("--workdir", help="the folder of a finished run, to compare the data with its detector")
+    check.add_argument("--json", metavar="FILE", help="what was found, for machines")
+    check.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
+    check.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
 
     update = verb("update", verbs.update, "train further with new normal images; the result is kept if it is not worse")
     update.add_argument("--workdir", required=True, help="the folder of a finished run, which stays as it is")
