@@ -36,7 +36,8 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
 
     Returns:
       thresholds, `flagged` normal images of each origin and `found` anomalies by detector, each {count, of}; `auroc`
-      of the old test set and of all with the paired difference, None without anomalies; `shift` of the old scores.
+      of the old test set and of all with the paired difference, None without anomalies; `shift` of the old scores; `beyond`, how
+      often the old detector scores a new normal image higher than an anomaly.
     """
     held = np.flatnonzero(dataset.parts != 0)
     scores = {side: judge(lazy.select(dataset.images, held)) for side, judge in (("old", old), ("new", new))}
@@ -71,6 +72,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
         "found_change": change and dataclasses.asdict(change),
         "auroc": {"old": _ranking(labels, scores, origin == 0), "all": _ranking(labels, scores, origin >= 0)},
         "shift": {"statistic": statistic, "p_value": p_value},
+        "beyond": _beyond(scores["old"], odd, (labels == 0) & (origin == 1)),
         "left_out": int((~valid).sum()),
     }
 
@@ -153,10 +155,16 @@ def _advice(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
     """Where only the level of the scores has moved, a new threshold does."""
     old, again = (figures["flagged"]["new"][side] for side in ("old", "recalibrated"))
     shift = figures["shift"]
+    warned = []
+    if figures["beyond"] is not None and figures["beyond"] > 0.5:
+        warned.append(
+            "note: for the old detector the new normal images are further from normal than the labelled anomalies are: "
+            "look at some of them, they are what is taken for normal from now on"
+        )
     moved = shift["p_value"] < SHIFTED and old["count"] / old["of"] > _allowed(figures, old["of"])
     ranking = figures["auroc"]["all"]
     if not moved:
-        return []
+        return warned
     shown = (
         f"the old scores of the new normal images are not those of the old ones (Kolmogorov-Smirnov distance "
         f"{shift['statistic']:.2f}, p value {shift['p_value']:.2g})"
@@ -164,16 +172,25 @@ def _advice(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
     same = ranking is not None and ranking["difference"]["low"] <= 0 <= ranking["difference"]["high"]
     if same and again["count"] / again["of"] <= _allowed(figures, again["of"]):
         return [
+            *warned,
             f"{shown}, but the ranking is the same as after training: only the level has moved, and "
-            f"`ganomaly recalibrate --workdir {workdir} --data {source}` would do without new weights"
+            f"`ganomaly recalibrate --workdir {workdir} --data {source}` would do without new weights",
         ]
-    return [shown]
+    return [*warned, shown]
 
 
 def _allowed(figures: dict[str, Any], n: int) -> float:
     """The share of n normal images that a threshold flags without breaking its promise: three standard deviations."""
     rate, size = figures["promised"], figures["calibration"]
     return rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n
+
+
+def _beyond(scores: np.ndarray, anomalous: np.ndarray, normal: np.ndarray) -> float | None:
+    """How often a normal image scores higher than an anomaly, ties half; None where there are none of one kind."""
+    if not anomalous.any() or not normal.any():
+        return None
+    chosen = anomalous | normal
+    return intervals.auroc(normal[chosen].astype(int), scores[chosen])
 
 
 def _count(flags: np.ndarray) -> dict[str, int]:
