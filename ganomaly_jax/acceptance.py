@@ -36,8 +36,8 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
 
     Returns:
       thresholds, `flagged` normal images of each origin and `found` anomalies by detector, each {count, of}; `auroc`
-      of the old test set and of all with the paired difference, None without anomalies; `shift` of the old scores; `beyond`, how
-      often the old detector scores a new normal image higher than an anomaly.
+      of the old test set and of all with the paired difference, None without anomalies; `shift` of the old scores;
+      `beyond`, how often the old detector scores a new normal image higher than an anomaly.
     """
     held = np.flatnonzero(dataset.parts != 0)
     scores = {side: judge(lazy.select(dataset.images, held)) for side, judge in (("old", old), ("new", new))}
