@@ -115,6 +115,10 @@ def test_classes_that_are_not_said_to_be_normal(tmp_path):
     assert "data.abnormal" in codes(found)["classes"].what
     assert not found.usable
     assert checking.check(settings(tmp_path / "digits.npz", data__abnormal=5)).usable
+    images, labels = blobs(40, 0), np.arange(40) % 3 + 5
+    np.savez(tmp_path / "parts.npz", x_train=images[:30], y_train=labels[:30], x_test=images[30:], y_test=labels[30:])
+    pooled = checking.check(settings(tmp_path / "parts.npz", data__abnormal=5))
+    assert "anomalous_in_training" not in codes(pooled)  # the protocol of the tables pools the parts
 
 
 def test_files_are_looked_through_and_let_go(good, monkeypatch):
