@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "ganomaly",
         description="Train an anomaly detector on normal images alone, and find what is not normal.",
-        epilog="exit codes: 0 done, 2 usage, 3 some inputs failed, 4 training diverged, 5 damaged artefact",
+        epilog="exit codes: 0 done, 2 usage, 3 some inputs failed or an update was refused, 4 training diverged, "
+        "5 damaged artefact",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ganomaly-jax {__version__}")
@@ -111,6 +112,27 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--groups", metavar="FILE", help="CSV of path,group: each group gets a threshold of its own")
     again.add_argument("--review", type=float, metavar="R", help="p-values up to this are for review; 0: no such band")
 
+    check = verb("check", verbs.check, "look through data before anything is trained: what is wrong, and what to do")
+    check.add_argument("folder", nargs="?", metavar="DATA", help="as in train; the same as --data")
+    check.add_argument("--data", help="as in train")
+    check.add_argument("--workdir", help="the folder of a finished run, to compare the data with its detector")
+    check.add_argument("--json", metavar="FILE", help="what was found, for machines")
+    check.add_argument("--config", metavar="FILE", help="a file such as configs/mnist.py")
+    check.add_argument("--config.KEY", metavar="VALUE", dest="_", help=override)
+
+    update = verb("update", verbs.update, "train further with new normal images; the result is kept if it is not worse")
+    update.add_argument("--workdir", required=True, help="the folder of a finished run, which stays as it is")
+    update.add_argument("--data", required=True, metavar="NEW", help="new normal images, as in train")
+    update.add_argument("--out", required=True, metavar="W2", help="the new run's folder; an unfinished update goes on")
+    update.add_argument(
+        "--replay", type=float, default=0.5, metavar="SHARE", help="of old images among those trained on (%(default)s)"
+    )
+    update.add_argument(
+        "--margin", type=float, default=0.05, metavar="M", help="how much worse it may be, see README (%(default)s)"
+    )
+    update.add_argument("--old-data", default="", metavar="DATA", help="where the old images lie now, if elsewhere")
+    update.add_argument("--config.KEY", metavar="VALUE", dest="_", help=f"{override} (default: a tenth of the steps)")
+
     compare = verb("compare", verbs.compare, "whether one of two runs separates better, on the same test images")
     compare.add_argument("workdirs", nargs=2, metavar="W", help="the folders of two evaluated runs")
 
@@ -160,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("image", metavar="IMAGE", help="an image file")
     explain.add_argument("--workdir", required=True, help="the folder of a finished run")
     explain.add_argument("--out", help="the picture to write (default: maps/NAME.png in the workdir)")
-    for working in (demo, train, evaluate, predict):
+    for working in (demo, train, update, evaluate, predict):
         working.add_argument(
             "--no-huge-pages",
             dest="huge_pages",

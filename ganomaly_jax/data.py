@@ -21,6 +21,8 @@ NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
 # Words for the training and the test part of a set.
 PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
+# A part of `Dataset.parts` beside those: images that the source itself has set aside for calibration.
+CALIBRATION = 2
 
 
 # Streams of random numbers beside that of the split, which is (seed, 1); a trailing zero would make no other one.
@@ -39,7 +41,7 @@ class Dataset:
     normal: frozenset[str] | None
     """The classes that the source itself calls normal; None: it has classes only, `data.abnormal` must name one."""
     parts: np.ndarray | None
-    """`[N]` int8, 0 train and 1 test; None: the source has no split."""
+    """`[N]` int8, 0 train, 1 test, 2 calibration (of a mixture only); None: the source has no split."""
     paths: tuple[str, ...]
     """`[N]` file, or `name[i]` for an array."""
     low: float | None
@@ -155,6 +157,9 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
         if len(moved):
             notes = (f"{len(moved)} anomalous images of the training part are tested on, never trained on",)
     check_finite(dataset, train)
+    set_aside = np.flatnonzero(is_normal & (parts == CALIBRATION))
+    if len(set_aside) and len(train) > 1:
+        return Split(train, set_aside, test, (~is_normal[test]).astype(np.int64), "as the mixture says", notes)
     count = int(len(train) * settings.calibration)
     if settings.calibration > 0 and len(train) > 1:
         count = max(count, 1)

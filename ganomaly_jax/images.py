@@ -91,6 +91,17 @@ def image_size(path: str | Path) -> tuple[int, int] | None:
         return None
 
 
+def image_header(path: str | Path) -> tuple[int, int, str] | None:
+    """(height, width, Pillow's mode) from the header, as stored; None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with _quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+            return image.height, image.width, image.mode
+    except Exception:
+        return None
+
+
 def scan_folder(folder: str | Path) -> tuple[list[Path], int]:
     """All image files below a folder, sorted, and how many files were passed over: hidden, or of other endings.
 

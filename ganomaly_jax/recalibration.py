@@ -84,6 +84,7 @@ def recalibrate(
             names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.calibration]
             made = _grouped(made, scores, names)
     _check_groups(made)
+    made = dataclasses.replace(made, provenance=made.provenance | {scorer.RECALIBRATED: True})
     folder = Path(workdir)
     made.save(folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder)
     return made

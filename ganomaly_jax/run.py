@@ -20,6 +20,7 @@ from ganomaly_jax.errors import DamagedError, UserError
 
 CONFIG = "config.json"
 ENVIRONMENT = "env.json"
+LINEAGE = "lineage"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,8 +142,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     files.write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
-def environment(run: Run, data_hash: str) -> dict[str, Any]:
-    """What `env.json` holds: versions, devices, hash of the data, seed."""
+def environment(run: Run, data_hash: str, workdir: Path | None = None) -> dict[str, Any]:
+    """What `env.json` holds: versions, devices, hash of the data, seed; and the lineage that the one in `workdir` has,
+    where the run goes on from another one's weights."""
     import jax
 
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chex", "pillow")
@@ -162,7 +164,9 @@ def environment(run: Run, data_hash: str) -> dict[str, Any]:
         "data_hash": data_hash,
         "images": len(run.dataset.images),
         "seed": run.config.seed,
-    }
+    } | (
+        {} if workdir is None else {key: value for key, value in stored_environment(workdir).items() if key == LINEAGE}
+    )
 
 
 def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:

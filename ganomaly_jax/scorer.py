@@ -41,6 +41,8 @@ from ganomaly_jax.lazy import Images, LazyImages
 FOLDER = "detector"
 # Of raw pixels of large images that are held at once, and pixels of maps that their threshold is taken from.
 _BLOCK_BYTES, _MAP_PIXELS = 2**26, 2**25
+# In `Scorer.provenance`: the threshold was set after the training.
+RECALIBRATED = "recalibrated"
 TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
 IN_TIME = "neighbours in time are alike, so that they count for fewer than they are"
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, packages, records, rows
+from ganomaly_jax import config, mixture, packages, records, rows
 from ganomaly_jax.data import (
     ANOMALOUS_WORDS,
     NORMAL_WORDS,
@@ -110,6 +110,8 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         return _elpv(source, settings, progress, shared)
     path = Path(source).expanduser()
     try:
+        if path.name == mixture.NAME and path.is_file():
+            return mixture.load(path, lambda part: read(part, progress=progress))
         if path.exists() and rows.is_source(path, settings):
             return rows.load(path, settings)
         if path.is_dir():

@@ -25,6 +25,7 @@ from ganomaly_jax import (
     data,
     detectors,
     feed,
+    finishing,
     health,
     history,
     hosts,
@@ -38,7 +39,6 @@ from ganomaly_jax import (
     scorer,
     sharding,
     sources,
-    tiled,
 )
 from ganomaly_jax.chunk import STEPS_A_CALL, make_chunk, make_members_chunk
 from ganomaly_jax.config import Config, Mesh, Train
@@ -51,12 +51,15 @@ from ganomaly_jax.run import Run
 from ganomaly_jax.scorer import Scorer
 
 _PICTURED = 16
-# Batches that batch norm's statistics are taken from for averaged weights.
-_SETTLED = 20
 
 
 def train(
-    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print, fall_back: bool = False
+    settings: Config,
+    workdir: str | os.PathLike[str],
+    arrays: Any = None,
+    say: Say = print,
+    fall_back: bool = False,
+    into: str = scorer.FOLDER,
 ) -> Scorer:
     """Train a detector in the folder `workdir`, or go on with the one in it, and calibrate it.
 
@@ -67,6 +70,7 @@ def train(
       arrays: in place of `data.source`: images [N, H, W(, C)] or (images, labels), labels 0 normal, 1 anomalous.
       say: takes the few lines that are printed.
       fall_back: where the last checkpoint is damaged, go on from the one before it, and say so.
+      into: the name in `workdir` that the detector gets.
 
     Among several processes (`hosts.start`) all call this with the same arguments on the same data, and share the file
     system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
@@ -124,7 +128,8 @@ def train(
         if this.config.train.choose == "best":
             state = _best(workdir, state, say)
         variables = sharding.whole(detector.variables(state))
-        made = _finish(course, this, variables, int(state.step), run.environment(this, data_hash))
+        environment = run.environment(this, data_hash, workdir)
+        made = finishing.finish(course, this, variables, int(state.step), environment, say, into)
     for sentence in health.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
         say(f"note: {sentence}")
     return made
@@ -194,7 +199,7 @@ def train_members(
 
     def finish(m: int) -> Scorer:
         own = jax.tree.map(lambda leaf: leaf[m], variables)
-        return _finish(courses[m], courses[m].run, own, int(steps_done[m]), environments[m])
+        return finishing.finish(courses[m], courses[m].run, own, int(steps_done[m]), environments[m], say)
 
     return {course.name: finish(m) if alive[m] else None for m, course in enumerate(courses)}
 
@@ -219,7 +224,7 @@ def _resolved(settings: Config, runs: Sequence[Run]) -> Config:
 
 def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     run.open_workdir(folder, this.config, data_hash)
-    environment = run.environment(this, data_hash)
+    environment = run.environment(this, data_hash, folder)
     run.write_json(folder / run.ENVIRONMENT, environment)
     return environment
 
@@ -304,36 +309,6 @@ def _others(workdir: Path) -> Iterator[None]:
             f"another process of this training is gone, or cannot be reached ({str(error).partition(chr(10))[0]}); "
             f"{last}: start all processes again to go on from there"
         ) from None
-
-
-def _finish(course: Course, this: Run, variables: Any, step: int, environment: dict[str, Any]) -> Scorer:
-    """Calibrate a trained model on the images of `this`, and write the detector into the run's folder."""
-    chosen = this.split.calibration if len(this.split.calibration) else this.split.train
-    made = scorer.make(
-        tiled.from_config(this.config),
-        _settled(course.run, detectors.from_config(this.config), jax.device_put(variables)),
-        this.config,
-        this.pixels,
-        lazy.select(this.dataset.images, this.split.train),
-        lazy.select(this.dataset.images, chosen),
-        trained_on=not len(this.split.calibration),
-        provenance={"step": int(step), **environment},
-        columns=this.dataset.columns,
-    )
-    made.save(course.folder / scorer.FOLDER)
-    return made
-
-
-def _settled(this: Run, detector: Detector, variables: Any) -> Any:
-    """Averaged weights with batch norm's statistics of some training batches."""
-    size = this.config.train.batch_size
-    count = min(_SETTLED, len(this.split.train) // size)
-    if not this.config.optimizer.average or not count:
-        return variables
-    drawn = np.random.default_rng(this.config.seed).permutation(this.split.train)[: count * size]
-    raw = this.dataset.images[np.sort(drawn)].reshape(count, size, *detector.shape)
-    unit = jax.jit(lambda v, raw: detector.settle(v, preprocess.to_unit(raw, *this.pixels[1:])))
-    return unit(variables, raw)
 
 
 def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed: Feed, say: Say) -> Program:

@@ -224,6 +224,24 @@ def recalibrate(given: Given, rest: Sequence[str]) -> int:
     return recalibration.main(given)
 
 
+def check(given: Given, rest: Sequence[str]) -> int:
+    settings = _settings(given, rest)
+    if not settings.data.source:
+        raise UserError("no data: wanted `ganomaly check DATA`, DATA as in train")
+    from ganomaly_jax import checking
+
+    return 0 if checking.main(given, settings) else _SOME_FAILED
+
+
+def update(given: Given, rest: Sequence[str]) -> int:
+    from ganomaly_jax import updating
+
+    if not updating.main(given, lambda settings: _overrides(settings, rest)):
+        return _SOME_FAILED
+    show_evaluation(given.out)
+    return 0
+
+
 def show_evaluation(
     workdir: str,
     source: str = "",

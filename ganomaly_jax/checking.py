@@ -1,0 +1,192 @@
+"""A look at data before anything is trained on them: what there is, what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import config, data, files, findings, images, lazy, scorer, sources
+from ganomaly_jax.config import Config
+from ganomaly_jax.data import Dataset, Split
+from ganomaly_jax.errors import UserError
+from ganomaly_jax.findings import UNUSABLE, Finding, Headers
+from ganomaly_jax.progress import Progress
+from ganomaly_jax.scorer import Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a look at data has found."""
+
+    table: list[dict[str, Any]]
+    """A dict each class: its counts by part, sizes, types and values."""
+    kind: str
+    """What all of them become: size, type, range."""
+    findings: list[Finding]
+    content_hash: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is unusable."""
+        return all(finding.weight != UNUSABLE for finding in self.findings)
+
+
+def check(settings: Config, judge: Scorer | None = None, progress: bool = False) -> Check:
+    """Look through data, each item once, without holding them where they are files.
+
+    Args:
+      settings: where the data are and how they would be trained on.
+      judge: a detector to compare them with; its size, channels and fit are taken.
+      progress: show bars on standard error.
+
+    Raises:
+      UserError: a source that is not there or cannot be understood, or nothing in it that can be read.
+    """
+    settings = copy.deepcopy(settings)
+    if judge is not None:
+        settings.data = dataclasses.replace(judge.config.data, source=settings.data.source, low=0, high=0)
+    config.check(settings)
+    headers = _headers(settings.data.source, settings.data.abnormal)
+    # Shared, files are looked through and let go, and read again where they are needed.
+    dataset = sources.read(settings.data, progress=progress, shared=True)
+    if judge is not None and settings.data.abnormal not in dataset.classes:
+        settings.data.abnormal = ""
+    found: list[Finding] = []
+    looked = _look(dataset, progress)
+    split, normal = _split(dataset, settings, looked, found)
+    findings.unusable(dataset, looked, found)
+    findings.classes(dataset, normal, found)
+    if not settings.data.abnormal:  # with a class that is called abnormal the parts are pooled
+        findings.parts(dataset, normal, found)
+    findings.copies(dataset, looked, normal, split, found)
+    findings.values(dataset, looked, settings, found)
+    findings.shapes(dataset, headers, settings, found)
+    if split is not None:
+        findings.enough(split, settings, found)
+    if judge is not None:
+        findings.fits(judge, dataset, looked, headers, found)
+        if normal is not None:
+            findings.scores(judge, dataset, looked, normal, settings.data.source, found)
+    found.sort(key=lambda finding: findings.WEIGHTS.index(finding.weight))
+    size = " x ".join(map(str, dataset.images.shape[1:]))
+    span = "fitted on the normal training items" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
+    kind = f"all become {size} of {dataset.images.dtype}, range {span}"
+    return Check(_table(dataset, looked, normal, headers), kind, found, data.content_hash(dataset))
+
+
+def _headers(source: str, abnormal: str) -> Headers:
+    """(height, width, mode) of each file of a folder of images, by the path that the data set gives it."""
+    listed = sources.image_folder(source) if source else None
+    if listed is None:
+        return {}
+    found = {images.shown(path): images.image_header(path) for path, _, _ in listed[0]}
+    return {path: header for path, header in found.items() if header is not None}
+
+
+def _look(dataset: Dataset, progress: bool) -> findings.Looked:
+    hashes: list[bytes] = []
+    lows, highs, finite = [], [], []
+    rows = len(dataset.images.shape) < 4
+    columns: list[tuple[np.ndarray, np.ndarray]] = []
+    with Progress(len(dataset.labels), 0, "item", quiet=not progress) as bar:
+        for block in lazy.blocks(dataset.images):
+            hashes += [data.image_hash(item) for item in block]
+            flat = block.reshape(len(block), -1)
+            lows.append(flat.min(axis=1).astype(float))
+            highs.append(flat.max(axis=1).astype(float))
+            finite.append(np.isfinite(lows[-1]) & np.isfinite(highs[-1]))
+            if rows:
+                each = block.reshape(-1, block.shape[-1])
+                columns.append((each.min(axis=0), each.max(axis=0)))
+            bar.update(len(hashes), "looked at")
+    extremes = (np.min([low for low, _ in columns], 0), np.max([high for _, high in columns], 0)) if rows else None
+    return findings.Looked(hashes, np.concatenate(lows), np.concatenate(highs), np.concatenate(finite), extremes)
+
+
+def _split(
+    dataset: Dataset, settings: Config, looked: findings.Looked, found: list[Finding]
+) -> tuple[Split | None, frozenset[str] | None]:
+    """How a training would split them, and the normal classes; None, with a finding, where it would refuse to."""
+    try:
+        normal = data.normal_classes(dataset, settings.data.abnormal)
+    except UserError as error:
+        found.append(Finding(UNUSABLE, "classes", str(error), "a training would stop here"))
+        return None, dataset.normal
+    if not looked.finite.all():  # these have a finding of their own
+        return None, normal
+    try:
+        return data.split(dataset, settings.data, settings.seed), normal
+    except UserError as error:
+        found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here: more normal items are needed"))
+        return None, normal
+
+
+def _table(
+    dataset: Dataset, looked: findings.Looked, normal: frozenset[str] | None, headers: Headers
+) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    part = np.zeros(len(dataset.labels), int) if dataset.parts is None else dataset.parts
+    for i, name in enumerate(dataset.classes):
+        own = dataset.labels == i
+        seen = [headers[dataset.paths[k]] for k in np.flatnonzero(own) if dataset.paths[k] in headers]
+        kept = own & looked.finite
+        rows.append(
+            {
+                "class": name,
+                "taken_as": "?" if normal is None else "normal" if name in normal else "anomalous",
+                "train" if dataset.parts is not None else "items": int((own & (part == 0)).sum()),
+                **({"test": int((own & (part == 1)).sum())} if dataset.parts is not None else {}),
+                "sizes": sorted({(h, w) for h, w, _ in seen}) or [dataset.images.shape[1:]],
+                "types": sorted({findings.sort_of(mode) for _, _, mode in seen}) or [str(dataset.images.dtype)],
+                "lowest": float(looked.low[kept].min()) if kept.any() else None,
+                "highest": float(looked.high[kept].max()) if kept.any() else None,
+            }
+        )
+    return rows
+
+
+def describe(found: Check) -> str:
+    """A plain table, then a sentence for each finding and what to do."""
+
+    def sizes(listed: Sequence[Sequence[int]]) -> str:
+        ends = ["x".join(map(str, one)) for one in (listed[0], listed[-1])]
+        return ends[0] if len(listed) == 1 else f"{len(listed)}: {ends[0]} to {ends[1]}"
+
+    shown = []
+    for row in found.table:
+        values = "-" if row["lowest"] is None else f"{row['lowest']:g} to {row['highest']:g}"
+        cells = {**row, "sizes": sizes(row["sizes"]), "types": ", ".join(row["types"]), "values": values}
+        shown.append({key: str(cell) for key, cell in cells.items() if key not in ("lowest", "highest")})
+    titles = [key.replace("_", " ") for key in shown[0]]
+    widths = [max(len(title), *(len(row[key]) for row in shown)) for title, key in zip(titles, shown[0], strict=True)]
+    numbers = {"train", "test", "items"}
+    lines = ["  ".join(title.ljust(width) for title, width in zip(titles, widths, strict=True)).rstrip()]
+    for row in shown:
+        each = zip(row.items(), widths, strict=True)
+        aligned = [cell.rjust(width) if key in numbers else cell.ljust(width) for (key, cell), width in each]
+        lines.append("  ".join(aligned).rstrip())
+    lines.append(found.kind)
+    for finding in found.findings:
+        some = "; ".join(finding.items[: findings.EXAMPLES])
+        more = f" ({some}{'; ...' if len(finding.items) > findings.EXAMPLES else ''})" if some else ""
+        lines += [f"{finding.weight}: {finding.what}{more}", f"    what to do: {finding.do}"]
+    if not found.findings:
+        lines.append("nothing wrong was found")
+    return "\n".join(lines)
+
+
+def main(given: Any, settings: Config) -> bool:
+    """The verb `check`: whether everything can be used."""
+    judge = scorer.load(given.workdir) if given.workdir else None
+    found = check(settings, judge, progress=True)
+    print(describe(found))
+    if given.json:
+        held = dataclasses.asdict(found) | {"usable": found.usable}
+        files.write_text(Path(given.json), json.dumps(held, indent=1, allow_nan=False) + "\n")
+    return found.usable
