@@ -27,6 +27,7 @@ from ganomaly_jax import (
     run,
     scorer,
     sources,
+    tiled,
     training,
 )
 from ganomaly_jax.config import Config
@@ -303,7 +304,7 @@ def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Paren
         run.write_json(out / run.ENVIRONMENT, {run.LINEAGE: lineage})
     run.write_json(out / mixture.NAME, mixture.to_dict(parts))
     if not checkpoint.steps(out / CHECKPOINTS):
-        like = jax.eval_shape(parent.judge.detector.init, jax.random.key(0))
+        like = jax.eval_shape(tiled.network(parent.judge.detector).init, jax.random.key(0))
         state, _ = checkpoint.read(parent.checkpoint, like)
         state = dataclasses.replace(state, step=np.zeros((), np.int32))
         checkpoint.save(out / CHECKPOINTS, 0, state, {"config": config.to_dict(settings)}, settings.train.keep)
