@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--false-positive-rate", type=float, help="share of normal images that may be flagged")
     evaluate.add_argument("--groups", metavar="FILE", help="CSV of path,group: the figures for each group as well")
 
+    evaluate.add_argument(
+        "--partners",
+        metavar="NAMES",
+        help="statistical detectors beside it: pca_t2,pca_q,mahalanobis,neighbours,forest, or all",
+    )
+    evaluate.add_argument("--combine", metavar="NAMES", help="how they are combined: mean,maximum,stouffer")
+
     again = verb("recalibrate", verbs.recalibrate, "set another threshold, in seconds and without training")
     again.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
     again.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ganomaly_jax.errors import UserError
@@ -191,6 +192,13 @@ class Evaluate:
     """Images that are not anomalous and have a p-value up to this get the verdict `review`; 0: none."""
     worst: int = 4
     """Worst false positives and as many worst false negatives that get a picture each."""
+    partners: str = ""
+    """Statistical detectors to compare with, fitted on the training part: `pca_t2`, `pca_q`, `mahalanobis`,
+    `neighbours`, `forest` with commas between, or `all`; empty: none."""
+    combine: str = "mean,maximum,stouffer"
+    """How detector and partners are combined, where there are some; empty: not."""
+    components: float = 0.9
+    """Of the partners' PCA: below 1, the share of the variance that they reach; from 1, their number."""
 
 
 @dataclasses.dataclass
@@ -227,6 +235,10 @@ _ONLY_OF = {
     "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
     "autoencoder": ("model.noise", "model.mask"),
 }
+
+# What `evaluate.partners` and `evaluate.combine` may name.
+PARTNERS = ("pca_t2", "pca_q", "mahalanobis", "neighbours", "forest")
+COMBINATIONS = ("mean", "maximum", "stouffer")
 
 # What `evaluate.score` may name; `scores.PARTS` computes them.
 SCORES = (
@@ -374,6 +386,9 @@ def check(config: Config) -> None:
     room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     _check_score(config)
+    words(config.evaluate.partners, ("all", *PARTNERS), "evaluate.partners")
+    words(config.evaluate.combine, COMBINATIONS, "evaluate.combine")
+    refuse_unless(config.evaluate.components > 0, "evaluate.components", "a share below 1, or a number from 1")
     for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
     refuse_unless(config.loss.temperature > 0, "loss.temperature", "more than 0")
@@ -438,6 +453,23 @@ def _check_own(config: Config) -> None:
                     f"{path}={given[path]!r} is for model.detector={owner!r} and nothing to {config.model.detector!r}: "
                     f"wanted {usual[path]!r}, its default, or the other detector"
                 )
+
+
+def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
+    """Words with commas between, each once; none where nothing is given.
+
+    Raises:
+      UserError: one that is not known.
+    """
+    found = tuple(dict.fromkeys(word.strip() for word in given.split(","))) if given.strip() else ()
+    for word in found:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; wanted some of {', '.join(known)} "
+                "with commas between"
+            )
+    return found
 
 
 def _check_score(config: Config) -> None:

@@ -26,6 +26,7 @@ from ganomaly_jax import (
     localisation,
     members,
     metrics,
+    partners,
     pictures,
     program,
     report,
@@ -69,6 +70,8 @@ def evaluate(
     own: data.Dataset | None = None,
     judged: Judgement | None = None,
     by: groups.Given | None = None,
+    beside: str | None = None,
+    combine: str | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
 
@@ -82,6 +85,8 @@ def evaluate(
       own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
       judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
       by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
+      beside: statistical detectors to compare with, as `evaluate.partners`, and
+      combine: how, as `evaluate.combine`; None: as the detector's configuration says.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -89,7 +94,12 @@ def evaluate(
     """
     workdir = Path(workdir)
     judge = _at_rate(scorer.load(workdir), false_positive_rate)
-    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by)
+    asked: dict[str, Any] = {"partners": beside, "combine": combine}
+    asked = {name: given for name, given in asked.items() if given is not None}
+    settings = dataclasses.replace(judge.config, evaluate=dataclasses.replace(judge.config.evaluate, **asked))
+    config.check(settings)
+    judge = dataclasses.replace(judge, config=settings)
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by, own)
 
 
 def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
@@ -159,6 +169,7 @@ def _of(
     this: Run,
     judged: Judgement | None = None,
     by: groups.Given | None = None,
+    own: data.Dataset | None = None,
 ) -> Evaluation:
     """Score the test part of `this` and write what was found into `workdir`."""
     images = lazy.select(this.dataset.images, this.split.test)
@@ -173,6 +184,7 @@ def _of(
     values = _metrics(this, judge, judged, labels)
     if this.dataset.spans is None:
         values |= localisation.figures(judge, images, paths, labels)
+    values |= _beside(workdir, this, judge, judged, images, own)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
@@ -189,6 +201,31 @@ def _of(
     misses = _misses(this, judge, judged, labels)
     written = _report(workdir, this, judge, judged, labels, misses, values)
     return Evaluation(values, written, misses)
+
+
+def _beside(
+    workdir: Path, this: Run, judge: Scorer, judged: Judgement, images: lazy.Images, own: data.Dataset | None
+) -> dict[str, Any]:
+    """What `metrics.json` holds of the statistical detectors that the configuration asks for."""
+    asked = judge.config.evaluate
+    if not asked.partners:
+        return {}
+    # Other test data come without the run's own, which the partners are fitted to.
+    mine = this if len(this.split.train) else _data(workdir, judge, "", None, own)
+    chosen = mine.split.calibration if len(mine.split.calibration) else mine.split.train
+    found = partners.compare(
+        judge,
+        lazy.select(mine.dataset.images, mine.split.train),
+        lazy.select(mine.dataset.images, chosen),
+        images,
+        this.split.labels,
+        asked.partners,
+        asked.combine,
+        asked.components,
+        seed=this.config.seed,
+        scores=judged.scores,
+    )
+    return {"partners": found.figures, "combinations": found.combinations, "partners_notes": found.notes}
 
 
 def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Dataset | None) -> Run:

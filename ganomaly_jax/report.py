@@ -362,6 +362,7 @@ def write(
     parts = [
         page.warnings(found),
         page.paragraph(found_note) if found_note else page.headline(found),
+        sections.partners(found),
         sections.groups(found),
         sections.curves(drawn),
         page.section("Examples", page.image(examples)) if examples.exists() else "",

@@ -66,6 +66,39 @@ def groups(found: Mapping[str, Any]) -> str:
     )
 
 
+def partners(found: Mapping[str, Any]) -> str:
+    """The tables of detector, partners and combinations of metrics.json; nothing where there are none."""
+    held = found.get("partners")
+    if not isinstance(held, dict) or not held:
+        return ""
+
+    def shown(values: Sequence[float] | None, form: str) -> str:
+        return "" if values is None else "{} ({} to {})".format(*(format(value, form) for value in values))
+
+    def rows(of: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        return [
+            (
+                str(name).replace("_", " "),
+                "not defined" if row["auroc"] is None else shown((row["auroc"], *row["interval"]), ".3f"),
+                page.number(row["average_precision"]),
+                page.percent(row["false_positive_rate"]),
+                page.percent(row["true_positive_rate"]),
+                shown(row.get("difference"), "+.3f"),
+            )
+            for name, row in of.items()
+        ]
+
+    header = ("score", "AUROC", "average precision", "false-positive rate", "true-positive rate", "AUROC - detector's")
+    combined = found.get("combinations")
+    return page.section(
+        "Beside statistical detectors",
+        page.table(rows(held), header),
+        page.table(rows(combined), ("combination", *header[1:])) if combined else "",
+        *(page.paragraph(sentence) for sentence in found.get("partners_notes", ())),
+        page.paragraph("In brackets: 95 % intervals, of AUROC by bootstrap, of differences by DeLong."),
+    )
+
+
 def cases(
     shown: Mapping[str, Sequence[tuple[Path, str]]],
     labels: np.ndarray,

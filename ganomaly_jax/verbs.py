@@ -210,10 +210,15 @@ def evaluate(given: Given, rest: Sequence[str]) -> int:
     if members.stored(Path(given.workdir)):
         if given.data:
             raise UserError(f"--data: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
+        if given.partners is not None or given.combine is not None:
+            raise UserError(
+                f"--partners, --combine: {given.workdir} holds several members; name one, {given.workdir}/members/NAME"
+            )
         if given.groups:
             raise UserError(f"--groups: {given.workdir} holds several members; name one, {given.workdir}/members/NAME")
         return _show_members(given.workdir, given.false_positive_rate)
-    found = show_evaluation(given.workdir, given.data, given.false_positive_rate, by=given.groups)
+    beside = (given.partners, given.combine)
+    found = show_evaluation(given.workdir, given.data, given.false_positive_rate, by=given.groups, beside=beside)
     return _SOME_FAILED if found.metrics["n_invalid"] or found.metrics["n_unreadable"] else 0
 
 
@@ -250,10 +255,11 @@ def show_evaluation(
     judged: Judgement | None = None,
     by: str | None = None,
     told: Sequence[str] = (),
+    beside: tuple[str | None, str | None] = (None, None),
 ) -> Evaluation:
-    from ganomaly_jax import evaluation, groups
+    from ganomaly_jax import evaluation, groups, partners
 
-    found = evaluation.evaluate(workdir, source, false_positive_rate=rate, own=own, judged=judged, by=by)
+    found = evaluation.evaluate(workdir, source, None, rate, own, judged, by, *beside)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -275,6 +281,8 @@ def show_evaluation(
         print(f"threshold from {values['threshold_source']}")
     if by:
         print("\n".join(groups.lines(values["groups"])))
+    if "partners" in values:
+        print("\n".join(partners.lines(values["partners"] | values["combinations"]) + values["partners_notes"]))
     for note in (f"note: {warning}" for warning in values["warnings"]):
         if note not in told:
             print(note)
