@@ -101,7 +101,7 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
     ax.set_xticks(range(len(faults)), faults)
     ax.set_yticks(range(len(values)), [f"{name}  {row.mean():.2f}" for name, row in zip(found, values, strict=True)])
     ax.set_xlabel("fault")
-    ax.set_title("Share of the rows with a fault that is detected, smoothed scores; behind the name the mean")
+    ax.set_title("Share of faulty rows detected, smoothed scores; means beside the names", fontsize=10)
     for (i, j), value in np.ndenumerate(values):
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value > 0.6 else "black")
     ax.tick_params(length=0)
