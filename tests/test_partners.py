@@ -114,10 +114,10 @@ def test_the_convention_of_each_library(compared):
         """Higher is more anomalous."""
 
         def fit(self, x, y=None):
-            self.mean = x.mean(axis=0)
+            self.mean_ = x.mean(axis=0)
 
         def decision_function(self, x):
-            return np.linalg.norm(x - self.mean, axis=1)
+            return np.linalg.norm(x - self.mean_, axis=1)
 
     # A detector of PyOD that is also an estimator of scikit-learn's.
     of_pyod = type("OfPyOD", (LikePyOD, base.BaseEstimator), {"__module__": "pyod.models.mine"})
