@@ -3,8 +3,8 @@
 `ks`: Kolmogorov and Smirnov's test of each window of scores against the calibration scores, exact. `mmd`: the kernel
 two-sample distance of each window of latents to the calibration latents, its limit an approximation
 (`ranks.kernel_limit`). `cusum`: Page's cumulative sum (Page 1954; on these increments it is what the test of Page and
-Hinkley is) of log(1/2) - log(p) / 2, the likelihood ratio of p-values with density p**(-1/2) / 2 to uniform ones, so that
-it notices scores that rise, at once where they rise far.
+Hinkley is) of log(1/2) - log(p) / 2, the likelihood ratio of p-values with density p**(-1/2) / 2 to uniform ones, so
+that it notices scores that rise, at once where they rise far.
 
 The stated time is that between false alarms of one test, in items, while nothing has changed and items are independent:
 the inverse of the alarms an item, on average over calibration parts of that size. The one part there is may give more
@@ -250,8 +250,8 @@ def _mapped(state: State, latent: Any) -> np.ndarray:
 def _alarm(state: State, test: str, statistic: float, since: int, item: int) -> Alarm:
     limit, between = state.limits[test], state.between[test]
     words = (
-        f"Drift ({test}): {_WORDS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, limit {limit:.4g}, which "
-        f"without drift is passed every {between:,.0f} items on average."
+        f"Drift ({test}): {_WORDS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, limit {limit:.4g}, "
+        f"which without drift is passed every {between:,.0f} items on average."
     )
     return Alarm(test, statistic, limit, between, since, words)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, lazy, tables
+from ganomaly_jax import config, images, lazy, tables
 from ganomaly_jax.data import NORMAL_WORDS, PARTS, Dataset, Split, normal_by_words, normal_classes, plain_word
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images, LazyImages
@@ -49,8 +49,18 @@ def is_source(path: Path, settings: config.Data) -> bool:
     if settings.kind == "images":
         return False
     if path.is_dir():
-        return settings.kind == "rows" or bool(files(path))
+        return settings.kind == "rows" or _only_tables(path)
     return path.suffix.lower() in tables.ENDINGS
+
+
+def _only_tables(folder: Path) -> bool:
+    """Whether there are tables in it and no images: a list beside images does not make rows of them."""
+    found = False
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in images.ENDINGS:
+            return False
+        found = found or path.suffix.lower() in tables.ENDINGS
+    return found
 
 
 def load(path: Path, settings: config.Data) -> Dataset:

@@ -224,7 +224,9 @@ def image_folder(source: str) -> tuple[list[Item], frozenset[str] | None, bool] 
 
 
 def _known(path: Path) -> bool:
-    """Whether a folder is a data set of a layout of its own: shards, idx files, sheets of tiles."""
+    """Whether a folder is a data set of a layout of its own: tables, shards, idx files, sheets of tiles."""
+    if rows.is_source(path, config.Data()):
+        return True
     sheets = (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists()
     return sheets or any(_IDX.fullmatch(file.name) or records.is_shard(file) for file in path.iterdir())
 

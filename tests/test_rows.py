@@ -429,3 +429,12 @@ def test_the_real_process_is_told_from_its_faults(tmp_path):
     dataset = rows.from_rows(x, labels, parts=parts, settings=settings.data)
     gj.train(settings, tmp_path / "run", dataset, say=quiet)
     assert evaluation.evaluate(tmp_path / "run", own=dataset).metrics["auroc"] > 0.95
+
+
+def test_a_list_beside_images_does_not_make_rows_of_them(tmp_path):
+    for folder in ("images", "tables"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "list.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "images" / "deep" / "x.PNG").touch()
+    assert not rows.is_source(tmp_path / "images", config.Data())
+    assert rows.is_source(tmp_path / "tables", config.Data())
