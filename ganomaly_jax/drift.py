@@ -250,8 +250,8 @@ def _mapped(state: State, latent: Any) -> np.ndarray:
 def _alarm(state: State, test: str, statistic: float, since: int, item: int) -> Alarm:
     limit, between = state.limits[test], state.between[test]
     words = (
-        f"Drift ({test}): {_WORDS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, limit {limit:.4g}, "
-        f"which without drift is passed every {between:,.0f} items on average."
+        f"Drift ({test}): {_WORDS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, "
+        f"limit {limit:.4g}, which without drift is passed every {between:,.0f} items on average."
     )
     return Alarm(test, statistic, limit, between, since, words)
 
