@@ -26,7 +26,6 @@ from benchmarks.fault_runs import (
     finish,
     ganomaly,
     last,
-    losses,
     unreadable,
 )
 from ganomaly_jax import checkpoint
@@ -51,7 +50,7 @@ def kills(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> N
 
     with contextlib.closing(_stopped(bench, times, found, drawn)) as processes:
         for child, workdir, moment in processes:
-            before, history = _hidden(workdir), _stamp(workdir / "history.jsonl")
+            before = _hidden(workdir)
             if child.wait(moment) is not None:
                 continue
             child.process.kill()
@@ -63,15 +62,18 @@ def kills(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> N
             found.count("before_the_first_step", "compiled in" not in child.printed())
             found.count("after_the_last_step", last(workdir) == bench.steps)
             unreadable(workdir, found)
-            if _stamp(workdir / "history.jsonl") != history:  # this process wrote it, not the one before
-                _count_lost(bench, workdir, found)
+            _count_lost(bench, workdir, found)
             tell()
 
 
 def _count_lost(bench: Bench, workdir: Path, found: Found) -> None:
-    """Steps in the history beyond the last checkpoint; the least that is lost, since losses are told of a call late."""
-    done = max((line["step"] for line in losses(workdir)), default=0)
+    """Steps that the device was sent beyond the last checkpoint: the most that can be lost."""
+    if not bench.sent.exists():  # it did not come to its first step
+        return
+    done = int(bench.sent.read_bytes())
     lost = max(0, done - last(workdir))
+    found.count("in_the_loop", last(workdir) < bench.steps)
+    found.count("nothing_lost", lost == 0)
     found.highest("most_steps_lost", lost)
     if lost > bench.save_every:
         found.defect("more than a save interval lost", f"{lost} steps at step {done}, saving every {bench.save_every}")
@@ -130,7 +132,8 @@ def _stopped(
         ended = False
         while not ended and stopped < times:
             left = 1 - last(workdir) / bench.steps
-            with ganomaly(bench, bench.train(workdir)) as child:
+            bench.sent.unlink(missing_ok=True)
+            with ganomaly(bench, bench.train(workdir), bench.noting()) as child:
                 yield child, workdir, drawn(left)
                 code = child.process.wait()
                 ended = code not in (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)

@@ -24,6 +24,18 @@ from ganomaly_jax import checkpoint
 from ganomaly_jax.errors import UserError
 
 PROGRAM = "import sys; from ganomaly_jax import cli; sys.exit(cli.main())"
+# Writes down to which step the loop has sent the device before it does so: the most that can have been computed.
+_NOTING = """
+import dataclasses, os
+from ganomaly_jax import loop
+def noted(courses, workdir, whole, program, *rest, advance=loop.advance):
+    file = os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def send(state, at, counts):
+        os.pwrite(file, b"%12d" % (at + counts).max(), 0)
+        return program.advance(state, at, counts)
+    return advance(courses, workdir, whole, dataclasses.replace(program, advance=send), *rest)
+loop.advance = noted
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,14 @@ class Bench:
     def whole(self) -> Path:
         """The folder of the run that nothing happened to."""
         return self.scratch / "whole"
+
+    @property
+    def sent(self) -> Path:
+        """Where a training that is `noting` writes the step to which it has sent the device."""
+        return self.scratch / "sent"
+
+    def noting(self) -> str:
+        return _NOTING.replace("FILE", repr(str(self.sent))) + PROGRAM
 
     def train(self, workdir: Path) -> list[str]:
         return ["train", *self.flags, "--workdir", str(workdir)]

@@ -125,7 +125,8 @@ class Train:
     steps: int = 0
     """Stop after this many steps; 0: after `epochs`."""
     save_every: int = 500
-    """Steps between checkpoints; one more is written at the end and at SIGINT or SIGTERM."""
+    """Steps that a kill costs at most: a checkpoint is begun at every multiple and half-way between, and written while
+    the steps go on, the next waiting for it; one more is written at the end and at SIGINT or SIGTERM."""
     keep: int = 2
     """Last checkpoints kept; the one that reconstructs the calibration images best is kept beside them."""
     choose: str = "last"

@@ -140,6 +140,8 @@ def advance(
             meta |= {name: value for name, value in look(step)[0].items() if name == checkpoint.LOSS}
             meta[_WAITING] = dataclasses.asdict(waiting)
         saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
+        if settings.save_every == 1:
+            saver.wait()  # nothing lies half-way
 
     with ExitStack() as stack:
         came = stack.enter_context(_signals())  # first, and so until the last save is written
@@ -181,7 +183,7 @@ def advance(
         began = time.monotonic()
         count, stopped = asked()
         while step < last and not stopped and not waiting.over(settings.patience):
-            to_save = settings.save_every - step % settings.save_every
+            to_save = steps_to_save(step, settings.save_every)
             to_picture = picture_steps - step % picture_steps if picture_steps else last
             to_look = look_steps - step % look_steps if look_steps else last
             length = min(count, last - step, to_save, to_picture, to_look)
@@ -200,7 +202,7 @@ def advance(
             pending = (step, first, counts, losses)
             to_draw = picture_steps and step % picture_steps == 0
             looks = look_steps and (to_look == length or step == last)
-            if step % settings.save_every == 0 or to_draw or looks:
+            if to_save == length or to_draw or looks:
                 fetch(pending)
                 pending = None
                 began = time.monotonic()
@@ -212,7 +214,7 @@ def advance(
                 if to_look == length and not together:
                     waiting = waiting.after(step, hosts.of_first(look(step)[0].get(checkpoint.LOSS, np.nan)))
                     better = waiting.step == step and settings.choose == "best"
-            if step % settings.save_every == 0 or better:
+            if to_save == length or better:
                 save(step)
                 saved = step
             if to_draw and draw:
@@ -231,6 +233,15 @@ def advance(
             stopped,
         )
     return state
+
+
+def steps_to_save(step: int, save_every: int) -> int:
+    """Steps from `step` to the next checkpoint: they are due at every multiple of `save_every`, and half-way between.
+
+    One is written while the steps go on to the next, which waits for it. So what a kill can cost, the steps since the
+    last that is complete, is the distance of three in a row at most: `save_every`.
+    """
+    return min(save_every - step % save_every, (save_every // 2 - step) % save_every or save_every)
 
 
 def waiting_of(meta: dict[str, Any]) -> Waiting:

@@ -188,7 +188,7 @@ def test_a_full_disk_is_said_and_the_checkpoints_before_it_are_intact(tmp_path, 
     monkeypatch.setattr(checkpoint, "_save_arrays", full)
     with pytest.raises(UserError, match="No space left on device"):
         train(tiny_config(epochs=2, save_every=18), tmp_path, arrays, say=quiet)
-    assert checkpoint.steps(tmp_path / "checkpoints") == [18]
+    assert checkpoint.steps(tmp_path / "checkpoints") == [9, 18]
     artefact.verify(tmp_path / "checkpoints" / "00000018")
 
 
@@ -237,7 +237,7 @@ def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays
     """The loss of step 8 is made the smallest: it stays beside the last two, and the detector is that of step 8."""
     losses = iter([0.9, 0.1, 0.5, 0.4, 0.6])
     monkeypatch.setattr(training, "_look", lambda courses: lambda state: [{checkpoint.LOSS: next(losses), "images": 2}])
-    settings = tiny_config(steps=20, save_every=4)
+    settings = tiny_config(steps=20, save_every=8)
     settings.train.choose = "best"
     said = []
     best = train(settings, tmp_path, arrays, say=said.append)
@@ -261,7 +261,7 @@ def test_the_calibration_loss_is_the_error_of_the_reconstructions(trained, array
 
 
 def test_a_damaged_checkpoint_is_passed_over_when_told(tmp_path, arrays):
-    settings = tiny_config(steps=8, save_every=4)
+    settings = tiny_config(steps=8, save_every=8)
     train(settings, tmp_path, arrays, say=lambda line: None)
     damaged = tmp_path / "checkpoints" / "00000008" / "meta.json"
     damaged.write_bytes(damaged.read_bytes()[:-1])
