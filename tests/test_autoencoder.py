@@ -145,7 +145,7 @@ def test_sizes_that_cannot_work_are_refused(values, sentence):
 
 def test_other_images_are_refused(state):
     for x in (jnp.zeros((2, 16, 16, 3)), jnp.zeros((2, 16, 16, 1), jnp.uint8)):
-        with pytest.raises(UserError, match="input of|images of type"):
+        with pytest.raises(UserError, match=r"input of|images of type"):
             TINY.score(TINY.variables(state), x)
 
 

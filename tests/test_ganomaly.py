@@ -81,9 +81,7 @@ def test_any_power_of_two_and_any_channels(shape):
     assert logits.shape == (2,)
 
 
-@pytest.mark.parametrize(
-    "shape", [(80, 80, 1), (224, 224, 3), (96, 160, 3), (8, 8, 1), (512, 512, 1), (32, 32, 0)]
-)
+@pytest.mark.parametrize("shape", [(80, 80, 1), (224, 224, 3), (96, 160, 3), (8, 8, 1), (512, 512, 1), (32, 32, 0)])
 def test_sizes_that_cannot_work_are_refused_by_name(shape):
     with pytest.raises(UserError, match="16, 32, 64, 128, 256"):
         Ganomaly(shape)
