@@ -23,7 +23,7 @@ from benchmarks import timing
 from ganomaly_jax import checkpoint
 from ganomaly_jax.errors import UserError
 
-PROGRAM = "import sys; from ganomaly_jax import cli; sys.exit(cli.main())"
+PROGRAM = "import sys; from ganomaly_jax import cli; sys.exit(cli.command())"
 # Writes down to which step the loop has sent the device before it does so: the most that can have been computed.
 _NOTING = """
 import dataclasses, os

@@ -53,7 +53,7 @@ def remade(make):
         make(path)
     return spoil
 SPOIL
-sys.exit(cli.main())
+sys.exit(cli.command())
 """
 
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import math
 import sys
@@ -30,7 +31,7 @@ from jax import Array
 from benchmarks import collectives, command, ours, timing
 from benchmarks.command import Say
 from benchmarks.scaling_page import APART, DIVIDED, GROUP, ONE, SPREAD, STRONG, WEAK, markdown
-from ganomaly_jax import checkpoint, chunk, data, ganomaly, loop, preprocess, sharding
+from ganomaly_jax import checkpoint, chunk, config, data, feed, ganomaly, loop, pack, preprocess, sharding, sources
 from ganomaly_jax.errors import UserError
 
 WORKS = (WEAK, STRONG, "checkpoint", "input")
@@ -168,16 +169,17 @@ def checkpoints(one: timing.Side, options: argparse.Namespace, say: Say) -> dict
 
 
 def shares(found: Mapping[str, Mapping[str, float]], save_every: int) -> dict[str, float]:
-    """Of the loop's time: what it waits for a save, and all that a save adds to it, between two saves.
+    """Of the loop's time: what it waits for a save, and all that a save adds to it; two saves an interval, as `train`.
 
     `least_step_ms`: with longer steps the waiting is less than 2 %, and a save is over before the next begins.
     """
-    between = save_every * found["plain_ms"]["median"]
+    steps = max(save_every // 2, 1)
+    between = steps * found["plain_ms"]["median"]
     pause, beside = (found[name]["median"] for name in ("pause_ms", "beside_ms"))
     return {
         "share_waiting": pause / (between + pause),
         "share_added": max(beside, 0.0) / (between + max(beside, 0.0)),
-        "least_step_ms": max(49 * pause, found["background_ms"]["median"]) / save_every,
+        "least_step_ms": max(49 * pause, found["background_ms"]["median"]) / steps,
     }
 
 
@@ -226,6 +228,48 @@ def feeding(step_s: float, options: argparse.Namespace, say: Say) -> dict[str, A
         "put_ms": 1000 * put_s,
         "put_bytes": images.nbytes,
     }
+
+
+def streaming(one: timing.Side, step_s: float, options: argparse.Namespace, say: Say) -> dict[str, Any] | None:
+    """A packed set read while the steps run, as `train` reads one that is larger than memory; None without grain.
+
+    Images a second by itself, and the share of a loop of steps that waits for them, the first step left out.
+    """
+    if not all(importlib.util.find_spec(name) for name in ("grain", "array_record")):
+        say("  left out: a packed set read meanwhile, grain or array_record is not installed")
+        return None
+    batch, steps, (height, width, _) = options.batch, math.ceil(options.turn / step_s), options.shape
+    rates, waits = [], []
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        array, shard = Path(folder) / "set.npz", Path(folder) / "set.array_record"
+        np.savez(array, images=timing.pictures(options.images, options.shape), labels=np.zeros(options.images, int))
+        pack.pack(config.Data(source=str(array), height=height, width=width), shard)
+        images = sources.load(config.Data(source=str(shard), height=height, width=width, stream="always")).images
+        places = data.columns(0, options.images, batch)
+
+        def read(step: int) -> np.ndarray:
+            rows = data.batch_rows(0, options.images, batch, step, 1)[0]
+            return images[places[np.arange(batch), rows]]
+
+        for _ in range(options.rounds):
+            many = max(options.images // batch, 2)
+            with feed.ahead(read, 0, many, chunk.STEPS_A_CALL) as batches:
+                next(batches)
+                begin = time.perf_counter()
+                taken = sum(len(pixels) for pixels in batches)
+                rates.append(taken / (time.perf_counter() - begin))
+            with feed.ahead(read, 0, steps + 1, chunk.STEPS_A_CALL) as batches:
+                next(batches)
+                waited, begin = 0.0, time.perf_counter()
+                for _ in range(steps):
+                    asked = time.perf_counter()
+                    pixels = next(batches)
+                    waited += time.perf_counter() - asked
+                    jax.device_put(pixels)
+                    one.run(1)
+                waits.append(waited / (time.perf_counter() - begin))
+    say(f"  read meanwhile: {np.median(rates):,.0f} images/s, the loop waits {np.median(waits):.3%}")
+    return {"images_per_s": timing.spread(rates), "waits": timing.spread(waits), "steps": steps}
 
 
 def _times(call: Callable[[], None], count: int) -> None:
@@ -340,7 +384,8 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         write()
     if "input" in options.works:
         say("input")
-        report["input"] = feeding(report["step_ms"]["median"] / 1000, options, say)
+        step_s = report["step_ms"]["median"] / 1000
+        report["input"] = feeding(step_s, options, say) | {"streamed": streaming(one, step_s, options, say)}
         write()
     for kind in [kind for kind in (WEAK, STRONG) if kind in options.works]:
         base = one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,21 @@ from ganomaly_jax import __version__, verbs
 from ganomaly_jax.errors import DamagedError, DivergedError, LostError, StoppedError, UserError
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
+_LINGER_S = 5.0
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def command() -> int:
+    """`main` as a process of its own, which ends: after a write that failed, Orbax leaves threads behind for which
+    Python would wait, for ten minutes."""
+    code = main()
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        last = threading.Timer(_LINGER_S, os._exit, (code,))
+        last.daemon = True
+        last.start()
+    return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,6 +194,55 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", choices=("inside", "beside"), default="inside", help="the program, or weights.npz")
     export.add_argument("--check", nargs="+", metavar="PATH", help="images for the self-check (default: the run's)")
 
+    watch = verb("monitor", verbs.monitor, "watch a stream: rows of sensors, or a folder that fills with images")
+    watch.add_argument(
+        "source",
+        nargs="?",
+        default="-",
+        metavar="SOURCE",
+        help="a CSV or JSONL file that grows, a folder that fills with images; default: rows from standard input",
+    )
+    watch.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
+    watch.add_argument("--once", action="store_true", help="end where the file ends, or once the folder is judged")
+    watch.add_argument("--out", metavar="FILE", help="append the lines to this file (default: standard output)")
+    watch.add_argument("--state", metavar="FILE", help="where it stands; with it, a restart goes on where it was")
+    watch.add_argument("--save-every", type=float, default=5.0, metavar="S", help="seconds (default %(default)s)")
+    watch.add_argument("--format", default="", metavar="KIND", help="csv or jsonl (default: as the first line is)")
+    watch.add_argument("--time", default="", metavar="NAME", help="column of the time (default: one called so)")
+    watch.add_argument("--poll", type=float, default=0.1, metavar="S", help="seconds between looks (%(default)s)")
+    watch.add_argument(
+        "--normals", default="", metavar="DATA", help="normal items to compare with, if the run's are gone"
+    )
+    watch.add_argument("--top", type=int, default=3, metavar="N", help="sensors named with a verdict (%(default)s)")
+    watch.add_argument("--steps", type=int, default=32, metavar="N", help="of their integral (default %(default)s)")
+    watch.add_argument("--alarm", default="3/5", metavar="K/N", help="K anomalous of N verdicts (default %(default)s)")
+    watch.add_argument("--cool-down", type=int, default=60, metavar="N", help="verdicts after an alarm (%(default)s)")
+    watch.add_argument(
+        "--silent", type=int, default=5, metavar="N", help="rows without a value; 0: never (%(default)s)"
+    )
+    watch.add_argument("--stuck", type=int, default=30, metavar="N", help="rows with one value; 0: never (%(default)s)")
+    watch.add_argument(
+        "--drift-every",
+        type=float,
+        default=50_000,
+        metavar="N",
+        help="items between false alarms of each drift test; 0: not tested (default %(default)s)",
+    )
+    watch.add_argument(
+        "--drift-step", type=int, default=0, metavar="N", help="verdicts from item to item (default: no row shared)"
+    )
+    watch.add_argument("--drift-window", type=int, default=200, metavar="N", help="items of its windows (%(default)s)")
+    watch.add_argument(
+        "--sink", action="append", default=[], metavar="TO", help="a file or http(s) address for events; several"
+    )
+    watch.add_argument(
+        "--spool", default="", metavar="DIR", help="where events wait for it (default: beside the state)"
+    )
+    watch.add_argument("--live", action="store_true", help="a view on the terminal (needs rich)")
+    watch.add_argument(
+        "--report", metavar="FILE.png", help="a picture of scores, drift and events, every minute and at the end"
+    )
+
     bring = verb("import", verbs.bring, "a detector from PyTorch: the original's netG.pth, or anomalib's checkpoint")
     bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
     bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, to calibrate")
@@ -231,4 +295,4 @@ def _prepare() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -80,6 +80,14 @@ class State:
     cusum: float = 0.0
     since: int = 0
     """Items before `cusum` was last 0."""
+    last: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Statistics of the last full window."""
+
+    @property
+    def standing(self) -> dict[str, float]:
+        """How far each test is on the way to its limit, 1 being there; those on windows as of the last full one."""
+        found = self.last | ({"cusum": self.cusum} if "cusum" in self.limits else {})
+        return {test: value / self.limits[test] for test, value in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +190,12 @@ def update(
     after = dataclasses.replace(state, **changes)
     if len(after.window) == state.settings.window:
         first = item + 1 - len(after.window)
-        for test, found in _window_statistics(after).items():
+        last = _window_statistics(after)
+        for test, found in last.items():
             # What differs by rounding from a limit that is a multiple of 1 / (n m) is that limit.
             if found >= state.limits[test] * (1 - 1e-9):
                 alarms.append(_alarm(state, test, found, first, item))
-        after = dataclasses.replace(after, window=(), total=(), latents=0)
+        after = dataclasses.replace(after, window=(), total=(), latents=0, last=last)
     return after, Report(item, tuple(alarms)) if alarms else None
 
 
@@ -219,8 +228,16 @@ def from_dict(values: Mapping[str, Any]) -> State:
         rest |= {name: tuple(map(float, rest[name])) for name in ("reference", "features", "window", "total")}
         state = State(settings, **rest)
         whole = all(type(value) is int and value >= 0 for value in (state.seen, state.latents, state.since))
-        numbers = [*state.limits.values(), *state.between.values(), state.bandwidth, state.cusum, *state.reference]
-        fits = set(state.limits) == set(state.between) <= set(TESTS) and len(state.window) < settings.window
+        numbers = [
+            *state.limits.values(),
+            *state.between.values(),
+            *state.last.values(),
+            state.bandwidth,
+            state.cusum,
+            *state.reference,
+        ]
+        fits = set(state.limits) == set(state.between) <= set(TESTS) and set(state.last) <= set(state.limits)
+        fits &= len(state.window) < settings.window
         fits &= len(state.features) in (0, 2 * ranks.FREQUENCIES) and ("mmd" in state.limits) == bool(state.features)
         if not (whole and fits and state.reference and np.isfinite(numbers).all()):
             raise ValueError("values that do not fit together")

@@ -109,19 +109,31 @@ def of_machine() -> int | None:
 
 
 def _of_cgroup() -> int | None:
-    """Of cgroups, version 2: the group of this process or one above it may have a limit."""
-    found = []
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().split() if line.startswith("0::"))
-        here = _CGROUPS / own.lstrip("/")
-        for group in (here, *here.parents):
-            most = group / "memory.max"
-            if _CGROUPS in (group, *group.parents) and most.exists() and (limit := most.read_text().strip()) != "max":
-                # Files that were read count as used, and go when the memory is needed.
-                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-                used = int((group / "memory.current").read_text()) - int(stat.get("inactive_file", 0))
-                found.append(max(int(limit) - used, 0))
+    """Of cgroups, both versions: the group of this process or one above it may have a limit."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if not controllers:
+                found += _limited(_CGROUPS, own, ("memory.max", "memory.current", "inactive_file"))
+            elif "memory" in controllers.split(","):
+                names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+                found += _limited(_CGROUPS / "memory", own, names)
     return min(found, default=None)
+
+
+def _limited(root: Path, own: str, names: tuple[str, str, str]) -> Iterator[int]:
+    """What is free in each group with a limit, from a process's own up to the root, which is a container's own one."""
+    here = root / own.lstrip("/")
+    for group in (here, *here.parents):
+        if root not in (group, *group.parents) or not (group / names[0]).exists():
+            continue
+        limit = (group / names[0]).read_text().strip()
+        if limit != "max" and int(limit) < 2**60:  # version 1 says it by a number
+            # Files that were read count as used, and go when the memory is needed.
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / names[1]).read_text()) - int(stat.get(names[2], 0))
+            yield max(int(limit) - used, 0)
 
 
 def _of_limit() -> int | None:

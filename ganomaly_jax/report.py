@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganomaly_jax import health, metrics, page, sections, traces
+from ganomaly_jax import health, metrics, page, sections, traces, watch_drawing
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.files import replacing
@@ -375,6 +375,18 @@ def write(
     with replacing(path) as temporary:
         temporary.write_text(page.page(sections.title(flat, workdir), parts), encoding="utf-8", errors="replace")
     return path
+
+
+def watched(found: Any, threshold: float, title: str, path: Path) -> Path:
+    """A PNG of what a monitor has seen: scores, drift, events; `found` is a `course.Course`.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: the file cannot be written.
+    """
+    figure = _figure(9.0, watch_drawing.height(found))
+    watch_drawing.draw(figure, found, threshold, one_line(title))
+    return _save(figure, path)
 
 
 def _float(value: Any) -> float:

@@ -140,7 +140,13 @@ def contributions(judge: Scorer, given: Any, steps: int = STEPS) -> Contribution
 
 @functools.lru_cache(maxsize=4)
 def _program(judge: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Array]]:
-    """(variables, raw rows [B, ...]) -> contributions [B, D], scores [B] and the score of the centre, compiled."""
+    """`attributed`, compiled."""
+    return jax.jit(attributed(judge, steps))
+
+
+def attributed(judge: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tuple[Array, Array, Array]]:
+    """(variables, raw rows [B, ...]) -> contributions [B, D], scores [B] and the score of the centre. Pure, not
+    compiled; see `contributions`."""
     function, _ = judge.function()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     # Denser at the centre, by t = u ** 2: the logarithm in a fitted score is steepest there.
@@ -148,7 +154,6 @@ def _program(judge: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Arr
     along, share = jnp.asarray(u**2, jnp.float32), jnp.asarray(weights * u, jnp.float32)
     baseline = jnp.broadcast_to(jnp.asarray(rows.centre_of(judge.low, judge.high)), judge.input_shape)
 
-    @jax.jit
     def run(variables: Any, x: Array) -> tuple[Array, Array, Array]:
         def one(row: Array) -> Array:
             points = baseline + along.reshape(-1, *[1] * row.ndim) * (row - baseline)

@@ -138,6 +138,9 @@ def _join(given: Given) -> None:
         from ganomaly_jax import hosts
 
         hosts.start(given.coordinator_address, given.num_processes, given.process_id, given.wait)
+    from ganomaly_jax import quiet
+
+    quiet.failed_writes()
 
 
 def leave(code: int) -> None:
@@ -361,6 +364,13 @@ def export(given: Given, rest: Sequence[str]) -> int:
     manifest = exporting.export(given.workdir, given.out, given.weights, given.format, given.check)
     print(exporting.describe(manifest, given.out))
     return 0
+
+
+def monitor(given: Given, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import monitor
+
+    return monitor.main(given)
 
 
 def bring(given: Given, rest: Sequence[str]) -> int:

@@ -296,6 +296,25 @@ def test_auto_looks_at_the_free_memory(packed, monkeypatch):
     assert isinstance(sources.load(small(packed[1])).images, np.ndarray)
 
 
+@pytest.mark.parametrize(
+    ("names", "none"),
+    [
+        (("memory.max", "memory.current", "inactive_file"), "max"),
+        (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"), "9223372036854771712"),
+    ],
+)
+def test_the_free_memory_of_a_group_is_that_of_the_narrowest(names, none, tmp_path):
+    """As containers see them, of both versions; cached files do not count, a limit of nothing is none."""
+    own = tmp_path / "job" / "task"
+    own.mkdir(parents=True)
+    for group, limit in ((own, none), (own.parent, "1000"), (tmp_path, "5000")):
+        (group / names[0]).write_text(limit + "\n")
+        (group / names[1]).write_text("700\n")
+        (group / "memory.stat").write_text(f"cache 4\n{names[2]} 300\n")
+    assert list(lazy._limited(tmp_path, "/job/task", names)) == [600, 4600]
+    assert list(lazy._limited(tmp_path, "/elsewhere", names)) == [4600]
+
+
 BOUNDED = """
 import resource, sys
 import numpy as np

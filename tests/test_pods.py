@@ -17,7 +17,7 @@ import pytest
 from conftest import blobs
 from PIL import Image
 
-from ganomaly_jax import checkpoint, hosts
+from ganomaly_jax import checkpoint, config, hosts, pack
 from ganomaly_jax.errors import UserError
 
 STEPS = 6
@@ -74,19 +74,32 @@ def until(process, word):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def shard(tmp_path_factory):
+    pytest.importorskip("array_record", reason="array_record is not installed")
+    pytest.importorskip("grain", reason="grain is not installed")
+    path = tmp_path_factory.mktemp("packed") / "set.array_record"
+    pack.pack(config.Data(source="generated", height=16, width=16), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def one(shard, tmp_path_factory):
+    """All of the images held in memory."""
     workdir = tmp_path_factory.mktemp("one")
-    code, output = end(begin(workdir, 8, f"--config.train.steps={STEPS}"))
+    more = ("--data", str(shard), "--config.data.stream=never")
+    code, output = end(begin(workdir, 8, f"--config.train.steps={STEPS}", *more))
     assert code == 0, output
     return workdir
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """(workdir, outputs) of two processes that went on at step 3 after both had ended there."""
+def two(shard, tmp_path_factory):
+    """(workdir, outputs) of two processes that went on at step 3 after both had ended there, each reading its own
+    images while it trains."""
     workdir = tmp_path_factory.mktemp("two")
+    more = ("--data", str(shard), "--config.data.stream=always")
     for steps in (3, STEPS):
-        found = [end(process) for process in begin_two(workdir, f"--config.train.steps={steps}")]
+        found = [end(process) for process in begin_two(workdir, f"--config.train.steps={steps}", *more)]
         assert [code for code, _ in found] == [0, 0], found
     return workdir, [output for _, output in found]
 
@@ -102,6 +115,7 @@ def test_two_processes_give_the_weights_of_one(one, two):
 def test_only_process_0_speaks_and_writes(two):
     workdir, (first, second) = two
     assert "8 of 8 devices in 2 processes" in first and "AUROC" in first
+    assert "images are read while it trains" in first
     assert "step" not in second and "AUROC" not in second
     assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
     steps = [json.loads(line)["step"] for line in (workdir / "history.jsonl").read_text().splitlines()]

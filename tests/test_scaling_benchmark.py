@@ -114,15 +114,15 @@ def test_efficiency_and_collectives_are_taken_round_by_round():
 
 
 def test_shares_of_the_loop_by_hand():
-    """500 steps of 10 ms are 5 s, beside which a save of 100 ms waits for 1/51 and adds 1/11."""
+    """Two saves in 1,000 steps: 500 of 10 ms are 5 s, beside which a save of 100 ms waits for 1/51 and adds 1/11."""
     each = {"plain_ms": 10, "pause_ms": 100, "beside_ms": 500, "background_ms": 400}
-    found = scaling.shares({name: {"median": value} for name, value in each.items()}, 500)
+    found = scaling.shares({name: {"median": value} for name, value in each.items()}, 1000)
     assert found["share_waiting"] == pytest.approx(1 / 51)
     assert found["share_added"] == pytest.approx(1 / 11)
     assert found["least_step_ms"] == pytest.approx(9.8)
     assert 100 / (500 * found["least_step_ms"] + 100) == pytest.approx(0.02)
     each["background_ms"] = 10_000  # a save must be over before the next one
-    assert scaling.shares({n: {"median": v} for n, v in each.items()}, 500)["least_step_ms"] == pytest.approx(20)
+    assert scaling.shares({n: {"median": v} for n, v in each.items()}, 1000)["least_step_ms"] == pytest.approx(20)
 
 
 def test_from_end_to_end(tmp_path, monkeypatch):
@@ -159,6 +159,9 @@ def test_from_end_to_end(tmp_path, monkeypatch):
     assert report["prediction"]["step_ms"] == 2
     assert report["checkpoint"]["bytes"] > 3 * gradients
     assert all(rate["median"] > 0 for rate in report["input"]["images_per_s"].values())
+    streamed = report["input"]["streamed"]
+    assert streamed["images_per_s"]["min"] > 0 and 0 <= streamed["waits"]["min"] <= streamed["waits"]["max"] < 1
+    assert "read from disk meanwhile" in page
     for heading in ("Time", "Sent in a step", "Prediction", "Checkpoints", "Input"):
         assert f"## {heading}" in page
     assert "given by `--step-ms`: 2 ms" in page

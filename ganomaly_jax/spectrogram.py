@@ -1,0 +1,114 @@
+"""Sound and vibration as images: log power in bands of frequency over time, in JAX, parameters in Hz and seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.errors import UserError
+
+_FLOOR = 1e-10
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrogram:
+    """How a waveform becomes bands and frames."""
+
+    rate: float
+    """Samples a second, Hz."""
+    window: float
+    """Seconds that a frame looks at."""
+    hop: float
+    """Seconds from one frame to the next."""
+    bands: int
+    low: float = 0.0
+    """Hz at which the first band begins."""
+    high: float = 0.0
+    """Hz at which the last one ends; 0: half of `rate`."""
+    scale: str = "mel"
+    """`mel`: bands are equally wide on the mel scale, 2595 log10(1 + f / 700); `linear`: in Hz."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in a frame's window."""
+        return round(self.window * self.rate)
+
+    @property
+    def step(self) -> int:
+        """Samples from frame to frame."""
+        return round(self.hop * self.rate)
+
+    def length(self, frames: int) -> int:
+        """Samples of a waveform that has so many frames."""
+        return self.samples + (frames - 1) * self.step
+
+
+def check(settings: Spectrogram) -> None:
+    """Raises UserError for settings that make no spectrogram."""
+    top = settings.high or settings.rate / 2
+    if not (math.isfinite(settings.rate) and settings.rate > 0):
+        raise UserError(f"a rate of {settings.rate} Hz: wanted samples a second, more than 0")
+    if settings.samples < 2 or settings.step < 1:
+        raise UserError(
+            f"a window of {settings.window} s and a hop of {settings.hop} s are {settings.samples} and {settings.step} "
+            f"samples at {settings.rate:g} Hz: wanted 2 or more, and 1 or more"
+        )
+    if not 0 <= settings.low < top <= settings.rate / 2:
+        raise UserError(
+            f"bands from {settings.low:g} to {top:g} Hz: wanted 0 or more, rising, up to half the rate, "
+            f"{settings.rate / 2:g} Hz"
+        )
+    if settings.scale not in ("mel", "linear"):
+        raise UserError(f"a scale of {settings.scale!r}: wanted mel or linear")
+    if settings.bands < 1 or (filters(settings).sum(axis=0) == 0).any():
+        raise UserError(
+            f"{settings.bands} bands of a window of {settings.window} s: some hold no frequency, since these are "
+            f"{settings.rate / settings.samples:.4g} Hz apart; take fewer bands, a longer window or scale='linear'"
+        )
+
+
+def filters(settings: Spectrogram) -> np.ndarray:
+    """Triangles float32 [frequencies, bands], each with a sum of 1: of what a band is the mean."""
+    top = settings.high or settings.rate / 2
+    ends = np.array([settings.low, top])
+    mel = settings.scale == "mel"
+    ends = 2595 * np.log10(1 + ends / 700) if mel else ends
+    edges = np.linspace(ends[0], ends[1], settings.bands + 2)
+    edges = 700 * (10 ** (edges / 2595) - 1) if mel else edges
+    at = np.fft.rfftfreq(settings.samples, 1 / settings.rate)[:, None]
+    rising = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - at) / (edges[2:] - edges[1:-1])
+    found = np.maximum(np.minimum(rising, falling), 0)
+    return (found / np.maximum(found.sum(axis=0), 1e-12)).astype(np.float32)
+
+
+def function(settings: Spectrogram) -> Callable[[Array], Array]:
+    """Waveforms float [..., T] -> log10 of the mean power in each band, float32 [..., bands, frames].
+
+    A Hann window, no padding: frame i looks at samples `i * step` to `i * step + samples`, and what does not fill a
+    frame at the end is left out. Bands rise in frequency. A pure function, for use under jit and in an export.
+
+    Raises:
+      UserError: settings that make no spectrogram; when called, a waveform shorter than a frame.
+    """
+    check(settings)
+    size, step = settings.samples, settings.step
+    weights = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    window = (weights / np.sqrt((weights**2).sum())).astype(np.float32)
+    triangles = filters(settings)
+
+    def apply(waveform: Array) -> Array:
+        if waveform.shape[-1] < size:
+            raise UserError(f"{waveform.shape[-1]} samples: wanted {size} or more, a window of {settings.window} s")
+        frames = (waveform.shape[-1] - size) // step + 1
+        index = np.arange(frames)[:, None] * step + np.arange(size)
+        cut = jnp.asarray(waveform, jnp.float32)[..., index] * window
+        power = jnp.abs(jnp.fft.rfft(cut)) ** 2
+        return jnp.swapaxes(jnp.log10(power @ triangles + _FLOOR), -1, -2)
+
+    return apply
