@@ -68,9 +68,10 @@ def kills(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> N
 
 def _count_lost(bench: Bench, workdir: Path, found: Found) -> None:
     """Steps that the device was sent beyond the last checkpoint: the most that can be lost."""
-    if not bench.sent.exists():  # it did not come to its first step
+    sent = bench.sent.read_bytes() if bench.sent.exists() else b""
+    if not sent:  # it did not come to its first step
         return
-    done = int(bench.sent.read_bytes())
+    done = int(sent)
     lost = max(0, done - last(workdir))
     found.count("in_the_loop", last(workdir) < bench.steps)
     found.count("nothing_lost", lost == 0)

@@ -119,6 +119,10 @@ def test_more_than_an_interval_is_seen(bench):
         fault_cases._count_lost(bench, bench.scratch / "other", found)
         assert found.counts["most_steps_lost"] == sent - 4
         assert ("more than a save interval lost" in found.defects) == seen
+    bench.sent.write_bytes(b"")  # killed after the loop began, before its first step
+    found = fault_runs.Found()
+    fault_cases._count_lost(bench, bench.scratch / "other", found)
+    assert found == fault_runs.Found()
 
 
 def test_disks_where_nothing_may_be_mounted(bench, monkeypatch):
