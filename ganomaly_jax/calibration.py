@@ -17,6 +17,7 @@ from ganomaly_jax import config
 from ganomaly_jax.errors import UserError
 
 NORMAL, REVIEW, ANOMALOUS, INVALID = "normal", "review", "anomalous", "invalid"
+VERDICTS = (NORMAL, REVIEW, ANOMALOUS, INVALID)
 # The tail is fitted to this share of the scores, the highest; to fewer than _LEAST_TAIL no distribution is fitted.
 _TAIL, _LEAST_TAIL = 0.1, 10
 

@@ -243,6 +243,23 @@ def _parser() -> argparse.ArgumentParser:
         "--report", metavar="FILE.png", help="a picture of scores, drift and events, every minute and at the end"
     )
 
+    served = verb("serve", verbs.serve, "score images over HTTP, with a page to drop them on")
+    served.add_argument("--workdir", required=True, help="the folder of a finished run, or a detector folder")
+    served.add_argument("--host", default="127.0.0.1", help="where it listens; 0.0.0.0: everywhere (%(default)s)")
+    served.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default %(default)s)")
+    served.add_argument("--max-body", type=float, default=16, metavar="MIB", help="of a request (default %(default)s)")
+    served.add_argument("--max-pixels", type=int, default=64_000_000, metavar="N", help="of an image (%(default)s)")
+    served.add_argument("--max-batch", type=int, default=64, metavar="N", help="images at once (default %(default)s)")
+    served.add_argument("--queue", type=int, default=128, metavar="N", help="requests in work (default %(default)s)")
+    served.add_argument("--body-timeout", type=float, default=30, metavar="S", help="for a body (default %(default)s)")
+    served.add_argument(
+        "--drain",
+        type=float,
+        default=0,
+        metavar="S",
+        help="on SIGTERM, not ready but serving for so long (%(default)s)",
+    )
+
     bring = verb("import", verbs.bring, "a detector from PyTorch: the original's netG.pth, or anomalib's checkpoint")
     bring.add_argument("file", metavar="FILE", help="netG.pth, or the .ckpt of anomalib's Ganomaly; no code in it runs")
     bring.add_argument("--data", required=True, metavar="NORMALS", help="normal images, not trained on, to calibrate")
@@ -253,7 +270,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("image", metavar="IMAGE", help="an image file")
     explain.add_argument("--workdir", required=True, help="the folder of a finished run")
     explain.add_argument("--out", help="the picture to write (default: maps/NAME.png in the workdir)")
-    for working in (demo, train, update, evaluate, predict):
+    for working in (demo, train, update, evaluate, predict, served):
         working.add_argument(
             "--no-huge-pages",
             dest="huge_pages",

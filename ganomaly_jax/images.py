@@ -9,6 +9,7 @@ import collections
 import contextlib
 import errno
 import functools
+import io
 import itertools
 import os
 import re
@@ -50,6 +51,10 @@ _large_files = threading.Lock()
 WORKERS = min(8, os.cpu_count() or 1)
 
 
+Source = str | Path | io.BytesIO
+"""An image file: its name, or what is in it."""
+
+
 def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple[np.ndarray, Span]:
     """The first picture of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
 
@@ -73,19 +78,19 @@ def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple
         image, damaged, more than 64 million pixels (WebP 12, progressive JPEG 40, TIFF compressed in one piece 24)
         or 1 million in a side.
     """
-    with _quiet():
+    with quiet():
         try:
             return _read(path, target)
         except UserError as error:
             raise UserError(f"{error}: {shown(path)}") from None
 
 
-def image_size(path: str | Path) -> tuple[int, int] | None:
+def image_size(path: Source) -> tuple[int, int] | None:
     """(height, width) from the header, as stored; None where it cannot be read."""
     from PIL import Image
 
     try:
-        with _quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width
     except Exception:
         return None
@@ -96,7 +101,7 @@ def image_header(path: str | Path) -> tuple[int, int, str] | None:
     from PIL import Image
 
     try:
-        with _quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width, image.mode
     except Exception:
         return None
@@ -163,8 +168,8 @@ def decode_files(
       images `[m, height, width, channels]`, the indices into `paths` that they belong to, int64 `[m]`, (path, reason)
       of each of the n - m others, and black and white of the common type, None for floating point as stored.
     """
-    with contextlib.closing(read_ahead(lambda path: _decoded(path, height, width, fit), paths)) as read:
-        return _together(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
+    with contextlib.closing(read_ahead(lambda path: decoded(path, height, width, fit), paths)) as read:
+        return together(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
 
 
 def decode_each(paths: Sequence[str | Path], height: int, width: int, fit: str) -> Generator[Decoded, None, None]:
@@ -172,7 +177,7 @@ def decode_each(paths: Sequence[str | Path], height: int, width: int, fit: str) 
 
     Close it as `read_ahead`.
     """
-    return read_ahead(lambda path: _decoded(path, height, width, fit), paths)
+    return read_ahead(lambda path: decoded(path, height, width, fit), paths)
 
 
 def decode_blocks(
@@ -189,9 +194,9 @@ def decode_blocks(
 
     A block has its own common type, and its indices begin at 0. Close it as `read_ahead`.
     """
-    with contextlib.closing(read_ahead(lambda path: _decoded(path, height, width, fit), paths, block, workers)) as read:
+    with contextlib.closing(read_ahead(lambda path: decoded(path, height, width, fit), paths, block, workers)) as read:
         for i in range(0, len(paths), block):
-            yield _together(paths[i : i + block], list(itertools.islice(read, block)), height, width, channels, like)
+            yield together(paths[i : i + block], list(itertools.islice(read, block)), height, width, channels, like)
 
 
 def read_ahead(
@@ -204,7 +209,7 @@ def read_ahead(
     closes it (`contextlib.closing`), which waits for the items in work. Until then no warning is shown.
     """
     rest = iter(items)
-    with _quiet(), ThreadPoolExecutor(workers, "read") as pool:
+    with quiet(), ThreadPoolExecutor(workers, "read") as pool:
         try:
             begun = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, ahead))
             while begun:
@@ -215,7 +220,8 @@ def read_ahead(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _decoded(path: str | Path, height: int, width: int, fit: str) -> Decoded:
+def decoded(path: Source, height: int, width: int, fit: str) -> Decoded:
+    """One image file [height, width, c] and what is black and white in it, or in words why it cannot be read."""
     try:
         array, span = _read(path, (height, width))
         return fit_image(array, height, width, 0, fit), span
@@ -223,7 +229,7 @@ def _decoded(path: str | Path, height: int, width: int, fit: str) -> Decoded:
         return str(error)
 
 
-def _together(
+def together(
     paths: Sequence[str | Path],
     read: Sequence[Decoded],
     height: int,
@@ -280,7 +286,7 @@ def as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No warning gets out. Taken once around a pool, never inside its threads: the filters are the process's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -302,7 +308,11 @@ def _why(error: OSError) -> str:
     return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
 
 
-def _opened(path: str | Path) -> IO[bytes]:
+def _opened(path: Source) -> IO[bytes]:
+    if isinstance(path, io.BytesIO):
+        if not path.getbuffer().nbytes:
+            raise UserError("empty file (0 bytes)")
+        return path
     try:
         info = os.stat(path)
         if stat.S_ISDIR(info.st_mode):
@@ -320,7 +330,7 @@ def _opened(path: str | Path) -> IO[bytes]:
         raise UserError(f"not a file name: {error}") from None
 
 
-def _read(path: str | Path, target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
+def _read(path: Source, target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
     from PIL import Image, UnidentifiedImageError
 
     with _opened(path) as file:

@@ -373,6 +373,13 @@ def monitor(given: Given, rest: Sequence[str]) -> int:
     return monitor.main(given)
 
 
+def serve(given: Given, rest: Sequence[str]) -> int:
+    _nothing_left(rest)
+    from ganomaly_jax import serving
+
+    return serving.main(given)
+
+
 def bring(given: Given, rest: Sequence[str]) -> int:
     _nothing_left(rest)
     from ganomaly_jax import importing

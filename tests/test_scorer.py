@@ -204,14 +204,14 @@ def test_the_next_files_are_read_while_scores_are_waited_for(trained, files, mon
         log.append("started")
         return {"score": Waited(len(x)), "p_value": Waited(len(x))}
 
-    decoded = images._decoded
+    decoded = images.decoded
 
     def counted(path, *rest):
         if path in files[4:]:
             read.release()
         return decoded(path, *rest)
 
-    monkeypatch.setattr(images, "_decoded", counted)
+    monkeypatch.setattr(images, "decoded", counted)
     monkeypatch.setattr(scoring.Scorer, "_started", started)  # in place of the device
     trained[1].judge_files(files)
     assert log == ["started", "started", *["waited"] * 2, "started", *["waited"] * 4]

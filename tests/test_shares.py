@@ -33,13 +33,13 @@ def settings(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """The files that are decoded, as they are."""
-    names, decode = [], images._decoded
+    names, decode = [], images.decoded
 
     def noted(path, *rest):
         names.append(f"{path.parent.name}/{path.name}")
         return decode(path, *rest)
 
-    monkeypatch.setattr(images, "_decoded", noted)
+    monkeypatch.setattr(images, "decoded", noted)
     return names
 
 
