@@ -16,7 +16,7 @@ from ganomaly_jax.scorer import Scorer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """What is said of one image: `score` and `p_value`, NaN where it is invalid, and its maps where they were wanted."""
+    """What is said of one image: `score` and `p_value`, NaN where it is invalid, and its maps if wanted."""
 
     score: float
     p_value: float

@@ -341,9 +341,12 @@ def main(given: Any) -> int:
 
 
 def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: wanted 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{host} port {port}: {why.lower()}; wanted --host and --port that are free here") from None
+    except OSError as error:
+        raise UserError(
+            f"{host} port {port}: {(error.strerror or str(error)).lower()}; wanted --host and --port that are free here"
+        ) from None
