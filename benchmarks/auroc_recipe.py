@@ -84,7 +84,8 @@ def measure(
         return [preprocess.to_unit(images[chosen[i : i + _BATCH]], *span) for i in range(0, len(chosen), _BATCH)]
 
     names = tuple(dict.fromkeys(name for text in SCORES for name in text.split("+")))
-    variables["statistics"] = scores.fit(detector, names, variables, batches(bank), batches(held_out), seed)
+    fitted_on, standard = batches(bank), batches(held_out)
+    variables["statistics"] = scores.fit(detector, names, variables, fitted_on, len(bank), standard, seed)
     padded = np.append(task.test, np.zeros(-len(task.test) % _BATCH, np.int64))
     each = [jax.device_get(_parts(detector, names, variables, x)) for x in batches(padded)]
     parts = {name: np.concatenate([one[name] for one in each])[: len(task.test)] for name in names}

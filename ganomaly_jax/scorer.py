@@ -417,8 +417,8 @@ def make(
         learned, held = (tiled.inputs(detector, images) for images in (training, normals))
         seed, size = settings.seed, min(statistics.BANK, len(learned))
         kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
-        batches = (program.blocks(pixels, lazy.select(learned, kept)), program.blocks(pixels, held))
-        own["statistics"] = scores.fit(tiled.network(detector), parts, own, *batches, seed)
+        fitted_on, standard = program.blocks(pixels, lazy.select(learned, kept)), program.blocks(pixels, held)
+        own["statistics"] = scores.fit(tiled.network(detector), parts, own, fitted_on, size, standard, seed)
     scorer = Scorer(
         detector,
         {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import statistics
+from ganomaly_jax import patches, statistics
 from ganomaly_jax.config import SCORES
 from ganomaly_jax.detector import Detector
+from ganomaly_jax.errors import UserError
 
 PLAIN = ("squared", "l1")
 _LEAST = 1e-9
@@ -74,9 +75,18 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
     "pixel": _pixel,
     "multiscale": _multiscale,
 }
+
+
+def _patches(name: str, share: float) -> Callable[[Outputs, Fitted], Array]:
+    return lambda outputs, fitted: patches.distance(fitted[name], outputs["x"], share)
+
+
 _FITTED = {"latent": "z", "embedding": "embedding"}
+_SHARES = {f"patches_{size}": share for size, share in patches.SHARES.items()}
 for _name in SCORES:
     _word, _, _kind = _name.partition("_")
+    if _name in _SHARES:
+        PARTS[_name] = _patches(_name, _SHARES[_name])
     if _word in _FITTED:
         PARTS[_name] = _statistic(getattr(statistics, _kind), _FITTED[_word])
 
@@ -114,21 +124,39 @@ def fit(
     names: tuple[str, ...],
     variables: dict[str, Any],
     training: Iterable[np.ndarray],
+    count: int,
     calibration: Iterable[np.ndarray],
     seed: int,
 ) -> Fitted:
     """What `score` needs beside the weights, empty for a plain score.
 
-    `training` are batches of images that were trained on, `calibration` of normal images that were not, all
+    `training` are batches of images that were trained on, `count` in all, `calibration` of normal images that were not, all
     [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
+
+    Raises:
+      UserError: patches of what are no images.
     """
     if is_plain(names):
         return {}
     fitted: Fitted = {}
     used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
-    if used:
-        found = [_outputs(detector, tuple(sorted(used)), variables["detector"], x) for x in training]
-        fitted = {output: statistics.fit(np.concatenate([one[output] for one in found]), seed) for output in used}
+    cut = [name for name in _SHARES if name in names]
+    if used or cut:
+        random = np.random.default_rng(seed)
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (*used, *cut)}
+        shape: tuple[int, ...] = ()
+        for x in training:
+            shape = x.shape[1:]
+            if cut and len(shape) < 3:
+                raise UserError(f"evaluate.score: {cut[0]} is of images, and these are rows of sensors: leave it out")
+            for output, values in _outputs(detector, tuple(sorted(used)), variables["detector"], x).items():
+                found[output].append(np.asarray(values))
+            for name in cut:
+                share, each = _SHARES[name], -(-patches.BANK // count)
+                places = random.integers(patches.places(shape, share), size=(len(x), each))
+                found[name].append(np.concatenate(np.asarray(patches.described(x, places, share))))
+        fitted = {output: statistics.fit(np.concatenate(found[output]), seed) for output in used}
+        fitted |= {name: patches.fit(np.concatenate(found[name]), shape, _SHARES[name], seed) for name in cut}
     fitted = jax.tree.map(jnp.asarray, fitted)
     own = {"detector": variables["detector"], "statistics": fitted}
     seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
