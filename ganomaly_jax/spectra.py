@@ -21,7 +21,6 @@ Axes = Any
 
 SHOWN = 2
 """Examples of each class that `examples` draws side by side."""
-_TICKS = 5
 _BOX = "#00beff"
 
 
@@ -115,20 +114,12 @@ def explained(
     drawn.append(_panel(axes[2], beyond, scale, cmap="YlOrRd", vmin=threshold, vmax=END * threshold))
     drawn.append(_panel(axes[3], contributions, scale, cmap="RdBu_r", vmin=-full, vmax=full))
     for number, region in enumerate(found, 1):
-        left, width = _at(scale, region.left - 0.5), region.width * scale.settings.hop
+        left, right = (_at(scale, one - 0.5) for one in (region.left, region.left + region.width))
+        bottom, top = region.top - 0.5, region.top + region.height - 0.5
         for ax in (axes[0], axes[2]):
-            box = ax.fill(
-                [left, left + width, left + width, left],
-                [
-                    region.top - 0.5,
-                    region.top - 0.5,
-                    region.top + region.height - 0.5,
-                    region.top + region.height - 0.5,
-                ],
-                fill=False,
-            )
-            box[0].set(edgecolor=_BOX, linewidth=1.3)
-        axes[0].text(left, region.top + region.height - 0.5, f" {number}", color=_BOX, fontsize=9, va="top")
+            ax.autoscale(False)
+            ax.plot([left, right, right, left, left], [bottom, bottom, top, top, bottom], color=_BOX, linewidth=1.3)
+        axes[0].text(left, top, f" {number}", color=_BOX, fontsize=9, va="top")
     names = ("input", "what normal would sound like", "difference beyond normal", "what raises the score")
     units = ("dB", "dB", "residual map", "red raises, blue lowers")
     for ax, one, name, unit in zip(axes, drawn, names, units, strict=True):
@@ -137,6 +128,7 @@ def explained(
         bar = figure.colorbar(one, ax=ax, orientation="horizontal", fraction=0.05, pad=0.02)
         bar.set_label(unit, fontsize=8)
         bar.ax.tick_params(labelsize=7)
+        bar.ax.locator_params(nbins=4)
     for ax in axes[1:]:
         ax.set_ylabel("")
 
@@ -176,13 +168,21 @@ def _panel(ax: Axes, values: Any, scale: Scale, **how: Any) -> Any:
     extent = (_at(scale, -0.5), _at(scale, frames - 0.5), -0.5, bands - 0.5)
     drawn = ax.imshow(values, origin="lower", aspect="auto", interpolation="nearest", extent=extent, **how)
     hertz = scale.hertz
-    # Round numbers near evenly spaced bands.
-    wanted = np.interp(np.linspace(0, bands - 1, _TICKS), np.arange(bands), hertz)
-    shown = np.unique([float(f"{one:.2g}") for one in wanted])
-    shown = shown[(shown >= hertz[0]) & (shown <= hertz[-1])]
+    shown = _round(hertz)
     thousands = hertz[-1] >= 2000
     ax.set_yticks(np.interp(shown, hertz, np.arange(bands)), [f"{one / (1000 if thousands else 1):g}" for one in shown])
     ax.set_ylabel("kHz" if thousands else "Hz", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.locator_params(axis="x", nbins=4)
     return drawn
+
+
+def _round(hertz: np.ndarray) -> list[float]:
+    """Round numbers within rising ones [bands], an eighth of the bands apart at least, the highest first."""
+    decades = range(int(np.floor(np.log10(max(hertz[0], 1e-3)))), int(np.ceil(np.log10(hertz[-1]))) + 1)
+    found: list[float] = []
+    for one in sorted((digit * 10.0**decade for decade in decades for digit in (1, 2, 4, 6, 8)), reverse=True):
+        places = np.interp([one, *found[-1:]], hertz, np.arange(len(hertz)))
+        if hertz[0] <= one <= hertz[-1] and (not found or places[1] - places[0] >= len(hertz) / 8):
+            found.append(one)
+    return found
