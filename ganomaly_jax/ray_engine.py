@@ -179,8 +179,8 @@ def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     folder = folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder
     if not (folder / artefact.MANIFEST).is_file():
         live = scorer.load(workdir)  # says what is wrong
-        if live.columns or live.sound:
-            raise UserError("--engine ray scores images: wanted the local engine for tables of sensors and recordings")
+        if live.columns:
+            raise UserError("--engine ray scores images: wanted the local engine for tables of sensors")
     with artefact.reading(folder):
         return hashlib.sha256((folder / artefact.MANIFEST).read_bytes()).hexdigest()
 
