@@ -69,8 +69,9 @@ def export(
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
     live = source if isinstance(source, scorer.Scorer) else scorer.load(source)
-    if form == "onnx" and live.config.data.tile:
-        raise UserError("a detector of tiles as ONNX is not known to work: wanted the form stablehlo")
+    if form == "onnx" and (live.config.data.tile or live.sound):
+        what = "sound" if live.sound else "tiles"
+        raise UserError(f"a detector of {what} as ONNX is not known to work: wanted the form stablehlo")
     if images is None and not isinstance(source, scorer.Scorer):
         images = _tested_on(Path(source))
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
