@@ -128,7 +128,7 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
         if not settings.level:
             waveform *= lax.rsqrt(jnp.mean(waveform**2, axis=-1, keepdims=True) + FLOOR)
         spectrum = jnp.fft.rfft(waveform[..., index] * window)
-        power = spectrum.real**2 + spectrum.imag**2  # not abs: its slope at 0 is NaN
+        power = spectrum.real**2 + spectrum.imag**2
         # In full precision: accelerators would multiply with 8 bits of it.
         bands = jnp.matmul(power, triangles, precision=lax.Precision.HIGHEST)
         return jnp.swapaxes(jnp.log10(bands + FLOOR), -1, -2)
