@@ -4,7 +4,8 @@
 
 RECORDINGS is a file or a folder: normal ones alone, good/ and bad/, or train/good, test/good, test/ANY-FAULT. Rate,
 length of the windows and of the frames follow from the recordings; `--config.data.sound.frame=0.03` and its neighbours
-in ganomaly_jax/sound.py set them, in Hz and seconds. What comes out on bearings, and in which time: docs/audio.md.
+in ganomaly_jax/sound.py set them, in Hz and seconds. On a bearing (CWRU, 13 faults, seed 0) AUROC 1.000 after 70 CPU
+seconds, where plain loudness has as much; more in docs/audio.md.
 """
 
 from ganomaly_jax import Config
