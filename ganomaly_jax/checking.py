@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import audio, config, data, files, findings, images, lazy, scorer, sources
+from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, scorer, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import UserError
@@ -126,7 +126,7 @@ def _split(
     if not looked.finite.all():  # these have a finding of their own
         return None, normal
     try:
-        split = audio.split if dataset.recordings else data.split
+        split = audio_parts.split if dataset.recordings else data.split
         return split(dataset, settings.data, settings.seed), normal
     except UserError as error:
         found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here: more normal items are needed"))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import __version__, audio, config, data, files, rows, sources, tiling
+from ganomaly_jax import __version__, audio, audio_parts, config, data, files, rows, sources, tiling
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -61,8 +61,8 @@ def resolve(
     scaling: tuple[Any, Any] | None = None
     if dataset.recordings:
         audio.check(settings)
-        split = audio.split(dataset, settings.data, settings.seed)
-        scaling = audio.scaled(dataset, split)
+        split = audio_parts.split(dataset, settings.data, settings.seed)
+        scaling = audio_parts.scaled(dataset, split)
         resolved.data = audio.resolved(settings.data, dataset)
     elif dataset.spans is not None:
         rows.check(settings)

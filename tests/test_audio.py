@@ -15,6 +15,7 @@ import pytest
 import ganomaly_jax as gj
 from ganomaly_jax import (
     audio,
+    audio_parts,
     cli,
     config,
     evaluation,
@@ -233,7 +234,7 @@ def test_no_window_of_one_part_shares_a_sample_with_another(count, how):
     settings = sound_config().data
     settings.sound.rate = RATE
     made = audio.of_arrays((waves, labels), settings)
-    parts = audio.split(made, dataclasses.replace(settings, calibration=0.2), 0)
+    parts = audio_parts.split(made, dataclasses.replace(settings, calibration=0.2), 0)
     assert how in parts.protocol
     used = [samples_of(made, part) for part in (parts.train, parts.calibration, parts.test)]
     assert all(used) and not (used[0] & used[1] or used[0] & used[2] or used[1] & used[2])
@@ -250,7 +251,7 @@ def test_a_source_with_parts_is_tested_on_its_test_part(tmp_path):
         soundfile.write(tmp_path / f"{name}.wav", machine(len(name)), RATE)
     settings = dataclasses.replace(sound_config().data, source=str(tmp_path))
     made = sources.load(settings)
-    parts = audio.split(made, settings, 0)
+    parts = audio_parts.split(made, settings, 0)
     assert {made.paths[i].split("@")[0][-5:] for i in parts.test} == {"c.wav", "d.wav"}
     assert {made.paths[i].split("@")[0][-5:] for i in parts.train} == {"a.wav", "b.wav"}
     assert set(made.classes) == {"good", "leak"} and made.normal == {"good"}
@@ -349,7 +350,7 @@ def test_loudness_counts_where_it_shall(level):
     settings = sound_config().data
     settings.sound.rate, settings.sound.level = RATE, level
     made = audio.of_arrays(machine(0, 4), settings)
-    ranges = audio.scaled(made, audio.split(made, settings, 0))
+    ranges = audio_parts.scaled(made, audio_parts.split(made, settings, 0))
     patches = audio.items(np.stack([machine(1)[:2176], 3 * machine(1)[:2176]]), made.heard, *ranges)[:]
     difference = np.abs(patches[0] - patches[1]).max()
     assert difference < 1e-3 if not level else difference > 0.1
