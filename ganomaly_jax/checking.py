@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, data, files, findings, images, lazy, scorer, sources
+from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, scorer, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import UserError
@@ -65,7 +65,10 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
     if not settings.data.abnormal:  # with a class that is called abnormal the parts are pooled
         findings.parts(dataset, normal, found)
     findings.copies(dataset, looked, normal, split, found)
-    findings.values(dataset, looked, settings, found)
+    if dataset.recordings:
+        findings.recordings(dataset, found)
+    else:
+        findings.values(dataset, looked, settings, found)
     findings.shapes(dataset, headers, settings, found)
     if split is not None:
         findings.enough(split, settings, found)
@@ -75,6 +78,8 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
             findings.scores(judge, dataset, looked, normal, settings.data.source, found)
     found.sort(key=lambda finding: findings.WEIGHTS.index(finding.weight))
     size = " x ".join(map(str, dataset.images.shape[1:]))
+    if dataset.recordings:
+        size = f"{size} samples, {dataset.heard.height} bands x {dataset.heard.width} frames"  # type: ignore[union-attr]
     span = "fitted on the normal training items" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
     kind = f"all become {size} of {dataset.images.dtype}, range {span}"
     return Check(_table(dataset, looked, normal, headers), kind, found, data.content_hash(dataset))
@@ -92,7 +97,7 @@ def _headers(source: str, abnormal: str) -> Headers:
 def _look(dataset: Dataset, progress: bool) -> findings.Looked:
     hashes: list[bytes] = []
     lows, highs, finite = [], [], []
-    rows = len(dataset.images.shape) < 4
+    rows = len(dataset.images.shape) < 4 and not dataset.recordings
     columns: list[tuple[np.ndarray, np.ndarray]] = []
     with Progress(len(dataset.labels), 0, "item", quiet=not progress) as bar:
         for block in lazy.blocks(dataset.images):
@@ -121,7 +126,8 @@ def _split(
     if not looked.finite.all():  # these have a finding of their own
         return None, normal
     try:
-        return data.split(dataset, settings.data, settings.seed), normal
+        split = audio_parts.split if dataset.recordings else data.split
+        return split(dataset, settings.data, settings.seed), normal
     except UserError as error:
         found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here: more normal items are needed"))
         return None, normal

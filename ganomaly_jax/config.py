@@ -11,18 +11,23 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ganomaly_jax import sound
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.sound import Sound
 
 
 @dataclasses.dataclass
 class Data:
-    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]; or rows of sensors, and `[B(, T), D]`."""
+    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]; or rows of sensors, and `[B(, T), D]`; or
+    recordings of sound, and `[B, bands, frames, 1]`."""
 
     source: str = ""
-    """A folder, a file (npz, idx, array_record; csv, parquet), `tfds:NAME`, `mnist5k` or `elpv`."""
+    """A folder, a file (npz, idx, array_record; csv, parquet; wav, flac), `tfds:NAME`, `mnist5k` or `elpv`."""
     kind: str = "auto"
-    """What the data are: `images`, or `rows` of sensors; `auto`: rows where they come as csv, parquet or an array
-    [N, D], otherwise images. An array [N, T, D] of windows has to be called `rows`."""
+    """What the data are: `images`, `rows` of sensors, or `sound`; `auto`: rows where they come as csv, parquet or an
+    array [N, D], sound where they come as wav, flac and the like, otherwise images. An array [N, T, D] of windows has
+    to be called `rows`, one [N, S] of recordings `sound`."""
+    sound: Sound = dataclasses.field(default_factory=Sound)
     window: int = 0
     """Rows, one after the other, that are judged together; 0: each row by itself."""
     stride: int = 1
@@ -36,9 +41,10 @@ class Data:
     abnormal: str = ""
     """Class whose images are the anomalies; empty: the labels that the source itself has."""
     height: int = 0
-    """Pixels, a power of two from 16 to 256; 0: 32 where no image is larger than 32, otherwise 64."""
+    """Pixels, a power of two from 16 to 256; 0: 32 where no image is larger than 32, otherwise 64. Of sound: bands of
+    frequency; 0: 32."""
     width: int = 0
-    """Pixels, as `height`."""
+    """Pixels, as `height`. Of sound: frames; 0: 32."""
     channels: int = 0
     """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed). Of rows: sensors."""
     fit: str = "stretch"
@@ -334,7 +340,9 @@ def check(config: Config) -> None:
             wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
             refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
-    refuse_unless(config.data.kind in ("auto", "images", "rows"), "data.kind", "'auto', 'images' or 'rows'")
+    kinds = ("auto", "images", "rows", "sound")
+    refuse_unless(config.data.kind in kinds, "data.kind", f"one of {', '.join(kinds)}")
+    sound.check(config.data.sound)
     refuse_unless(
         config.data.window == 0 or 4 <= config.data.window <= 4096,
         "data.window",
@@ -411,7 +419,7 @@ def check(config: Config) -> None:
 def input_shape(data: Data) -> tuple[int, ...]:
     """What a network takes, as a resolved configuration says.
 
-    (H, W, C) of images or their tiles, (D,) of rows or (T, D) of windows of them.
+    (H, W, C) of images or their tiles, (bands, frames, 1) of sound, (D,) of rows or (T, D) of windows of them.
     """
     if data.kind != "rows":
         return data.tile or data.height, data.tile or data.width, data.channels
@@ -420,12 +428,14 @@ def input_shape(data: Data) -> tuple[int, ...]:
 
 def items(data: Data) -> str:
     """What one of the data is called, in the plural."""
-    return "images" if data.kind != "rows" else "windows" if data.window else "rows"
+    if data.kind not in ("rows", "sound"):
+        return "images"
+    return "windows" if data.window or data.kind == "sound" else "rows"
 
 
 def in_words(data: Data, text: str) -> str:
     """A sentence on images as one on what the data are."""
-    if data.kind != "rows":
+    if data.kind not in ("rows", "sound"):
         return text
     text = re.sub(r"(?<![\w/-])images(?![\w/-])", items(data), text)
     text = re.sub(r"(?<![\w/-])image(?![\w/-])", items(data)[:-1], text)

@@ -9,13 +9,16 @@ import hashlib
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ganomaly_jax import config, lazy
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.lazy import Images
+
+if TYPE_CHECKING:
+    from ganomaly_jax.recordings import Recording
 
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
@@ -57,7 +60,12 @@ class Dataset:
     columns: tuple[str, ...] = ()
     """Of rows of sensors, `images` then being `[N, D]` or, of windows, `[N, T, D]` float32: the sensors' names."""
     spans: np.ndarray | None = None
-    """Of rows, `[N, 3]` int64: recording, first row in it, and the one after the last. None: these are images."""
+    """Of rows, `[N, 3]` int64: recording, first row in it, and the one after the last; of sound the same in samples.
+    None: these are images."""
+    recordings: tuple[Recording, ...] = ()
+    """Of sound, `images` then being windows `[N, T]` float32 of these."""
+    heard: config.Data | None = None
+    """Of sound: the settings, with what the recordings have filled in."""
     notes: tuple[str, ...] = ()
     """What the user should know of how they were read, a sentence each."""
 
@@ -384,7 +392,9 @@ def describe(dataset: Dataset, split: Split | None = None) -> str:
     size = " x ".join(map(str, dataset.images.shape[1:]))
     span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
     last = f"; {split.protocol}" if split else ""
-    if dataset.spans is None:
+    if dataset.recordings:
+        lines.append(f"{size} samples a window; each band scaled by the normal training windows{last}")
+    elif dataset.spans is None:
         lines.append(f"{size} pixels of {dataset.images.dtype}; range {span}{last}")
     else:
         what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"

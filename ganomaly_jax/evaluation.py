@@ -23,6 +23,7 @@ from ganomaly_jax import (
     history,
     hosts,
     lazy,
+    listening,
     localisation,
     members,
     metrics,
@@ -33,6 +34,7 @@ from ganomaly_jax import (
     run,
     scorer,
     sources,
+    spectra,
     tables,
     traces,
 )
@@ -357,6 +359,7 @@ def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> 
             verdict=judged.verdicts[i],
             label=int(labels[i]),
             columns=judge.columns,
+            scale=listening.scale_of(judge) if judge.sound else None,
         )
         for k, i in enumerate(chosen)
     ]
@@ -376,7 +379,7 @@ def _report(
         return None
     examples = workdir / "pictures" / "examples.png"
     try:
-        if this.dataset.spans is None:
+        if this.dataset.spans is None or judge.sound:
             _examples(examples, this, judge, labels)
         else:
             _timeline(examples, this, judge, judged, labels)
@@ -424,4 +427,8 @@ def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:
             at = at[np.linspace(0, len(at) - 1, min(_SHOWN_PER_CLASS, len(at))).astype(int)]
             x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[at]])
             sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
+    if judge.sound:
+        scale, size = listening.scale_of(judge), (13.0, 0.7 + 1.7 * len(sections))
+        report.drawn(path, *size, lambda figure: spectra.examples(figure, sections, scale, judge.residual_max))
+        return
     pictures.save(pictures.titled_grid(sections, judge.residual_max), path)

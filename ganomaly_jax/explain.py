@@ -323,9 +323,8 @@ def write_all(judge: Scorer, given: Any, files: Sequence[Path], judged: scorer.J
     print(f"{len(chosen)} pictures in {folder}{left}")
 
 
-def main(given: Any) -> int:
-    """The verb `explain`: parsed arguments in, lines on standard output, the exit code back."""
-    judge = scorer.load(given.workdir)
+def main(given: Any, judge: Scorer) -> int:
+    """The verb `explain` of images: parsed arguments in, lines on standard output, the exit code back."""
     if judge.columns:
         raise UserError(
             f"{given.workdir} judges sensors, which have no picture: report.html draws them, and sensors.contributions "

@@ -7,6 +7,7 @@ a hash of each file. It is written beside its place, loaded and checked there, a
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -68,8 +69,9 @@ def export(
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
     live = source if isinstance(source, scorer.Scorer) else scorer.load(source)
-    if form == "onnx" and live.config.data.tile:
-        raise UserError("a detector of tiles as ONNX is not known to work: wanted the form stablehlo")
+    if form == "onnx" and (live.config.data.tile or live.sound):
+        what = "sound" if live.sound else "tiles"
+        raise UserError(f"a detector of {what} as ONNX is not known to work: wanted the form stablehlo")
     if images is None and not isinstance(source, scorer.Scorer):
         images = _tested_on(Path(source))
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
@@ -172,6 +174,7 @@ def _manifest(live: scorer.Scorer, folder: Path, form: str, weights: str, writte
             "high": live.high,
             "fit": live.config.data.fit,
             **({"columns": list(live.columns)} if live.columns else {}),
+            **({"sound": dataclasses.asdict(live.config.data.sound)} if live.sound else {}),
         },
         "output": {
             name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in outputs.items()
@@ -243,6 +246,11 @@ def generate(live: scorer.Scorer, n: int) -> np.ndarray:
         low, high = np.asarray(live.low), np.asarray(live.high)
         noise = random.normal(0, 1, (n, *live.input_shape)) * random.uniform(0, 3, (n, *[1] * len(live.input_shape)))
         return ((low + high) / 2 + noise * (high - low) / 2).astype(live.dtype)
+    if live.sound:  # noise and tones, faint to loud
+        seconds = np.arange(live.input_shape[0]) / live.config.data.sound.rate
+        hertz = random.uniform(0, live.config.data.sound.rate / 2, (n, 1))
+        waves = random.normal(0, 0.1, (n, *live.input_shape)) + np.sin(2 * np.pi * hertz * seconds)
+        return (waves * 10 ** random.uniform(-4, 0, (n, 1))).astype(live.dtype)
     height, width, channels = live.input_shape
     rows, columns = np.mgrid[:height, :width]
     turns = random.uniform(0, 3, (n, 1, 1, channels, 2))

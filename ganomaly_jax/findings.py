@@ -23,6 +23,8 @@ WEIGHTS = (UNUSABLE, WARNING, NOTE)
 _FEW, _FEW_NORMAL = 10, 100
 # Sides that differ by more than this once they are stretched are another shape; so long images lose their short side.
 _STRETCHED, _LONG = 2.0, 4.0
+# Of a recording: the share of its samples at full scale from which on it is clipped, and the peak that is no sound.
+_CLIPPED, _SILENT = 1e-3, 1e-4
 # The share of the type's range that is too little of it.
 _NARROW = 1 / 4
 EXAMPLES = 3
@@ -114,7 +116,8 @@ def copies(
     if not twice:
         return
     extra = sum(len(group) - 1 for group in twice)
-    what = f"{extra} items are copies of others, the same to the pixel at the network's size"
+    unit = "to the sample" if dataset.recordings else "to the pixel at the network's size"
+    what = f"{extra} items are copies of others, the same {unit}"
     do = "take the copies out: they count double, and one of them may be tested on where the other was trained on"
     found.append(Finding(WARNING, "duplicates", what, do, _named(dataset, [i for group in twice for i in group])))
     use = np.full(len(looked.hashes), -1)
@@ -162,6 +165,23 @@ def values(dataset: Dataset, looked: Looked, settings: Config, found: list[Findi
         begin, end = (low if low > high - low else 0), 2 ** math.ceil(math.log2(high + 1)) - 1
         do = f"--config.data.low={begin:g} --config.data.high={end} spreads them, if later data stay within that"
         found.append(Finding(WARNING, "narrow_range", what, do))
+
+
+def recordings(dataset: Dataset, found: list[Finding]) -> None:
+    """What is odd about recordings of sound."""
+    found += [Finding(NOTE, "sound", said, "look whether that is meant") for said in dataset.notes]
+    clipped = [one for one in dataset.recordings if one.clipped > _CLIPPED]
+    if clipped:
+        what = f"{len(clipped)} recordings are clipped: more than {_CLIPPED:.1%} of their samples are at full scale"
+        named = tuple(f"{one.name}: {one.clipped:.1%}" for one in clipped)
+        found.append(
+            Finding(WARNING, "clipped", what, "record them again with less gain, clipping sounds broken", named)
+        )
+    silent = [one for one in dataset.recordings if one.peak < _SILENT]
+    if silent:
+        what = f"{len(silent)} recordings are silent: no sample is above -80 dB of full scale"
+        named = tuple(one.name for one in silent)
+        found.append(Finding(WARNING, "silent", what, "look at them: microphone off, wrong channel?", named))
 
 
 def shapes(dataset: Dataset, headers: Headers, settings: Config, found: list[Finding]) -> None:
@@ -222,7 +242,7 @@ def fits(judge: Scorer, dataset: Dataset, looked: Looked, headers: Headers, foun
     if str(dataset.images.dtype) != judge.dtype:
         what = f"these are {dataset.images.dtype}, the detector was trained on {judge.dtype}"
         found.append(Finding(WARNING, "type", what, "convert them as the training images were"))
-    elif looked.columns is None:
+    elif looked.columns is None and not dataset.recordings:
         outside = np.flatnonzero(looked.finite & ((looked.low < judge.low) | (looked.high > judge.high)))
         if len(outside):
             what = f"{len(outside)} items have values beyond the detector's range {judge.low:g} to {judge.high:g}"

@@ -107,8 +107,8 @@ def image_header(path: str | Path) -> tuple[int, int, str] | None:
         return None
 
 
-def scan_folder(folder: str | Path) -> tuple[list[Path], int]:
-    """All image files below a folder, sorted, and how many files were passed over: hidden, or of other endings.
+def scan_folder(folder: str | Path, endings: frozenset[str] = ENDINGS) -> tuple[list[Path], int]:
+    """All image files below a folder, sorted, and how many files were passed over: hidden, or of other `endings`.
 
     Linked folders are entered once, and never where they lead back to the folder or out above it.
 
@@ -129,7 +129,7 @@ def scan_folder(folder: str | Path) -> tuple[list[Path], int]:
             continue
         seen.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        wanted = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS]
+        wanted = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in endings]
         found += [Path(root, name) for name in wanted]
         others += len(files) - len(wanted)
     return sorted(found), others

@@ -34,8 +34,10 @@ def expand(settings: Config, dataset: Dataset) -> list[Member]:
     """The members that a configuration asks for, class by class, seed by seed.
 
     Raises:
-      UserError: a class that the data do not have.
+      UserError: a class that the data do not have, or data of sound.
     """
+    if dataset.recordings:
+        raise UserError("members.classes, members.seeds: members are of images and rows, not of sound; train one model")
     asked = config.member_classes(settings)
     classes = list(dataset.classes) if asked == ["all"] else asked or [settings.data.abnormal]
     for name in asked:

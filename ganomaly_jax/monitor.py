@@ -55,6 +55,8 @@ def main(given: Any) -> int:
     """
     _check(given)
     judge = scorer.load(given.workdir)
+    if judge.sound:
+        raise UserError("monitor watches rows of sensors and folders of images: `ganomaly predict` judges recordings")
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(_locked(given.state)) if given.state else {}
         watch, known = _started(judge, given, saved)

@@ -127,7 +127,7 @@ def _latents(judge: Scorer, items: Any) -> np.ndarray:
     encode = jax.jit(lambda variables, x: network.outputs(variables, x)["z"])
     chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), drift.REFERENCE)).astype(int))
     size, found = program.BUCKETS[-1], []
-    for block in program.blocks(judge.pixels, lazy.select(items, chosen)):
+    for block in program.blocks(judge.detector, judge.pixels, lazy.select(items, chosen)):
         found.append(np.asarray(encode(judge.variables["detector"], program.pad(block, size)))[: len(block)])
     z = np.concatenate(found)
     return z[np.isfinite(z).all(1)]

@@ -13,6 +13,7 @@ from jax import Array
 
 from ganomaly_jax import calibration, preprocess, scores, sharding, tiled
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.heard import Heard
 from ganomaly_jax.lazy import Images
 from ganomaly_jax.tiled import Judge
 
@@ -21,9 +22,11 @@ from ganomaly_jax.tiled import Judge
 BUCKETS = (1, 8, 64, 256)
 
 
-def unit(pixels: tuple[str, float, float], x: Array) -> Array:
+def unit(detector: Judge, pixels: tuple[str, Any, Any], x: Array) -> Array:
     """Raw images [B, H, W, C] as the networks take them, see `Scorer.unit`; `pixels` as there. Pure."""
     dtype, low, high = pixels
+    if isinstance(detector, Heard):
+        return detector.unit(low, high, x)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if x.dtype == dtype or (floating and dtype == "float32"):
         return preprocess.to_unit(x, low, high)
@@ -37,12 +40,13 @@ def unit(pixels: tuple[str, float, float], x: Array) -> Array:
 def scored(
     detector: Judge,
     parts: tuple[str, ...],
-    pixels: tuple[str, float, float],
+    pixels: tuple[str, Any, Any],
     variables: dict[str, Any],
     x: Array,
 ) -> dict[str, Array]:
     """`score` and `p_value` [B] of raw images, see `Scorer.outputs`; `parts` and `pixels` are the scorer's. Pure."""
-    score = tiled.score(detector, lambda network, own: scores.score(network, parts, variables, own), unit(pixels, x))
+    taken = unit(detector, pixels, x)
+    score = tiled.score(detector, lambda network, own: scores.score(network, parts, variables, own), taken)
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
 
@@ -56,7 +60,7 @@ def compiled_side_by_side(
     mesh: Any,
     detector: Judge,
     parts: tuple[str, ...],
-    pixels: tuple[str, float, float],
+    pixels: tuple[str, Any, Any],
     variables: dict[str, Any],
     x: Array,
 ) -> dict[str, Array]:
@@ -66,10 +70,10 @@ def compiled_side_by_side(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def explained(
-    detector: Judge, pixels: tuple[str, float, float], variables: dict[str, Any], x: Array
+    detector: Judge, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
 ) -> tuple[Array, Array, Array]:
     """(x, x_hat, map) of raw images: [B, H, W, C] float32 in [-1, 1] twice, and their residual map [B, H, W]. Pure."""
-    scaled = unit(pixels, x)
+    scaled = unit(detector, pixels, x)
     return scaled, *tiled.explained(detector, variables["detector"], scaled)
 
 
@@ -104,7 +108,7 @@ def pad(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
 
 
-def blocks(pixels: tuple[str, float, float], images: Images) -> Iterator[np.ndarray]:
-    """Raw images as batches in [-1, 1], all of one size but the last."""
+def blocks(detector: Judge, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
+    """Raw images, or inputs of its network, as batches in [-1, 1], all of one size but the last."""
     for begin in range(0, len(images), BUCKETS[-1]):
-        yield np.asarray(unit(pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))
+        yield np.asarray(unit(detector, pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))

@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ganomaly_jax import health, metrics, page, sections, traces, watch_drawing
+from ganomaly_jax import health, metrics, page, sections, spectra, traces, watch_drawing
 from ganomaly_jax.config import flatten
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.files import replacing
@@ -66,6 +66,8 @@ class Case:
     """0 normal, 1 anomalous, the name of a class, or None where it is not known."""
     columns: tuple[str, ...] = ()
     """Of sensors: their names."""
+    scale: spectra.Scale | None = None
+    """Of sound, x being [bands, frames, 1]."""
 
 
 def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
@@ -88,6 +90,12 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
         return
     if case.x.ndim != 3 or case.x.shape != case.x_hat.shape:
         raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
+    if case.scale is not None:
+        figure = _figure(9, 3.4)
+        spectra.case(figure, case.x, case.x_hat, case.scale, residual_max)
+        _captions(figure, case)
+        _save(figure, path)
+        return
     figure = _figure(9, 1.1 + float(np.clip(2.6 * case.x.shape[0] / case.x.shape[1], 1.3, 4.0)))
     from matplotlib.colors import ListedColormap
 
@@ -116,8 +124,19 @@ def timeline(path: str | Path, series: Sequence[traces.Series], columns: Sequenc
       MissingError: no matplotlib.
       UserError: a file that cannot be written.
     """
-    figure = _figure(min(4.2 * len(series) + 1, 12), 1.4 + 1.3 * min(len(columns), 3) + 0.8)
-    traces.timeline(figure, series, columns, threshold)
+    size = min(4.2 * len(series) + 1, 12), 1.4 + 1.3 * min(len(columns), 3) + 0.8
+    drawn(path, *size, lambda figure: traces.timeline(figure, series, columns, threshold))
+
+
+def drawn(path: str | Path, width: float, height: float, draw: Callable[[Figure], None]) -> None:
+    """A PNG of so many inches, 150 pixels each, of what `draw` puts onto its figure.
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: a file that cannot be written.
+    """
+    figure = _figure(width, height)
+    draw(figure)
     _save(figure, path)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import __version__, config, data, files, rows, sources, tiling
+from ganomaly_jax import __version__, audio, audio_parts, config, data, files, rows, sources, tiling
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -32,8 +32,8 @@ class Run:
     split: Split
     notes: tuple[str, ...]
     """Sentences that the user should see before the training starts."""
-    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Of rows of sensors: the values of each that become -1 and +1."""
+    scaling: tuple[Any, Any] | None = None
+    """Of rows of sensors: the values of each that become -1 and +1; of sound of each band, or of all patches."""
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:
@@ -58,8 +58,13 @@ def resolve(
     dataset = sources.load(settings.data, arrays, progress, shared)
     resolved = copy.deepcopy(settings)
     notes: tuple[str, ...] = ()
-    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    if dataset.spans is not None:
+    scaling: tuple[Any, Any] | None = None
+    if dataset.recordings:
+        audio.check(settings)
+        split = audio_parts.split(dataset, settings.data, settings.seed)
+        scaling = audio_parts.scaled(dataset, split)
+        resolved.data = audio.resolved(settings.data, dataset)
+    elif dataset.spans is not None:
         rows.check(settings)
         split = rows.split(dataset, settings.data)
         dataset, scaling, notes = rows.scaled(dataset, split, settings)
@@ -87,11 +92,17 @@ def _grid(settings: config.Data) -> tiling.Grid | None:
 
 
 def of_inputs(this: Run) -> Run:
-    """The run whose images are what the network takes: with `data.tile` all tiles of the images, else the run itself.
+    """The run whose images are what the network takes: with `data.tile` all tiles of the images, of sound the patches
+    of its spectrogram, else the run itself.
 
     The tiles of an image are all in the part that the image is in. Those of the calibration part are in random order,
     so that the first of them are of many images.
     """
+    if this.dataset.recordings and this.scaling is not None:
+        patches = audio.items(this.dataset.images, this.config.data, *this.scaling)
+        return dataclasses.replace(
+            this, dataset=dataclasses.replace(this.dataset, images=patches, spans=None), scaling=(-1.0, 1.0)
+        )
     where = _grid(this.config.data)
     if where is None:
         return this

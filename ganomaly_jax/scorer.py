@@ -19,6 +19,7 @@ from jax import Array
 
 from ganomaly_jax import (
     artefact,
+    audio,
     checkpoint,
     config,
     images,
@@ -36,6 +37,7 @@ from ganomaly_jax import (
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.heard import Heard
 from ganomaly_jax.lazy import Images, LazyImages
 
 FOLDER = "detector"
@@ -83,13 +85,18 @@ class Scorer:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one image; (D,) of a row of sensors, (T, D) of a window of rows."""
+        """(H, W, C) of one image; (D,) of a row of sensors, (T, D) of a window of rows; (T,) of a waveform."""
         return self.detector.shape
+
+    @property
+    def sound(self) -> bool:
+        """Whether it judges waveforms; `low` and `high` then have a log10 of power for each band of frequency."""
+        return isinstance(self.detector, Heard)
 
     @property
     def block(self) -> int:
         """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
-        if not isinstance(self.detector, tiled.Tiled):
+        if not isinstance(self.detector, tiled.Tiled | Heard):
             return program.BUCKETS[-1]
         size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
         return max((size_of for size_of in program.BUCKETS if size_of * size <= _BLOCK_BYTES), default=1)
@@ -109,8 +116,10 @@ class Scorer:
 
         The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
         otherwise span their type; other floating point is taken as being in [-1, 1] already.
+
+        Waveforms [B, T] become [B, bands, frames, 1], see `spectrogram.patches`.
         """
-        return program.unit(self.pixels, x)
+        return program.unit(self.detector, self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
@@ -145,7 +154,7 @@ class Scorer:
         """Scores [B] float32, higher is more anomalous, NaN for an image that is invalid.
 
         `images`: an array [B, H, W, C] or [B, H, W] (see `unit` for what its values mean; other sizes are resized as
-        in training) or a sequence of image files.
+        in training) or a sequence of image files. Of sound: waveforms [B, T] or recordings, see `audio.as_input`.
 
         Raises:
           UserError: another number of channels or type, floating point outside [-1, 1], no images.
@@ -224,6 +233,8 @@ class Scorer:
         return program.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
+        if self.sound:
+            return audio.as_input(given, self.config.data)
         if len(self.input_shape) < 3:
             return self.rows(given)
         files = _files(given)
@@ -266,8 +277,10 @@ class Scorer:
         Raises:
           UserError: what is given has another shape, or this is a detector of images.
         """
-        if len(self.input_shape) == 3:
-            raise UserError("this detector is of images: wanted image files, or an array of images")
+        if len(self.input_shape) == 3 or self.sound:
+            raise UserError(
+                f"this detector is of {'sound' if self.sound else 'images'}: wanted files or arrays of these"
+            )
         return rows.as_input(given, self.input_shape, self.columns, self.low, self.high, self.config.data)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
@@ -379,7 +392,8 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             provenance=meta["provenance"],
             columns=tuple(map(str, meta.get("columns", ()))),
         )
-        if len(scorer.columns) != (0 if len(scorer.input_shape) == 3 else scorer.input_shape[-1]):
+        named = 0 if scorer.sound or len(scorer.input_shape) == 3 else scorer.input_shape[-1]
+        if len(scorer.columns) != named:
             raise ValueError(f"{len(scorer.columns)} names of columns for {scorer.input_shape}")
         # Sizes that do not fit would show only at the first image; nothing is computed here.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
@@ -417,7 +431,8 @@ def make(
         learned, held = (tiled.inputs(detector, images) for images in (training, normals))
         seed, size = settings.seed, min(statistics.BANK, len(learned))
         kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
-        fitted_on, standard = program.blocks(pixels, lazy.select(learned, kept)), program.blocks(pixels, held)
+        chosen = lazy.select(learned, kept)
+        fitted_on, standard = program.blocks(detector, pixels, chosen), program.blocks(detector, pixels, held)
         own["statistics"] = scores.fit(tiled.network(detector), parts, own, fitted_on, size, standard, seed)
     scorer = Scorer(
         detector,
@@ -440,7 +455,7 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     found = calibrating.by(found_scores, scorer.config.evaluate)
     if trained_on:
         found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
-    if scorer.columns:
+    if scorer.columns or scorer.sound:
         source = config.in_words(scorer.config.data, found.source)
         found = dataclasses.replace(found, source=f"{source}; {IN_TIME}")
     residual_max, map_threshold = _scales(scorer, normals)
@@ -455,7 +470,7 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
 
 def _scales(scorer: Scorer, normals: Images) -> tuple[float, float]:
     """`residual_max` and `map_threshold` of the first of raw normals; of rows, which have no maps, one for both."""
-    if len(scorer.input_shape) < 3:
+    if scorer.columns:
         x, x_hat = scorer.reconstruct(normals[: program.BUCKETS[-1]])
         return (float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),) * 2
     shown = min(program.BUCKETS[-1], max(_MAP_PIXELS // math.prod(scorer.input_shape[:2]), 1))

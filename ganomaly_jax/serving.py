@@ -107,7 +107,10 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
     except ImportError as error:
         raise _missing(error) from None
     if len(judge.input_shape) < 3:
-        raise UserError("this detector judges sensors: wanted one of images; `ganomaly monitor` watches sensors")
+        raise UserError(
+            "this detector judges sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
+            "`ganomaly predict` judges recordings"
+        )
     batching.check(judge, limits.batch)
     for name in ("body", "pixels", "queue", "body_s"):
         if not getattr(limits, name) > 0:

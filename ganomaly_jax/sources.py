@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, mixture, packages, records, rows
+from ganomaly_jax import audio, config, mixture, packages, recordings, records, rows
 from ganomaly_jax.data import (
     ANOMALOUS_WORDS,
     NORMAL_WORDS,
@@ -44,7 +44,10 @@ Item = tuple[Path, str, int]
 """A file, its class and its part (0 train, 1 test)."""
 
 NAMES = ("mnist5k", "elpv", "elpv:mono", "elpv:poly", "generated")
-_WANTED = f"a folder of images, a file (npz, npy, idx3-ubyte, array_record), tfds:NAME, {', '.join(NAMES)}"
+_WANTED = (
+    f"a folder of images, tables or recordings, a file (npz, npy, idx3-ubyte, array_record, csv, wav), tfds:NAME, "
+    f"{', '.join(NAMES)}"
+)
 _IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
@@ -85,6 +88,8 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False, shar
         dataset = _open(settings, progress, shared)
     elif isinstance(arrays, Dataset) and arrays.spans is not None:
         return arrays
+    elif not isinstance(arrays, Dataset) and settings.kind == "sound":
+        return audio.of_arrays(arrays, settings)
     elif not isinstance(arrays, Dataset) and rows.takes(arrays, settings):
         return rows.of_arrays(arrays, settings)
     elif isinstance(arrays, Dataset):
@@ -112,6 +117,9 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
     try:
         if path.name == mixture.NAME and path.is_file():
             return mixture.load(path, lambda part: read(part, progress=progress))
+        if path.exists() and audio.is_source(path, settings):
+            found, normal, has_parts = _recordings(path, settings.abnormal)
+            return audio.load(found, normal, has_parts, shown(path), settings, progress)
         if path.exists() and rows.is_source(path, settings):
             return rows.load(path, settings)
         if path.is_dir():
@@ -130,8 +138,8 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         if records.is_shard(path) and path.is_file():
             return records.load([path], settings, shown(path))
         if path.suffix in (".npz", ".npy"):
-            found = _npz(path, settings)
-            return found if found.spans is not None else _fitted(found, settings)
+            held = _npz(path, settings)
+            return held if held.spans is not None else _fitted(held, settings)
         path.stat()
     except UserError:
         raise
@@ -225,24 +233,33 @@ def image_folder(source: str) -> tuple[list[Item], frozenset[str] | None, bool] 
 
 def _known(path: Path) -> bool:
     """Whether a folder is a data set of a layout of its own: tables, shards, idx files, sheets of tiles."""
-    if rows.is_source(path, config.Data()):
+    if audio.is_source(path, config.Data()) or rows.is_source(path, config.Data()):
         return True
     sheets = (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists()
     return sheets or any(_IDX.fullmatch(file.name) or records.is_shard(file) for file in path.iterdir())
 
 
-def _layout(root: Path, abnormal: str) -> tuple[list[Item], frozenset[str] | None, bool]:
+def _recordings(path: Path, abnormal: str) -> tuple[list[Item], frozenset[str] | None, bool]:
+    """As `_layout`, of a recording or a folder of them."""
+    if path.is_dir():
+        return _layout(path, abnormal, recordings.ENDINGS, "recordings")
+    return [(path, "normal", 0)], frozenset({"normal"}), False
+
+
+def _layout(
+    root: Path, abnormal: str, endings: frozenset[str] = ENDINGS, what: str = "images"
+) -> tuple[list[Item], frozenset[str] | None, bool]:
     """What the folders of a data set mean: its files, the normal classes (None: unknown), whether it has parts."""
-    found, others = scan_folder(root)
+    found, others = scan_folder(root, endings)
     top, folders = _grouped(found, root, 0)
     if not found or not (top or folders):
         held = f"it holds {others} other files" if others else "it is empty"
-        raise UserError(f"no images in {shown(root)}: {held}; wanted {' '.join(sorted(ENDINGS))}")
+        raise UserError(f"no {what} in {shown(root)}: {held}; wanted {' '.join(sorted(endings))}")
     if not folders:
         return [(path, "normal", 0) for path in top], frozenset({"normal"}), False
     if top:
         raise UserError(
-            f"{shown(root)} holds both images ({top[0].name}) and folders of images ({', '.join(folders)}): "
+            f"{shown(root)} holds both {what} ({top[0].name}) and folders of {what} ({', '.join(folders)}): "
             f"wanted one or the other"
         )
     known = [name for name in folders if name.lower() in PARTS]
@@ -312,6 +329,8 @@ def _npz(path: Path, settings: config.Data) -> Dataset:
                 return rows.from_rows(loaded, settings=settings, name=path.name)
             return from_arrays(loaded, name=path.name)
         held = {key: loaded[key] for key in loaded.files}
+    if "waveforms" in held:
+        return audio.of_file(held, settings, path.name)
     if "rows" in held or rows.takes(held.get("x_train"), settings):
         return rows.of_file(held, settings, path.name)
     classes = held.get("classes")

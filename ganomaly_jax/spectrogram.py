@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
+from ganomaly_jax import config
 from ganomaly_jax.errors import UserError
 
-_FLOOR = 1e-10
+FLOOR = 1e-10
+"""Power that is added to every band before the logarithm: digital silence is -100 dB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Spectrogram:
     """Hz at which the last one ends; 0: half of `rate`."""
     scale: str = "mel"
     """`mel`: bands are equally wide on the mel scale, 2595 log10(1 + f / 700); `linear`: in Hz."""
+    level: bool = True
+    """Loudness counts; False: each waveform is brought to a mean square of 1 first."""
 
     @property
     def samples(self) -> int:
@@ -46,6 +50,14 @@ class Spectrogram:
     def length(self, frames: int) -> int:
         """Samples of a waveform that has so many frames."""
         return self.samples + (frames - 1) * self.step
+
+
+def of_data(data: config.Data) -> Spectrogram:
+    """What resolved settings of sound describe."""
+    own = data.sound
+    return Spectrogram(
+        own.rate, own.frame, own.hop, data.height, own.low, own.high or own.rate / 2, own.scale, own.level
+    )
 
 
 def check(settings: Spectrogram) -> None:
@@ -72,17 +84,22 @@ def check(settings: Spectrogram) -> None:
         )
 
 
-def filters(settings: Spectrogram) -> np.ndarray:
-    """Triangles float32 [frequencies, bands], each with a sum of 1: of what a band is the mean."""
+def edges(settings: Spectrogram) -> np.ndarray:
+    """Hz, rising, float64 [bands + 2]: the triangle of band k begins at k, has its top at k + 1 and ends at k + 2."""
     top = settings.high or settings.rate / 2
     ends = np.array([settings.low, top])
     mel = settings.scale == "mel"
     ends = 2595 * np.log10(1 + ends / 700) if mel else ends
-    edges = np.linspace(ends[0], ends[1], settings.bands + 2)
-    edges = 700 * (10 ** (edges / 2595) - 1) if mel else edges
+    found = np.linspace(ends[0], ends[1], settings.bands + 2)
+    return 700 * (10 ** (found / 2595) - 1) if mel else found
+
+
+def filters(settings: Spectrogram) -> np.ndarray:
+    """Triangles float32 [frequencies, bands], each with a sum of 1: of what a band is the mean."""
+    hertz = edges(settings)
     at = np.fft.rfftfreq(settings.samples, 1 / settings.rate)[:, None]
-    rising = (at - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - at) / (edges[2:] - edges[1:-1])
+    rising = (at - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
+    falling = (hertz[2:] - at) / (hertz[2:] - hertz[1:-1])
     found = np.maximum(np.minimum(rising, falling), 0)
     return (found / np.maximum(found.sum(axis=0), 1e-12)).astype(np.float32)
 
@@ -107,8 +124,34 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
             raise UserError(f"{waveform.shape[-1]} samples: wanted {size} or more, a window of {settings.window} s")
         frames = (waveform.shape[-1] - size) // step + 1
         index = np.arange(frames)[:, None] * step + np.arange(size)
-        cut = jnp.asarray(waveform, jnp.float32)[..., index] * window
-        power = jnp.abs(jnp.fft.rfft(cut)) ** 2
-        return jnp.swapaxes(jnp.log10(power @ triangles + _FLOOR), -1, -2)
+        waveform = jnp.asarray(waveform, jnp.float32)
+        if not settings.level:
+            waveform *= lax.rsqrt(jnp.mean(waveform**2, axis=-1, keepdims=True) + FLOOR)
+        spectrum = jnp.fft.rfft(waveform[..., index] * window)
+        power = spectrum.real**2 + spectrum.imag**2
+        # In full precision: accelerators would multiply with 8 bits of it.
+        bands = jnp.matmul(power, triangles, precision=lax.Precision.HIGHEST)
+        return jnp.swapaxes(jnp.log10(bands + FLOOR), -1, -2)
 
     return apply
+
+
+def patches(settings: Spectrogram, low: Sequence[float], high: Sequence[float]) -> Callable[[Array], Array]:
+    """Waveforms [B, T] -> what a network takes of them, float32 [B, bands, frames, 1] in [-1, 1]. A pure function.
+
+    `low` and `high`, a log10 of power for each band, become -1 and 1, and what lies beyond is clipped. Integers of 16
+    bits have their full scale at 1.
+
+    Raises:
+      UserError: as `function`.
+    """
+    apply = function(settings)
+    lowest, highest = (np.asarray(ends, np.float32)[:, None] for ends in (low, high))
+
+    def of(waveform: Array) -> Array:
+        if waveform.dtype == jnp.int16:
+            waveform = waveform / jnp.float32(32768)
+        bands = apply(waveform)
+        return jnp.clip((bands - (lowest + highest) / 2) / ((highest - lowest) / 2), -1, 1)[..., None]
+
+    return of

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ganomaly_jax import detectors, maps, tiling
+from ganomaly_jax import detectors, heard, maps, tiling
 from ganomaly_jax.config import Config, Data
 from ganomaly_jax.detector import Detector
+from ganomaly_jax.heard import Heard
 from ganomaly_jax.lazy import Images
 
 # Tiles that a network is given at once, so that memory does not grow with the size of the images.
@@ -39,12 +40,14 @@ class Tiled:
         return tiling.grid(*self.shape[:2], self.network.shape[0], self.overlap)
 
 
-Judge = Detector | Tiled
+Judge = Detector | Tiled | Heard
 """What a scorer scores with."""
 
 
 def from_config(config: Config) -> Judge:
     """What a resolved configuration describes."""
+    if config.data.kind == "sound":
+        return heard.from_config(config)
     network, data = detectors.from_config(config), config.data
     if not data.tile:
         return network
@@ -52,12 +55,12 @@ def from_config(config: Config) -> Judge:
 
 
 def network(judge: Judge) -> Detector:
-    """The detector itself, of tiles or of images."""
-    return judge.network if isinstance(judge, Tiled) else judge
+    """The detector itself, of tiles, of spectrograms or of images."""
+    return judge.network if isinstance(judge, Tiled | Heard) else judge
 
 
 def inputs(judge: Judge, images: Images) -> Images:
-    """Images as the network takes them: themselves, or all their tiles, see `tiling.items`."""
+    """Images as the network takes them: themselves, or all their tiles, see `tiling.items`; waveforms as they are."""
     return tiling.items(images, judge.grid) if isinstance(judge, Tiled) else images
 
 
@@ -69,7 +72,7 @@ def tiles_of(data: Data) -> int:
 def score(judge: Judge, of_tiles: Callable[[Detector, Array], Array], x: Array) -> Array:
     """The score [B] of images x [B, H, W, C], where `of_tiles(detector, x)` gives that of a network's inputs. Pure."""
     if not isinstance(judge, Tiled):
-        return of_tiles(judge, x)
+        return of_tiles(network(judge), x)
     found = _each(lambda tiles: of_tiles(judge.network, tiles), tiling.cut(x, judge.grid))
     if judge.combine == "max":
         return jnp.max(found, axis=1)

@@ -94,6 +94,8 @@ def train(
     if not hosts.first():
         say = _silent
     this = run.resolve(settings, arrays, mesh.size, hosts.first(), hosts.several())
+    if this.dataset.recordings and hosts.several():
+        raise UserError("recordings are trained on within one process: wanted no --distributed")
     sharding.check_batch(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
     say = _in_words(this, say)
@@ -162,9 +164,9 @@ def train_members(
         raise UserError("mesh.transform, mesh.batch_norm_group and mesh.shard_from are for one model, not for members")
     workdir = Path(workdir)
     dataset = sources.read(settings.data, arrays, progress=True)
+    team = members.expand(settings, dataset)
     if isinstance(dataset.images, lazy.LazyImages):
         dataset = dataclasses.replace(dataset, images=dataset.images[:])
-    team = members.expand(settings, dataset)
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)
     courses = [
         Course(run.resolve(members.settings_of(settings, one), dataset), members.folder(workdir, one), one.name)
@@ -400,7 +402,7 @@ def _compile(chunk: Any, state: TrainState, arguments: Sequence[Any], say: Say) 
 def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None] | None:
     """`picture(epoch, state)` writes x and x_hat of some calibration images; compiled once for all epochs.
 
-    None where no pictures are wanted or Pillow is absent, and of rows of sensors.
+    None where no pictures are wanted or Pillow is absent, and of rows of sensors. Of sound low bands are below.
     """
     if not this.config.train.picture_every or this.dataset.spans is not None or importlib.util.find_spec("PIL") is None:
         return None
@@ -417,6 +419,8 @@ def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int,
         if not hosts.first():
             return
         x, x_hat = map(np.asarray, both(variables, raw))
+        if this.dataset.recordings:
+            x, x_hat = x[:, ::-1], x_hat[:, ::-1]
         pictures.save(pictures.grid(x, x_hat), folder / f"epoch_{epoch:04d}.png")
 
     return picture

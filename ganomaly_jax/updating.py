@@ -183,7 +183,9 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
             f"{now[:12]}): which images were trained on is no longer known. Name the unchanged ones with --old-data"
         )
     if len(this.dataset.images.shape) != 4:
-        raise UserError(f"{workdir} is a detector of rows of sensors: an update is for images, train anew on all rows")
+        raise UserError(
+            f"{workdir} is a detector of sensors or sound: an update is for images, train anew on all of it"
+        )
     return _Parent(judge, this, root / f"{step:08d}", now)
 
 

@@ -309,6 +309,8 @@ def predict(given: Given, rest: Sequence[str]) -> int:
         raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
     if judge.columns:
         return _predict_rows(judge, given)
+    if judge.sound:
+        return _predict_sound(judge, given)
     files: list[Path] = []
     for path in map(Path, given.paths):
         files += images.list_images(path) if path.is_dir() else [path]
@@ -345,6 +347,23 @@ def _predict_rows(judge: Scorer, given: Given) -> int:
     for note in found.notes:
         print(f"note: {note}")
     return _verdicts(judge, found.paths, found.judged, found.reasons, out)
+
+
+def _predict_sound(judge: Scorer, given: Given) -> int:
+    """Of recordings: a row a window, and a row a file beside."""
+    from ganomaly_jax import evaluation, listening
+
+    if given.groups:
+        raise UserError("--groups is for images: wanted none with recordings")
+    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
+    found, notes = listening.predict(judge, given, out)
+    names = [name for one in found for name in one.names]
+    why = [reason for one in found for reason in one.reasons]
+    judged = listening.together(found)
+    evaluation.write_predictions(out, names, [None] * len(names), judged, why)
+    for note in notes:
+        print(f"note: {note}")
+    return _verdicts(judge, names, judged, why, out)
 
 
 def _verdicts(judge: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
@@ -393,9 +412,10 @@ def bring(given: Given, rest: Sequence[str]) -> int:
 
 def explain(given: Given, rest: Sequence[str]) -> int:
     _nothing_left(rest)
-    from ganomaly_jax import explain
+    from ganomaly_jax import explain, listening, scorer
 
-    return explain.main(given)
+    judge = scorer.load(given.workdir)
+    return listening.main(given, judge) if judge.sound else explain.main(given, judge)
 
 
 def _predict_on_ray(given: Given) -> int:
