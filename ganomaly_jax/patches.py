@@ -1,4 +1,4 @@
-"""What parts of normal images look like: distances of an image's patches to those of training images. Pure JAX once fitted.
+"""How far the patches of an image are from those of training images. Pure JAX once fitted.
 
 As PatchCore (Roth et al. 2022) with pixels in the place of a pretrained network's features. A patch is compared by what
 is drawn in it: its mean is subtracted, and it is divided by its own deviation plus `_FLOOR`, so that neither exposure

@@ -130,8 +130,8 @@ def fit(
 ) -> Fitted:
     """What `score` needs beside the weights, empty for a plain score.
 
-    `training` are batches of images that were trained on, `count` in all, `calibration` of normal images that were not, all
-    [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
+    `training` are batches of images that were trained on, `count` in all, `calibration` of normal images that were not,
+    all [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
 
     Raises:
       UserError: patches of what are no images.
