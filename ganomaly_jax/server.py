@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import select
 import signal
 import socket
 import sys
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 # Seconds that a request in work may take beyond the time for its body, once nothing new is accepted; and between the
 # end of listening and that of idle connections: who has connected says what is wanted.
-_LAST_S, _SETTLE_S = 10, 0.2
+_LAST_S, _SETTLE_S, _DOOR_S = 10, 0.2, 0.001
 _MAX_BODY_MIB, _MAX_S = 1024, 3600
 
 
@@ -57,10 +59,15 @@ def main(given: Any) -> int:
         print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
         loop.call_later(given.drain, deaf, loop)
 
-    def deaf(loop: asyncio.AbstractEventLoop) -> None:
-        """Listen no more. Who has connected by now is still answered."""
-        for accepting in getattr(server, "servers", ()):  # none yet, where it was told at once
-            accepting.close()
+    def deaf(loop: asyncio.AbstractEventLoop, tries: int = 1000) -> None:
+        """Listen no more. Who has connected by now is still answered: to close with one at the door would reset it."""
+        if tries and select.select([listener], [], [], 0)[0]:
+            loop.call_later(_DOOR_S, deaf, loop, tries - 1)
+            return
+        # Not yet Server.close, which forgets those that it has accepted and not yet given to Uvicorn.
+        loop.remove_reader(listener)
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
         loop.call_later(_SETTLE_S, setattr, server, "should_exit", True)
 
     app = serving.application(judge, limits, started)
@@ -80,13 +87,14 @@ def main(given: Any) -> int:
 
 
 def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
-    """How Uvicorn runs `application`, whatever else is installed: h11, which holds headers to 16 KiB, no websockets."""
+    """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB; asyncio's
+    loop, whose listening `main` ends; no websockets.
+    """
     import uvicorn
 
     last = math.ceil(limits.body_s + _LAST_S)
-    return uvicorn.Config(
-        app, http="h11", ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=last
-    )
+    how: dict[str, Any] = {"http": "h11", "loop": "asyncio", "ws": "none", "log_level": "warning", "access_log": False}
+    return uvicorn.Config(app, **how, timeout_graceful_shutdown=last)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -298,16 +298,16 @@ def test_who_has_gone_is_passed_over(judge):
     assert asyncio.run(scene()).verdict in ("normal", "review", "anomalous")
 
 
-def test_a_verb_that_ends_in_order(trained, tmp_path):
-    """A real process: it is told to end while a request is in work, which is still answered."""
+@contextlib.contextmanager
+def command(workdir, *flags):
+    """(process, port, ask) of the command itself, ready; it is told to end where it has not."""
     call = [sys.executable, "-c", "import sys; from ganomaly_jax import cli; sys.exit(cli.command())", "serve"]
-    call += ["--workdir", str(trained[0]), "--port", "0", "--max-batch", "1", "--drain", "0.5"]
+    call += ["--workdir", str(workdir), "--port", "0", *flags]
     with subprocess.Popen(
         call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"GLIBC_TUNABLES": ""}
     ) as process:
         try:
-            line = process.stdout.readline()
-            port = int(re.search(r"127\.0\.0\.1:(\d+)", line)[1])
+            port = int(re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
 
             def ask(method, path, body=None):
                 connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -317,24 +317,77 @@ def test_a_verb_that_ends_in_order(trained, tmp_path):
                     return answer.status, answer.read()
 
             wait_for(lambda: ask("GET", "/readyz")[0] == 200)
-            body = png(blobs(1, 1)[0])
-            with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
-                slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
-                slow.sendall(body[:50])
-                wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
-                process.send_signal(signal.SIGTERM)
-                wait_for(lambda: ask("GET", "/readyz")[0] == 503)
-                assert ask("POST", "/score", body)[0] == 200  # until others know, it serves
-                time.sleep(0.6)  # past the drain: nothing new, but what is in work
-                with pytest.raises(OSError):
-                    ask("GET", "/healthz")
-                slow.sendall(body[50:])
-                assert b" 200 " in slow.recv(5000)
-            assert process.wait(30) == 0
-            said = process.stderr.read()
-            assert "draining, 1 in work" in said and "all answers are out" in said and "Traceback" not in said
+            yield process, port, ask
         finally:
             process.kill()
+
+
+def test_a_verb_that_ends_in_order(trained):
+    """A real process: it is told to end while a request is in work, which is still answered."""
+    with command(trained[0], "--max-batch", "1", "--drain", "0.5") as (process, port, ask):
+        body = png(blobs(1, 1)[0])
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+            slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
+            slow.sendall(body[:50])
+            wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: ask("GET", "/readyz")[0] == 503)
+            assert ask("POST", "/score", body)[0] == 200  # until others know, it serves
+            time.sleep(1)  # past the drain: nothing new, but what is in work
+            with pytest.raises(ConnectionRefusedError):
+                ask("GET", "/healthz")
+            slow.sendall(body[50:])
+            assert b" 200 " in slow.recv(5000)
+        assert process.wait(30) == 0
+        said = process.stderr.read()
+        assert "draining, 1 in work" in said and "all answers are out" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("ways", ["on one connection", "on a new one each time"])
+def test_told_to_end_under_load_it_loses_nothing(trained, ways):
+    """Each request that was sent has its answer; clients that stay are told to leave, and then find nobody."""
+    body, told, counts = png(blobs(1, 1)[0]), threading.Event(), []
+
+    def client(port):
+        connection, answers, left = http.client.HTTPConnection("127.0.0.1", port, timeout=30), 0, False
+        with contextlib.closing(connection):
+            while True:
+                if ways != "on one connection":
+                    connection.close()
+                try:
+                    connection.connect() if connection.sock is None else None
+                except ConnectionRefusedError:
+                    assert told.is_set()
+                    return answers, left
+                connection.request("POST", "/score", body)
+                answer = connection.getresponse()
+                assert answer.status == 200 and answer.read()
+                answers, left = answers + 1, left or answer.headers["Connection"] == "close"
+
+    with command(trained[0], "--drain", "0.5") as (process, port, _), ThreadPoolExecutor(6) as pool:
+        clients = [pool.submit(client, port) for _ in range(6)]
+        time.sleep(1)
+        told.set()
+        process.send_signal(signal.SIGTERM)
+        counts = [found.result(60) for found in clients]
+        assert process.wait(30) == 0
+        said = process.stderr.read()
+    assert all(answers > 5 and left for answers, left in counts), counts
+    assert "all answers are out" in said and "Traceback" not in said
+
+
+def test_told_twice_it_cuts_off(trained):
+    with (
+        command(trained[0], "--drain", "60") as (process, port, ask),
+        socket.create_connection(("127.0.0.1", port), timeout=30) as slow,
+    ):
+        slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+        wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: ask("GET", "/readyz")[0] == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 3
+        assert "1 requests were cut off" in process.stderr.read()
 
 
 def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
