@@ -87,8 +87,8 @@ def main(given: Any) -> int:
 
 
 def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
-    """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB; asyncio's
-    loop, whose listening `main` ends; no websockets.
+    """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB;
+    asyncio's loop, whose listening `main` ends; no websockets.
     """
     import uvicorn
 
