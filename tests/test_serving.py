@@ -22,7 +22,7 @@ from conftest import blobs
 from PIL import Image
 from served import Served, png, wait_for
 
-from ganomaly_jax import batching, cli, drop_page, openapi, scorer, serving
+from ganomaly_jax import batching, cli, drop_page, openapi, scorer, server, serving
 from ganomaly_jax.errors import UserError
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
@@ -415,6 +415,18 @@ def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"pip install 'ganomaly-jax\[serve\]'"):
         serving.application(judge)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_an_answer_does_not_wait_for_acknowledgement(host):
+    try:
+        listener = server._listening(host, 0)
+    except UserError as error:
+        pytest.skip(f"no such address here: {error}")
+    with listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_sensors_are_refused(judge, monkeypatch):
