@@ -57,18 +57,7 @@ def main(given: Any) -> int:
             server.should_exit = server.force_exit = True
         shared.draining = True
         print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
-        loop.call_later(given.drain, deaf, loop)
-
-    def deaf(loop: asyncio.AbstractEventLoop, tries: int = 1000) -> None:
-        """Listen no more. Who has connected by now is still answered: to close with one at the door would reset it."""
-        if tries and select.select([listener], [], [], 0)[0]:
-            loop.call_later(_DOOR_S, deaf, loop, tries - 1)
-            return
-        # Not yet Server.close, which forgets those that it has accepted and not yet given to Uvicorn.
-        loop.remove_reader(listener)
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        loop.call_later(_SETTLE_S, setattr, server, "should_exit", True)
+        loop.call_later(given.drain, leave, loop, server, listener)
 
     app = serving.application(judge, limits, started)
     with _listening(given.host, given.port) as listener:
@@ -84,6 +73,18 @@ def main(given: Any) -> int:
         return 3
     print("ganomaly: all answers are out", file=sys.stderr)
     return 0
+
+
+def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: socket.socket, tries: int = 1000) -> None:
+    """Listen no more, and end. Who has connected by now is still answered: to close with one at the door resets it."""
+    if tries and select.select([listener], [], [], 0)[0]:
+        loop.call_later(_DOOR_S, leave, loop, server, listener, tries - 1)
+        return
+    # Not yet Server.close, which forgets those that it has accepted and not yet given to Uvicorn.
+    loop.remove_reader(listener)
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    loop.call_later(_SETTLE_S, setattr, server, "should_exit", True)
 
 
 def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
