@@ -380,8 +380,9 @@ def test_told_to_end_under_load_it_loses_nothing(trained):
     assert "all answers are out" in said and "Traceback" not in said
 
 
-def test_who_is_at_the_door_when_it_closes_is_answered(judge):
-    """Connected while the loop was busy, so that the listener ends before it has seen the request, or the client."""
+@pytest.mark.parametrize("seen", [False, True])
+def test_who_is_at_the_door_when_it_closes_is_answered(judge, seen):
+    """Connected while the loop was busy: not yet accepted, or (`seen`) accepted in the turn that closes the door."""
     loops = []
     app = serving.application(judge, LIMITS, lambda: loops.append(asyncio.get_running_loop()))
     running, busy, come = Served(app, LIMITS), threading.Event(), threading.Event()
@@ -389,7 +390,8 @@ def test_who_is_at_the_door_when_it_closes_is_answered(judge):
     def end():
         busy.set()
         come.wait(10)
-        server.leave(loops[0], running.server, running.socket)
+        given = loops[0], running.server, running.socket
+        loops[0].call_later(0, server.leave, *given) if seen else server.leave(*given)
 
     try:
         running.until_ready()
