@@ -11,10 +11,14 @@ _ERRORS = {
     "400": "No body, or one that broke off.",
     "408": "The body did not arrive in time.",
     "413": "More bytes or more pixels than are taken; the message says how many are.",
-    "415": "A form. Wanted: the bytes of the file as they are.",
+    "415": "A form, or a body with a content coding. Wanted: the bytes of the file as they are.",
     "422": "Not an image that can be read, or none that this detector takes; the message says why.",
-    "429": "Too many images wait already. Ask again after as many seconds as Retry-After says.",
-    "503": "Not ready: it is starting, or it is about to end.",
+    "429": "Too many images are in work already. Ask again after as many seconds as Retry-After says.",
+    "500": "The detector failed on the batch that this image was in; the message says how.",
+    "503": "Not ready: it is starting, or it has broken. Ask again after as many seconds as Retry-After says.",
+}
+_AGAIN = {
+    "Retry-After": {"description": "Seconds.", "required": True, "schema": {"type": "string", "pattern": "^[0-9]+$"}}
 }
 
 
@@ -25,16 +29,20 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _posted(summary: str, answer: dict[str, Any]) -> dict[str, Any]:
     """An operation that takes an image."""
     binary = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
-    failed = {"$ref": "#/components/schemas/Error"}
+    schema = {"$ref": "#/components/schemas/Error"}
+    failed = {
+        code: _json(text, schema) | ({"headers": _AGAIN} if code in ("429", "503") else {})
+        for code, text in _ERRORS.items()
+    }
     return {
         "post": {
             "summary": summary,
             "requestBody": {
                 "description": "One image file: PNG, JPEG, BMP, TIFF, WebP, GIF or PNM.",
                 "required": True,
-                "content": {"application/octet-stream": binary},
+                "content": {"application/octet-stream": binary, "image/*": binary},
             },
-            "responses": {"200": answer} | {code: _json(text, failed) for code, text in _ERRORS.items()},
+            "responses": {"200": answer} | failed,
         }
     }
 
@@ -59,7 +67,7 @@ def document() -> dict[str, Any]:
                 "description": "Share of normal images that are at least as far out; null where it is invalid.",
             },
             "verdict": {"enum": list(VERDICTS)},
-            "threshold": {"type": "number", "description": "Scores above it are anomalous."},
+            "threshold": {**number, "description": "Scores above it are anomalous; null where none ever is."},
         },
     }
 

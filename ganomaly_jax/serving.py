@@ -1,6 +1,6 @@
 """A detector behind HTTP: images in, verdicts and pictures out, within limits, until it is told to drain.
 
-Written on Starlette, run by Uvicorn, measured for Prometheus (extra `serve`). docs/serving.md says how it is used.
+Written on Starlette, measured for Prometheus (extra `serve`); `server` runs it. docs/serving.md says how it is used.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ import dataclasses
 import functools
 import io
 import math
-import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ganomaly_jax import batching, drop_page, explain, images, openapi, scorer
+from ganomaly_jax import batching, drop_page, explain, images, openapi
 from ganomaly_jax.calibration import INVALID
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-# Seconds that requests in flight may take once nothing new is accepted.
-_LAST_S = 30
 _LATENCIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -63,14 +59,14 @@ class _State:
     """What the requests of one application share."""
 
     def __init__(self, judge: Scorer, limits: Limits) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self.judge, self.limits = judge, limits
-        self.why_not = "starting: programs are being compiled"
-        """Why no image is taken now; empty: they are."""
+        self.compiled = self.draining = False
         self.error = ""
         """What ended the work on batches, which nothing should."""
-        self.inside = 0
+        self.inside = self.given_up = 0
+        """Requests in work, and those that were cut off at the end."""
         self.jobs: asyncio.Queue[batching.Job] = asyncio.Queue()
         self.decoders = ThreadPoolExecutor(images.WORKERS, "decode")
         kept = self.registry = CollectorRegistry()
@@ -86,6 +82,14 @@ class _State:
         waiting.set_function(lambda: self.inside)
         ready = Gauge("ganomaly_ready", "1 where images are taken.", registry=kept)
         ready.set_function(lambda: float(not self.why_not))
+        ProcessCollector(registry=kept)
+
+    @property
+    def why_not(self) -> str:
+        """Why no more images should be sent; empty: they should."""
+        if self.error or not self.compiled:
+            return self.error or "starting: programs are being compiled"
+        return "draining: about to end" if self.draining else ""
 
 
 def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], None] | None = None) -> Starlette:
@@ -105,7 +109,7 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
         from starlette.responses import HTMLResponse, JSONResponse, Response
         from starlette.routing import Route
     except ImportError as error:
-        raise _missing(error) from None
+        raise missing(error) from None
     if len(judge.input_shape) < 3:
         raise UserError(
             "this detector judges sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
@@ -115,13 +119,15 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
     for name in ("body", "pixels", "queue", "body_s"):
         if not getattr(limits, name) > 0:
             raise UserError(f"limit {name} {getattr(limits, name)}: wanted more than 0")
+    if limits.pixels > images.MAX_PIXELS:
+        raise UserError(f"limit pixels {limits.pixels:,}: wanted at most {images.MAX_PIXELS:,}, what is ever decoded")
     state = _State(judge, limits)
 
     async def score(request: Request) -> Response:
         found = await _answer(state, request, mapped=False)
         state.verdicts.labels(found.verdict).inc()
         shown = {name: _number(getattr(found, name)) for name in ("score", "p_value")}
-        return JSONResponse({**shown, "verdict": found.verdict, "threshold": judge.threshold})
+        return JSONResponse({**shown, "verdict": found.verdict, "threshold": _number(judge.threshold)})
 
     async def explained(request: Request) -> Response:
         found = await _answer(state, request, mapped=True)
@@ -137,7 +143,9 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
         return JSONResponse({"status": state.why_not or "ready"}, 503 if state.why_not else 200)
 
     async def metrics(request: Request) -> Response:
-        return Response(prometheus_client.generate_latest(state.registry), media_type="text/plain; version=0.0.4")
+        return Response(
+            prometheus_client.generate_latest(state.registry), media_type=prometheus_client.CONTENT_TYPE_LATEST
+        )
 
     async def described(request: Request) -> Response:
         return JSONResponse(openapi.document())
@@ -153,10 +161,17 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
             try:
                 made = await answer(request)
             except _RefusedError as refused:
-                again = {"Retry-After": "1"} if refused.status in (429, 503) else {}
-                # What is left of the body is not read: the connection cannot be used again.
-                closed = {"Connection": "close"} if refused.status in (408, 413, 429, 503) else {}
-                made = JSONResponse({"error": str(refused)}, refused.status, headers=again | closed)
+                made = JSONResponse({"error": str(refused)}, refused.status)
+                if refused.status in (429, 503):
+                    made.headers["Retry-After"] = "1"
+            except Exception as error:
+                what = f"the detector failed: {type(error).__name__}: {error}"[:500]
+                print(f"ganomaly: {path}: {what}", file=sys.stderr, flush=True)
+                made = JSONResponse({"error": what}, 500)
+            # Where a refusal leaves a body unread the server reads on and forgets it: to close would be to reset a
+            # client that is still sending, which then never sees why. Only one that has stopped sending is cut off.
+            if state.draining or made.status_code == 408:
+                made.headers["Connection"] = "close"
             state.requests.labels(path, str(made.status_code)).inc()
             state.seconds.labels(path).observe(time.monotonic() - begin)
             made.headers["X-Content-Type-Options"] = "nosniff"
@@ -195,11 +210,13 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
         exception_handlers={HTTPException: failed},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a body is not sent twice
     app.state.shared = state
     return app
 
 
-def _missing(error: ImportError) -> UserError:
+def missing(error: ImportError) -> UserError:
+    """What is said where the extra is not installed."""
     return UserError(f"serving needs {error.name}: pip install 'ganomaly-jax[serve]'")
 
 
@@ -211,10 +228,11 @@ async def _work(state: _State) -> None:
     """Compile, then answer jobs. It ends only when it is cancelled, or by an error that /healthz then tells."""
     try:
         await asyncio.get_running_loop().run_in_executor(None, batching.warm, state.judge, state.limits.batch)
-        state.why_not = state.why_not if state.why_not.startswith("draining") else ""
+        state.compiled = True
+        print("ganomaly: ready", file=sys.stderr, flush=True)
         await batching.work(state.judge, state.jobs, state.limits.batch, state.batches.observe)
     except Exception as error:
-        state.error = state.why_not = f"the detector does not work: {type(error).__name__}: {error}"[:500]
+        state.error = f"the detector does not work: {type(error).__name__}: {error}"[:500]
         print(f"ganomaly: {state.error}", file=sys.stderr, flush=True)
 
 
@@ -224,7 +242,7 @@ async def _answer(state: _State, request: Request, mapped: bool) -> batching.Ans
     Raises:
       _RefusedError: it was not asked.
     """
-    if state.error or state.why_not.startswith("starting"):
+    if state.error or not state.compiled:
         raise _RefusedError(503, state.why_not)
     if state.inside >= state.limits.queue:
         raise _RefusedError(429, f"{state.inside} images are in work, the most that may be: ask again in a second")
@@ -241,6 +259,9 @@ async def _answer(state: _State, request: Request, mapped: bool) -> batching.Ans
         return await job.answer
     except UserError as error:
         raise _RefusedError(422, str(error)) from None
+    except asyncio.CancelledError:
+        state.given_up += 1
+        raise
     finally:
         state.inside -= 1
 
@@ -254,6 +275,9 @@ async def _body(limits: Limits, request: Request) -> bytes:
         raise _RefusedError(
             415, "a form: wanted the bytes of one image file as they are (curl --data-binary @image.png)"
         )
+    coded = request.headers.get("content-encoding", "identity")
+    if coded.lower() != "identity":
+        raise _RefusedError(415, f"a body coded as {coded[:50]!r}: wanted the bytes of one image file as they are")
     too_long = f"more than {limits.body:,} bytes, which is what is taken at most"
     if int(request.headers.get("content-length", 0)) > limits.body:
         raise _RefusedError(413, too_long)
@@ -295,61 +319,3 @@ def _png(judge: Scorer, found: batching.Answer) -> bytes:
     drawn, kept = explain.picture(judge, found.maps, 0, title.strip()), io.BytesIO()
     drawn.save(kept, "PNG")
     return kept.getvalue()
-
-
-def main(given: Any) -> int:
-    """The verb `serve`: parsed arguments in, the exit code back once it was told to end and every answer is out.
-
-    Raises:
-      UserError: what `application` raises; the address is taken, or not of this machine.
-    """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise _missing(error) from None
-    if not 0 <= given.drain <= 3600:
-        raise UserError(f"--drain {given.drain:g}: wanted 0 to 3600 seconds")
-    judge = scorer.load(given.workdir)
-    limits = Limits(int(given.max_body * 2**20), given.max_pixels, given.max_batch, given.queue, given.body_timeout)
-    told: list[int] = []
-
-    def started() -> None:
-        """Take the signals from Uvicorn, which would stop listening at once; a second one ends all."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, drain, loop)
-        print(f"{given.workdir} at {address}, {judge.input_shape} at most {limits.batch} at once", flush=True)
-
-    def drain(loop: asyncio.AbstractEventLoop) -> None:
-        shared = app.state.shared
-        shared.why_not = "draining: about to end"
-        if told:
-            server.should_exit = server.force_exit = True
-        told.append(1)
-        print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
-        loop.call_later(given.drain, setattr, server, "should_exit", True)
-
-    app = application(judge, limits, started)
-    with _listening(given.host, given.port) as listener:
-        name = f"[{given.host}]" if ":" in given.host else given.host
-        address = f"http://{name}:{listener.getsockname()[1]}"
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_LAST_S)
-        )
-        server.run(sockets=[listener])
-    if app.state.shared.error:
-        raise UserError(app.state.shared.error)
-    print("ganomaly: all answers are out", file=sys.stderr)
-    return 0
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}: wanted 0 to 65535")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=512)
-    except OSError as error:
-        raise UserError(
-            f"{host} port {port}: {(error.strerror or str(error)).lower()}; wanted --host and --port that are free here"
-        ) from None

@@ -394,9 +394,9 @@ def monitor(given: Given, rest: Sequence[str]) -> int:
 
 def serve(given: Given, rest: Sequence[str]) -> int:
     _nothing_left(rest)
-    from ganomaly_jax import serving
+    from ganomaly_jax import server
 
-    return serving.main(given)
+    return server.main(given)
 
 
 def bring(given: Given, rest: Sequence[str]) -> int:

@@ -5,66 +5,25 @@ import contextlib
 import http.client
 import io
 import json
-import os
+import math
 import re
-import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import blobs
 from PIL import Image
+from served import Served, png, wait_for
 
 from ganomaly_jax import batching, cli, drop_page, openapi, scorer, serving
 from ganomaly_jax.errors import UserError
 
-uvicorn = pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
+pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 
 LIMITS = serving.Limits(body=20_000, pixels=10_000, batch=8, queue=6, body_s=0.5)
-
-
-def png(image):
-    kept = io.BytesIO()
-    Image.fromarray(image.squeeze(-1)).save(kept, "PNG")
-    return kept.getvalue()
-
-
-class Served:
-    """An application on a free port, in a thread."""
-
-    def __init__(self, app):
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-        self.state = app.state.shared
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
-        self.thread.start()
-
-    def ask(self, method, path, body=None, headers=None):
-        """(status, headers, body)"""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        found = answer.status, answer.headers, answer.read()
-        connection.close()
-        return found
-
-    def until_ready(self):
-        end = time.monotonic() + 120
-        while self.ask("GET", "/readyz")[0] != 200:
-            assert time.monotonic() < end
-            time.sleep(0.05)
-
-    def close(self):
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
-        self.socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +33,7 @@ def judge(trained):
 
 @pytest.fixture(scope="module")
 def served(judge):
-    running = Served(serving.application(judge, LIMITS))
+    running = Served(serving.application(judge, LIMITS), LIMITS)
     running.until_ready()
     yield running
     running.close()
@@ -128,13 +87,6 @@ def test_what_came_meanwhile_is_one_batch(served, held, judge):
     assert batch_count(served) == before + 2
 
 
-def wait_for(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def batch_count(served):
     return served.state.registry.get_sample_value("ganomaly_batch_images_count") or 0
 
@@ -153,14 +105,17 @@ def test_more_than_may_wait_is_told_to_come_again(served, held):
     assert served.ask("POST", "/score", body)[0] == 200
 
 
-def test_an_error_of_the_device_is_one_answer(served, monkeypatch):
+def test_an_error_of_the_device_is_one_answer(served, monkeypatch, capsys):
     def broken(*given):
         raise RuntimeError("out of memory")
 
     body = png(blobs(1, 8)[0])
     with monkeypatch.context() as patch:
         patch.setattr(batching, "answers", broken)
-        assert served.ask("POST", "/score", body)[0] == 500
+        said = error(served.ask("POST", "/score", body), 500)
+    assert said == "the detector failed: RuntimeError: out of memory"
+    assert said in capsys.readouterr().err
+    assert 'requests_total{path="/score",status="500"} 1.0' in served.ask("GET", "/metrics")[2].decode()
     assert served.ask("POST", "/score", body)[0] == 200
 
 
@@ -174,6 +129,7 @@ def test_an_error_of_the_device_is_one_answer(served, monkeypatch):
         (iter([bytes(15_000), bytes(15_000)]), {}, 413, "more than 20,000 bytes"),
         (png(np.zeros((101, 100, 1), np.uint8)), {}, 413, "100 x 101 pixels: at most 10,000"),
         (b"--a", {"Content-Type": "multipart/form-data; boundary=a"}, 415, "wanted the bytes"),
+        (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "coded as 'gzip'"),
     ],
 )
 def test_bad_bodies(served, body, headers, status, wanted):
@@ -198,7 +154,75 @@ def test_a_body_that_does_not_come(served):
     assert served.ask("POST", "/score", png(blobs(1, 1)[0]))[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"Content-Length: abc", b"400"),
+        (b"Content-Length: -1", b"400"),
+        (b"Content-Length: " + b"9" * 5000, b"400"),
+        (b"Content-Length: 3\r\nContent-Length: 4", b"400"),
+        (b"Transfer-Encoding: gzip", b"400"),
+        (b"Content-Length: 99999999999", b"413"),
+        (b"Cookie: " + b"a" * 100_000, b"400"),
+        (b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nContent-Length: 0", b"400"),
+        (b"Expect: 100-continue\r\nContent-Length: 99999", b"413"),
+    ],
+)
+def test_heads_that_are_not_as_they_should_be(served, head, status):
+    assert told(served, b"POST /score HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n").startswith(b"HTTP/1.1 " + status)
+    assert served.state.inside == 0 and served.ask("GET", "/readyz")[0] == 200
+
+
+def told(served, request):
+    """The first bytes of the answer to a request as it is."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
+        with contextlib.suppress(OSError):  # it may answer and close before all is sent
+            raw.sendall(request)
+        return raw.recv(5000)
+
+
+def test_who_still_sends_sees_why_not(served):
+    """The refusal comes before the body is here, and is not lost for it: the connection stays."""
+    body = bytes(5_000_000)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    with contextlib.closing(connection):
+        for _ in range(2):
+            for path, status in (("/score", 413), ("/nothing", 404)):
+                connection.request("POST", path, body)
+                answer = connection.getresponse()
+                assert answer.status == status and "error" in json.loads(answer.read())
+        connection.request("POST", "/score", png(blobs(1, 1)[0]))
+        assert connection.getresponse().status == 200
+
+
+def test_several_requests_at_once_on_one_connection(served):
+    body = png(blobs(1, 1)[0])
+    request = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
+        raw.sendall(request * 3 + last)
+        said = b"".join(iter(lambda: raw.recv(5000), b""))
+    assert said.count(b"HTTP/1.1 200") == 4 and said.count(b'"verdict"') == 3 and said.endswith(b'{"status":"alive"}')
+
+
+def test_who_asks_for_heads_alone(served):
+    status, headers, body = served.ask("HEAD", "/healthz")
+    assert (status, body) == (200, b"") and int(headers["Content-Length"]) == len(b'{"status":"alive"}')
+
+
+def test_a_threshold_that_nothing_passes(served, judge, monkeypatch):
+    monkeypatch.setattr(scorer.Scorer, "threshold", math.inf)
+    assert json.loads(served.ask("POST", "/score", png(blobs(1, 1)[0]))[2])["threshold"] is None
+
+
+def test_batches_are_not_mostly_padding():
+    taken = {waiting: batching.together(waiting, 64) for waiting in (1, 3, 4, 8, 9, 31, 32, 64, 65, 1000)}
+    assert taken == {1: 1, 3: 1, 4: 4, 8: 8, 9: 8, 31: 8, 32: 32, 64: 64, 65: 64, 1000: 64}
+    assert [batching.together(50, most) for most in (1, 5, 8, 20)] == [1, 5, 8, 8]
+
+
 def test_other_paths_and_methods(served):
+    assert error(served.ask("POST", "/score/", b"x"), 404)
     assert error(served.ask("GET", "/nothing"), 404) == "Not Found"
     refused = served.ask("GET", "/score")
     assert error(refused, 405) and refused[1]["Allow"] == "POST"
@@ -240,7 +264,7 @@ def test_the_page_runs_nothing_but_its_own_script(served):
 def test_before_it_is_ready_and_after_it_broke(judge, monkeypatch, capsys):
     go = threading.Event()
     monkeypatch.setattr(batching, "warm", lambda *given: go.wait(30) and 1 / 0)
-    running = Served(serving.application(judge, LIMITS))
+    running = Served(serving.application(judge, LIMITS), LIMITS)
     try:
         wait_for(lambda: running.server.started)
         assert running.ask("GET", "/healthz")[0] == 200 and running.ask("GET", "/readyz")[0] == 503
@@ -270,45 +294,6 @@ def test_who_has_gone_is_passed_over(judge):
     assert asyncio.run(scene()).verdict in ("normal", "review", "anomalous")
 
 
-def test_a_verb_that_ends_in_order(trained, tmp_path):
-    """A real process: it is told to end while a request is in work, which is still answered."""
-    call = [sys.executable, "-c", "import sys; from ganomaly_jax import cli; sys.exit(cli.command())", "serve"]
-    call += ["--workdir", str(trained[0]), "--port", "0", "--max-batch", "1", "--drain", "0.5"]
-    with subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"GLIBC_TUNABLES": ""}
-    ) as process:
-        try:
-            line = process.stdout.readline()
-            port = int(re.search(r"127\.0\.0\.1:(\d+)", line)[1])
-
-            def ask(method, path, body=None):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-                with contextlib.closing(connection):
-                    connection.request(method, path, body)
-                    answer = connection.getresponse()
-                    return answer.status, answer.read()
-
-            wait_for(lambda: ask("GET", "/readyz")[0] == 200)
-            body = png(blobs(1, 1)[0])
-            with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
-                slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
-                slow.sendall(body[:50])
-                wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
-                process.send_signal(signal.SIGTERM)
-                wait_for(lambda: ask("GET", "/readyz")[0] == 503)
-                assert ask("POST", "/score", body)[0] == 200  # until others know, it serves
-                time.sleep(0.6)  # past the drain: nothing new, but what is in work
-                with pytest.raises(OSError):
-                    ask("GET", "/healthz")
-                slow.sendall(body[50:])
-                assert b" 200 " in slow.recv(5000)
-            assert process.wait(30) == 0
-            said = process.stderr.read()
-            assert "draining, 1 in work" in said and "all answers are out" in said and "Traceback" not in said
-        finally:
-            process.kill()
-
-
 def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
     workdir = str(trained[0])
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -321,6 +306,12 @@ def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
         (["--max-batch", "1000"], "wanted 1 to 256"),
         (["--queue", "0"], "limit queue 0"),
         (["--drain", "-1"], "--drain -1"),
+        (["--drain", "nan"], "--drain nan"),
+        (["--max-body", "inf"], "--max-body inf"),
+        (["--max-body", "0"], "--max-body 0"),
+        (["--body-timeout", "inf"], "--body-timeout inf"),
+        (["--max-pixels", "64000001"], "wanted at most 64,000,000"),
+        (["--host", "a" * 70], "wanted --host"),
     ):
         assert cli.main(["serve", "--workdir", workdir, *flags]) == 2
         assert wanted in capsys.readouterr().err
