@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_sources import fill, read, taken
 
-from ganomaly_jax import config, sources
+from ganomaly_jax import arrays, config, sources
 from ganomaly_jax.data import split
 from ganomaly_jax.errors import UserError
 
@@ -148,7 +148,7 @@ def test_real_mnist(folder):
     with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
         content = file.read()
     assert hashlib.md5(content).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
-    raw = sources._idx([folder / "train-images-idx3-ubyte.gz"], "mnist")
+    raw = arrays.idx([folder / "train-images-idx3-ubyte.gz"], "mnist")
     assert raw.images.tobytes() == content[16:] and raw.images.shape == (60000, 28, 28, 1)
     assert np.bincount(raw.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
