@@ -47,12 +47,14 @@ def npz(path: Path, settings: config.Data, mapped: bool = False) -> Dataset:
       UserError: it holds something else.
       OSError, ValueError, zipfile.BadZipFile: it cannot be read.
     """
-    loaded = np.load(regular(path), "r" if mapped else None, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        if rows.takes(loaded, settings):
-            return rows.from_rows(np.array(loaded), settings=settings, name=path.name)
-        return from_arrays(loaded, name=path.name)
-    with loaded:
+    with open(regular(path), "rb") as file:
+        alone = file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+        file.seek(0)
+        loaded = np.load(path if mapped and alone else file, "r" if mapped and alone else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if rows.takes(loaded, settings):
+                return rows.from_rows(np.asarray(loaded), settings=settings, name=path.name)
+            return from_arrays(loaded, name=path.name)
         held: dict[str, Any] = {
             key: _mapped(path, loaded.zip, f"{key}.npy") if mapped else loaded[key] for key in loaded.files
         }

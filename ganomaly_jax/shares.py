@@ -83,7 +83,7 @@ def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
     """
     if dataset.digest:
         return dataset
-    images = dataset.images
+    images, names = dataset.images, dataset.paths  # a closure that holds the data set holds its images
     hosts.check_same(**{"number, type or size of images": f"{images.dtype} {images.shape}"})
     if isinstance(images, np.ndarray) and not _mapped(images):
         images = _in_a_file(images)
@@ -107,7 +107,7 @@ def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
     hashes = [told[i : i + 32] for i in range(0, len(told), 32)]
 
     def read(indices: np.ndarray) -> np.ndarray:
-        return _checked(fitted(indices), [hashes[i] for i in indices], [dataset.paths[i] for i in indices])
+        return _checked(fitted(indices), [hashes[i] for i in indices], [names[i] for i in indices])
 
     found = dataclasses.replace(dataset, images=dataclasses.replace(unread, read=read))
     return dataclasses.replace(found, digest=data.content_hash(found, hashes))
