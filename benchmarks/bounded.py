@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,11 @@ from ganomaly_jax.errors import UserError
 STREAMED, HELD = "auto", "never"  # values of data.stream
 _SHARD_BYTES = 2**28
 _POLL_S = 0.05
+_LIMITED = """import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({0}, {0}))
+from ganomaly_jax import cli
+sys.exit(cli.command())
+"""
 # What the kernel says of a process, in KiB: the most memory that it held, the most addresses, and without files.
 _FIELDS = {"VmHWM": "peak_rss", "VmPeak": "peak_addresses", "RssAnon": "peak_anonymous"}
 
@@ -62,21 +66,15 @@ def trained(way: str, data: Path, workdir: Path, options: argparse.Namespace) ->
     values = {"data.stream": way, "train.steps": options.steps, "train.batch_size": options.batch}
     values |= {"data.height": height, "data.width": width, "data.channels": channels}
     values |= {"model.features": options.features, "model.latent_size": 8, "train.save_every": options.steps // 2}
-    call = [sys.executable, "-W", "ignore", "-m", "ganomaly_jax.cli", "train", "--data", str(data)]
+    limit, said = int(options.limit_gib * 2**30), workdir.with_suffix(".txt")
+    call = [sys.executable, "-W", "ignore", "-c", _LIMITED.format(limit), "train", "--data", str(data)]
     call += ["--workdir", str(workdir), *(f"--config.{name}={value}" for name, value in values.items())]
     path = os.pathsep.join([str(timing.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    limit, said = int(options.limit_gib * 2**30), workdir.with_suffix(".txt")
     peaks = dict.fromkeys(_FIELDS.values(), 0)
     begin = time.monotonic()
     with said.open("wb") as out:
-        process = subprocess.Popen(
-            call,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        )
+        process = subprocess.Popen(call, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             while process.poll() is None:
                 _look(process.pid, peaks)
