@@ -147,8 +147,8 @@ def markdown(report: Mapping[str, Any]) -> str:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, checked."""
     parser = command.parser(__doc__)
-    parser.add_argument("--set-gib", type=float, default=4.5, help="GiB of packed pixels (default: %(default)s)")
-    parser.add_argument("--limit-gib", type=float, default=4.0, help="of address space (default: %(default)s)")
+    parser.add_argument("--set-gib", type=float, default=4.0, help="GiB of packed pixels (default: %(default)s)")
+    parser.add_argument("--limit-gib", type=float, default=3.5, help="of address space (default: %(default)s)")
     parser.add_argument("--shape", default="64x64x3", help="HEIGHTxWIDTHxCHANNELS (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help="of the training (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=64, help="images a step (default: %(default)s)")
