@@ -49,7 +49,7 @@ def packed(folder: Path, options: argparse.Namespace, say: Say) -> tuple[int, in
     labels = (np.arange(each) % 50 == 0).astype(int)
     count = size = 0
     for k in range(shards):
-        # Other pixels in every image, so that no two records are alike.
+        # Other pixels in every image, so that hardly two records are alike.
         flipped = base ^ np.random.default_rng(k).integers(0, 256, (each, 1, 1, options.shape[2]), np.uint8)
         np.savez(array, images=flipped, labels=labels)
         name = folder / f"set.array_record-{k:05}-of-{shards:05}"
