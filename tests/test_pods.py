@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import pytest
 from conftest import blobs
 from PIL import Image
 
-from ganomaly_jax import checkpoint, config, hosts, loop, pack, run
+from ganomaly_jax import checkpoint, cli, config, hosts, loop, pack, run, verbs
 from ganomaly_jax.errors import UserError
 
 STEPS = 6
@@ -312,3 +315,34 @@ def test_one_process_agrees_with_itself():
     assert hosts.own_part(7) == range(7)
     with pytest.raises(KeyError):
         hosts.together(lambda: {}["absent"])
+
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "pods.md"
+
+
+def blocks():
+    """The indented and fenced pieces of docs/pods.md."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    indented = [textwrap.dedent(found) for found in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)]
+    return indented + re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_document_are_understood():
+    """Every option is one of the command's, every key one of the configuration's."""
+    joined = [block.replace("\\\n", " ") for block in blocks()]
+    commands = [found for block in joined for found in re.findall(r"ganomaly (?:train|pack|predict) .*", block)]
+    manifest = next(block for block in joined if "kind: JobSet" in block)
+    listed = re.search(r"command: \[ganomaly, (.*?)\]\n", manifest, re.DOTALL)[1]
+    words = [word.split("#")[0].strip(' "\n') for word in re.sub(r"#.*", "", listed).split(",")]
+    told = [shlex.split(command.strip('"'), comments=True)[1:] for command in commands]
+    assert len(told) >= 7
+    for given in [*told, [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in words]]:
+        known, rest = cli._parser().parse_known_args(given)
+        assert callable(known.run)
+        verbs._overrides(config.Config(), rest)
+
+
+def test_the_batch_file_is_one():
+    script = next(block for block in blocks() if "#SBATCH" in block).lstrip()
+    assert script.startswith("#!/bin/bash\n")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
