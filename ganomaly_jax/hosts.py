@@ -86,9 +86,10 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
     except (ValueError, RuntimeError) as error:
+        said = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"--distributed: {str(error).partition(chr(10))[0]}; under another launcher than SLURM, Open MPI, Cloud "
-            "TPU, GKE or Kubernetes give --coordinator-address, --num-processes and --process-id"
+            f"--distributed: {said}; under another launcher than SLURM, Open MPI, Cloud TPU, GKE or Kubernetes give "
+            "--coordinator-address, --num-processes and --process-id"
         ) from None
     finally:
         timer.cancel()

@@ -24,8 +24,8 @@ from ganomaly_jax.lazy import LazyImages, wanted
 from ganomaly_jax.preprocess import fit_image
 
 
-def tfds(name: str, settings: config.Data, progress: bool) -> Dataset:
-    """`tfds.data_source`: prepared array_record files, read without TensorFlow."""
+def tfds(name: str, settings: config.Data, progress: bool, shared: bool = False) -> Dataset:
+    """`tfds.data_source`: prepared array_record files, read without TensorFlow; `shared` as `records.load` has it."""
     module = package("tensorflow_datasets", "tensorflow-datasets", f"tfds:{name}")
     folder = os.environ.get("TFDS_DATA_DIR")
     with silent():
@@ -60,9 +60,12 @@ def tfds(name: str, settings: config.Data, progress: bool) -> Dataset:
         channels = settings.channels or shape[2] or first.shape[2]
         counts = [len(splits[part]) for part in known]
         dtype, size = first.dtype, (height, width, channels)
-        lazy = LazyImages(_reading([splits[part] for part in known], size, settings.fit), (sum(counts), *size), dtype)
+        reading = _reading([splits[part] for part in known], size, settings.fit)
+        lazy = LazyImages(reading, (sum(counts), *size), dtype, keep=True)
+        large = wanted(settings.stream, lazy.nbytes)
+        lazy = dataclasses.replace(lazy, keep=not large)
         # Types that `from_arrays` would turn into others are read at once.
-        streamed = dtype in (np.uint8, np.uint16, np.float32) and wanted(settings.stream, lazy.nbytes)
+        streamed = dtype in (np.uint8, np.uint16, np.float32) and (large or shared)
         labels, parts, images = [], np.repeat([PARTS.get(part, 0) for part in known], counts), []
         for part in known:
             for item in progress_bar(iter(splits[part]), len(splits[part]), progress):

@@ -60,8 +60,10 @@ def encode(note: dict[str, Any]) -> str:
     return json.dumps(note | {"sha256": _sum(note)}, allow_nan=False, separators=(",", ":"))
 
 
-def load(paths: Sequence[Path], settings: config.Data, name: str) -> Dataset:
+def load(paths: Sequence[Path], settings: config.Data, name: str, shared: bool = False) -> Dataset:
     """The packed images of some shards as one data set; they are read on demand where `settings.stream` says so.
+
+    `shared`: by all processes of a training, each of which reads those that it needs.
 
     Raises:
       UserError: no JSON file beside a shard, shards of different images, another size than `settings` asks for.
@@ -77,9 +79,11 @@ def load(paths: Sequence[Path], settings: config.Data, name: str) -> Dataset:
             f"{name} was packed at {'x'.join(map(str, size))}, asked are {'x'.join(map(str, asked))}: pack the images "
             f"again with {how}, or leave these keys out"
         )
+    assert isinstance(dataset.images, LazyImages)
     if wanted(settings.stream, dataset.images.nbytes):
         return dataset
-    return dataclasses.replace(dataset, images=dataset.images[:])
+    held = dataclasses.replace(dataset.images, keep=True) if shared else dataset.images[:]
+    return dataclasses.replace(dataset, images=held)
 
 
 def joined(shards: Sequence[Shard], name: str) -> Dataset:

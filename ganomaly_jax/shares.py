@@ -1,8 +1,8 @@
-"""A folder of images among several processes: each looks through its own part of it, and decodes what it needs.
+"""Images among several processes: each looks through its own part of them, and reads what it needs.
 
-At the start each process decodes its part of the files once, keeps their hashes only, and tells the others. From then
-on all know what every image is, and a process reads those that it trains on, calibrates with or scores; one whose hash
-is another than the one that was told is refused.
+At the start each process reads its part once, keeps the images' hashes only, and tells the others. From then on all
+know what every image is, and a process reads those that it trains on, calibrates with or scores; one whose hash is
+another than the one that was told is refused.
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import contextlib
 import dataclasses
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, data, hosts, images, survey
-from ganomaly_jax.errors import UserError
+from ganomaly_jax import config, data, hosts, images, lazy, survey
+from ganomaly_jax.data import Dataset
+from ganomaly_jax.errors import UserError, last_line
 from ganomaly_jax.images import Span
 from ganomaly_jax.lazy import LazyImages
+from ganomaly_jax.preprocess import fit_image
 
 
 def read(
@@ -68,6 +72,81 @@ def read(
     return found, np.array(kept, np.int64), problems, kind.span, hashes
 
 
+def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
+    """A set of one file, or a package, whose images [N, h, w, c] are brought to `size` as they are read, by `fit`.
+
+    What lies in memory is put into a temporary file and let go; mapped files are left where they are. All processes
+    call it.
+
+    Raises:
+      UserError: the processes see images of different sizes or numbers; no room for the temporary file.
+    """
+    if dataset.digest:
+        return dataset
+    images, names = dataset.images, dataset.paths  # a closure that holds the data set holds its images
+    hosts.check_same(**{"number, type or size of images": f"{images.dtype} {images.shape}"})
+    if isinstance(images, np.ndarray) and not _mapped(images):
+        images = _in_a_file(images)
+    stored, (height, width, channels) = images, size
+
+    def fitted(indices: np.ndarray) -> np.ndarray:
+        found = np.asarray(stored[indices])
+        if found.shape[1:] == size:
+            return found
+        return np.stack([fit_image(image, height, width, channels, fit) for image in found])
+
+    keep = images.keep if isinstance(images, LazyImages) else True
+    unread = LazyImages(fitted, (len(images), *size), images.dtype, keep)
+    part = hosts.own_part(len(unread))
+
+    def hashed() -> bytes:
+        blocks = lazy.blocks(unread, np.arange(part.start, part.stop))
+        return b"".join(data.image_hash(image) for block in blocks for image in block)
+
+    told = b"".join(hosts.each(hashed))
+    hashes = [told[i : i + 32] for i in range(0, len(told), 32)]
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        return _checked(fitted(indices), [hashes[i] for i in indices], [names[i] for i in indices])
+
+    found = dataclasses.replace(dataset, images=dataclasses.replace(unread, read=read))
+    return dataclasses.replace(found, digest=data.content_hash(found, hashes))
+
+
+def _mapped(array: Any) -> bool:
+    while array is not None and not isinstance(array, np.memmap):
+        array = getattr(array, "base", None)
+    return array is not None
+
+
+def _in_a_file(array: np.ndarray) -> np.ndarray:
+    """The same in a file without a name: the system keeps in memory what is used of it, and it goes with the process.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    try:
+        with tempfile.TemporaryFile() as file:
+            np.ascontiguousarray(array).tofile(file)
+            return np.memmap(file, array.dtype, "r", 0, array.shape)
+    except OSError as error:
+        raise UserError(
+            f"{array.nbytes:,} bytes of images cannot be put into {tempfile.gettempdir()} ({last_line(error)}): make "
+            "room, let TMPDIR name another folder, or pack them (`ganomaly pack`) and train on that"
+        ) from None
+
+
+def _checked(images: np.ndarray, hashes: Sequence[bytes], names: Sequence[str]) -> np.ndarray:
+    """Images as they are, if they are those of the hashes."""
+    for image, told, name in zip(images, hashes, names, strict=True):
+        if data.image_hash(image) != told:
+            raise UserError(
+                f"{name} is another image than at the start, where it was read by one of the processes: it has changed "
+                "since, or the processes see different data"
+            )
+    return images
+
+
 def _on_demand(
     files: Sequence[Path], hashes: Sequence[bytes], size: tuple[int, int], kind: survey.Kind, fit: str
 ) -> LazyImages:
@@ -80,12 +159,6 @@ def _on_demand(
             found, _, problems, _ = images.decode_files(chosen, *size, kind.channels, fit, False, like)
         if problems:
             raise UserError(f"{problems[0][0]} could be read at the start and cannot be now: {problems[0][1]}")
-        for path, i, image in zip(chosen, indices.tolist(), found, strict=True):
-            if data.image_hash(image) != hashes[i]:
-                raise UserError(
-                    f"{images.shown(path)} is another image than at the start, where it was read by one of the "
-                    "processes: it has changed since, or the processes see different data"
-                )
-        return found
+        return _checked(found, [hashes[i] for i in indices], list(map(images.shown, chosen)))
 
     return LazyImages(read, (len(files), *size, kind.channels), np.dtype(kind.dtype), keep=True)

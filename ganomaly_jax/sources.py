@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import gzip
-import math
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
@@ -20,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax import audio, config, mixture, packages, recordings, records, rows
+from ganomaly_jax.arrays import IDX, idx, npz, regular
 from ganomaly_jax.data import (
     ANOMALOUS_WORDS,
     NORMAL_WORDS,
@@ -48,8 +46,6 @@ _WANTED = (
     f"a folder of images, tables or recordings, a file (npz, npy, idx3-ubyte, array_record, csv, wav), tfds:NAME, "
     f"{', '.join(NAMES)}"
 )
-_IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
-_IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def load(settings: config.Data, arrays: Any = None, progress: bool = False, shared: bool = False) -> Dataset:
@@ -106,11 +102,12 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
     if not source:
         raise UserError(f"data.source is empty: wanted {_WANTED}")
     if source.startswith("tfds:"):
-        return packages.tfds(source.removeprefix("tfds:"), settings, progress)
+        found = packages.tfds(source.removeprefix("tfds:"), settings, progress, shared)
+        return _apart(found, found.images.shape[1:], settings.fit) if shared else found
     if source == "mnist5k":
-        return _fitted(_mnist5k(), settings)
+        return _fitted(_mnist5k(), settings, shared)
     if source == "generated":
-        return _fitted(_generated(), settings)
+        return _fitted(_generated(), settings, shared)
     if source in NAMES:
         return _elpv(source, settings, progress, shared)
     path = Path(source).expanduser()
@@ -125,21 +122,21 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         if path.is_dir():
             packed = records.shards_in(path)
             if packed:
-                return records.load(packed, settings, shown(path))
-            sets = [file for file in sorted(path.iterdir()) if _IDX.fullmatch(file.name)]
+                return records.load(packed, settings, shown(path), shared)
+            sets = [file for file in sorted(path.iterdir()) if IDX.fullmatch(file.name)]
             if sets:
-                return _fitted(_idx(sets, shown(path)), settings)
+                return _fitted(idx(sets, shown(path), shared), settings, shared)
             if (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists():
-                return _fitted(_cifar10(path), settings)
+                return _fitted(_cifar10(path), settings, shared)
             items, normal, has_parts = _layout(path, settings.abnormal)
             return _from_files(items, normal, has_parts, shown(path), settings, progress, shared)
         if "idx3" in path.name and path.is_file():
-            return _fitted(_idx([path], shown(path)), settings)
+            return _fitted(idx([path], shown(path), shared), settings, shared)
         if records.is_shard(path) and path.is_file():
-            return records.load([path], settings, shown(path))
+            return records.load([path], settings, shown(path), shared)
         if path.suffix in (".npz", ".npy"):
-            held = _npz(path, settings)
-            return held if held.spans is not None else _fitted(held, settings)
+            found = npz(path, settings, shared)
+            return found if found.spans is not None else _fitted(found, settings, shared)
         path.stat()
     except UserError:
         raise
@@ -156,17 +153,25 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
     raise UserError(f"{shown(path)}: {why}; wanted {_WANTED}")
 
 
-def _fitted(dataset: Dataset, settings: config.Data) -> Dataset:
+def _fitted(dataset: Dataset, settings: config.Data, shared: bool = False) -> Dataset:
     """Arrays at the size of the network."""
     _, h, w, c = dataset.images.shape
     height, width = network_size(settings, max(h, w) <= 32, (h, w))
-    channels = settings.channels or c
-    if (h, w, c) == (height, width, channels):
+    size = (height, width, settings.channels or c)
+    if shared:
+        return _apart(dataset, size, settings.fit)
+    if (h, w, c) == size:
         return dataset
     if isinstance(dataset.images, LazyImages):
-        raise UserError(f"{dataset.name} is read on demand at {h}x{w}x{c}, asked are {height}x{width}x{channels}")
-    images = np.stack([fit_image(image, height, width, channels, settings.fit) for image in dataset.images])
+        raise UserError(f"{dataset.name} is read on demand at {h}x{w}x{c}, asked are {'x'.join(map(str, size))}")
+    images = np.stack([fit_image(image, *size, settings.fit) for image in dataset.images])
     return dataclasses.replace(dataset, images=images, digest="")
+
+
+def _apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
+    from ganomaly_jax import shares  # it needs JAX
+
+    return shares.apart(dataset, size, fit)
 
 
 def _from_files(
@@ -236,7 +241,7 @@ def _known(path: Path) -> bool:
     if audio.is_source(path, config.Data()) or rows.is_source(path, config.Data()):
         return True
     sheets = (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists()
-    return sheets or any(_IDX.fullmatch(file.name) or records.is_shard(file) for file in path.iterdir())
+    return sheets or any(IDX.fullmatch(file.name) or records.is_shard(file) for file in path.iterdir())
 
 
 def _recordings(path: Path, abnormal: str) -> tuple[list[Item], frozenset[str] | None, bool]:
@@ -312,88 +317,9 @@ def _not_understood(root: Path, names: Iterable[str]) -> UserError:
     )
 
 
-def _regular(path: Path) -> Path:
-    """The path of a file that can be opened without waiting for ever, as one would for a named pipe."""
-    path.stat()  # says that there is none
-    if not path.is_file():
-        raise UserError(f"{shown(path)} is not a regular file")
-    return path
-
-
-def _npz(path: Path, settings: config.Data) -> Dataset:
-    _regular(path)
-    with open(path, "rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            if rows.takes(loaded, settings):
-                return rows.from_rows(loaded, settings=settings, name=path.name)
-            return from_arrays(loaded, name=path.name)
-        held = {key: loaded[key] for key in loaded.files}
-    if "waveforms" in held:
-        return audio.of_file(held, settings, path.name)
-    if "rows" in held or rows.takes(held.get("x_train"), settings):
-        return rows.of_file(held, settings, path.name)
-    classes = held.get("classes")
-    if "images" in held:
-        return from_arrays(held["images"], held.get("labels"), classes, name=path.name)
-    if "x_train" not in held:
-        listed = ", ".join(list(held)[:9]) or "nothing"
-        raise UserError(f"{shown(path)} holds {listed}: wanted images and labels, or x_train, y_train, x_test, y_test")
-    sets = [(held[f"x_{part}"], held.get(f"y_{part}"), part) for part in ("train", "test") if f"x_{part}" in held]
-    return _joined(sets, classes, path.name)
-
-
-def _idx(files: list[Path], name: str) -> Dataset:
-    """idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are its parts."""
-    # The same file may lie there packed and unpacked.
-    stems = {file.name.removesuffix(".gz"): file for file in reversed(files)}
-    sets: list[tuple[np.ndarray, np.ndarray | None, str]] = []
-    for stem in sorted(stems, key=lambda stem: "train" not in stem):
-        match = _IDX.fullmatch(stem)
-        beside = stems[stem].with_name(stem.replace("images", "labels").replace("idx3", "idx1"))
-        labels = [path for path in (beside, beside.with_name(beside.name + ".gz")) if path.exists()]
-        sets.append((_read_idx(stems[stem]), _read_idx(labels[0]) if labels else None, match[2] if match else "train"))
-    if len({PARTS[part] for _, _, part in sets}) < len(sets):
-        raise UserError(f"{name} holds several sets: {', '.join(stems)}; take one of the files")
-    return _joined(sets, None, name)
-
-
-def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequence[str] | None, name: str) -> Dataset:
-    """Training and test part, each (images, labels, name of the part), as one data set."""
-    if len(sets) == 1:
-        return from_arrays(*sets[0][:2], classes, name=name)
-    labels = [labels for _, labels, _ in sets]
-    if labels[0] is None and labels[1] is not None:  # trained on normal images alone
-        labels[0] = np.full(len(sets[0][0]), "normal" if labels[1].dtype.kind in "US" else 0)
-    for known, (images, _, part) in zip(labels, sets, strict=True):
-        if known is None or len(known) != len(images):
-            have = "no labels" if known is None else f"{len(known)} labels"
-            raise UserError(f"{name}: {have} for the {len(images)} images of its {part} part: wanted one an image")
-    parts = np.concatenate([np.full(len(images), PARTS[part], np.int8) for images, _, part in sets])
-    joined = np.concatenate([known for known in labels if known is not None])
-    return from_arrays(np.concatenate([images for images, _, _ in sets]), joined, classes, parts, name=name)
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    _regular(path)
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        head = file.read(4)
-        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
-            raise UserError(f"{shown(path)} is no idx file: it begins with {head!r}")
-        shape = np.frombuffer(file.read(4 * head[3]), ">u4").tolist()
-        kind = np.dtype(_IDX_TYPES[head[2]])
-        size = math.prod(shape) * kind.itemsize
-        if size > 2**34:
-            raise UserError(f"{shown(path)}: its header says {shape}, {size / 2**30:.0f} GiB: not read")
-        data = file.read(size + 1)
-    if len(shape) != head[3] or len(data) != size:
-        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, wanted {size} bytes")
-    return np.frombuffer(data, kind).reshape(shape)
-
-
 def _cifar10(path: Path) -> Dataset:
     """CIFAR-10 as lossless sheets of 100 x 100 tiles of 32 x 32 pixels."""
-    with np.load(_regular(path / "labels.npz"), allow_pickle=False) as file:
+    with np.load(regular(path / "labels.npz"), allow_pickle=False) as file:
         train, test, names = file["train"], file["test"], file["names"].tolist()
     sheets = []
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:

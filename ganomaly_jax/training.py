@@ -292,7 +292,8 @@ def _memory(settings: Config, devices: int) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # XLA's CPU says the second.
+        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
             raise
         raise plan.out_of_memory(settings, devices) from None
 

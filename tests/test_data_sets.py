@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from test_sources import fill, read, taken
 
-from ganomaly_jax import config, sources
-from ganomaly_jax.data import split
+from ganomaly_jax import arrays, config, sources
+from ganomaly_jax.data import content_hash, split
 from ganomaly_jax.errors import UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -122,6 +122,11 @@ def test_tfds(tmp_path, monkeypatch, capfd, caplog):
     lazily = read("tfds:tiny", abnormal="dog", stream="always")
     np.testing.assert_array_equal(lazily.images[[11, 0, 8, 7]], data.images[[11, 0, 8, 7]])
     assert lazily.labels.tolist() == data.labels.tolist() and lazily.parts.tolist() == data.parts.tolist()
+    for stream, keep in (("always", False), ("never", True)):  # by each of several processes, on demand either way
+        settings = config.Data(source="tfds:tiny", abnormal="dog", stream=stream)
+        shared = sources.load(settings, shared=True)
+        np.testing.assert_array_equal(shared.images[:], data.images)
+        assert shared.images.keep == keep and shared.digest == content_hash(data)
     assert "tensorflow" not in sys.modules
     with pytest.raises(
         UserError, match=r"tfds:mnist: not prepared as array_record .*tfds build mnist --file_format=arr"
@@ -148,7 +153,7 @@ def test_real_mnist(folder):
     with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
         content = file.read()
     assert hashlib.md5(content).hexdigest() == "6bbc9ace898e44ae57da46a324031adb"
-    raw = sources._idx([folder / "train-images-idx3-ubyte.gz"], "mnist")
+    raw = arrays.idx([folder / "train-images-idx3-ubyte.gz"], "mnist")
     assert raw.images.tobytes() == content[16:] and raw.images.shape == (60000, 28, 28, 1)
     assert np.bincount(raw.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 

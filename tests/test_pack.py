@@ -296,6 +296,15 @@ def test_auto_looks_at_the_free_memory(packed, monkeypatch):
     assert isinstance(sources.load(small(packed[1])).images, np.ndarray)
 
 
+def test_several_processes_read_a_small_set_on_demand_too(packed):
+    """Each what it needs, once, and keeps it on its devices."""
+    settings = small(packed[1], stream="never")
+    shared, whole = sources.load(settings, shared=True), sources.load(settings)
+    assert isinstance(shared.images, lazy.LazyImages) and shared.images.keep
+    np.testing.assert_array_equal(shared.images[:], whole.images)
+    assert data.content_hash(shared) == data.content_hash(whole)
+
+
 @pytest.mark.parametrize(
     ("names", "none"),
     [

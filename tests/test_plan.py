@@ -47,9 +47,16 @@ def test_the_largest_batch_follows_from_the_memory(found, monkeypatch):
     assert plan.plan(sized()).largest_batch is None
 
 
-def test_out_of_memory_names_a_batch_that_fits(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "said",
+    [
+        "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.",
+        "INTERNAL: Error dispatching computation: Out of memory allocating 99 bytes.",
+    ],
+)
+def test_out_of_memory_names_a_batch_that_fits(tmp_path, monkeypatch, said):
     def exhausted(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 bytes.")
+        raise jax.errors.JaxRuntimeError(said)
 
     monkeypatch.setattr(training.loop, "advance", exhausted)
     with pytest.raises(UserError, match=r"batch of 8; a batch of 4 would fit: --config\.train\.batch_size=4"):

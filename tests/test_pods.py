@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import pytest
 from conftest import blobs
 from PIL import Image
 
-from ganomaly_jax import checkpoint, config, hosts, pack
+from ganomaly_jax import checkpoint, cli, config, hosts, loop, pack, run, verbs
 from ganomaly_jax.errors import UserError
 
 STEPS = 6
@@ -42,14 +45,14 @@ def begin(workdir, devices, *more, program=None):
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def begin_two(workdir, *more, second=(), program=None):
+def begin_two(workdir, *more, second=(), programs=(None, None)):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     common = ("--coordinator-address", address, "--num-processes", "2", "--wait", "100", *more)
     return [
-        begin(workdir, 4, *common, "--process-id", "0", program=program),
-        begin(workdir, 4, *common, "--process-id", "1", *second),
+        begin(workdir, 4, *common, "--process-id", "0", program=programs[0]),
+        begin(workdir, 4, *common, "--process-id", "1", *second, program=programs[1]),
     ]
 
 
@@ -92,6 +95,24 @@ def one(shard, tmp_path_factory):
     return workdir
 
 
+# Writes down which packed images a process reads.
+NOTED = """
+import sys
+from ganomaly_jax import cli, records
+given = lambda name: sys.argv[sys.argv.index(name) + 1]
+made = records._reading
+def noting(*of):
+    read = made(*of)
+    def noted(indices):
+        with open(given("--workdir") + "/read" + given("--process-id"), "a") as file:
+            file.write("".join(f"{i}\\n" for i in indices))
+        return read(indices)
+    return noted
+records._reading = noting
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 @pytest.fixture(scope="module")
 def two(shard, tmp_path_factory):
     """(workdir, outputs) of two processes that went on at step 3 after both had ended there, each reading its own
@@ -99,7 +120,8 @@ def two(shard, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("two")
     more = ("--data", str(shard), "--config.data.stream=always")
     for steps in (3, STEPS):
-        found = [end(process) for process in begin_two(workdir, f"--config.train.steps={steps}", *more)]
+        begun = begin_two(workdir, f"--config.train.steps={steps}", *more, programs=(NOTED, NOTED))
+        found = [end(process) for process in begun]
         assert [code for code, _ in found] == [0, 0], found
     return workdir, [output for _, output in found]
 
@@ -110,6 +132,22 @@ def test_two_processes_give_the_weights_of_one(one, two):
     for name, relative in (("batch_stats", 1e-5), ("params", 1e-4)):
         for a, b in zip(jax.tree.leaves(found[name]), jax.tree.leaves(wanted[name]), strict=True):
             np.testing.assert_allclose(a, b, rtol=relative, atol=1e-6, err_msg=name)
+
+
+def test_each_process_reads_its_part_only(two):
+    """Of the training images those of its places, of the test set its blocks; all read the calibration images."""
+    this = run.resolve(run.stored_config(two[0]))
+    places = loop.Course(this, two[0]).places
+    half = len(places) // 2
+    own = [set(this.split.train[places[part].ravel()].tolist()) for part in (slice(half), slice(half, None))]
+    trained, held_out = set(this.split.train.tolist()), set(this.split.calibration.tolist())
+    read = [set(map(int, (two[0] / f"read{i}").read_text().split())) for i in (0, 1)]
+    for i in (0, 1):
+        # Ten of eleven rows are an epoch's first six steps and what is read ahead of them.
+        assert len(read[i] & own[i]) > 0.3 * len(own[i])
+        assert not (read[i] & trained) - own[i]
+        assert held_out <= read[i]
+    assert read[1] >= set(this.split.test.tolist())  # less than a block, which is the last process's
 
 
 def test_only_process_0_speaks_and_writes(two):
@@ -191,13 +229,17 @@ def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
     assert "start all" in output
 
 
-def test_a_signal_to_one_process_saves_and_stops_both(tmp_path):
-    both = begin_two(tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000")
+def test_a_signal_to_one_process_saves_and_stops_both(shard, tmp_path):
+    """Within 10 s, also while both read what they train on."""
+    more = ("--config.train.steps=100000", "--config.train.save_every=100000")
+    both = begin_two(tmp_path, "--data", str(shard), "--config.data.stream=always", *more)
     until(both[0], "step 1/")
     both[1].send_signal(signal.SIGTERM)
+    began = time.monotonic()
     for code, output in map(end, both):
         assert code == 128 + signal.SIGTERM
         assert "stopped by SIGTERM" in output
+    assert time.monotonic() - began < 10
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
 
 
@@ -221,7 +263,9 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
-    both = begin_two(tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000", program=NOTICE)
+    both = begin_two(
+        tmp_path, "--config.train.steps=100000", "--config.train.save_every=100000", programs=(NOTICE, None)
+    )
     for code, output in map(end, both):
         assert code == 128 + signal.SIGTERM
         assert "saved, run it again to go on" in output
@@ -271,3 +315,34 @@ def test_one_process_agrees_with_itself():
     assert hosts.own_part(7) == range(7)
     with pytest.raises(KeyError):
         hosts.together(lambda: {}["absent"])
+
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "pods.md"
+
+
+def blocks():
+    """The indented and fenced pieces of docs/pods.md."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    indented = [textwrap.dedent(found) for found in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)]
+    return indented + re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_commands_of_the_document_are_understood():
+    """Every option is one of the command's, every key one of the configuration's."""
+    joined = [block.replace("\\\n", " ") for block in blocks()]
+    commands = [found for block in joined for found in re.findall(r"ganomaly (?:train|pack|predict) .*", block)]
+    manifest = next(block for block in joined if "kind: JobSet" in block)
+    listed = re.search(r"command: \[ganomaly, (.*?)\]\n", manifest, re.DOTALL)[1]
+    words = [word.split("#")[0].strip(' "\n') for word in re.sub(r"#.*", "", listed).split(",")]
+    told = [shlex.split(command.strip('"'), comments=True)[1:] for command in commands]
+    assert len(told) >= 7
+    for given in [*told, [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in words]]:
+        known, rest = cli._parser().parse_known_args(given)
+        assert callable(known.run)
+        verbs._overrides(config.Config(), rest)
+
+
+def test_the_batch_file_is_one():
+    script = next(block for block in blocks() if "#SBATCH" in block).lstrip()
+    assert script.startswith("#!/bin/bash\n")
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0

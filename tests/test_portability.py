@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganomaly_jax import config, detectors, scorer, training
+from ganomaly_jax import config, detectors, scorer, scores, training
 from ganomaly_jax.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Model, score_parts
@@ -39,14 +39,14 @@ VARIANTS = {
 # Training on one device, over several, and the scorer.
 STEP, SHARDED, SCORER = PROGRAMS = ("step", "sharded", "scorer")
 DEVICES = {STEP: 1, SHARDED: 8}
-# Of sensors, whose networks have products where these have convolutions: tests/test_rows.py lowers them.
-ROWS = {"rows"}
-CASES = [(path.stem, name) for path in sorted(CONFIGS.glob("*.py")) if path.stem not in ROWS for name in PROGRAMS]
+CASES = [(path.stem, name) for path in sorted(CONFIGS.glob("*.py")) for name in PROGRAMS]
 CASES += [("bfloat16", SHARDED), ("bfloat16", SCORER), ("members", SHARDED)]
 CASES += [("pmap", SHARDED), ("groups", SHARDED), ("divided", SHARDED)]
 PLATFORMS = ("cuda", "tpu")
 # Where a configuration leaves the channels to its data and those are not grey.
 CHANNELS = {"tfds:cifar10": 3}
+# Of rows of sensors, whose networks have products where those of images have convolutions.
+SENSORS = 5
 # With more features than this every layer still takes the same form; only the states, which `train` makes, grow.
 ENOUGH_FEATURES = 32
 # Of XLA itself, for every backend: where an array lies, and what a symbolic size must satisfy. All else is code that
@@ -84,14 +84,19 @@ def settings_of(case):
     for path, value in VARIANTS.get(case, {}).items():
         config.set_value(settings, path, value)
     data, model = settings.data, settings.model
-    data.height, data.width = data.height or 32, data.width or 32
-    data.channels = data.channels or CHANNELS.get(data.source, 1)
+    if data.kind == "rows":
+        data.channels = SENSORS
+    else:
+        data.height, data.width = data.height or 32, data.width or 32
+        data.channels = data.channels or CHANNELS.get(data.source, 1)
     model.features = ENOUGH_FEATURES if case in VARIANTS else min(model.features, ENOUGH_FEATURES)
     return settings
 
 
 def zeros(settings):
-    """What stands for the data: images, with labels where the configuration speaks of classes."""
+    """What stands for the data: images, with labels where the configuration speaks of classes; rows that are none."""
+    if settings.data.kind == "rows":
+        return np.random.default_rng(0).normal(size=(40 * settings.train.batch_size, SENSORS)).astype(np.float32)
     named = {*config.member_classes(settings), settings.data.abnormal} - {"", "all"}
     classes = [*sorted(named), "other", "another"]
     n = 2 * len(classes) * settings.train.batch_size
@@ -144,17 +149,20 @@ def scorer_program(settings):
     state = jax.eval_shape(detector.init, jax.random.key(0))
     variables = {"detector": detector.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
     shown = {name: params for name, params in state.params.items() if name != "discriminator" or settings.loss.contrast}
+    names, fitted = score_parts(settings), {}
     if settings.loss.contrast:
-        names = score_parts(settings)
         fitted = {
             output: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), fit(random(size), 0))
             for output, size in (("z", settings.model.latent_size), ("embedding", settings.model.embedding_size))
         }
-        variables["statistics"] = fitted | {"scale": {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}}
+    if not scores.is_plain(names):
+        scale = {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}
+        variables["statistics"] = fitted | {"scale": scale}
     calibration = Calibration(0.0, 1.0, "none")
-    one = scorer.Scorer(detector, variables, settings, "uint8", 0.0, 255.0, calibration, 1.0, {})
+    pixels = ("float32", (0.0,) * SENSORS, (1.0,) * SENSORS) if settings.data.kind == "rows" else ("uint8", 0.0, 255.0)
+    one = scorer.Scorer(detector, variables, settings, *pixels, calibration, 1.0, {})
     (size,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((size, *one.input_shape), jnp.uint8)
+    x = jax.ShapeDtypeStruct((size, *one.input_shape), jnp.dtype(pixels[0]))
     return Program(jax.jit(one.outputs), (variables, x), settings, shown)
 
 
@@ -257,6 +265,9 @@ def test_convolutions_are_the_backends_own(lowered):
     """Every kernel but the heads' is convolved, and in training has a gradient that is a convolution too."""
     name, program, exported = lowered
     for platform, (_, text) in exported.items():
+        if program.settings.data.kind == "rows":
+            assert operations(text, "dot_general") and not operations(text, "convolution"), platform
+            continue
         wanted = spatially(kernels(program.params)[0])
         convolutions = operations(text, "convolution")
         forward = spatially(kernel.dims for _, kernel, _ in convolutions)
@@ -273,7 +284,8 @@ def test_convolutions_have_the_type_that_is_asked_for(lowered):
     _, program, exported = lowered
     wanted = {"float32": "f32", "bfloat16": "bf16"}[program.settings.model.dtype]
     for platform, (_, text) in exported.items():
-        found = {one.element for convolution in operations(text, "convolution") for one in convolution}
+        what = "dot_general" if program.settings.data.kind == "rows" else "convolution"
+        found = {one.element for operation in operations(text, what) for one in operation}
         assert found == {wanted}, platform
 
 

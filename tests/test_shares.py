@@ -1,13 +1,15 @@
-"""A folder among several processes, seen from one of them; for two real ones see test_pods.py."""
+"""Images among several processes, seen from one of them; for two real ones see test_pods.py."""
 
 import dataclasses
+import gzip
+import tracemalloc
 
 import numpy as np
 import pytest
 from conftest import blobs, tiny_config
 from PIL import Image
 
-from ganomaly_jax import config, data, feed, hosts, images, lazy, loop, run, sharding, sources, survey
+from ganomaly_jax import config, data, feed, hosts, images, lazy, loop, run, sharding, shares, sources, survey
 from ganomaly_jax.errors import UserError
 
 SIZE = config.Data(height=16, width=16)
@@ -101,6 +103,77 @@ def test_an_image_that_is_another_now_is_refused(folder, settings):
         found.images[11]
     with pytest.raises(UserError, match=r"002\.png could be read at the start and cannot be now: no such file"):
         found.images[2]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4000, 16, 16), np.uint8)
+LABELS = (np.arange(4000) % 10 == 0).astype(np.uint8)
+
+
+def idx(array):
+    return bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def one_file(folder, kind):
+    """The source of 1 MB of images in one file, or two with their labels."""
+    if kind == "npy":
+        np.save(folder / "a.npy", PIXELS)
+        return folder / "a.npy"
+    if kind.startswith("npz"):
+        save = np.savez_compressed if kind == "npz, packed" else np.savez
+        save(folder / "a.npz", images=PIXELS, labels=LABELS)
+        return folder / "a.npz"
+    end, pack = (".gz", gzip.compress) if kind == "idx, packed" else ("", bytes)
+    for word, array in (("images-idx3", PIXELS), ("labels-idx1", LABELS)):
+        (folder / f"train-{word}-ubyte{end}").write_bytes(pack(idx(array)))
+    return folder
+
+
+@pytest.mark.parametrize("size", [16, 8])
+@pytest.mark.parametrize("kind", ["npy", "npz", "npz, packed", "idx", "idx, packed"])
+def test_of_one_file_nothing_is_held(tmp_path, kind, size):
+    """And it is the same data. What is mapped is not even held while it is looked through."""
+    settings = config.Data(source=str(one_file(tmp_path, kind)), height=size, width=size)
+    tracemalloc.start()
+    try:
+        found = sources.load(settings, shared=True)
+        held, most = tracemalloc.get_traced_memory()
+        tracemalloc.clear_traces()
+        wanted = sources.load(settings)
+        whole = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    beside = 1.1e6  # names, labels and hashes of 4,000 images
+    assert held < beside and whole > wanted.images.nbytes + held - beside
+    if size == 16 and "packed" not in kind:
+        assert most < PIXELS.nbytes + beside
+    same(found, wanted)
+
+
+def test_what_lies_in_memory_is_put_into_a_file_or_says_why_not(tmp_path, monkeypatch):
+    settings = config.Data(source=str(one_file(tmp_path, "npz, packed")), height=16, width=16)
+    monkeypatch.setattr(shares.tempfile, "tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"1,024,000 bytes of images cannot be put into .*nowhere .*TMPDIR"):
+        sources.load(settings, shared=True)
+
+
+def test_a_file_that_is_another_now_is_refused(tmp_path):
+    path = one_file(tmp_path, "npy")
+    found = sources.load(config.Data(source=str(path), height=16, width=16), shared=True)
+    with path.open("r+b") as file:
+        file.seek(128 + 7 * 256)
+        file.write(b"other")
+    np.testing.assert_array_equal(found.images[6], PIXELS[6, ..., None])
+    with pytest.raises(UserError, match=r"a\.npy\[7\] is another image than at the start"):
+        found.images[7]
+
+
+def test_a_damaged_file_is_refused_unread(tmp_path):
+    path = one_file(tmp_path, "npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(PIXELS[7].tobytes()) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz cannot be read: Bad CRC-32"):
+        sources.load(config.Data(source=str(path), height=16, width=16), shared=True)
 
 
 def test_nothing_that_can_be_read(tmp_path):
