@@ -84,8 +84,9 @@ def places(shape: tuple[int, ...], share: float) -> int:
 def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) -> dict[str, np.ndarray]:
     """What `distance` needs, from `described` patches [n, D] of normal images; `seed` draws those that are kept.
 
-    Returns float32 arrays: `kernel` [h, w, C, k], the first `COMPONENTS` principal axes of these patches; `total` [k],
-    the sum of each axis; `mean` [k]; `bank` [m, k], the patches along the axes, m at most `BANK`.
+    Returns float32 arrays: `kernel` [h, w, C, k + 1], the first `COMPONENTS` principal axes of these patches and their
+    mean; `total` [k + 1], the sum of each; `mean` [k + 1], the mean along each; `bank` [m, k], the patches along the
+    axes, m at most `BANK`.
     """
     _, size, _ = _layout(shape, share)
     kept = patches[np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])]
@@ -97,24 +98,40 @@ def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) ->
     count = min(COMPONENTS, int((values > 1e-6 * values[-1]).sum()))
     values, vectors = values[-count:], vectors[:, -count:]
     axes = centred.T @ vectors / np.sqrt(values) if few else vectors
+    kernel = np.concatenate([axes, mean[:, None]], axis=1)
     return {
-        "kernel": axes.reshape(*size, shape[-1], count).astype(np.float32),
-        "total": axes.sum(axis=0).astype(np.float32),
-        "mean": (mean @ axes).astype(np.float32),
+        "kernel": kernel.reshape(*size, shape[-1], count + 1).astype(np.float32),
+        "total": kernel.sum(axis=0).astype(np.float32),
+        "mean": (mean @ kernel).astype(np.float32),
         "bank": (centred @ axes).astype(np.float32),
     }
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
     """Mean [B] over the patches of images x [B, H, W, C] in [-1, 1] of the distance to the nearest one in the bank."""
+    at, _ = _along(fitted, x, share)
+    return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
+
+
+def residual(fitted: dict[str, Array], x: Array, share: float) -> Array:
+    """Mean [B] over the patches of images x [B, H, W, C] of their squared distance from the space of the axes: the Q of
+    principal components."""
+    at, whole = _along(fitted, x, share)
+    return jnp.mean(jnp.maximum(whole - jnp.sum(at * at, axis=-1), 0.0), axis=(1, 2))
+
+
+def _along(fitted: dict[str, Array], x: Array, share: float) -> tuple[Array, Array]:
+    """Patches along the axes, [B, h, w, k], and the square of their distance from the mean, [B, h, w]."""
     down, size, step = _layout(x.shape[1:], share)
     x = _averaged(x, down)
     mean, divisor = _moments(x, size, step)
     along = lax.conv_general_dilated(
         x, fitted["kernel"].astype(x.dtype), step, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    at = (along - mean[..., None] * fitted["total"]) / divisor[..., None] - fitted["mean"]
-    return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
+    along = (along - mean[..., None] * fitted["total"]) / divisor[..., None]
+    length = size[0] * size[1] * x.shape[-1] * jnp.square(1 - _FLOOR / divisor)
+    own = fitted["mean"][-1]
+    return along[..., :-1] - fitted["mean"][:-1], length - 2 * along[..., -1] + own
 
 
 def _nearest(bank: Array, at: Array) -> Array:

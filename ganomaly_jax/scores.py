@@ -77,16 +77,18 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
 }
 
 
-def _patches(name: str, share: float) -> Callable[[Outputs, Fitted], Array]:
-    return lambda outputs, fitted: patches.distance(fitted[name], outputs["x"], share)
+def _patches(
+    function: Callable[[Fitted, Array, float], Array], size: str, share: float
+) -> Callable[[Outputs, Fitted], Array]:
+    return lambda outputs, fitted: function(fitted[size], outputs["x"], share)
 
 
 _FITTED = {"latent": "z", "embedding": "embedding"}
-_SHARES = {f"patches_{size}": share for size, share in patches.SHARES.items()}
+_PATCHED = {"patches": patches.distance, "components": patches.residual}
 for _name in SCORES:
     _word, _, _kind = _name.partition("_")
-    if _name in _SHARES:
-        PARTS[_name] = _patches(_name, _SHARES[_name])
+    if _word in _PATCHED:
+        PARTS[_name] = _patches(_PATCHED[_word], _kind, patches.SHARES[_kind])
     if _word in _FITTED:
         PARTS[_name] = _statistic(getattr(statistics, _kind), _FITTED[_word])
 
@@ -140,23 +142,23 @@ def fit(
         return {}
     fitted: Fitted = {}
     used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
-    cut = [name for name in _SHARES if name in names]
+    cut = {size for word, _, size in (name.partition("_") for name in names) if word in _PATCHED}
     if used or cut:
         random = np.random.default_rng(seed)
-        found: dict[str, list[np.ndarray]] = {name: [] for name in (*used, *cut)}
+        found: dict[str, list[np.ndarray]] = {output: [] for output in (*used, *cut)}
         shape: tuple[int, ...] = ()
         for x in training:
             shape = x.shape[1:]
             if cut and len(shape) < 3:
-                raise UserError(f"evaluate.score: {cut[0]} is of images, and these are rows of sensors: leave it out")
+                raise UserError("evaluate.score: patches are of images, and these are rows of sensors: leave them out")
             for output, values in _outputs(detector, tuple(sorted(used)), variables["detector"], x).items():
                 found[output].append(np.asarray(values))
-            for name in cut:
-                share, each = _SHARES[name], -(-patches.BANK // count)
+            for size in sorted(cut):
+                share, each = patches.SHARES[size], -(-patches.BANK // count)
                 places = random.integers(patches.places(shape, share), size=(len(x), each))
-                found[name].append(np.concatenate(np.asarray(patches.described(x, places, share))))
+                found[size].append(np.concatenate(np.asarray(patches.described(x, places, share))))
         fitted = {output: statistics.fit(np.concatenate(found[output]), seed) for output in used}
-        fitted |= {name: patches.fit(np.concatenate(found[name]), shape, _SHARES[name], seed) for name in cut}
+        fitted |= {size: patches.fit(np.concatenate(found[size]), shape, patches.SHARES[size], seed) for size in cut}
     fitted = jax.tree.map(jnp.asarray, fitted)
     own = {"detector": variables["detector"], "statistics": fitted}
     seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
