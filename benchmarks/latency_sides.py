@@ -223,7 +223,8 @@ def _seconds(function: Callable[[Any], Any], given: Any) -> float:
 def serve(side: str, artefacts: str, images: str) -> None:
     """Answer calls, a line of JSON each, until standard input ends; what libraries print goes to standard error.
 
-    A call names `mode`, `batch` and `calls`; the answer has the seconds of each and the scores of the first images.
+    A call names `mode`, `batch`, `calls` and `warm`: whether one that is not timed comes first, whose scores of the
+    first images are then in the answer, beside the seconds of each of the others.
     The side is made at the first call. `images` is a folder with `device.npy`, `arrays.npy` and `files/`.
     """
     make, folder = SIDES[side]
@@ -249,9 +250,10 @@ def serve(side: str, artefacts: str, images: str) -> None:
                 ways.append(make(str(Path(artefacts, folder))))
             score = getattr(ways[0], call["mode"])
             given = batches(call["mode"], call["batch"])
-            first = score(given[0])  # untimed: memory and caches of the side before are not its work
+            first = score(given[0]) if call["warm"] else None  # caches of the side before are not its work
             turns = itertools.islice(itertools.cycle(given), call["calls"])
-            answer = {"seconds": [_seconds(score, x) for x in turns], "scores": first[:8].tolist()}
+            answer = {"seconds": [_seconds(score, x) for x in turns]}
+            answer |= {"scores": None if first is None else first[:8].tolist()}
             answer |= {"note": ways[0].note, "versions": timing.versions(PACKAGES)}
         except Exception as error:
             answer = {"error": timing.one_line(error)}
