@@ -395,9 +395,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         )
         if len(scorer.columns) != (0 if len(scorer.input_shape) == 3 else scorer.input_shape[-1]):
             raise ValueError(f"{len(scorer.columns)} names of columns for {scorer.input_shape}")
-        # Sizes that do not fit would show only at the first image; nothing is computed here.
+        # Sizes that do not fit would show only at the first image; nothing is computed here, and that one finds the
+        # program traced.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
-        jax.eval_shape(scorer.outputs, scorer.variables, one)
+        jax.eval_shape(scorer._outputs, scorer.variables, one)
     except Exception as error:  # whatever a folder that was sealed like ours can hold
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{folder} is no detector that this version can use ({what}); write it again") from error
