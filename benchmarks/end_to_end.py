@@ -56,9 +56,8 @@ def cli(arguments: Sequence[str], say: Say = lambda line: None) -> Ran:
     Raises:
       UserError: it failed; the message is its own.
     """
-    path = os.pathsep.join([str(timing.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     call = [sys.executable, "-m", "ganomaly_jax.cli", *arguments]
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}  # each line comes when it is printed
+    environment = timing.environment() | {"PYTHONUNBUFFERED": "1"}  # each line comes when it is printed
     lines = []
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         begin = time.time()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -127,9 +126,8 @@ class Child:
 @contextlib.contextmanager
 def ganomaly(bench: Bench, arguments: Sequence[str], program: str = "") -> Iterator[Child]:
     """A `ganomaly VERB ...` that is running; at the end it is killed if it still does."""
-    path = os.pathsep.join([str(timing.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {"JAX_COMPILATION_CACHE_DIR": str(bench.scratch / "compiled"), **os.environ}
-    environment |= {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(bench.scratch / "compiled"), **timing.environment()}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     out, errors = bench.scratch / "out", bench.scratch / "errors"
     with out.open("wb") as a, errors.open("wb") as b:
         call = [sys.executable, "-c", program or PROGRAM, *arguments, "--no-huge-pages"]

@@ -93,19 +93,32 @@ def stepping(
     return timing.Side(run, finite, compile_s), lowered, compiled, last
 
 
-def _scoring(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:
-    variables = detector.variables(jax.jit(detector.init)(jax.random.key(0)))
-    scorer = Scorer(
+def untrained(detector: ganomaly.Ganomaly) -> Scorer:
+    """A scorer of uint8 images with the detector's first weights: what it costs does not depend on their values."""
+    settings = Config()
+    settings.data.height, settings.data.width, settings.data.channels = detector.shape
+    settings.model.latent_size, settings.model.features = detector.latent_size, detector.features
+    settings.model.dtype = detector.compute_dtype
+    return Scorer(
         detector,
-        {"detector": variables, "calibration": jnp.linspace(0, 1, _CALIBRATION_IMAGES)},
-        Config(),
+        {
+            "detector": detector.variables(jax.jit(detector.init)(jax.random.key(0))),
+            "calibration": jnp.linspace(0, 1, _CALIBRATION_IMAGES),
+            "statistics": {},
+        },
+        settings,
         "uint8",
         0,
         255,
         calibration=Calibration(0.99, 0.01, "none: only its cost counts here"),
         residual_max=1.0,
+        map_threshold=1.0,
         provenance={},
     )
+
+
+def _scoring(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:
+    scorer = untrained(detector)
     batches = [jax.device_put(x) for x in np.split(timing.pictures(_BATCHES * batch, detector.shape), _BATCHES)]
     begin = time.perf_counter()
     lowered = jax.jit(scorer.outputs).lower(scorer.variables, batches[0])

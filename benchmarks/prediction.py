@@ -15,18 +15,19 @@ from unittest import mock
 from benchmarks import timing
 
 
-def write_pictures(folder: Path, count: int, side: int) -> int:
-    """JPEG files in colour, 256 different ones; how many bytes they have together."""
+def write_pictures(folder: Path, count: int, side: int, forms: Sequence[str] = ("JPEG",)) -> int:
+    """Files in colour, 256 different ones, of these forms of Pillow's in turn; how many bytes they have together."""
     from PIL import Image
 
     folder.mkdir()
     encoded = []
-    for picture in timing.pictures(min(count, 256), (side, side, 3)):
+    for picture, form in zip(timing.pictures(min(count, 256), (side, side, 3)), itertools.cycle(forms)):
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, "JPEG", quality=90)
+        Image.fromarray(picture).save(file, form, quality=90)
         encoded.append(file.getvalue())
     for i in range(count):
-        (folder / f"{i:06}.jpg").write_bytes(encoded[i % len(encoded)])
+        ending = forms[i % len(encoded) % len(forms)].lower().replace("jpeg", "jpg")
+        (folder / f"{i:06}.{ending}").write_bytes(encoded[i % len(encoded)])
     return sum(len(encoded[i % len(encoded)]) for i in range(count))
 
 

@@ -31,7 +31,7 @@ _ENVIRONMENT = ("GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL
 _ENVIRONMENT += ("CUDA_", "CUDNN_", "NVIDIA_", "TF_ENABLE_", "ONEDNN_", "DNNL_")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "triton")
 # Between two turns: worker threads of the side before may still be spinning.
-_PAUSE_S = 0.05
+PAUSE_S = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def rotate(sides: Mapping[str, Side], steps: Mapping[str, int], rounds: int) -> 
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            time.sleep(_PAUSE_S)
+            time.sleep(PAUSE_S)
             side.run(1)
             taken[name].append(seconds(side, steps[name]) / steps[name])
     return taken
@@ -135,6 +135,12 @@ def available() -> int | None:
         return None
 
 
+def environment() -> dict[str, str]:
+    """That of this process, for a child that imports this checkout."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path}
+
+
 def peak_memory(module: str, arguments: Mapping[str, Any], steps: int) -> dict[str, int]:
     """Bytes at the peak of this process after some steps of `module.side(**arguments)`; for a process of its own.
 
@@ -149,8 +155,12 @@ def peak_memory(module: str, arguments: Mapping[str, Any], steps: int) -> dict[s
     return found | ({"device": side.device_peak()} if side.device_peak else {})
 
 
-def in_own_process(function: str, arguments: Mapping[str, Any], timeout_s: float = 900) -> Any:
+def in_own_process(
+    function: str, arguments: Mapping[str, Any], timeout_s: float = 900, python: str = sys.executable
+) -> Any:
     """What `package.module:function` of ours returns for these keyword arguments in a fresh process, through JSON.
+
+    `python` may be another interpreter, which has what that module imports.
 
     Raises:
       RuntimeError: it failed or was killed; the message is its error in one line.
@@ -159,12 +169,9 @@ def in_own_process(function: str, arguments: Mapping[str, Any], timeout_s: float
         "import importlib, json, sys; module, name = sys.argv[1].split(':'); "
         "print(json.dumps(getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))))"
     )
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    call = [sys.executable, "-W", "ignore", "-c", script, function, json.dumps(arguments)]
+    call = [python, "-W", "ignore", "-c", script, function, json.dumps(arguments)]
     try:
-        ran = subprocess.run(
-            call, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        ran = subprocess.run(call, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"it took longer than {timeout_s:.0f} s") from None
     if ran.returncode:
@@ -260,7 +267,7 @@ def machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": versions(_PACKAGES),
         "commit": _commit(),
         "environment": {
             name: value
@@ -288,6 +295,11 @@ def _processor() -> str:
     lines = (_read("/proc/cpuinfo") or "").splitlines()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of these packages, as far as they are installed here."""
+    return {name: version for name in packages if (version := _version(name))}
 
 
 def _version(name: str) -> str | None:

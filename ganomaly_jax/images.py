@@ -202,13 +202,19 @@ def decode_blocks(
 def read_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256, workers: int = WORKERS
 ) -> Generator[Result, None, None]:
-    """`function` of each item, in their order, worked out in threads before it is asked for.
+    """`function` of each item, in their order, worked out in threads before it is asked for; one alone without them.
 
     At most `ahead` items are begun or done and not yet taken, so that memory does not grow with their number. What
     `function` raises is raised at its item's place. The threads end with the iterator: whoever may leave it early
     closes it (`contextlib.closing`), which waits for the items in work. Until then no warning is shown.
     """
     rest = iter(items)
+    first = list(itertools.islice(rest, 2))
+    if len(first) < 2:  # nothing to work out meanwhile: a thread would cost more than a small file
+        with quiet():
+            yield from map(function, first)
+        return
+    rest = itertools.chain(first, rest)
     with quiet(), ThreadPoolExecutor(workers, "read") as pool:
         try:
             begun = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, ahead))

@@ -18,11 +18,13 @@ SHARES = {"small": 1 / 8, "medium": 3 / 8, "whole": 1.0}
 """Sides of a patch as shares of the image's."""
 BANK = 10_000
 """At most so many patches of training images are kept to be compared with."""
-COMPONENTS = 32
+COMPONENTS = 64
 _PLACES = 16
 # Of the range 2.
 _FLOOR = 0.2
 _LEAST_SIDE = 4
+# A squared distance that says nothing: that of an image to itself is rounding.
+_LEAST = 1e-6
 # Larger patches are averaged down to this, so that a description stays small.
 _MOST_SIDE = 32
 _BLOCK = 500
@@ -84,9 +86,9 @@ def places(shape: tuple[int, ...], share: float) -> int:
 def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) -> dict[str, np.ndarray]:
     """What `distance` needs, from `described` patches [n, D] of normal images; `seed` draws those that are kept.
 
-    Returns float32 arrays: `kernel` [h, w, C, k + 1], the first `COMPONENTS` principal axes of these patches and their
-    mean; `total` [k + 1], the sum of each; `mean` [k + 1], the mean along each; `bank` [m, k], the patches along the
-    axes, m at most `BANK`.
+    Returns float32 arrays: `middle` [h, w, C], the mean of these patches; `kernel` [h, w, C, k], their first
+    `COMPONENTS` principal axes; `total` and `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the
+    patches along the axes, m at most `BANK`.
     """
     _, size, _ = _layout(shape, share)
     kept = patches[np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])]
@@ -98,52 +100,54 @@ def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) ->
     count = min(COMPONENTS, int((values > 1e-6 * values[-1]).sum()))
     values, vectors = values[-count:], vectors[:, -count:]
     axes = centred.T @ vectors / np.sqrt(values) if few else vectors
-    kernel = np.concatenate([axes, mean[:, None]], axis=1)
     return {
-        "kernel": kernel.reshape(*size, shape[-1], count + 1).astype(np.float32),
-        "total": kernel.sum(axis=0).astype(np.float32),
-        "mean": (mean @ kernel).astype(np.float32),
+        "middle": mean.reshape(*size, shape[-1]).astype(np.float32),
+        "kernel": axes.reshape(*size, shape[-1], count).astype(np.float32),
+        "total": axes.sum(axis=0).astype(np.float32),
+        "mean": (mean @ axes).astype(np.float32),
         "bank": (centred @ axes).astype(np.float32),
     }
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
     """Mean [B] over the patches of images x [B, H, W, C] in [-1, 1] of the distance to the nearest one in the bank."""
-    at, _ = _along(fitted, x, share)
-    return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
-
-
-def residual(fitted: dict[str, Array], x: Array, share: float) -> Array:
-    """Mean [B] over the patches of images x [B, H, W, C] of their squared distance from the space of the axes: the Q of
-    principal components."""
-    at, whole = _along(fitted, x, share)
-    return jnp.mean(jnp.maximum(whole - jnp.sum(at * at, axis=-1), 0.0), axis=(1, 2))
-
-
-def _along(fitted: dict[str, Array], x: Array, share: float) -> tuple[Array, Array]:
-    """Patches along the axes, [B, h, w, k], and the square of their distance from the mean, [B, h, w]."""
     down, size, step = _layout(x.shape[1:], share)
     x = _averaged(x, down)
     mean, divisor = _moments(x, size, step)
     along = lax.conv_general_dilated(
         x, fitted["kernel"].astype(x.dtype), step, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    along = (along - mean[..., None] * fitted["total"]) / divisor[..., None]
-    length = size[0] * size[1] * x.shape[-1] * jnp.square(1 - _FLOOR / divisor)
-    own = fitted["mean"][-1]
-    return along[..., :-1] - fitted["mean"][:-1], length - 2 * along[..., -1] + own
+    at = (along - mean[..., None] * fitted["total"]) / divisor[..., None] - fitted["mean"]
+    return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
+
+
+def residual(fitted: dict[str, Array], x: Array, share: float) -> Array:
+    """Squared distance [B] of images x [B, H, W, C] in [-1, 1], the Q of principal components, from the space of these.
+
+    Of a patch that is the whole image.
+    """
+    down, size, step = _layout(x.shape[1:], share)
+    x = _averaged(x, down)
+    mean, divisor = _moments(x, size, step)
+    centred = (x - mean[..., None]) / divisor[..., None] - fitted["middle"]
+    at = jnp.einsum("bhwc,hwck->bk", centred, fitted["kernel"])
+    # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
+    return jnp.sum(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["kernel"])), axis=(1, 2, 3))
 
 
 def _nearest(bank: Array, at: Array) -> Array:
     """Distance [...] of each of at [..., k] to its nearest in the bank, some of it at a time."""
     blocks = jnp.pad(bank, ((0, -len(bank) % _BLOCK), (0, 0)), constant_values=1e4).reshape(-1, _BLOCK, bank.shape[1])
 
-    @jax.checkpoint
-    def nearer(least: Array, block: Array) -> tuple[Array, None]:
-        squares = jnp.sum(block * block, axis=-1) - 2 * at @ block.T
-        return jnp.minimum(least, squares.min(axis=-1)), None
+    def nearer(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+        first, values = block
+        squares = jnp.sum(values * values, axis=-1) - 2 * at @ values.T
+        least, which = squares.min(axis=-1), first + squares.argmin(axis=-1)
+        return (jnp.minimum(best[0], least), jnp.where(least < best[0], which, best[1])), None
 
     # One step outside: the type of what goes around, whatever varies over a mapped axis.
-    first, _ = nearer(jnp.full_like(at[..., 0], jnp.inf), blocks[0])
-    least, _ = lax.scan(nearer, first, blocks[1:])
-    return jnp.sqrt(jnp.maximum(least + jnp.sum(at * at, axis=-1), 1e-8))
+    first = jnp.arange(len(blocks)) * _BLOCK
+    best, _ = nearer((jnp.full_like(at[..., 0], jnp.inf), jnp.zeros(at.shape[:-1], first.dtype)), (first[0], blocks[0]))
+    (_, which), _ = lax.scan(nearer, best, (first[1:], blocks[1:]))
+    # Subtracted: between large numbers that are nearly the same, the sum above is mostly rounding.
+    return jnp.sqrt(jnp.sum(jnp.square(at - bank[lax.stop_gradient(which)]), axis=-1) + _LEAST)

@@ -168,8 +168,8 @@ class Scorer:
             return self.judge_files(files)[0]
         if isinstance(images, LazyImages):
             return self._judged(self._array(images[i : i + self.block]) for i in range(0, len(images), self.block))
-        x = self._array(images)
-        return self._judged(x[i : i + self.block] for i in range(0, len(x), self.block))
+        x = self._checked(images)
+        return self._judged(self._sized(x[i : i + self.block]) for i in range(0, len(x), self.block))
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = images.WORKERS
@@ -233,6 +233,10 @@ class Scorer:
         return program.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:
+        return self._sized(self._checked(given))
+
+    def _checked(self, given: Any) -> np.ndarray:
+        """What the program takes, but for the size of images."""
         if self.sound:
             return audio.as_input(given, self.config.data)
         if len(self.input_shape) < 3:
@@ -267,9 +271,19 @@ class Scorer:
             )
         elif x.dtype.kind not in "uf":
             raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point")
-        if x.shape[1:3] != (height, width):
-            x = np.stack([preprocess.fit_image(image, height, width, channels, self.config.data.fit) for image in x])
         return x
+
+    def _sized(self, x: np.ndarray) -> np.ndarray:
+        """Images at the size of the network, resized by threads, as files are decoded."""
+        if x.shape[1:] == self.input_shape:
+            return x
+        height, width, channels = self.input_shape
+
+        def fitted(image: np.ndarray) -> np.ndarray:
+            return preprocess.fit_image(image, height, width, channels, self.config.data.fit)
+
+        with contextlib.closing(images.read_ahead(fitted, x)) as resized:
+            return np.stack(list(resized))
 
     def rows(self, given: Any) -> np.ndarray:
         """Rows or windows of sensors as the program takes them, [n, D] or [n, T, D] float32; see `rows.as_input`.
@@ -395,9 +409,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         named = 0 if scorer.sound or len(scorer.input_shape) == 3 else scorer.input_shape[-1]
         if len(scorer.columns) != named:
             raise ValueError(f"{len(scorer.columns)} names of columns for {scorer.input_shape}")
-        # Sizes that do not fit would show only at the first image; nothing is computed here.
+        # Sizes that do not fit would show only at the first image; nothing is computed here, and that one finds the
+        # program traced.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
-        jax.eval_shape(scorer.outputs, scorer.variables, one)
+        jax.eval_shape(scorer._outputs, scorer.variables, one)
     except Exception as error:  # whatever a folder that was sealed like ours can hold
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"{folder} is no detector that this version can use ({what}); write it again") from error

@@ -198,7 +198,7 @@ def options(tmp_path, *more):
 
 
 def test_one_command_writes_a_whole_report(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timing, "_PAUSE_S", 0)
+    monkeypatch.setattr(timing, "PAUSE_S", 0)
     assert convolution.main(options(tmp_path, "--device", "cpu")) == 0
     assert "[2/2] collapse 3x2x3, batch 2" in capsys.readouterr().out
     report = json.loads((tmp_path / "results" / "here.json").read_text())
@@ -219,7 +219,7 @@ def test_one_command_writes_a_whole_report(tmp_path, monkeypatch, capsys):
 
 
 def test_a_slow_form_runs_once_and_a_broken_one_is_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(timing, "_PAUSE_S", 0)
+    monkeypatch.setattr(timing, "PAUSE_S", 0)
     asked = convolution.arguments(options(tmp_path, "--limit", "1e-9"))
     asked.inner, asked.device = 1, "cpu"
     forms = dict(ROLES["collapse"].forms)

@@ -154,3 +154,14 @@ def test_no_warning_gets_out_of_the_threads():
     filters = list(warnings.filters)
     list(read_ahead(lambda i: warnings.warn("strange", stacklevel=1), range(3)))  # warnings are errors here
     assert warnings.filters == filters
+
+
+def test_one_alone_is_worked_out_without_a_thread():
+    """A thread would take longer than a small file, and one image has to be scored at once."""
+    where = []
+    for items in ([7], iter([7])):
+        assert list(read_ahead(lambda i: where.append(threading.current_thread()) or i, items)) == [7]
+    assert set(where) == {threading.current_thread()} and list(read_ahead(str, [])) == []
+    list(read_ahead(lambda i: warnings.warn("strange", stacklevel=1), [1]))
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda i: 1 / i, [0]))

@@ -12,7 +12,7 @@ from conftest import blobs
 from PIL import Image
 
 import ganomaly_jax
-from ganomaly_jax import images, program
+from ganomaly_jax import images, preprocess, program
 from ganomaly_jax import scorer as scoring
 from ganomaly_jax.errors import DamagedError, UserError
 
@@ -229,9 +229,14 @@ def test_a_failing_device_or_an_interrupt_leaves_no_thread(trained, files, monke
         assert raised and not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
 
 
-def test_other_sizes_are_resized_to_one_score_each(trained):
+def test_other_sizes_are_resized_to_one_score_each(trained, monkeypatch):
+    monkeypatch.setattr(program, "BUCKETS", (1, 8))
     scorer = trained[1]
-    assert scorer(np.zeros((2, 96, 160, 1), np.uint8)).shape == (2,)
+    large = np.random.default_rng(0).permuted(blobs(20, 5).repeat(5, 1).repeat(3, 2), axis=2)
+    expected = scorer(np.stack([preprocess.fit_image(image, 16, 16, 1) for image in large]))
+    assert len(np.unique(expected)) == 20
+    np.testing.assert_array_equal(scorer(large), expected)
+    np.testing.assert_allclose(scorer(large[:1]), expected[:1], rtol=1e-5)
 
 
 def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):

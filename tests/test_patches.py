@@ -1,0 +1,124 @@
+"""Patches beside those of training images: values by hand, what does not count, and the whole way to a file."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import blobs, tiny_config
+
+from ganomaly_jax import config, load, patches, train
+from ganomaly_jax.errors import UserError
+
+SHAPE = (32, 32, 2)
+SHARE = patches.SHARES["medium"]
+FIT = 200
+
+
+def every_patch(x):
+    """[B, places, D]"""
+    places = patches.places(x.shape[1:], SHARE)
+    return np.asarray(patches.described(x, np.tile(np.arange(places), (len(x), 1)), SHARE))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).uniform(-1, 1, (4, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted(images):
+    kept = np.concatenate(every_patch(images))[:FIT]
+    return {name: jnp.asarray(value) for name, value in patches.fit(kept, SHAPE, SHARE, 0).items()}
+
+
+def test_a_patch_is_what_is_cut_out_and_scaled(images):
+    found = every_patch(images)
+    # 12 of 32 pixels, a step of 2, so 11 by 11 places; that of row 3 and column 5 begins at 6 and 10.
+    assert found.shape == (4, 121, 12 * 12 * 2)
+    cut = images[1, 6:18, 10:22].reshape(-1)
+    np.testing.assert_allclose(found[1, 3 * 11 + 5], (cut - cut.mean()) / (cut.std() + 0.2), atol=1e-5)
+
+
+def test_distance_by_hand(images, fitted):
+    found = every_patch(images)
+    kept = np.concatenate(found)[:FIT]
+    mean = kept.mean(axis=0)
+    axes = np.linalg.svd(kept - mean, full_matrices=False)[2][: patches.COMPONENTS].T
+    at, bank = (found - mean) @ axes, (kept - mean) @ axes
+    wanted = np.sqrt(np.square(at[:, :, None] - bank).sum(-1)).min(-1).mean(-1)
+    np.testing.assert_allclose(jax.jit(patches.distance, static_argnums=2)(fitted, images, SHARE), wanted, atol=2e-3)
+
+
+def test_what_lies_outside_the_components_by_hand(images):
+    whole = np.asarray(patches.described(images, np.zeros((4, 1), int), 1.0))[:, 0]
+    fitted = patches.fit(whole[:3], SHAPE, 1.0, 0)
+    centred = whole - whole[:3].mean(axis=0)
+    axes = np.linalg.svd(centred[:3], full_matrices=False)[2][:2].T
+    outside = np.square(centred - centred @ axes @ axes.T).sum(-1)
+    found = jax.jit(patches.residual, static_argnums=2)(fitted, images, 1.0)
+    np.testing.assert_allclose(found, outside, rtol=1e-4, atol=1e-4)
+    assert np.abs(outside[:3]).max() < 1e-3 < 100 < outside[3]
+
+
+def test_brighter_counts_little_and_another_place_not_at_all():
+    normal = np.zeros((60, 32, 32, 1), np.float32)
+    normal[:, 8:24, 14:18] = 0.8  # a bar in the middle
+    found = np.concatenate(np.asarray(patches.described(normal[:1], np.arange(121)[None], SHARE)))
+    fitted = patches.fit(found, (32, 32, 1), SHARE, 0)
+    moved, brighter = np.roll(normal[:1], 4, axis=2), normal[:1] + 0.15
+    turned = normal[:1].transpose(0, 2, 1, 3)
+    plain, of_moved, of_brighter, of_turned = (
+        float(patches.distance(fitted, jnp.asarray(x), SHARE)[0]) for x in (normal[:1], moved, brighter, turned)
+    )
+    assert plain == pytest.approx(of_brighter, abs=1e-2) and of_moved < 0.2 * of_turned and of_turned > 1
+
+
+def test_a_bank_in_blocks_is_a_bank():
+    random = np.random.default_rng(1)
+    bank, at = random.normal(size=(1203, 5)).astype(np.float32), random.normal(size=(7, 3, 5)).astype(np.float32)
+    wanted = np.sqrt(np.square(at[:, :, None] - bank).sum(-1)).min(-1)
+    np.testing.assert_allclose(jax.jit(patches._nearest)(bank, at), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 1), (64, 32, 3), (256, 256, 1)])
+@pytest.mark.parametrize("size", patches.SHARES)
+def test_every_size_of_image(shape, size):
+    share = patches.SHARES[size]
+    down, sides, _ = patches._layout(shape, share)
+    assert max(sides) <= 32 and shape[0] % down == shape[1] % down == 0
+    place = patches.places(shape, share)
+    assert (place == 1) == (size == "whole")
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *shape)).astype(np.float32)
+    assert np.isfinite(patches.described(x, np.full((2, 1), place - 1), share)).all()
+
+
+def test_the_whole_way(tmp_path):
+    """Trained, saved, read: the same scores, alone as in a batch, with a gradient, under a symbolic batch; no rows."""
+    settings = tiny_config(epochs=1)
+    settings.evaluate.score = "patches_medium+components_whole"
+    settings.data.calibration = 0.25
+    images = blobs(96, 3)
+    made = train(settings, tmp_path, arrays=images, say=lambda line: None)
+    read = load(tmp_path)
+    images = np.concatenate([images[:8], blobs(24, 9)])  # some that were trained on, and others
+    found = made(images)
+    np.testing.assert_array_equal(read(images), found)
+    np.testing.assert_allclose(read(images[5:6]), found[5:6], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(read(images[20:21]), found[20:21], rtol=1e-5, atol=1e-5)
+    assert read(blobs(30, 4, anomalous=True)).min() > np.quantile(found, 0.9)
+    fn, variables = read.function()
+    x = jnp.asarray(images[:2], jnp.float32) / 127.5 - 1
+    gradient = jax.grad(lambda x: fn(variables, x).sum())(x)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    batch = jax.export.symbolic_shape("b, 16, 16, 1")
+    exported = jax.export.export(jax.jit(lambda x: fn(variables, x)))(jax.ShapeDtypeStruct(batch, images.dtype))
+    np.testing.assert_allclose(exported.call(images[:3]), found[:3], rtol=1e-4, atol=1e-4)
+
+
+def test_rows_have_no_patches(tmp_path):
+    settings = config.Config()
+    settings.evaluate.score, settings.data.kind = "patches_medium", "rows"
+    settings.train.batch_size, settings.train.epochs = 8, 1
+    rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    with pytest.raises(UserError, match="patches are of images"):
+        train(settings, tmp_path, arrays=rows, say=lambda line: None)
