@@ -27,6 +27,7 @@ from benchmarks import auroc_data, auroc_model, auroc_page, auroc_recipe, comman
 from benchmarks.auroc_data import KINDS, Task
 from benchmarks.auroc_model import Measured, Settings
 from benchmarks.command import Say
+from configs import inspection, recipe
 from ganomaly_jax import data, files, intervals
 from ganomaly_jax.errors import UserError
 
@@ -44,6 +45,9 @@ class Configuration(NamedTuple):
     """Settings that differ from the command line's."""
 
 
+# Scores from the same models, beside those that a configuration asks for.
+_RECIPE = ("latent_density+embedding_angle+pixel", "squared", "pixel", "latent_neighbours", "embedding_density")
+_INSPECTION = ("components+latent_angle", "squared", "pixel", "latent_neighbours", "latent_density", "patches_whole")
 CONFIGURATIONS = {
     "paper": Configuration("GANomaly as published, images in [-1, 1]", auroc_model.measure),
     "original_scaling": Configuration(
@@ -54,7 +58,16 @@ CONFIGURATIONS = {
     "recipe": Configuration(
         "configs/recipe.py: contrast of the discriminator's embedding, averaged weights, local density and nearest "
         "directions; a tenth of the training part is held out to standardise the parts of the score, at most 1,000",
-        auroc_recipe.measure,
+        functools.partial(auroc_recipe.measure, recipe.get_config(), auroc_recipe.asked(recipe.get_config(), _RECIPE)),
+    ),
+    "inspection": Configuration(
+        "configs/inspection.py: averaged weights, principal components, the direction of z, patches beside those of "
+        "training images; a tenth of the training part is held out as for recipe",
+        functools.partial(
+            auroc_recipe.measure,
+            inspection.get_config(),
+            auroc_recipe.asked(inspection.get_config(), _INSPECTION),
+        ),
     ),
 }
 # The score that stands for a configuration against the controls and in the picture.

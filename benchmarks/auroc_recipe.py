@@ -1,4 +1,4 @@
-"""The recipe `configs/recipe.py` under the protocol of `auroc.py`, and each part of its score alone."""
+"""Configurations of the package under the protocol of `auroc.py`, and each part of their scores alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jax import Array
 
 from benchmarks.auroc_data import Task
 from benchmarks.auroc_model import Measured, Say, Settings
-from configs import recipe
 from ganomaly_jax import chunk, data, ganomaly, preprocess, scores, statistics
-from ganomaly_jax.config import score_parts
+from ganomaly_jax.config import Config, score_parts
 
 HELD_SHARE, HELD_MOST = 0.1, 1000
 """Training images that are not trained on: each part of the score is standardised by how it lies on them."""
 _SETTLED = 20
 _BATCH = 256
-_OWN = recipe.get_config()
-# The first is the recipe's; the others are rows of the ablation, from the same models.
-SCORES = (_OWN.evaluate.score, f"{_OWN.evaluate.score}+pixel", *dict.fromkeys(score_parts(_OWN)), "squared", "pixel")
-SCORES += ("latent_neighbours", "embedding_density")
+
+
+def asked(own: Config, others: tuple[str, ...]) -> tuple[str, ...]:
+    """The score of a configuration, each of its parts, and others from the same models: rows of the ablation."""
+    return tuple(dict.fromkeys((own.evaluate.score, *score_parts(own), *others)))
 
 
 @functools.cache
@@ -43,9 +43,18 @@ def _sum(parts: dict[str, np.ndarray], names: list[str], scale: dict[str, Array]
 
 
 def measure(
-    task: Task, images: Array, span: tuple[float, float], settings: Settings, seed: int, say: Say = lambda line: None
+    own: Config,
+    asked: tuple[str, ...],
+    task: Task,
+    images: Array,
+    span: tuple[float, float],
+    settings: Settings,
+    seed: int,
+    say: Say = lambda line: None,
 ) -> Measured:
-    """Arguments and result as `auroc_model.measure`; the column `running` alone, of averaged weights.
+    """The scores `asked` of models trained as `own` says, with sizes and length of `settings`.
+
+    Other arguments and the result as `auroc_model.measure`; the column `running` alone, of averaged weights.
 
     Statistics of batch norm are those of training images, nothing is chosen on the test set, and each score follows
     from its own image alone.
@@ -54,10 +63,10 @@ def measure(
         tuple(images.shape[1:]),
         latent_size=settings.latent,
         features=settings.features,
-        contrast_weight=_OWN.loss.contrast,
-        temperature=_OWN.loss.temperature,
-        embedding_size=_OWN.model.embedding_size,
-        average=_OWN.optimizer.average,
+        contrast_weight=own.loss.contrast,
+        temperature=own.loss.temperature,
+        embedding_size=own.model.embedding_size,
+        average=own.optimizer.average,
     )
     init, train, settle = _programs(detector, *span)
     order = np.random.default_rng((seed, 4)).permutation(task.train)
@@ -83,13 +92,13 @@ def measure(
     def batches(chosen: np.ndarray) -> list[Array]:
         return [preprocess.to_unit(images[chosen[i : i + _BATCH]], *span) for i in range(0, len(chosen), _BATCH)]
 
-    names = tuple(dict.fromkeys(name for text in SCORES for name in text.split("+")))
+    names = tuple(dict.fromkeys(name for text in asked for name in text.split("+")))
     fitted_on, standard = batches(bank), batches(held_out)
     variables["statistics"] = scores.fit(detector, names, variables, fitted_on, len(bank), standard, seed)
     padded = np.append(task.test, np.zeros(-len(task.test) % _BATCH, np.int64))
     each = [jax.device_get(_parts(detector, names, variables, x)) for x in batches(padded)]
     parts = {name: np.concatenate([one[name] for one in each])[: len(task.test)] for name in names}
-    whole = {text: _sum(parts, text.split("+"), variables["statistics"]["scale"]) for text in SCORES}
+    whole = {text: _sum(parts, text.split("+"), variables["statistics"]["scale"]) for text in asked}
     say(f"{task.name} seed {seed}: {total} steps")
     return Measured(
         {"running": whole},

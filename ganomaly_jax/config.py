@@ -253,7 +253,7 @@ SCORES = (
     *("latent_mahalanobis", "latent_neighbours", "latent_density", "latent_angle", "latent_angular_density"),
     *("embedding_mahalanobis", "embedding_neighbours", "embedding_density", "embedding_angle"),
     "embedding_angular_density",
-    *("patches_small", "patches_medium", "patches_whole", "components_whole"),
+    *("patches_small", "patches_medium", "patches_whole", "components"),
 )
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}

@@ -25,6 +25,8 @@ _FLOOR = 0.2
 _LEAST_SIDE = 4
 # A squared distance that says nothing: that of an image to itself is rounding.
 _LEAST = 1e-6
+# Of a range of 1: what is as dark as that is not made brighter.
+_DARK = 0.02
 # Larger patches are averaged down to this, so that a description stays small.
 _MOST_SIDE = 32
 _BLOCK = 500
@@ -86,26 +88,17 @@ def places(shape: tuple[int, ...], share: float) -> int:
 def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) -> dict[str, np.ndarray]:
     """What `distance` needs, from `described` patches [n, D] of normal images; `seed` draws those that are kept.
 
-    Returns float32 arrays: `middle` [h, w, C], the mean of these patches; `kernel` [h, w, C, k], their first
-    `COMPONENTS` principal axes; `total` and `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the
-    patches along the axes, m at most `BANK`.
+    Returns float32 arrays: `kernel` [h, w, C, k], the first `COMPONENTS` principal axes of these patches; `total` and
+    `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
     """
     _, size, _ = _layout(shape, share)
     kept = patches[np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])]
-    mean = kept.mean(axis=0, dtype=np.float64)
-    centred = kept - mean
-    # The smaller of the two products has the same eigenvalues.
-    few = len(kept) < kept.shape[1]
-    values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
-    count = min(COMPONENTS, int((values > 1e-6 * values[-1]).sum()))
-    values, vectors = values[-count:], vectors[:, -count:]
-    axes = centred.T @ vectors / np.sqrt(values) if few else vectors
+    mean, axes = _principal(kept)
     return {
-        "middle": mean.reshape(*size, shape[-1]).astype(np.float32),
-        "kernel": axes.reshape(*size, shape[-1], count).astype(np.float32),
+        "kernel": axes.reshape(*size, shape[-1], -1).astype(np.float32),
         "total": axes.sum(axis=0).astype(np.float32),
         "mean": (mean @ axes).astype(np.float32),
-        "bank": (centred @ axes).astype(np.float32),
+        "bank": ((kept - mean) @ axes).astype(np.float32),
     }
 
 
@@ -121,18 +114,45 @@ def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
     return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
 
 
-def residual(fitted: dict[str, Array], x: Array, share: float) -> Array:
-    """Squared distance [B] of images x [B, H, W, C] in [-1, 1], the Q of principal components, from the space of these.
+@jax.jit
+def exposed(x: Array) -> Array:
+    """Images x [B, H, W, C] in [-1, 1] as `components` compares them, [B, h, w, C]: small, their brightness apart.
 
-    Of a patch that is the whole image.
+    Their mean becomes 0 whatever the lamp, the exposure or the current that they were taken with.
     """
-    down, size, step = _layout(x.shape[1:], share)
-    x = _averaged(x, down)
-    mean, divisor = _moments(x, size, step)
-    centred = (x - mean[..., None]) / divisor[..., None] - fitted["middle"]
-    at = jnp.einsum("bhwc,hwck->bk", centred, fitted["kernel"])
+    down, _, _ = _layout(x.shape[1:], 1.0)
+    light = (_averaged(x, down) + 1) / 2
+    return light / (jnp.mean(light, axis=(1, 2, 3), keepdims=True) + _DARK) - 1
+
+
+def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
+    """What `components` needs, from `exposed` normal images [n, h, w, C].
+
+    Returns float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
+    """
+    middle, axes = _principal(images.reshape(len(images), -1))
+    shape = images.shape[1:]
+    return {"middle": middle.reshape(shape).astype(np.float32), "axes": axes.reshape(*shape, -1).astype(np.float32)}
+
+
+def components(fitted: dict[str, Array], x: Array) -> Array:
+    """Squared distance [B] of `exposed` images x [B, H, W, C] from the space of the axes: the Q of a pixel PCA."""
+    centred = exposed(x) - fitted["middle"]
+    at = jnp.einsum("bhwc,hwck->bk", centred, fitted["axes"])
     # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
-    return jnp.sum(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["kernel"])), axis=(1, 2, 3))
+    return jnp.mean(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["axes"])), axis=(1, 2, 3))
+
+
+def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and the first principal axes [D, k] of rows [n, D]."""
+    mean = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - mean
+    # The smaller of the two products has the same eigenvalues.
+    few = len(rows) < rows.shape[1]
+    values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
+    count = max(1, min(COMPONENTS, int((values > 1e-6 * values[-1]).sum())))
+    values, vectors = values[-count:], vectors[:, -count:]
+    return mean, centred.T @ vectors / np.sqrt(np.maximum(values, 1e-12)) if few else vectors
 
 
 def _nearest(bank: Array, at: Array) -> Array:

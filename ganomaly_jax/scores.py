@@ -77,20 +77,18 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
 }
 
 
-def _patches(
-    function: Callable[[Fitted, Array, float], Array], size: str, share: float
-) -> Callable[[Outputs, Fitted], Array]:
-    return lambda outputs, fitted: function(fitted[size], outputs["x"], share)
+def _patches(size: str, share: float) -> Callable[[Outputs, Fitted], Array]:
+    return lambda outputs, fitted: patches.distance(fitted[size], outputs["x"], share)
 
 
 _FITTED = {"latent": "z", "embedding": "embedding"}
-_PATCHED = {"patches": patches.distance, "components": patches.residual}
 for _name in SCORES:
     _word, _, _kind = _name.partition("_")
-    if _word in _PATCHED:
-        PARTS[_name] = _patches(_PATCHED[_word], _kind, patches.SHARES[_kind])
+    if _word == "patches":
+        PARTS[_name] = _patches(_kind, patches.SHARES[_kind])
     if _word in _FITTED:
         PARTS[_name] = _statistic(getattr(statistics, _kind), _FITTED[_word])
+PARTS["components"] = lambda outputs, fitted: patches.components(fitted["components"], outputs["x"])
 
 
 def is_plain(names: tuple[str, ...]) -> bool:
@@ -142,23 +140,27 @@ def fit(
         return {}
     fitted: Fitted = {}
     used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
-    cut = {size for word, _, size in (name.partition("_") for name in names) if word in _PATCHED}
-    if used or cut:
+    cut = [size for size in patches.SHARES if f"patches_{size}" in names]
+    shown = ["components"] if "components" in names else []
+    if used or cut or shown:
         random = np.random.default_rng(seed)
-        found: dict[str, list[np.ndarray]] = {output: [] for output in (*used, *cut)}
+        found: dict[str, list[np.ndarray]] = {output: [] for output in (*used, *cut, *shown)}
         shape: tuple[int, ...] = ()
         for x in training:
             shape = x.shape[1:]
-            if cut and len(shape) < 3:
-                raise UserError("evaluate.score: patches are of images, and these are rows of sensors: leave them out")
+            if (cut or shown) and len(shape) < 3:
+                raise UserError("evaluate.score: patches and components are of images, and these are rows of sensors")
             for output, values in _outputs(detector, tuple(sorted(used)), variables["detector"], x).items():
                 found[output].append(np.asarray(values))
-            for size in sorted(cut):
+            for size in cut:
                 share, each = patches.SHARES[size], -(-patches.BANK // count)
                 places = random.integers(patches.places(shape, share), size=(len(x), each))
                 found[size].append(np.concatenate(np.asarray(patches.described(x, places, share))))
+            for name in shown:
+                found[name].append(np.asarray(patches.exposed(x)))
         fitted = {output: statistics.fit(np.concatenate(found[output]), seed) for output in used}
         fitted |= {size: patches.fit(np.concatenate(found[size]), shape, patches.SHARES[size], seed) for size in cut}
+        fitted |= {name: patches.fit_components(np.concatenate(found[name])) for name in shown}
     fitted = jax.tree.map(jnp.asarray, fitted)
     own = {"detector": variables["detector"], "statistics": fitted}
     seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]

@@ -50,14 +50,20 @@ def test_distance_by_hand(images, fitted):
 
 
 def test_what_lies_outside_the_components_by_hand(images):
-    whole = np.asarray(patches.described(images, np.zeros((4, 1), int), 1.0))[:, 0]
-    fitted = patches.fit(whole[:3], SHAPE, 1.0, 0)
-    centred = whole - whole[:3].mean(axis=0)
+    light = (images + 1) / 2
+    flat = (light / (light.mean(axis=(1, 2, 3), keepdims=True) + 0.02) - 1).reshape(4, -1)
+    np.testing.assert_allclose(patches.exposed(images), flat.reshape(images.shape), atol=1e-5)
+    fitted = patches.fit_components(np.asarray(patches.exposed(images[:3])))
+    centred = flat - flat[:3].mean(axis=0)
     axes = np.linalg.svd(centred[:3], full_matrices=False)[2][:2].T
-    outside = np.square(centred - centred @ axes @ axes.T).sum(-1)
-    found = jax.jit(patches.residual, static_argnums=2)(fitted, images, 1.0)
-    np.testing.assert_allclose(found, outside, rtol=1e-4, atol=1e-4)
-    assert np.abs(outside[:3]).max() < 1e-3 < 100 < outside[3]
+    outside = np.square(centred - centred @ axes @ axes.T).mean(-1)
+    np.testing.assert_allclose(jax.jit(patches.components)(fitted, images), outside, rtol=1e-4, atol=1e-6)
+    assert np.abs(outside[:3]).max() < 1e-5 < 0.1 < outside[3]
+
+
+def test_half_the_light_is_the_same_image(images):
+    dimmed = (images + 1) / 2 - 1
+    np.testing.assert_allclose(patches.exposed(dimmed), patches.exposed(images), atol=0.1)
 
 
 def test_brighter_counts_little_and_another_place_not_at_all():
@@ -95,7 +101,7 @@ def test_every_size_of_image(shape, size):
 def test_the_whole_way(tmp_path):
     """Trained, saved, read: the same scores, alone as in a batch, with a gradient, under a symbolic batch; no rows."""
     settings = tiny_config(epochs=1)
-    settings.evaluate.score = "patches_medium+components_whole"
+    settings.evaluate.score = "patches_medium+components"
     settings.data.calibration = 0.25
     images = blobs(96, 3)
     made = train(settings, tmp_path, arrays=images, say=lambda line: None)
@@ -120,5 +126,5 @@ def test_rows_have_no_patches(tmp_path):
     settings.evaluate.score, settings.data.kind = "patches_medium", "rows"
     settings.train.batch_size, settings.train.epochs = 8, 1
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-    with pytest.raises(UserError, match="patches are of images"):
+    with pytest.raises(UserError, match="are of images"):
         train(settings, tmp_path, arrays=rows, say=lambda line: None)
