@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganomaly_jax import config, detectors, scorer, scores, training
+from ganomaly_jax import config, detectors, patches, scorer, scores, training
 from ganomaly_jax.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Model, score_parts
@@ -139,8 +139,8 @@ def training_program(settings, devices, workdir):
     return Program(chunk, arguments, settings, of_one(arguments[0].params), devices)
 
 
-def random(size):
-    return np.random.default_rng(0).normal(size=(BANK, size)).astype(np.float32)
+def random(*size):
+    return np.random.default_rng(0).normal(size=(BANK, *size)).astype(np.float32)
 
 
 def scorer_program(settings):
@@ -149,12 +149,20 @@ def scorer_program(settings):
     state = jax.eval_shape(detector.init, jax.random.key(0))
     variables = {"detector": detector.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
     shown = {name: params for name, params in state.params.items() if name != "discriminator" or settings.loss.contrast}
-    names, fitted = score_parts(settings), {}
+    names = score_parts(settings)
+    found = {}
+    if settings.loss.contrast or any(name.startswith("latent") for name in names):
+        found["z"] = fit(random(settings.model.latent_size), 0)
     if settings.loss.contrast:
-        fitted = {
-            output: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), fit(random(size), 0))
-            for output, size in (("z", settings.model.latent_size), ("embedding", settings.model.embedding_size))
-        }
+        found["embedding"] = fit(random(settings.model.embedding_size), 0)
+    shape = config.input_shape(settings.data)
+    for size, share in patches.SHARES.items():
+        if f"patches_{size}" in names:
+            cut = patches.described(random(*shape), np.zeros((BANK, 1), int), share)
+            found[size] = patches.fit(np.concatenate(cut), shape, share, 0)
+    if "components" in names:
+        found["components"] = patches.fit_components(np.asarray(patches.exposed(random(*shape))))
+    fitted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
     if not scores.is_plain(names):
         scale = {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}
         variables["statistics"] = fitted | {"scale": scale}
@@ -273,6 +281,8 @@ def test_convolutions_are_the_backends_own(lowered):
         forward = spatially(kernel.dims for _, kernel, _ in convolutions)
         gradients = spatially(result.dims for *_, result in convolutions)
         if name == SCORER:
+            statistics = program.arguments[0].get("statistics", {})
+            wanted += spatially(one["kernel"].shape for one in statistics.values() if "kernel" in one)  # of patches
             assert forward == wanted, platform
         else:
             assert forward >= wanted, platform
