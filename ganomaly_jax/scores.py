@@ -5,6 +5,11 @@ reconstruction), and need no fit. Any other name, and names
 joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
 score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
 repeated, and then counts so often.
+
+`residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat, S the covariance that it has on training items:
+what Q is for principal components, but each direction in units of what a network leaves there of normal items.
+`residual_local` divides each number's squared residual by its mean over the training items nearest in z: for machines
+and processes of several normal states, each of which is reconstructed well or badly in its own way.
 """
 
 from __future__ import annotations
@@ -47,6 +52,12 @@ def _pixel(outputs: Outputs, _: Fitted) -> Array:
     return _mean(jnp.abs(outputs["x"] - outputs["x_hat"]))
 
 
+def _residual(outputs: Outputs) -> Array:
+    """Of each item, flat [B, D]."""
+    size = math.prod(outputs["x"].shape[1:])
+    return (outputs["x"] - outputs["x_hat"]).reshape(-1, size)
+
+
 def _mean(x: Array) -> Array:
     """Of each item, [B, ...] -> [B]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
@@ -73,8 +84,13 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
     "l1": _l1,
     "pixel": _pixel,
     "multiscale": _multiscale,
+    "residual_mahalanobis": lambda outputs, fitted: statistics.mahalanobis(fitted["residual"], _residual(outputs)),
+    "residual_local": lambda outputs, fitted: statistics.local(
+        fitted["z"], fitted["residual"], outputs["z"], _residual(outputs)
+    ),
 }
 _FITTED = {"latent": "z", "embedding": "embedding"}
+_USES = (*_FITTED.items(), ("residual", "residual"), ("residual_local", "z"))
 for _name in SCORES:
     _word, _, _kind = _name.partition("_")
     if _word in _FITTED:
@@ -125,15 +141,20 @@ def fit(
     if is_plain(names):
         return {}
     fitted: Fitted = {}
-    used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
+    used = {output for word, output in _USES if any(name.startswith(word) for name in names)}
     if used:
-        found = [_outputs(detector, tuple(sorted(used)), variables["detector"], x) for x in training]
-        fitted = {output: statistics.fit(np.concatenate([one[output] for one in found]), seed) for output in used}
+        seen = [_outputs(detector, tuple(sorted(used)), variables["detector"], x) for x in training]
+        found = {output: np.concatenate([one[output] for one in seen]) for output in used}
+        fitted = {output: statistics.fit(found[output], seed) for output in used - {"residual"}}
+        if "residual_mahalanobis" in names:
+            fitted["residual"] = statistics.fit_residual(found["residual"])
+        if "residual_local" in names:
+            fitted["residual"] = fitted.get("residual", {}) | statistics.fit_squares(found["residual"], seed)
     fitted = jax.tree.map(jnp.asarray, fitted)
     own = {"detector": variables["detector"], "statistics": fitted}
-    seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
+    each = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
     fitted["scale"] = {
-        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in seen])))
+        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in each])))
         for name in dict.fromkeys(names)
     }
     return fitted
@@ -146,8 +167,8 @@ def _location_and_scale(values: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _outputs(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Outputs:
-    found = detector.outputs(variables, x)
-    return {name: found[name] for name in names}
+    found = detector.outputs(variables, x) | {"x": x}
+    return {name: _residual(found) if name == "residual" else found[name] for name in names}
 
 
 _parts = functools.partial(jax.jit, static_argnums=(0, 1))(parts)
