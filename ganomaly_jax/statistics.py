@@ -45,8 +45,8 @@ def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         "whitening": whitening.astype(np.float32),
         "bank": bank,
         "directions": directions,
-        "spacing": _spacing(bank),
-        "angular_spacing": _spacing(directions),
+        "spacing": spacing(bank),
+        "angular_spacing": spacing(directions),
     }
 
 
@@ -163,8 +163,8 @@ def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
     return jnp.mean(distances, axis=-1) / jnp.mean(jnp.asarray(spacing)[which], axis=-1)
 
 
-def _spacing(bank: np.ndarray) -> np.ndarray:
-    """The mean distance of each to its nearest ones but itself."""
+def spacing(bank: np.ndarray) -> np.ndarray:
+    """The mean distance [m] of each of the bank [m, L] float32 to its nearest ones but itself."""
     near = jax.jit(lambda bank, z: _nearest(bank, z, NEIGHBOURS + 1)[0][:, 1:].mean(axis=-1))
     parts = [np.asarray(near(bank, bank[i : i + _ROWS])) for i in range(0, len(bank), _ROWS)]
     return np.maximum(np.concatenate(parts), np.float32(1e-6))
