@@ -28,6 +28,7 @@ from ganomaly_jax import (
     instant,
     intake,
     live,
+    monitor,
     report,
     sensor_health,
     sinks,
