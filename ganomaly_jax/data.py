@@ -60,6 +60,8 @@ class Dataset:
     """Of rows, `[N, 3]` int64: recording, first row in it, and the one after the last. None: these are images."""
     notes: tuple[str, ...] = ()
     """What the user should know of how they were read, a sentence each."""
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Of rows whose detector is there already (a mixture): the values of each sensor that become -1 and +1."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -61,8 +61,11 @@ def resolve(
     scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     if dataset.spans is not None:
         rows.check(settings)
-        split = rows.split(dataset, settings.data)
-        dataset, scaling, notes = rows.scaled(dataset, split, settings)
+        if dataset.scaling is not None:
+            split, scaling = data.split(dataset, settings.data, settings.seed), dataset.scaling
+        else:
+            split = rows.split(dataset, settings.data)
+            dataset, scaling, notes = rows.scaled(dataset, split, settings)
         resolved.data = rows.resolved(settings.data, dataset)
     else:
         split = data.split(dataset, settings.data, settings.seed)
