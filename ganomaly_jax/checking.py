@@ -50,7 +50,7 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
     """
     settings = copy.deepcopy(settings)
     if judge is not None:
-        settings.data = dataclasses.replace(judge.config.data, source=settings.data.source, low=0, high=0)
+        settings.data = dataclasses.replace(judge.reading(settings.data.source), low=0, high=0)
     config.check(settings)
     headers = _headers(settings.data.source, settings.data.abnormal)
     # Shared, files are looked through and let go, and read again where they are needed.

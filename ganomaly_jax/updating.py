@@ -197,9 +197,9 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
 def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
     """The new images as the old ones were taken, and how they are read."""
     old = parent.run.config.data
-    settings = dataclasses.replace(old, source=source, limit=0, calibration=old.calibration or config.Data.calibration)
-    if parent.run.dataset.columns:
-        settings.columns = ",".join(parent.run.dataset.columns)
+    share = old.calibration or config.Data.calibration
+    settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
+    settings.columns = parent.judge.reading(source).columns
     dataset = mixture.as_taken(sources.read(settings, progress=True), settings, parent.run.scaling)
     if (dataset.spans is None) != (parent.run.scaling is None):
         kinds = ("images", "rows of sensors")
@@ -229,8 +229,8 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
     if len(train) < 1 or len(calibration) < 1:
         raise UserError(
             f"{new.name} has {len(train)} normal {config.items(parent.run.config.data)} to train on and "
-            f"{len(calibration)} to calibrate with that the old run does not have: wanted one of each at least, and "
-            "some hundreds are worth an update"
+            f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
+            "wanted one of each at least, and some hundreds are worth an update"
         )
     return dataclasses.replace(split, train=train, calibration=calibration, test=test, labels=labels), int(
         (~is_new).sum()
