@@ -184,15 +184,16 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
 
 
 def kept(out: str, sets: Sequence[str]) -> dict[str, Any]:
-    """What was measured before of the other sets, with when and of which commit, from OUT.json; empty without one."""
+    """What was measured before, of `seconds` all, of the other sets with when and of which commit, from OUT.json."""
     path = Path(f"{out}.json")
-    if not path.is_file() or set(sets) >= {*SETS, TOGETHER}:
+    if not path.is_file():
         return {"found": {}, "kept": {}}
     before = json.loads(path.read_text(encoding="utf-8"))
     when = {"date": before["date"], "commit": before["machine"]["commit"], "steps": before["settings"]["steps"]}
     parts = {name: one for name, one in before["found"].items() if name not in sets}
-    more = {TOGETHER: before[TOGETHER]} if TOGETHER in before and TOGETHER not in sets else {}
-    return {"found": parts, "kept": {name: before.get("kept", {}).get(name, when) for name in [*parts, *more]}} | more
+    more = {TOGETHER: before[TOGETHER]} if TOGETHER in before else {}
+    others = [name for name in [*parts, *more] if name not in sets]
+    return {"found": parts, "kept": {name: before.get("kept", {}).get(name, when) for name in others}} | more
 
 
 def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
@@ -298,7 +299,8 @@ def run(options: argparse.Namespace, say: Say) -> None:
     before = kept(options.out, options.sets)
     found = {**before.pop("found"), **measure(options, say)}
     if TOGETHER in options.sets:
-        before[TOGETHER] = machines_seconds.measure(read(options.source, "fan"), options, say)
+        own = machines_seconds.measure(read(options.source, "fan"), options, say)
+        before[TOGETHER] = machines_seconds.joined(before.get(TOGETHER, {}), own)
     load["after"] = timing.load_average()
     report = command.begin(
         "machines",

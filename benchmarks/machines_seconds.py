@@ -1,4 +1,4 @@
-"""The fan of machines.py judged by several seconds together: spectra of one second each, their mean over 1 to 10.
+"""The fan of machines.py judged by several seconds together: spectra of one second each, their mean over 1 to 20.
 
 Without gravity: the mean acceleration of a window, which is the tilt of the sensor, is taken off, since nothing tells
 whether the weight or the hand that fixed it has tilted the fan. The score that is named first is chosen without
@@ -28,7 +28,7 @@ SETTINGS = Spectrogram(RATE, 1.0, 1.0, 50, low=1.0, scale="linear")
 CUTS = {"thirds": 3, "twelfths": 12}
 """Blocks in time that each normal recording is cut into; every third of them is tested."""
 GAP = 2
-SECONDS = (1, 2, 5, 10)
+SECONDS = (1, 2, 5, 10, 20)
 NETWORKS = ("ganomaly", "autoencoder")
 SCORES = ("residual_local", "residual_mahalanobis", "latent_density", "pixel")
 STEPS = 800
@@ -174,6 +174,12 @@ def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, say: Sa
                 made["methods"].setdefault(name, []).append(one)
                 say(f"fan, {cut}, {seconds} s, split {part}, {name}: {one['all']:.4f}")
     return found
+
+
+def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, by rising seconds; of the same seconds what was found now."""
+    both = {cut: {**before.get(cut, {}), **ways} for cut, ways in found.items()}
+    return {cut: dict(sorted(ways.items(), key=lambda pair: int(pair[0]))) for cut, ways in both.items()}
 
 
 def mean(each: list[dict[str, float]], kind: str) -> float:

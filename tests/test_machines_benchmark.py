@@ -118,6 +118,9 @@ def test_what_is_not_measured_anew_is_kept_with_its_date(tmp_path):
         "kept": {"bearing": when},
     }
     assert machines.kept(str(tmp_path / "none"), ["fan"]) == {"found": {}, "kept": {}}
+    assert machines_seconds.joined({"a": {"5": 1, "10": 2}}, {"a": {"20": 3, "5": 4}}) == {
+        "a": {"5": 4, "10": 2, "20": 3}
+    }
 
 
 def test_bad_input_is_a_sentence(tmp_path, capsys):
