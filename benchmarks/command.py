@@ -64,7 +64,7 @@ def numbers(text: str, option: str) -> list[int]:
     except ValueError:
         values = [0]
     if min(values) < 1:
-        raise UserError(f"{option}: got {text!r}, wanted numbers of images from 1 with commas between, such as 1,64")
+        raise UserError(f"{option}: got {text!r}, wanted whole numbers from 1 with commas between, such as 1,64")
     return values
 
 

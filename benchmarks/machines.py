@@ -2,8 +2,9 @@
 
     python benchmarks/machines.py --source DIR --out benchmarks/results/machines_DEVICE
 
-DIR holds cwru/ and ceiling_fan/. Writes NAME.json, NAME.md and NAME.png. Split by time: no window of the test shares a
-sample with one that was trained on. README.md beside this file says what is measured and how.
+DIR holds cwru/ and ceiling_fan/. Writes NAME.json, NAME.md, NAME.png and NAME_seconds.png. Split by time: no window of
+the test shares a sample with one that was trained on. What `--sets` leaves out is kept from the NAME.json that is
+there. README.md beside this file says what is measured and how.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import command, controls, timing
+from benchmarks import command, controls, machines_seconds, timing
 from benchmarks.command import Say
 from benchmarks.process_page import spread
 from ganomaly_jax import config, data, metrics, spectrogram, training
@@ -30,9 +32,11 @@ from ganomaly_jax.spectrogram import Spectrogram
 
 SETS = {
     "bearing": ("cwru/cwru_1797rpm_DE_48k_f32.npz", Spectrogram(48_000, 0.01, 128 / 48_000, 32, scale="linear"), 32),
-    # Its rate is not known: the 200 samples of a window are called a second.
+    # 200 samples a second, as the program that recorded them sets it: a window is a second.
     "fan": ("ceiling_fan/ceiling_fan_accel.npz", Spectrogram(200, 0.25, 0.05, 16, scale="linear"), 16),
 }
+TOGETHER = "seconds"
+"""The fan once more, by several windows together."""
 PARTS = 3
 """Of each normal recording one third in time is tested, another one in each split."""
 GAP = 2
@@ -159,7 +163,7 @@ def figures(scores: np.ndarray, kinds: list[str]) -> dict[str, float]:
 def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     """{set: {"windows": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}."""
     found: dict[str, Any] = {}
-    for name in options.sets:
+    for name in [one for one in options.sets if one in SETS]:
         held, (_, settings, frames) = read(options.source, name), SETS[name]
         made = found.setdefault(name, {"windows": [], "methods": {}})
         for part in range(options.splits):
@@ -179,7 +183,20 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     return found
 
 
-def markdown(report: Mapping[str, Any], picture: str = "") -> str:
+def kept(out: str, sets: Sequence[str]) -> dict[str, Any]:
+    """What was measured before, of `seconds` all, of the other sets with when and of which commit, from OUT.json."""
+    path = Path(f"{out}.json")
+    if not path.is_file():
+        return {"found": {}, "kept": {}}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    when = {"date": before["date"], "commit": before["machine"]["commit"], "steps": before["settings"]["steps"]}
+    parts = {name: one for name, one in before["found"].items() if name not in sets}
+    more = {TOGETHER: before[TOGETHER]} if TOGETHER in before else {}
+    others = [name for name in [*parts, *more] if name not in sets]
+    return {"found": parts, "kept": {name: before.get("kept", {}).get(name, when) for name in others}} | more
+
+
+def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """The report as a page."""
     settings, lines = report["settings"], command.opening(report, "Machines by their vibration")
     lines += [
@@ -188,8 +205,11 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
         "test shares a sample with one that was trained on. Networks: "
         f"{settings['steps']} steps, 16 features, latent 32.",
         "",
-        *([f"![AUROC of each method]({picture})", ""] if picture else []),
     ]
+    for name, when in report.get("kept", {}).items():
+        lines += [f"{name} was measured on {when['date']}, commit {when['commit']}, {when['steps']} steps.", ""]
+    for picture in pictures:
+        lines += [f"![AUROC of each method]({picture})", ""]
     for name, made in report["found"].items():
         kinds = list(next(iter(made["methods"].values()))[0])
         trained, normal, anomalous = made["windows"][0]
@@ -213,14 +233,17 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
         lines.append("")
     lines += [
         "energy: root mean square of the waveform. complexity, pixel PCA, raw neighbours: on the same spectrograms, "
-        "without a network (controls.py).",
+        "without a network (controls.py). The fan's lowest band holds the tilt of the sensor as well, see below.",
         "",
+        *(machines_seconds.lines(report[TOGETHER]) if TOGETHER in report else []),
     ]
     return "\n".join(lines)
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """Bars of AUROC with the splits as points; its file name, "" without matplotlib."""
+    """Bars of AUROC with the splits as points; its file name, "" without matplotlib or bars."""
+    if not report["found"]:
+        return ""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -250,32 +273,47 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="the folder with cwru/ and ceiling_fan/")
-    parser.add_argument("--sets", default=",".join(SETS), help="default: %(default)s")
+    parser.add_argument("--sets", default=",".join([*SETS, TOGETHER]), help="default: %(default)s")
     parser.add_argument("--splits", type=int, default=PARTS, help="1 to 3 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        default=",".join(map(str, machines_seconds.SECONDS)),
+        help="of the fan that are judged together (default: %(default)s)",
+    )
     options = parser.parse_args(argv)
     command.at_least(options, 1, "steps", "splits")
     options.sets = options.sets.split(",")
-    if not set(options.sets) <= set(SETS) or options.splits > PARTS:
+    if not set(options.sets) <= {*SETS, TOGETHER} or options.splits > PARTS:
         raise UserError(f"got --sets {','.join(options.sets)}, --splits {options.splits}: wanted some of "
-                        f"{', '.join(SETS)}, and at most {PARTS}")  # fmt: skip
+                        f"{', '.join([*SETS, TOGETHER])}, and at most {PARTS}")  # fmt: skip
+    options.seconds = sorted(set(command.numbers(options.seconds, "--seconds")))
+    if max(options.seconds) > 20:
+        raise UserError(f"--seconds {max(options.seconds)}: wanted at most 20, what a tested block holds twice")
     return options
 
 
 def run(options: argparse.Namespace, say: Say) -> None:
     """Measure and write the files."""
     load = command.load(say)
-    found = measure(options, say)
+    before = kept(options.out, options.sets)
+    found = {**before.pop("found"), **measure(options, say)}
+    if TOGETHER in options.sets:
+        own = machines_seconds.measure(read(options.source, "fan"), options, say)
+        before[TOGETHER] = machines_seconds.joined(before.get(TOGETHER, {}), own)
     load["after"] = timing.load_average()
     report = command.begin(
         "machines",
         machine=timing.machine(),
         load_average=load,
         settings={name: value for name, value in vars(options).items() if name not in ("source", "out")},
-        found=found,
+        found={name: found[name] for name in SETS if name in found},
+        **before,
     )
-    shown = picture(report, Path(f"{options.out}.png"))
-    command.write(report, options.out, functools.partial(markdown, picture=shown))
+    shown = [picture(report, Path(f"{options.out}.png"))]
+    if TOGETHER in report:
+        shown.append(machines_seconds.picture(report[TOGETHER], Path(f"{options.out}_{TOGETHER}.png")))
+    command.write(report, options.out, functools.partial(markdown, pictures=[name for name in shown if name]))
 
 
 main = functools.partial(command.main, arguments, run, stopped="the files are written only at the end")

@@ -14,7 +14,7 @@ import functools
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def scores_of(name: str, values: np.ndarray, normal: np.ndarray, seed: int, step
     """A score [n] of each row, of the window that ends with it; `normal` [n] says which rows are trained on."""
     cut = windows(values, WINDOW)
     whole = windows(normal[:, None], WINDOW).all(axis=(1, 2))
-    if name.startswith("PCA"):
-        fitted = components.fit(cut[whole].reshape(-1, WINDOW))
-        function = components.hotelling if name.endswith("T2") else components.squared_error
+    if name in LINEAR:
+        share, function = LINEAR[name]
+        fitted = components.fit(cut[whole].reshape(-1, WINDOW), components=share)
         return late(function(fitted, cut.reshape(-1, WINDOW)), len(values))
     if name == "distance from the median":
         middle = np.median(values[normal])
@@ -78,7 +78,7 @@ def scores_of(name: str, values: np.ndarray, normal: np.ndarray, seed: int, step
     settings.data.window = WINDOW
     settings.model.detector, settings.model.latent_size, settings.model.features = detector, 16, 16
     settings.train.steps, settings.train.picture_every = steps, 0
-    settings.evaluate.score = "pixel" if score else settings.evaluate.score
+    settings.evaluate.score = SCORES[score]
     with tempfile.TemporaryDirectory() as folder:
         scorer = training.train(
             settings,
@@ -121,9 +121,17 @@ def figures(scores: np.ndarray, spans: Sequence[tuple[int, int]], weight: float)
     }
 
 
+LINEAR: dict[str, tuple[float, Callable[..., np.ndarray]]] = {
+    "PCA T2": (0.9, components.hotelling),
+    "PCA Q": (0.9, components.squared_error),
+    "Mahalanobis": (WINDOW, components.hotelling),
+}
+"""Share of the variance or number of the components, and the statistic; Mahalanobis is T2 of all of them."""
+SCORES = {"": "squared", "error of x_hat": "pixel", "residual Mahalanobis": "residual_mahalanobis"}
 METHODS = (
-    *("distance from the median", "PCA T2", "PCA Q"),
-    *("ganomaly", "ganomaly, error of x_hat", "autoencoder"),
+    *("distance from the median", *LINEAR),
+    *("ganomaly", "ganomaly, error of x_hat", "ganomaly, residual Mahalanobis"),
+    *("autoencoder", "autoencoder, residual Mahalanobis"),
 )
 
 

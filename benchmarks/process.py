@@ -25,8 +25,9 @@ import numpy as np
 from benchmarks import command, process_page, timing
 from benchmarks.auroc_page import PUBLISHED
 from benchmarks.command import Say
-from ganomaly_jax import combining, components, config, metrics, training
+from ganomaly_jax import combining, components, config, metrics, scores, training
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.scorer import Scorer
 
 FAULTS = 21
 FIRST = 160
@@ -38,8 +39,12 @@ SUCCESSIVE = 6
 """Rows above the threshold one after the other that count as a detection, for the delay."""
 LAGGED = 3
 """Rows that the dynamic PCA takes together: two lags, as in the tables that are quoted."""
+SCORES = ("squared", "pixel", "residual_mahalanobis")
+"""What is computed of each training, in `scores.PARTS`' words."""
 SMOOTHING = {"each row": 1.0, "smoothed": 0.1}
 """Weight of the newest score in the running mean (Lucas and Saccucci 1990 use 0.1 to 0.25)."""
+
+COMBINED = {"Stouffer's sum": "stouffer", "the highest": "maximum"}
 
 Scores = dict[str, dict[str, np.ndarray]]
 """{method: {run: a score for each of its rows, NaN where the window is not full}}."""
@@ -95,59 +100,84 @@ def settings_of(options: argparse.Namespace, detector: str, window: int, sensors
     return settings
 
 
+def lagged(x: np.ndarray, length: int) -> np.ndarray:
+    """[n - length + 1, length D] of rows [n, D]: each row beside those before it."""
+    return windows(x, length).reshape(len(x) - length + 1, -1)
+
+
+def kinds(window: int) -> dict[str, tuple[str, int, int]]:
+    """{name: (detector, rows side by side, rows of a window)} of what is trained."""
+    return {
+        "ganomaly": ("ganomaly", 1, 0),
+        f"ganomaly, windows of {window}": ("ganomaly", 1, window),
+        "autoencoder": ("autoencoder", 1, 0),
+        f"ganomaly, {LAGGED} rows": ("ganomaly", LAGGED, 0),
+        f"autoencoder, {LAGGED} rows": ("autoencoder", LAGGED, 0),
+    }
+
+
+def judged(scorer: Scorer, items: np.ndarray) -> dict[str, np.ndarray]:
+    """Each of `SCORES` [n] of items, by the one training."""
+    found = scores.parts(scorer.detector, SCORES, scorer.variables, scorer.unit(np.asarray(items, np.float32)))
+    return {name: np.asarray(value, np.float64) for name, value in found.items()}
+
+
 def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: int, say: Say) -> Scores:
-    """GANomaly and the denoising autoencoder, on rows and on windows."""
+    """GANomaly and the denoising autoencoder, on rows, on rows with the two before them, and GANomaly on windows."""
     found: Scores = {}
-    for detector, window in (("ganomaly", 0), ("ganomaly", options.window), ("autoencoder", 0)):
+    for name, (detector, length, window) in kinds(options.window).items():
         begin = time.perf_counter()
-        settings = settings_of(options, detector, window, runs["train_00"].shape[1], seed)
+        rows = {run: lagged(x, length) for run, x in runs.items()}
+        settings = settings_of(options, detector, window, rows["train_00"].shape[1], seed)
+        settings.evaluate.score = "+".join(SCORES)
         with tempfile.TemporaryDirectory() as folder:
-            scorer = training.train(settings, folder, runs["train_00"], say=lambda line: None)
-        name = detector + (f", windows of {window}" if window else "")
-        for run, x in runs.items():
+            scorer = training.train(settings, folder, rows["train_00"], say=lambda line: None)
+        for run, x in rows.items():
             if run == "train_00":
                 continue
-            items = windows(x, window) if window else x
-            own, shown = scorer(items), scorer.reconstruct(items)
-            found.setdefault(name, {})[run] = late(own.astype(float), len(x))
+            own = judged(scorer, windows(x, window) if window else x)
+            shown = {name: own["squared"], f"{name}, residual Mahalanobis": own["residual_mahalanobis"]}
             if detector == "ganomaly":
-                error = np.abs(shown[0] - shown[1]).reshape(len(items), -1).mean(-1)
-                found.setdefault(f"{name}, error of x_hat", {})[run] = late(error.astype(float), len(x))
+                shown[f"{name}, error of x_hat"] = own["pixel"]
+            for label, values in shown.items():
+                found.setdefault(label, {})[run] = late(values, len(runs[run]))
         say(f"seed {seed}: {name} in {time.perf_counter() - begin:.0f} s")
     return found
 
 
 def statistical(runs: Mapping[str, np.ndarray]) -> Scores:
-    """PCA of rows, and of rows with the two before them: T2 and Q."""
+    """PCA of rows, and of rows with the two before them: T2 and Q; and T2 of all components, Mahalanobis' distance."""
     found: Scores = {}
-    for kind, length in (("PCA", 1), ("dynamic PCA", LAGGED)):
-        fitted = components.fit(windows(runs["train_00"], length).reshape(-1, length * runs["train_00"].shape[1]))
-        for name, function in (("T2", components.hotelling), ("Q", components.squared_error)):
-            found[f"{kind} {name}"] = {
-                run: late(function(fitted, windows(x, length).reshape(len(x) - length + 1, -1)), len(x))
-                for run, x in runs.items()
-                if run != "train_00"
-            }
+    for kind, length in (("", 1), ("dynamic ", LAGGED)):
+        rows = {run: lagged(x, length) for run, x in runs.items()}
+        normal = rows.pop("train_00")
+        fitted, whole = components.fit(normal), components.fit(normal, components=normal.shape[1])
+        for name, function, own in (
+            ("PCA T2", components.hotelling, fitted),
+            ("PCA Q", components.squared_error, fitted),
+            ("Mahalanobis", components.hotelling, whole),
+        ):
+            found[f"{kind}{name}"] = {run: late(function(own, x), len(runs[run])) for run, x in rows.items()}
     return found
 
 
-def together(found: Scores, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Stouffer's sum of how rare each score is among those of the normal test run."""
+def together(found: Scores, names: Sequence[str], combine: str) -> dict[str, np.ndarray]:
+    """How rare each score is among those of the normal test run, combined."""
     made = {}
     for run in found[names[0]]:
         rare = []
         for name in names:
             reference = found[name]["test_00"]
-            reference = reference[np.isfinite(reference)]
-            own = found[name][run]
-            rare.append(combining.rarity(reference, own))
-        made[run] = combining.COMBINE["stouffer"](np.array(rare))
+            rare.append(combining.rarity(reference[np.isfinite(reference)], found[name][run]))
+        full = ~np.isnan(rare).any(axis=0)
+        made[run] = np.full(len(full), np.nan)
+        made[run][full] = combining.COMBINE[combine](np.array(rare)[:, full])
     return made
 
 
-def figures(scores: Mapping[str, np.ndarray], weight: float) -> dict[str, Any]:
+def figures(found: Mapping[str, np.ndarray], weight: float) -> dict[str, Any]:
     """What one method detects: per fault the share of its rows, the delay in rows (None: never), the AUROC."""
-    runs = {run: smoothed(values, weight) for run, values in scores.items()}
+    runs = {run: smoothed(values, weight) for run, values in found.items()}
     normal = runs["test_00"][np.isfinite(runs["test_00"])]
     allowed = max(int(RATE * len(normal) + 0.5), 1)
     threshold = float(np.sort(normal)[-allowed])  # the tenth highest of 960, as in the tables that are quoted
@@ -188,19 +218,23 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     fixed = statistical(runs)
     found: dict[str, Any] = {}
 
-    def add(name: str, scores: Mapping[str, np.ndarray], seed: int) -> None:
+    def add(name: str, values: Mapping[str, np.ndarray], seed: int) -> None:
         for word, weight in SMOOTHING.items():
-            made = figures(scores, weight)
+            made = figures(values, weight)
             found.setdefault(name, {}).setdefault(word, {})[str(seed)] = made | {"means": means(made)}
 
-    for name, scores in fixed.items():
-        add(name, scores, 0)
-    add("PCA and dynamic PCA together", together(fixed, list(fixed)), 0)
+    for name, own in fixed.items():
+        add(name, own, 0)
+    linear = [name for name in fixed if "PCA" in name]
+    for word, combine in COMBINED.items():
+        add(f"PCA and dynamic PCA, {word}", together(fixed, linear, combine), 0)
     for seed in options.seeds:
         own = networks(options, runs, seed, say)
-        for name, scores in own.items():
-            add(name, scores, seed)
-        add("all together", together(fixed | own, [*fixed, *own]), seed)
+        for name, values in own.items():
+            add(name, values, seed)
+        every = fixed | own
+        for word, combine in COMBINED.items():
+            add(f"all, {word}", together(every, list(every), combine), seed)
     return found
 
 

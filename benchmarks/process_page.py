@@ -36,8 +36,11 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
         "",
         f"Networks: {settings['steps']} steps, latent of a quarter of the sensors, otherwise the defaults; seeds "
         f"{seeds}, mean ± standard deviation. `smoothed`: a running mean of the scores, weight 0.1 on the newest; the "
-        "threshold is set on the smoothed scores. `all together`: Stouffer's sum of how rare each score is on the "
-        "normal test run.",
+        "threshold is set on the smoothed scores. `3 rows`: each row beside the two before it, as in the dynamic PCA. "
+        "`Mahalanobis`: T2 of all components. `residual Mahalanobis`: the residual of x_hat by its own covariance on "
+        "the rows trained on, with the ridge under which rows left out are most likely (`evaluate.score="
+        "residual_mahalanobis`). Combined is how rare each score is on the normal test run: `Stouffer's sum`, or `the "
+        "highest`.",
         "",
         *([f"![Share of rows detected, each fault and method]({picture})", ""] if picture else []),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, scorer, sources
+from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, rows, scorer, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import UserError
@@ -50,7 +50,7 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
     """
     settings = copy.deepcopy(settings)
     if judge is not None:
-        settings.data = dataclasses.replace(judge.config.data, source=settings.data.source, low=0, high=0)
+        settings.data = dataclasses.replace(judge.reading(settings.data.source), low=0, high=0)
     config.check(settings)
     headers = _headers(settings.data.source, settings.data.abnormal)
     # Shared, files are looked through and let go, and read again where they are needed.
@@ -97,7 +97,7 @@ def _headers(source: str, abnormal: str) -> Headers:
 def _look(dataset: Dataset, progress: bool) -> findings.Looked:
     hashes: list[bytes] = []
     lows, highs, finite = [], [], []
-    rows = len(dataset.images.shape) < 4 and not dataset.recordings
+    learned = _learned(dataset) if _of_rows(dataset) else None
     columns: list[tuple[np.ndarray, np.ndarray]] = []
     with Progress(len(dataset.labels), 0, "item", quiet=not progress) as bar:
         for block in lazy.blocks(dataset.images):
@@ -106,12 +106,26 @@ def _look(dataset: Dataset, progress: bool) -> findings.Looked:
             lows.append(flat.min(axis=1).astype(float))
             highs.append(flat.max(axis=1).astype(float))
             finite.append(np.isfinite(lows[-1]) & np.isfinite(highs[-1]))
-            if rows:
-                each = block.reshape(-1, block.shape[-1])
-                columns.append((each.min(axis=0), each.max(axis=0)))
+            if learned is not None:
+                each = block[learned[len(hashes) - len(block) : len(hashes)]].reshape(-1, block.shape[-1])
+                columns += [(each.min(axis=0), each.max(axis=0))] if len(each) else []
             bar.update(len(hashes), "looked at")
-    extremes = (np.min([low for low, _ in columns], 0), np.max([high for _, high in columns], 0)) if rows else None
+    extremes = (np.min([low for low, _ in columns], 0), np.max([high for _, high in columns], 0)) if columns else None
     return findings.Looked(hashes, np.concatenate(lows), np.concatenate(highs), np.concatenate(finite), extremes)
+
+
+def _of_rows(dataset: Dataset) -> bool:
+    return dataset.spans is not None and not dataset.recordings
+
+
+def _learned(dataset: Dataset) -> np.ndarray:
+    """Which items [N] bool training may take: normal ones that are not of a test part; all, where nothing says so."""
+    found = np.ones(len(dataset.labels), bool)
+    if dataset.normal is not None:
+        found &= np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in dataset.normal])
+    if dataset.parts is not None:
+        found &= dataset.parts == 0
+    return found if found.any() else np.ones(len(found), bool)
 
 
 def _split(
@@ -123,26 +137,28 @@ def _split(
     except UserError as error:
         found.append(Finding(UNUSABLE, "classes", str(error), "a training would stop here"))
         return None, dataset.normal
-    if not looked.finite.all():  # these have a finding of their own
+    if not _of_rows(dataset) and not looked.finite.all():  # these have a finding of their own
         return None, normal
     try:
+        if _of_rows(dataset):
+            return rows.split(dataset, settings.data), normal
         split = audio_parts.split if dataset.recordings else data.split
         return split(dataset, settings.data, settings.seed), normal
     except UserError as error:
-        found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here: more normal items are needed"))
+        found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here"))
         return None, normal
 
 
 def _table(
     dataset: Dataset, looked: findings.Looked, normal: frozenset[str] | None, headers: Headers
 ) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     part = np.zeros(len(dataset.labels), int) if dataset.parts is None else dataset.parts
     for i, name in enumerate(dataset.classes):
         own = dataset.labels == i
         seen = [headers[dataset.paths[k]] for k in np.flatnonzero(own) if dataset.paths[k] in headers]
         kept = own & looked.finite
-        rows.append(
+        lines.append(
             {
                 "class": name,
                 "taken_as": "?" if normal is None else "normal" if name in normal else "anomalous",
@@ -154,7 +170,7 @@ def _table(
                 "highest": float(looked.high[kept].max()) if kept.any() else None,
             }
         )
-    return rows
+    return lines
 
 
 def describe(found: Check) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -249,12 +250,14 @@ COMBINATIONS = ("mean", "maximum", "stouffer")
 
 # What `evaluate.score` may name; `scores.PARTS` computes them.
 SCORES = (
-    *("squared", "l1", "pixel", "multiscale"),
+    *("squared", "l1", "pixel", "multiscale", "residual_mahalanobis", "residual_local"),
     *("latent_mahalanobis", "latent_neighbours", "latent_density", "latent_angle", "latent_angular_density"),
     *("embedding_mahalanobis", "embedding_neighbours", "embedding_density", "embedding_angle"),
     "embedding_angular_density",
     *("patches_small", "patches_medium", "patches_whole", "components"),
 )
+RESIDUAL = 2048
+"""Numbers of an input, at most, whose residual has a covariance: its matrix is 16 MB then."""
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -503,6 +506,17 @@ def _check_score(config: Config) -> None:
                 f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out: "
                 "wanted loss.contrast above 0, such as 1"
             )
+
+
+def check_size(config: Config) -> None:
+    """Raises UserError for a score that inputs of the size that a resolved configuration says are too large for."""
+    shape, asked = input_shape(config.data), [name for name in score_parts(config) if name.startswith("residual")]
+    if asked and math.prod(shape) > RESIDUAL:
+        raise UserError(
+            f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "
+            f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; wanted smaller ones, a shorter data.window, "
+            "or another score, such as pixel or multiscale"
+        )
 
 
 def has_members(config: Config) -> bool:

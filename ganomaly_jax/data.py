@@ -68,6 +68,8 @@ class Dataset:
     """Of sound: the settings, with what the recordings have filled in."""
     notes: tuple[str, ...] = ()
     """What the user should know of how they were read, a sentence each."""
+    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Of rows whose detector is there already (a mixture): the values of each sensor that become -1 and +1."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

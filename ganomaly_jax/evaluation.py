@@ -35,7 +35,6 @@ from ganomaly_jax import (
     scorer,
     sources,
     spectra,
-    tables,
     traces,
 )
 from ganomaly_jax.errors import UserError
@@ -236,9 +235,7 @@ def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: data.Data
         this = run.resolve(settings, own, progress=True)
         _check_unchanged(workdir, this.dataset)
         return this
-    resolved = dataclasses.replace(settings.data, source=source)
-    if judge.columns and arrays is None:  # of a table the detector's sensors, by their names
-        resolved = dataclasses.replace(resolved, columns=tables.as_text(judge.columns))
+    resolved = judge.reading(source) if arrays is None else dataclasses.replace(settings.data, source=source)
     dataset = sources.load(resolved, arrays, True)
     normal = data.normal_classes(dataset, settings.data.abnormal)
     parts = dataset.parts

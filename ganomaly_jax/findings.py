@@ -53,7 +53,7 @@ class Looked:
     high: np.ndarray
     finite: np.ndarray
     columns: tuple[np.ndarray, np.ndarray] | None
-    """Of rows, the smallest and largest value of each column; None of images."""
+    """Of rows, the smallest and largest value of each column in the items that training may take; None of images."""
 
 
 def _named(dataset: Dataset, chosen: Iterable[int]) -> tuple[str, ...]:
@@ -66,7 +66,11 @@ def unusable(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
         what = f"{len(listed)} files cannot be read"
         found.append(Finding(UNUSABLE, "unreadable", what, "repair them or take them out", listed))
     bad = np.flatnonzero(~looked.finite)
-    if len(bad):
+    if len(bad) and dataset.spans is not None:  # whether training takes them is for `data.missing`, see the split
+        what = f"{len(bad)} items have missing or infinite values: {'; '.join(dataset.notes)}"
+        do = "--config.data.missing=last carries the last value on, mask ignores them; otherwise they are invalid"
+        found.append(Finding(NOTE, "missing", what, do, _named(dataset, bad)))
+    elif len(bad):
         what = f"{len(bad)} items have NaN or infinite values"
         do = "repair them or take them out: training refuses them"
         found.append(Finding(UNUSABLE, "not_finite", what, do, _named(dataset, bad)))
@@ -116,8 +120,13 @@ def copies(
     if not twice:
         return
     extra = sum(len(group) - 1 for group in twice)
-    unit = "to the sample" if dataset.recordings else "to the pixel at the network's size"
-    what = f"{extra} items are copies of others, the same {unit}"
+    if dataset.recordings:
+        same = "the same to the sample"
+    elif looked.columns is not None:
+        same = "the same in every value"
+    else:
+        same = "the same to the pixel at the network's size"
+    what = f"{extra} items are copies of others, {same}"
     do = "take the copies out: they count double, and one of them may be tested on where the other was trained on"
     found.append(Finding(WARNING, "duplicates", what, do, _named(dataset, [i for group in twice for i in group])))
     use = np.full(len(looked.hashes), -1)
@@ -133,7 +142,7 @@ def copies(
         kinds = [{dataset.classes[dataset.labels[i]] in normal for i in group} for group in twice]
         mixed = [i for group, kind in zip(twice, kinds, strict=True) if len(kind) > 1 for i in group]
         if mixed:
-            what = f"{len(mixed)} items are the same to the pixel and labelled both normal and anomalous"
+            what = f"{len(mixed)} items are the same and labelled both normal and anomalous"
             found.append(Finding(WARNING, "contradiction", what, "correct the labels", _named(dataset, mixed)))
 
 
@@ -148,8 +157,9 @@ def values(dataset: Dataset, looked: Looked, settings: Config, found: list[Findi
         names = getattr(dataset, "columns", ()) or tuple(map(str, range(len(looked.columns[0]))))
         still = tuple(name for name, low, high in zip(names, *looked.columns, strict=True) if low == high)
         if still:
-            what = f"{len(still)} columns never change: {', '.join(still[:EXAMPLES])}"
-            found.append(Finding(WARNING, "constant_column", what, "leave them out, they say nothing", still))
+            what = f"{len(still)} columns never change in what would be trained on"
+            do = "leave them out: nothing can be learned of them, and any change of them is anomalous"
+            found.append(Finding(WARNING, "constant_column", what, do, still))
         return
     kind = dataset.images.dtype.kind
     given = settings.data.low < settings.data.high
@@ -278,7 +288,7 @@ def scores(
     flagged = int((scores > judge.threshold).sum())
     numbers = (
         f"of {len(scores)} normal items {flagged} are flagged ({flagged / len(scores):.1%}, promised "
-        f"{judge.calibration.rate:.1%}); median score {np.median(scores):.4g}, of the {len(before)} calibration images "
+        f"{judge.calibration.rate:.1%}); median score {np.median(scores):.4g}, of the {len(before)} calibration items "
         f"{np.median(before):.4g}; Kolmogorov-Smirnov distance {distance:.2f}, p value {p_value:.2g}"
     )
     if p_value >= acceptance.SHIFTED:

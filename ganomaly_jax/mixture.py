@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, data
+from ganomaly_jax import config, data, rows
 from ganomaly_jax.data import Dataset
 from ganomaly_jax.errors import DamagedError, UserError
 from ganomaly_jax.images import shown
@@ -46,20 +46,35 @@ def origins(parts: Sequence[Part]) -> np.ndarray:
     return np.repeat(np.arange(len(parts)), [len(part.chosen) for part in parts])
 
 
-def join(parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME) -> Dataset:
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def as_taken(dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
+    """A data set as a part: of rows, missing values that are masked become the centre that the detector knows."""
+    if scaling is None or settings.missing != "mask":
+        return dataset
+    return dataclasses.replace(dataset, images=rows.masked(dataset.images, rows.centre_of(*scaling)), digest="")
+
+
+def join(
+    parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME, scaling: Scaling | None = None
+) -> Dataset:
     """The mixture of data sets of one size and type, in the order of the parts.
 
     Classes keep their names; one that is normal here and anomalous there becomes two. Images that are read on demand
-    stay so.
+    stay so. `scaling` is that of a detector of rows, whose recordings stay apart.
 
     Raises:
-      UserError: other sizes or types in one part than in another.
+      UserError: other sizes, types or sensors in one part than in another.
     """
     kinds = {(dataset.images.shape[1:], str(dataset.images.dtype)) for dataset in datasets}
     if len(kinds) > 1:
         listed = ", ".join(f"{dtype} {'x'.join(map(str, shape))} of {d.name}" for d in datasets
                            for shape, dtype in [(d.images.shape[1:], d.images.dtype)])  # fmt: skip
         raise UserError(f"the images differ in size or type: {listed}; wanted one kind, convert the others")
+    columns = datasets[0].columns
+    if any(dataset.columns != columns for dataset in datasets):
+        raise UserError(f"the sensors of {datasets[-1].name} are not those of {datasets[0].name}: wanted the same")
     pairs: list[tuple[str, bool]] = []
     for part, dataset in zip(parts, datasets, strict=True):
         words = [dataset.classes[label] for label in dataset.labels[part.chosen]]
@@ -79,7 +94,20 @@ def join(parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME) -
         high=None,
         problems=tuple(problem for dataset in datasets for problem in dataset.problems),
         name=name,
+        columns=columns,
+        spans=_spans(parts, datasets) if scaling is not None else None,
+        scaling=scaling,
     )
+
+
+def _spans(parts: Sequence[Part], datasets: Sequence[Dataset]) -> np.ndarray:
+    """[N, 3] int64 of all that is taken, recordings numbered through."""
+    found, begin = [], 0
+    for part, dataset in zip(parts, datasets, strict=True):
+        assert dataset.spans is not None
+        found.append(dataset.spans[part.chosen] + [begin, 0, 0])
+        begin += int(dataset.spans[:, 0].max()) + 1
+    return np.concatenate(found)
 
 
 def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
@@ -101,7 +129,7 @@ def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
     return LazyImages(read, (len(owner), *first.shape[1:]), np.dtype(first.dtype), keep)
 
 
-def to_dict(parts: Sequence[Part]) -> dict[str, Any]:
+def to_dict(parts: Sequence[Part], scaling: Scaling | None = None) -> dict[str, Any]:
     """What `mixture.json` holds."""
 
     def one(part: Part) -> dict[str, Any]:
@@ -109,7 +137,7 @@ def to_dict(parts: Sequence[Part]) -> dict[str, Any]:
         settings = dataclasses.asdict(part.settings)
         return {"data": settings, "content_hash": part.content_hash, "normal": sorted(part.normal), **indices}
 
-    return {"format": 1, "parts": [one(part) for part in parts]}
+    return {"format": 1, "parts": [one(part) for part in parts], "scaling": scaling}
 
 
 def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
@@ -130,15 +158,17 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
             )
             for one in held["parts"]
         ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        given = held.get("scaling")
+        scaling = None if given is None else (tuple(map(float, given[0])), tuple(map(float, given[1])))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); make the update again in another --out") from None
     datasets = []
     for part in parts:
-        dataset = read(part.settings)
+        dataset = as_taken(read(part.settings), part.settings, scaling)
         if data.content_hash(dataset) != part.content_hash:
             raise UserError(
                 f"{part.settings.source} has changed since the update that {shown(path)} describes: which of its "
                 "images were trained on is no longer known. Put it back as it was, or name other data with --data"
             )
         datasets.append(dataset)
-    return join(parts, datasets, shown(path))
+    return join(parts, datasets, shown(path), scaling)

@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import gc
 import json
+import math
 import os
 import secrets
 import signal
@@ -100,7 +101,8 @@ class _Run:
 def _watched(run: _Run, first: list[watching.Line], stopping: list[int]) -> None:
     """Judge what comes until nothing more does; whatever happens, the state of what was said is saved."""
     given, now = run.given, time.monotonic
-    saved = shown = drawn = now()
+    shown = drawn = now()
+    saved = -math.inf  # at once: a kill within the first seconds leaves output too, and events under this stream's id
     lines, whole = first, True
     place = run.source.place()
     try:

@@ -93,7 +93,7 @@ def _of_run(judge: Scorer, workdir: Path) -> tuple[tuple[Any, Any], int]:
 
 
 def _of_source(judge: Scorer, source: str) -> tuple[tuple[Any, Any], int]:
-    settings = dataclasses.replace(judge.config.data, source=source)
+    settings = judge.reading(source)
     dataset = sources.read(settings)
     normal = data.normal_classes(dataset, settings.abnormal if settings.abnormal in dataset.classes else "")
     chosen = np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])

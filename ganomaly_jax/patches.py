@@ -62,7 +62,7 @@ def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Ar
 
 @functools.partial(jax.jit, static_argnums=2)
 def described(x: Array, places: Array, share: float) -> Array:
-    """Patches [B, n, D] of images x [B, H, W, C] in [-1, 1] as they are compared.
+    """Patches [B, n, h, w, C] of images x [B, H, W, C] in [-1, 1] as they are compared.
 
     Args:
       places: int [B, n], which of an image's patches, counted row by row.
@@ -73,7 +73,7 @@ def described(x: Array, places: Array, share: float) -> Array:
 
     def one(image: Array, place: Array) -> Array:
         begin = (place // across * step[0], place % across * step[1], 0)
-        patch = lax.dynamic_slice(image, begin, (*size, image.shape[-1])).reshape(-1)
+        patch = lax.dynamic_slice(image, begin, (*size, image.shape[-1]))
         return (patch - patch.mean()) / (patch.std() + _FLOOR)
 
     return jax.vmap(lambda image, row: jax.vmap(lambda place: one(image, place))(row))(x, places)
@@ -85,17 +85,17 @@ def places(shape: tuple[int, ...], share: float) -> int:
     return int(np.prod([(side // down - part) // by + 1 for side, part, by in zip(shape, size, step, strict=False)]))
 
 
-def fit(patches: np.ndarray, shape: tuple[int, ...], share: float, seed: int) -> dict[str, np.ndarray]:
-    """What `distance` needs, from `described` patches [n, D] of normal images; `seed` draws those that are kept.
+def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What `distance` needs, from `described` patches [n, h, w, C] of normal images; `seed` draws those that are kept.
 
     Returns float32 arrays: `kernel` [h, w, C, k], the first `COMPONENTS` principal axes of these patches; `total` and
     `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
     """
-    _, size, _ = _layout(shape, share)
-    kept = patches[np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])]
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])
+    kept = patches[drawn].reshape(len(drawn), -1)
     mean, axes = _principal(kept)
     return {
-        "kernel": axes.reshape(*size, shape[-1], -1).astype(np.float32),
+        "kernel": axes.reshape(*patches.shape[1:], -1).astype(np.float32),
         "total": axes.sum(axis=0).astype(np.float32),
         "mean": (mean @ axes).astype(np.float32),
         "bank": ((kept - mean) @ axes).astype(np.float32),

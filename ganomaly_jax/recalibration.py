@@ -126,7 +126,7 @@ def _check_groups(made: Scorer) -> None:
 
 def _normals(made: Scorer, source: str, arrays: Any) -> tuple[data.Dataset, np.ndarray]:
     """A data set, and which of its images are normal."""
-    resolved = dataclasses.replace(made.config.data, source=source)
+    resolved = made.reading(source) if arrays is None else dataclasses.replace(made.config.data, source=source)
     dataset = sources.read(resolved, arrays, progress=True)
     # Fresh normal images seldom come with the class that was abnormal in the training.
     normal = data.normal_classes(dataset, resolved.abnormal if resolved.abnormal in dataset.classes else "")

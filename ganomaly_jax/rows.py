@@ -353,7 +353,7 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
             f"anomalous may pass through as it is; --config.model.latent_size={max(size // 4, 1)} would be a quarter"
         )
     if settings.data.missing == "mask":
-        dataset = dataclasses.replace(dataset, images=_masked(images, centre_of(low, high)), digest="")
+        dataset = dataclasses.replace(dataset, images=masked(images, centre_of(low, high)), digest="")
     return dataset, (tuple(low.tolist()), tuple(high.tolist())), tuple(notes)
 
 
@@ -416,7 +416,8 @@ def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), centre, x)
 
 
-def _masked(images: Images, centre: np.ndarray) -> Images:
+def masked(images: Images, centre: np.ndarray) -> Images:
+    """`filled` of rows or windows, read on demand where they are."""
     if isinstance(images, LazyImages):
         return dataclasses.replace(images, read=lambda indices: filled(images.read(indices), centre))
     return filled(images, centre)

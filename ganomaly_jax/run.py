@@ -66,8 +66,11 @@ def resolve(
         resolved.data = audio.resolved(settings.data, dataset)
     elif dataset.spans is not None:
         rows.check(settings)
-        split = rows.split(dataset, settings.data)
-        dataset, scaling, notes = rows.scaled(dataset, split, settings)
+        if dataset.scaling is not None:
+            split, scaling = data.split(dataset, settings.data, settings.seed), dataset.scaling
+        else:
+            split = rows.split(dataset, settings.data)
+            dataset, scaling, notes = rows.scaled(dataset, split, settings)
         resolved.data = rows.resolved(settings.data, dataset)
     else:
         split = data.split(dataset, settings.data, settings.seed)
@@ -76,6 +79,7 @@ def resolve(
         if min(dataset.images.shape[1:3]) < settings.data.tile:
             size = "x".join(map(str, dataset.images.shape[1:3]))
             raise UserError(f"data.tile={settings.data.tile}: the images are {size}, wanted tiles that lie within them")
+    config.check_size(resolved)
     where = _grid(resolved.data)
     inputs, what = len(split.train) * (where.count if where else 1), "tiles of training" if where else "training"
     if inputs < settings.train.batch_size:

@@ -32,10 +32,12 @@ from ganomaly_jax import (
     scores,
     sharding,
     statistics,
+    tables,
     tiled,
 )
 from ganomaly_jax import calibration as calibrating
 from ganomaly_jax.calibration import Calibration
+from ganomaly_jax.config import Data
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.heard import Heard
 from ganomaly_jax.lazy import Images, LazyImages
@@ -129,6 +131,11 @@ class Scorer:
     def parts(self) -> tuple[str, ...]:
         """Names of what the score is made of, see `scores.PARTS`."""
         return config.score_parts(self.config)
+
+    def reading(self, source: str) -> Data:
+        """How another source is read as this detector takes it: of tables its sensors, by their names."""
+        found = dataclasses.replace(self.config.data, source=source)
+        return dataclasses.replace(found, columns=tables.as_text(self.columns)) if self.columns else found
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:

@@ -5,6 +5,11 @@ reconstruction), and need no fit. Any other name, and names
 joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
 score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
 repeated, and then counts so often.
+
+`residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat, S the covariance that it has on training items:
+what Q is for principal components, but each direction in units of what a network leaves there of normal items.
+`residual_local` divides each number's squared residual by its mean over the training items nearest in z: for machines
+and processes of several normal states, each of which is reconstructed well or badly in its own way.
 """
 
 from __future__ import annotations
@@ -48,6 +53,12 @@ def _pixel(outputs: Outputs, _: Fitted) -> Array:
     return _mean(jnp.abs(outputs["x"] - outputs["x_hat"]))
 
 
+def _residual(outputs: Outputs) -> Array:
+    """Of each item, flat [B, D]."""
+    size = math.prod(outputs["x"].shape[1:])
+    return (outputs["x"] - outputs["x_hat"]).reshape(-1, size)
+
+
 def _mean(x: Array) -> Array:
     """Of each item, [B, ...] -> [B]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
@@ -74,6 +85,10 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
     "l1": _l1,
     "pixel": _pixel,
     "multiscale": _multiscale,
+    "residual_mahalanobis": lambda outputs, fitted: statistics.mahalanobis(fitted["residual"], _residual(outputs)),
+    "residual_local": lambda outputs, fitted: statistics.local(
+        fitted["z"], fitted["residual"], outputs["z"], _residual(outputs)
+    ),
 }
 
 
@@ -82,6 +97,7 @@ def _patches(size: str, share: float) -> Callable[[Outputs, Fitted], Array]:
 
 
 _FITTED = {"latent": "z", "embedding": "embedding"}
+_USES = (*_FITTED.items(), ("residual", "residual"), ("residual_local", "z"))
 for _name in SCORES:
     _word, _, _kind = _name.partition("_")
     if _word == "patches":
@@ -138,36 +154,52 @@ def fit(
     """
     if is_plain(names):
         return {}
-    fitted: Fitted = {}
-    used = {output for word, output in _FITTED.items() if any(name.startswith(word) for name in names)}
-    cut = [size for size in patches.SHARES if f"patches_{size}" in names]
-    shown = ["components"] if "components" in names else []
-    if used or cut or shown:
-        random = np.random.default_rng(seed)
-        found: dict[str, list[np.ndarray]] = {output: [] for output in (*used, *cut, *shown)}
-        shape: tuple[int, ...] = ()
-        for x in training:
-            shape = x.shape[1:]
-            if (cut or shown) and len(shape) < 3:
-                raise UserError("evaluate.score: patches and components are of images, and these are rows of sensors")
-            for output, values in _outputs(detector, tuple(sorted(used)), variables["detector"], x).items():
-                found[output].append(np.asarray(values))
-            for size in cut:
-                share, each = patches.SHARES[size], -(-patches.BANK // count)
-                places = random.integers(patches.places(shape, share), size=(len(x), each))
-                found[size].append(np.concatenate(np.asarray(patches.described(x, places, share))))
-            for name in shown:
-                found[name].append(np.asarray(patches.exposed(x)))
-        fitted = {output: statistics.fit(np.concatenate(found[output]), seed) for output in used}
-        fitted |= {size: patches.fit(np.concatenate(found[size]), shape, patches.SHARES[size], seed) for size in cut}
-        fitted |= {name: patches.fit_components(np.concatenate(found[name])) for name in shown}
-    fitted = jax.tree.map(jnp.asarray, fitted)
+    fitted = jax.tree.map(jnp.asarray, _fitted(names, _seen(detector, names, variables, training, count, seed), seed))
     own = {"detector": variables["detector"], "statistics": fitted}
-    seen = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
+    each = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
     fitted["scale"] = {
-        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in seen])))
+        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in each])))
         for name in dict.fromkeys(names)
     }
+    return fitted
+
+
+def _seen(
+    detector: Detector,
+    names: tuple[str, ...],
+    variables: dict[str, Any],
+    training: Iterable[np.ndarray],
+    count: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """What is fitted to, of all training items: outputs of the detector; by size some patches of each; `exposed`."""
+    used = tuple(sorted({output for word, output in _USES if any(name.startswith(word) for name in names)}))
+    cut = {size: share for size, share in patches.SHARES.items() if f"patches_{size}" in names}
+    random = np.random.default_rng(seed)
+    found: dict[str, list[np.ndarray]] = {}
+    for x in training if used or cut or "components" in names else ():
+        if len(x.shape) < 4 and (cut or "components" in names):
+            raise UserError("evaluate.score: patches and components are of images, and these are rows of sensors")
+        new = _outputs(detector, used, variables["detector"], x) if used else {}
+        for size, share in cut.items():
+            places = random.integers(patches.places(x.shape[1:], share), size=(len(x), -(-patches.BANK // count)))
+            new[size] = np.concatenate(np.asarray(patches.described(x, places, share)))
+        if "components" in names:
+            new["components"] = patches.exposed(x)
+        for name, values in new.items():
+            found.setdefault(name, []).append(np.asarray(values))
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def _fitted(names: tuple[str, ...], seen: dict[str, np.ndarray], seed: int) -> Fitted:
+    fitted: Fitted = {output: statistics.fit(seen[output], seed) for output in ("z", "embedding") if output in seen}
+    if "residual_mahalanobis" in names:
+        fitted["residual"] = statistics.fit_residual(seen["residual"])
+    if "residual_local" in names:
+        fitted["residual"] = fitted.get("residual", {}) | statistics.fit_squares(seen["residual"], seed)
+    fitted |= {size: patches.fit(seen[size], seed) for size in patches.SHARES if size in seen}
+    if "components" in names:
+        fitted["components"] = patches.fit_components(seen["components"])
     return fitted
 
 
@@ -178,8 +210,8 @@ def _location_and_scale(values: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _outputs(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Outputs:
-    found = detector.outputs(variables, x)
-    return {name: found[name] for name in names}
+    found = detector.outputs(variables, x) | {"x": x}
+    return {name: _residual(found) if name == "residual" else found[name] for name in names}
 
 
 _parts = functools.partial(jax.jit, static_argnums=(0, 1))(parts)

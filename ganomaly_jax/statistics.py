@@ -1,4 +1,7 @@
-"""What latents of normal images look like: neighbours, local density, Mahalanobis distance. Pure JAX once fitted."""
+"""What latents and residuals of normal images look like: neighbours, local density, Mahalanobis distance.
+
+Pure JAX once fitted.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ NEIGHBOURS = 5
 BANK = 10_000
 """At most so many latents of training images are kept to be compared with."""
 _SHRINKAGE = 0.1
+_RIDGES = 10.0 ** np.arange(-6, 1.5, 0.5)
+_FOLDS = 5
+ALIKE = 20
+"""Training items nearest in z by whose residual one is judged."""
+_FLOOR = 1e-6
 # A distance of 0 has no gradient.
 _LEAST = 1e-12
 _ROWS = 1024
@@ -29,7 +37,7 @@ def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     ridge = _SHRINKAGE * max(float(np.trace(covariance)) / len(covariance), 1e-12)
     variances, axes = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
     whitening = axes / np.sqrt(variances)
-    kept = z[np.sort(np.random.default_rng(seed).permutation(len(z))[:BANK])]
+    kept = z[_drawn(len(z), seed)]
     bank = ((kept - mean) @ whitening).astype(np.float32)
     directions = np.asarray(_unit(jnp.asarray(kept)))
     return {
@@ -37,13 +45,64 @@ def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         "whitening": whitening.astype(np.float32),
         "bank": bank,
         "directions": directions,
-        "spacing": _spacing(bank),
-        "angular_spacing": _spacing(directions),
+        "spacing": spacing(bank),
+        "angular_spacing": spacing(directions),
     }
 
 
+def _drawn(n: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).permutation(n)[:BANK])
+
+
+def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
+    """What `mahalanobis` needs of residuals x - x_hat, flat [n, D] float32, n at least 4.
+
+    Returns float32 `mean` [D] and `whitening` [D, D]: each number in units of its own spread, then all of them to a
+    covariance of 1. What a network leaves of correlated sensors is correlated, and small in the directions that tell
+    most; so the covariance is not shrunk by a fixed share as `fit` does, but by the ridge under which residuals left
+    out, a fifth in the order given at a time, are most likely. Nothing but normal items is looked at.
+    """
+    rows = residual.astype(np.float64)
+    mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), _LEAST)
+    rows = (rows - mean) / spread
+    ridge = _RIDGES[np.argmax(np.sum([_likelihoods(rows, part) for part in _parts(len(rows))], axis=0))]
+    variances, axes = _components(rows)
+    whitening = axes / np.sqrt(variances + ridge) / spread[:, None]
+    return {"mean": mean.astype(np.float32), "whitening": whitening.astype(np.float32)}
+
+
+def fit_squares(residual: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """What `local` needs beside `fit` of the latents of the same items: their squared residuals.
+
+    `residual` [n, D] float32 and `seed` as those latents. Returns float32 `squares` [m, D], none below a millionth of
+    its number's mean, so that nothing is divided by 0.
+    """
+    squares = residual[_drawn(len(residual), seed)] ** 2
+    return {"squares": np.maximum(squares, np.maximum(_FLOOR * squares.mean(axis=0), np.float32(_LEAST)))}
+
+
+def _parts(n: int) -> list[np.ndarray]:
+    return np.array_split(np.arange(n), min(_FOLDS, n // 2))
+
+
+def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Of the rows of one part by a normal distribution of all others, with each ridge: log, up to a constant."""
+    others = np.delete(rows, part, axis=0)
+    variances, axes = _components(others)
+    squares = ((rows[part] - others.mean(axis=0)) @ axes) ** 2
+    widths = variances + _RIDGES[:, None]
+    return -0.5 * (len(part) * np.log(widths).sum(axis=1) + (squares.sum(axis=0) / widths).sum(axis=1))
+
+
+def _components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances [D], none below 0, and axes [D, D] of the covariance."""
+    covariance = np.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
+    variances, axes = np.linalg.eigh(covariance)
+    return np.maximum(variances, 0), axes
+
+
 def mahalanobis(fitted: dict[str, Array], z: Array) -> Array:
-    """Mahalanobis distance [B] of latents z [B, L] from the mean of the normal ones."""
+    """Mahalanobis distance [B] of latents z [B, L], or of residuals, from the mean of the normal ones."""
     return _root(jnp.sum(jnp.square(_whitened(fitted, z)), axis=-1))
 
 
@@ -58,6 +117,16 @@ def density(fitted: dict[str, Array], z: Array) -> Array:
     A simplified local outlier factor (Schubert et al. 2014): far away means far where normal latents lie close.
     """
     return _ratio(fitted["bank"], fitted["spacing"], _whitened(fitted, z))
+
+
+def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual: Array) -> Array:
+    """Squared residual [B] of [B, D], each number by its mean over the `ALIKE` items of the bank nearest to z [B, L].
+
+    About 1 for a normal item whatever state it is in, where states leave residuals of different sizes.
+    """
+    which = _nearest(latent["bank"], _whitened(latent, z), ALIKE)[1]
+    expected = jnp.mean(jnp.asarray(fitted["squares"])[which], axis=1)
+    return jnp.mean(jnp.square(residual) / expected, axis=-1)
 
 
 def angle(fitted: dict[str, Array], z: Array) -> Array:
@@ -94,8 +163,8 @@ def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
     return jnp.mean(distances, axis=-1) / jnp.mean(jnp.asarray(spacing)[which], axis=-1)
 
 
-def _spacing(bank: np.ndarray) -> np.ndarray:
-    """The mean distance of each to its nearest ones but itself."""
+def spacing(bank: np.ndarray) -> np.ndarray:
+    """The mean distance [m] of each of the bank [m, L] float32 to its nearest ones but itself."""
     near = jax.jit(lambda bank, z: _nearest(bank, z, NEIGHBOURS + 1)[0][:, 1:].mean(axis=-1))
     parts = [np.asarray(near(bank, bank[i : i + _ROWS])) for i in range(0, len(bank), _ROWS)]
     return np.maximum(np.concatenate(parts), np.float32(1e-6))

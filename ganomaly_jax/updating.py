@@ -1,4 +1,4 @@
-"""A trained detector brought up to date with new normal images, and kept only where it is not worse than before."""
+"""A trained detector brought up to date with new normal images or rows, and kept only where it is not worse."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ganomaly_jax import (
     lazy,
     members,
     mixture,
+    rows,
     run,
     scorer,
     sources,
@@ -108,12 +109,18 @@ def update(
         raise UserError(f"--out {out} is the run to update, which stays as it is: wanted another folder")
     parent = _parent(workdir, old_source)
     new, settings_of_new = _new(parent, source)
-    split, known = _fresh(parent, new, data.split(new, settings_of_new, parent.run.config.seed))
+    scaling = parent.run.scaling
+    if scaling is None:
+        cut = data.split(new, settings_of_new, parent.run.config.seed)
+    else:
+        cut = rows.split(new, settings_of_new)
+    split, known = _fresh(parent, new, cut)
+    kind = config.items(parent.run.config.data)
     if known:
-        say(f"note: {known} images of {new.name} are among the old ones and are left out")
+        say(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
     parts = _parts(parent, new, settings_of_new, split, replay)
     used, had = len(parts[0].train), len(parent.run.split.train)
-    say(f"trained on: {len(split.train):,} new normal images, {used:,} of {had:,} old ones replayed")
+    say(f"trained on: {len(split.train):,} new normal {kind}, {used:,} of {had:,} old ones replayed")
     settings = _settings(parent, sum(len(part.train) for part in parts), change, say)
     settings.data.source = str(out / mixture.NAME)
     lineage = {
@@ -129,14 +136,16 @@ def update(
     if done is not None:
         say(f"this update is done already, see {out / DECISION}")
         return done
-    mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME))
+    mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
     judge = parent.judge
     _begin(out, lineage, parts, parent, settings)
     del parent, new
     candidate = training.train(settings, out, mixed, say, into=CANDIDATE)
     figures = acceptance.compare(judge, candidate, mixed, mixture.origins(parts))
     reasons = acceptance.decide(figures, margin)
-    lines = acceptance.describe(figures, str(workdir), source)
+    lines = [config.in_words(settings.data, line) for line in acceptance.describe(figures, str(workdir), source)]
+    if scaling is not None:
+        lines.append(f"note: neighbours in time are alike, so that {kind} count for fewer than they are")
     _settle(out, lineage, figures, margin, reasons, lines)
     return Update(not reasons, tuple(reasons), tuple(lines), figures)
 
@@ -182,18 +191,22 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
             f"the data {this.dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
             f"{now[:12]}): which images were trained on is no longer known. Name the unchanged ones with --old-data"
         )
-    if len(this.dataset.images.shape) != 4:
-        raise UserError(
-            f"{workdir} is a detector of sensors or sound: an update is for images, train anew on all of it"
-        )
+    if this.dataset.recordings:
+        raise UserError(f"{workdir} is a detector of sound: an update is for images and rows, train anew on all of it")
     return _Parent(judge, this, root / f"{step:08d}", now)
 
 
 def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
     """The new images as the old ones were taken, and how they are read."""
     old = parent.run.config.data
-    settings = dataclasses.replace(old, source=source, limit=0, calibration=old.calibration or config.Data.calibration)
-    dataset = sources.read(settings, progress=True)
+    share = old.calibration or config.Data.calibration
+    settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
+    settings.columns = parent.judge.reading(source).columns
+    dataset = mixture.as_taken(sources.read(settings, progress=True), settings, parent.run.scaling)
+    if (dataset.spans is None) != (parent.run.scaling is None):
+        kinds = ("images", "rows of sensors")
+        taken = kinds[parent.run.scaling is not None]
+        raise UserError(f"{dataset.name} holds {kinds[dataset.spans is not None]}, the detector takes {taken}")
     if old.abnormal not in dataset.classes:  # new normal images seldom come with the class that was abnormal
         settings.abnormal = ""
     if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
@@ -217,8 +230,9 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
     train, calibration, test = (part[is_new[part]] for part in (split.train, split.calibration, split.test))
     if len(train) < 1 or len(calibration) < 1:
         raise UserError(
-            f"{new.name} has {len(train)} normal images to train on and {len(calibration)} to calibrate with that the "
-            "old run does not have: wanted one of each at least, and some hundreds are worth an update"
+            f"{new.name} has {len(train)} normal {config.items(parent.run.config.data)} to train on and "
+            f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
+            "wanted one of each at least, and some hundreds are worth an update"
         )
     return dataclasses.replace(split, train=train, calibration=calibration, test=test, labels=labels), int(
         (~is_new).sum()
@@ -249,9 +263,9 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], sa
     """The configuration of the training that goes on."""
     old = parent.run.config
     settings = copy.deepcopy(old)
-    settings.data = dataclasses.replace(
-        settings.data, abnormal="", limit=0, low=parent.judge.low, high=parent.judge.high
-    )
+    settings.data = dataclasses.replace(settings.data, abnormal="", limit=0)
+    if parent.run.scaling is None:  # that of rows is in the mixture, a value for each sensor
+        settings.data.low, settings.data.high = parent.judge.low, parent.judge.high
     if settings.evaluate.threshold_by == "given":
         settings.evaluate.threshold_by = "rate"
         say("note: the old threshold was given as a number, which means nothing for other weights: it is set by rate")
@@ -304,7 +318,7 @@ def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Paren
     """What the training goes on from: the old state as the checkpoint of step 0, and what it is trained on."""
     if run.LINEAGE not in run.stored_environment(out):
         run.write_json(out / run.ENVIRONMENT, {run.LINEAGE: lineage})
-    run.write_json(out / mixture.NAME, mixture.to_dict(parts))
+    run.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
     if not checkpoint.steps(out / CHECKPOINTS):
         like = jax.eval_shape(tiled.network(parent.judge.detector).init, jax.random.key(0))
         state, _ = checkpoint.read(parent.checkpoint, like)

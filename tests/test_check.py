@@ -156,3 +156,38 @@ def test_two_samples_by_hand():
     distance, p_value = two_samples(np.arange(50.0), np.arange(50.0) + 15)
     assert distance == pytest.approx(0.3)
     assert p_value == pytest.approx(0.0171, abs=2e-3)
+
+
+def table(path, x):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, x, delimiter=",", header=",".join("abcd"[: x.shape[1]]), comments="", fmt="%.6g")
+
+
+def test_rows_are_split_in_time_and_a_column_that_stands_still_in_training_is_named(tmp_path):
+    x = np.random.default_rng(0).normal(size=(120, 3))
+    x[:, 1] = 5.0
+    x[110:] = x[:10]  # the last fifth is tested on, and only in time
+    table(tmp_path / "rows.csv", x)
+    found = codes(checking.check(settings(tmp_path / "rows.csv", data__test=0.1)))
+    assert found["constant_column"].items == ("b",)
+    assert len(found["overlap"].items) == 10
+    assert "in every value" in found["duplicates"].what
+    anomalous = x.copy()
+    anomalous[:, 1] = 6.0  # it changes there, and still nothing of it can be learned
+    table(tmp_path / "plant" / "train" / "normal" / "a.csv", x)
+    table(tmp_path / "plant" / "test" / "fault" / "b.csv", anomalous)
+    assert codes(checking.check(settings(tmp_path / "plant")))["constant_column"].items == ("b",)
+
+
+@pytest.mark.parametrize("missing", ["refuse", "last", "mask"])
+def test_missing_values_are_judged_by_the_policy_that_is_asked_for(tmp_path, missing):
+    x = np.random.default_rng(1).normal(size=(120, 3))
+    table(tmp_path / "rows.csv", x)
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    lines[20] = "," + lines[20].partition(",")[2]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    found = checking.check(settings(tmp_path / "rows.csv", data__missing=missing))
+    assert found.usable == (missing != "refuse")
+    if missing == "refuse":
+        assert "missing or infinite values of a" in codes(found)["split"].what
+    assert ("missing" in codes(found)) == (missing != "last")

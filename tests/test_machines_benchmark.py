@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import machines
+from benchmarks import machines, machines_seconds
 from ganomaly_jax.spectrogram import Spectrogram
 
 
@@ -61,6 +61,68 @@ def test_the_page_names_the_least_kind():
     assert "| energy | 0.9000 | 0.2500 | b |" in machines.markdown(report)
 
 
+def fan_of(length):
+    """Two normal conditions and one anomalous, `length` windows each of which every sample is its number."""
+    kinds = np.array(["fan_0_low_0_weight", "fan_0_low_1_weight", "fan_0_off_0_weight"])
+    number = np.arange(3.0 * length)
+    return {"x": number[:, None, None] * np.ones((1, 200, 3)), "y": np.repeat([0, 1, 2], length), "condition": kinds}
+
+
+@pytest.mark.parametrize("count", machines_seconds.CUTS.values())
+def test_what_is_judged_together_is_of_one_block_and_apart_from_the_training(count):
+    held, tested = fan_of(120), []
+    number = held["x"][:, 0]
+    for part in range(3):
+        train, test = machines_seconds.blocks(held, part, count)
+        used, judged = (np.concatenate([own for _, own in runs]) for runs in (train, test))
+        assert len(set(judged)) == len(judged) and not set(used) & set(judged)
+        normal = np.concatenate([own for kind, own in test if not kind])
+        assert len(normal) == 80 and {kind for kind, _ in test} == {"", "fan_0_low_1_weight"}
+        assert np.abs(used[:, None] - normal).min() == machines_seconds.GAP + 1
+        tested.append(normal)
+        found = machines_seconds.together(number, test, 5, 5)
+        assert len(found.rows) == 16 + 24 and found.kinds.count("") == 16
+        # Five numbers one after the other: their mean is the one in the middle, and none is used twice.
+        assert (np.diff(np.sort(found.rows[:, 0])) >= 5).all()
+    assert sorted(np.concatenate(tested).tolist()) == [*range(120), *range(240, 360)]
+
+
+def test_the_spectra_know_nothing_of_gravity_and_the_change_is_in_one_axis():
+    waves = np.random.default_rng(0).normal(size=(6, 200, 3))
+    rows = machines_seconds.spectra(waves)
+    assert rows.shape == (6, 150)
+    np.testing.assert_allclose(rows, machines_seconds.spectra(waves + np.array([0.1, -3.0, 9.8])), atol=1e-3)
+    loud = machines_seconds.spectra(waves * [1.0, 10.0, 1.0]) - rows
+    np.testing.assert_allclose(loud.reshape(6, 3, 50).mean(axis=(0, 2)), [0, 2, 0], atol=1e-3)
+    moved = machines_seconds.changed(rows, 0) - rows
+    assert (np.abs(moved) > 0.05).sum(axis=1).tolist() == [10] * 6
+    assert np.abs(moved).max() == pytest.approx(machines_seconds.CHANGE, rel=1e-3)
+
+
+def test_the_choice_looks_at_the_made_up_change_alone():
+    found = machines_seconds.figures(np.array([0.0, 1, 2, 3, 1, 2]), ["", "", "a", "a"], 2)
+    assert found == pytest.approx({"all": 1, "a": 1, "change": 7 / 8})
+    good, lucky = {"all": 0.5, "a": 0.5, "change": 0.9}, {"all": 1.0, "a": 1.0, "change": 0.6}
+    methods = {"raw density": [lucky], "ganomaly, pixel": [lucky], "autoencoder, pixel": [good]}
+    table = {"thirds": {"1": {"judged": [[9, 5, 6]], "methods": methods}}}
+    assert machines_seconds.chosen(table) == "autoencoder, pixel"
+    assert "| ganomaly, pixel | 1.0000 | 1.0000 (a) | 0.600 |" in machines_seconds.lines(table)
+
+
+def test_what_is_not_measured_anew_is_kept_with_its_date(tmp_path):
+    before = {"date": "then", "machine": {"commit": "abc"}, "settings": {"steps": 7}, "found": {"fan": 1, "bearing": 2}}
+    (tmp_path / "out.json").write_text(machines.json.dumps(before))
+    when = {"date": "then", "commit": "abc", "steps": 7}
+    assert machines.kept(str(tmp_path / "out"), ["fan", "seconds"]) == {
+        "found": {"bearing": 2},
+        "kept": {"bearing": when},
+    }
+    assert machines.kept(str(tmp_path / "none"), ["fan"]) == {"found": {}, "kept": {}}
+    assert machines_seconds.joined({"a": {"5": 1, "10": 2}}, {"a": {"20": 3, "5": 4}}) == {
+        "a": {"5": 4, "10": 2, "20": 3}
+    }
+
+
 def test_bad_input_is_a_sentence(tmp_path, capsys):
     def said(*more):
         assert machines.main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), *more]) == 2
@@ -69,6 +131,8 @@ def test_bad_input_is_a_sentence(tmp_path, capsys):
     assert "wanted a folder with cwru/" in said()
     assert "wanted some of bearing, fan" in said("--sets", "pump")
     assert "at most 3" in said("--splits", "4")
+    assert "wanted at most 20" in said("--seconds", "1,30")
+    assert "wanted whole numbers" in said("--seconds", "0.5")
     (tmp_path / "ceiling_fan").mkdir()
     np.savez(tmp_path / "ceiling_fan" / "ceiling_fan_accel.npz", a=np.ones(2))
     assert "holds a: wanted x, y, condition" in said("--sets", "fan")

@@ -28,6 +28,7 @@ from ganomaly_jax import (
     instant,
     intake,
     live,
+    monitor,
     report,
     sensor_health,
     sinks,
@@ -415,6 +416,19 @@ def test_restarts_lose_no_row_and_judge_none_twice(windowed, tmp_path):
     assert monitored(workdir, growing, "--out", str(out), "--state", str(state)) == 0
     alike(said_in(out), said_in(tmp_path / "whole.jsonl"))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_kill_before_the_first_rows_are_saved_says_none_twice(windowed, tmp_path, monkeypatch):
+    workdir, _ = windowed
+    source = write(tmp_path / "rows.csv", plant(40, 3))
+    call = [workdir, source, "--out", str(tmp_path / "out.jsonl"), "--state", str(tmp_path / "state.json")]
+    save = monitor._save
+    with monkeypatch.context() as killed:
+        killed.setattr(monitor, "_save", lambda run, place: save(run, place) if run.watch.row == 0 else None)
+        assert monitored(*call) == 0
+    first = (tmp_path / "out.jsonl").read_bytes()
+    assert monitored(*call) == 0
+    assert first and (tmp_path / "out.jsonl").read_bytes() == first
 
 
 def test_states_that_cannot_be_used_are_refused(windowed, tmp_path, capsys):

@@ -15,7 +15,7 @@ FIT = 200
 
 
 def every_patch(x):
-    """[B, places, D]"""
+    """[B, places, h, w, C]"""
     places = patches.places(x.shape[1:], SHARE)
     return np.asarray(patches.described(x, np.tile(np.arange(places), (len(x), 1)), SHARE))
 
@@ -28,19 +28,19 @@ def images():
 @pytest.fixture(scope="module")
 def fitted(images):
     kept = np.concatenate(every_patch(images))[:FIT]
-    return {name: jnp.asarray(value) for name, value in patches.fit(kept, SHAPE, SHARE, 0).items()}
+    return {name: jnp.asarray(value) for name, value in patches.fit(kept, 0).items()}
 
 
 def test_a_patch_is_what_is_cut_out_and_scaled(images):
     found = every_patch(images)
     # 12 of 32 pixels, a step of 2, so 11 by 11 places; that of row 3 and column 5 begins at 6 and 10.
-    assert found.shape == (4, 121, 12 * 12 * 2)
-    cut = images[1, 6:18, 10:22].reshape(-1)
+    assert found.shape == (4, 121, 12, 12, 2)
+    cut = images[1, 6:18, 10:22]
     np.testing.assert_allclose(found[1, 3 * 11 + 5], (cut - cut.mean()) / (cut.std() + 0.2), atol=1e-5)
 
 
 def test_distance_by_hand(images, fitted):
-    found = every_patch(images)
+    found = every_patch(images).reshape(4, 121, -1)
     kept = np.concatenate(found)[:FIT]
     mean = kept.mean(axis=0)
     axes = np.linalg.svd(kept - mean, full_matrices=False)[2][: patches.COMPONENTS].T
@@ -70,7 +70,7 @@ def test_brighter_counts_little_and_another_place_not_at_all():
     normal = np.zeros((60, 32, 32, 1), np.float32)
     normal[:, 8:24, 14:18] = 0.8  # a bar in the middle
     found = np.concatenate(np.asarray(patches.described(normal[:1], np.arange(121)[None], SHARE)))
-    fitted = patches.fit(found, (32, 32, 1), SHARE, 0)
+    fitted = patches.fit(found, 0)
     moved, brighter = np.roll(normal[:1], 4, axis=2), normal[:1] + 0.15
     turned = normal[:1].transpose(0, 2, 1, 3)
     plain, of_moved, of_brighter, of_turned = (

@@ -159,7 +159,7 @@ def scorer_program(settings):
     for size, share in patches.SHARES.items():
         if f"patches_{size}" in names:
             cut = patches.described(random(*shape), np.zeros((BANK, 1), int), share)
-            found[size] = patches.fit(np.concatenate(cut), shape, share, 0)
+            found[size] = patches.fit(np.concatenate(cut), 0)
     if "components" in names:
         found["components"] = patches.fit_components(np.asarray(patches.exposed(random(*shape))))
     fitted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)

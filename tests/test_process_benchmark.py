@@ -50,9 +50,21 @@ def test_smoothing_by_hand_and_from_the_first_score_that_is_there():
 def test_together_orders_by_how_rare_and_keeps_what_is_missing():
     one, other = runs_of(np.full(800, 2000.0)), runs_of(np.full(800, 10.0))
     one["test_01"] = np.concatenate([[np.nan], one["test_01"][1:]])
-    found = process.together({"a": one, "b": other}, ["a", "b"])
-    assert np.isnan(found["test_01"][0])
-    assert found["test_02"][-1] > found["test_02"][0]
+    for combine in process.COMBINED.values():
+        found = process.together({"a": one, "b": other}, ["a", "b"], combine)
+        assert np.isnan(found["test_01"][0]) and np.isfinite(found["test_01"][1:]).all()
+        assert found["test_02"][-1] > found["test_02"][0]
+
+
+def test_rows_side_by_side_and_the_distance_of_all_components():
+    assert process.lagged(np.arange(8.0).reshape(4, 2), 3).tolist() == [[0, 1, 2, 3, 4, 5], [2, 3, 4, 5, 6, 7]]
+    x = np.random.default_rng(0).normal(size=(300, 2)) @ [[1, 0.9], [0, 0.1]]
+    found = process.statistical({"train_00": x, "test_00": x[:5]})
+    centred = x[:5] - x.mean(axis=0)
+    wanted = np.einsum("bi,ij,bj->b", centred, np.linalg.inv(np.cov(x.T)), centred)
+    np.testing.assert_allclose(found["Mahalanobis"]["test_00"], wanted, rtol=1e-6)
+    late = found["dynamic Mahalanobis"]["test_00"]
+    assert np.isnan(late).tolist() == [True, True, False, False, False]
 
 
 def test_the_page_has_each_method_once_a_way_and_the_trust(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 import ganomaly_jax as gj
 from ganomaly_jax import (
+    checking,
     cli,
     config,
     data,
@@ -18,6 +19,7 @@ from ganomaly_jax import (
     exporting,
     ganomaly,
     loader,
+    normality,
     preprocess,
     rows,
     run,
@@ -26,6 +28,7 @@ from ganomaly_jax import (
     tables,
 )
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.recalibration import recalibrate
 
 COLUMNS = ("pressure", "flow", "level", "temperature")
 
@@ -438,3 +441,28 @@ def test_a_list_beside_images_does_not_make_rows_of_them(tmp_path):
     (tmp_path / "images" / "deep" / "x.PNG").touch()
     assert not rows.is_source(tmp_path / "images", config.Data())
     assert rows.is_source(tmp_path / "tables", config.Data())
+
+
+def test_other_tables_are_taken_by_the_names_of_their_sensors(tmp_path):
+    """Threshold, check, and what a monitor compares with: the order of a table's columns is nothing."""
+    settings = rows_config(steps=2)
+    settings.data.columns = ""
+    settings.data.source = str(write(tmp_path / "old.csv", plant(200, 0)))
+    gj.train(settings, tmp_path / "run", say=quiet)
+    same, other = write(tmp_path / "same.csv", plant(150, 1)), tmp_path / "other.csv"
+    rows_of = [line.split(",")[::-1] for line in same.read_text().splitlines()]
+    other.write_text("\n".join(",".join(cells) for cells in rows_of) + "\n")
+    judge = gj.load(tmp_path / "run")
+    asked, normals = [], []
+    for source in (same, other):
+        checked = config.Config()
+        checked.data.source = str(source)
+        asked.append([(one.code, one.what) for one in checking.check(checked, judge).findings])
+        normals.append(normality.learn(judge, tmp_path / "run", str(source)).normal)
+    assert asked[0] == asked[1]
+    np.testing.assert_array_equal(normals[0].low, normals[1].low)
+    thresholds = [recalibrate(tmp_path / "run", str(source)).threshold for source in (same, other)]
+    assert thresholds[0] == thresholds[1]
+    (tmp_path / "less.csv").write_text("\n".join(line.rpartition(",")[0] for line in same.read_text().splitlines()))
+    with pytest.raises(UserError, match=f"no column '{COLUMNS[-1]}'"):
+        recalibrate(tmp_path / "run", str(tmp_path / "less.csv"))

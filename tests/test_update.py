@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import blobs, tiny_config
+from test_rows import plant, rows_config, write
 
 import ganomaly_jax
 from ganomaly_jax import acceptance, checkpoint, cli, data, mixture, run, sources, updating
@@ -273,3 +274,51 @@ def test_a_mixture_keeps_classes_apart_and_reads_on_demand(tmp_path):
 
 def one_settings():
     return tiny_config().data
+
+
+@pytest.mark.parametrize(("window", "missing"), [(0, "mask"), (8, "refuse")])
+def test_rows_of_sensors(tmp_path, window, missing):
+    """The old scaling, recordings apart, kept where new normal rows are learned; read again, the same run."""
+    settings = rows_config(window, steps=60)
+    settings.data.source, settings.data.missing = str(write(tmp_path / "old.csv", plant(400, 0))), missing
+    settings.evaluate.false_positive_rate = 0.05
+    folder, new = tmp_path / "run", plant(300, 1)
+    train(settings, folder, say=lambda line: None)
+    old = ganomaly_jax.load(folder)
+    moved = new.copy()
+    moved[:, 0] += 6 * new[:, 0].std()
+    held = plant(120, 2)
+    held[:, 0] += 6 * new[:, 0].std()
+    if missing == "mask":
+        moved[50, 1] = np.nan
+    source = write(tmp_path / "new.csv", moved)
+    said = []
+    done = updating.update(folder, str(source), tmp_path / "two", say=said.append)
+    assert done.kept, done.reasons
+    assert any("new normal windows" in line if window else "new normal rows" in line for line in said)
+    made = ganomaly_jax.load(tmp_path / "two")
+    np.testing.assert_array_equal(made.low, old.low)
+    np.testing.assert_array_equal(made.high, old.high)
+    assert made.columns == old.columns
+    assert (made(held) > made.threshold).mean() < 0.6 * (old(held) > old.threshold).mean()
+    # Everything that reads the run again finds the same data, and an update of the update goes on.
+    again = run.resolve(run.stored_config(tmp_path / "two"))
+    assert again.scaling == (tuple(map(float, old.low)), tuple(map(float, old.high)))
+    assert data.content_hash(again.dataset) == run.stored_environment(tmp_path / "two")["data_hash"]
+    assert len(np.unique(again.dataset.spans[:, 0])) == 2
+    assert np.isfinite(np.asarray(again.dataset.images[:])).all()
+    assert updating.update(folder, str(source), tmp_path / "two", say=said.append).kept
+    assert "this update is done already" in said[-1]
+
+
+def test_rows_with_other_sensors_and_images_for_a_detector_of_rows_are_refused(tmp_path):
+    settings = rows_config(steps=2)
+    settings.data.source = str(write(tmp_path / "old.csv", plant(200, 0)))
+    train(settings, tmp_path / "run", say=lambda line: None)
+    (tmp_path / "other.csv").write_text("x,y\n1,2\n3,4\n")
+    with pytest.raises(UserError, match="no column"):
+        updating.update(tmp_path / "run", str(tmp_path / "other.csv"), tmp_path / "two")
+    np.savez(tmp_path / "images.npz", images=blobs(40, 0))
+    with pytest.raises(UserError, match=r"images|rows"):
+        updating.update(tmp_path / "run", str(tmp_path / "images.npz"), tmp_path / "three")
+    assert not (tmp_path / "two").exists() and not (tmp_path / "three").exists()
