@@ -18,7 +18,10 @@ SHARES = {"small": 1 / 8, "medium": 3 / 8, "whole": 1.0}
 """Sides of a patch as shares of the image's."""
 BANK = 10_000
 """At most so many patches of training images are kept to be compared with."""
+AXES = 32
+"""Along which patches are compared: finer detail than these is mostly noise."""
 COMPONENTS = 64
+"""Beyond which `components` measures what is left."""
 _PLACES = 16
 # Of the range 2.
 _FLOOR = 0.2
@@ -88,12 +91,12 @@ def places(shape: tuple[int, ...], share: float) -> int:
 def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """What `distance` needs, from `described` patches [n, h, w, C] of normal images; `seed` draws those that are kept.
 
-    Returns float32 arrays: `kernel` [h, w, C, k], the first `COMPONENTS` principal axes of these patches; `total` and
+    Returns float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of these patches; `total` and
     `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
     """
     drawn = np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])
     kept = patches[drawn].reshape(len(drawn), -1)
-    mean, axes = _principal(kept)
+    mean, axes = _principal(kept, AXES)
     return {
         "kernel": axes.reshape(*patches.shape[1:], -1).astype(np.float32),
         "total": axes.sum(axis=0).astype(np.float32),
@@ -130,7 +133,7 @@ def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
     """
-    middle, axes = _principal(images.reshape(len(images), -1))
+    middle, axes = _principal(images.reshape(len(images), -1), COMPONENTS)
     shape = images.shape[1:]
     return {"middle": middle.reshape(shape).astype(np.float32), "axes": axes.reshape(*shape, -1).astype(np.float32)}
 
@@ -143,14 +146,14 @@ def components(fitted: dict[str, Array], x: Array) -> Array:
     return jnp.mean(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["axes"])), axis=(1, 2, 3))
 
 
-def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _principal(rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and the first principal axes [D, k] of rows [n, D]."""
     mean = rows.mean(axis=0, dtype=np.float64)
     centred = rows - mean
     # The smaller of the two products has the same eigenvalues.
     few = len(rows) < rows.shape[1]
     values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
-    count = max(1, min(COMPONENTS, int((values > 1e-6 * values[-1]).sum())))
+    count = max(1, min(most, int((values > 1e-6 * values[-1]).sum())))
     values, vectors = values[-count:], vectors[:, -count:]
     return mean, centred.T @ vectors / np.sqrt(np.maximum(values, 1e-12)) if few else vectors
 

@@ -115,8 +115,8 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         if path.name == mixture.NAME and path.is_file():
             return mixture.load(path, lambda part: read(part, progress=progress))
         if path.exists() and audio.is_source(path, settings):
-            found, normal, has_parts = _recordings(path, settings.abnormal)
-            return audio.load(found, normal, has_parts, shown(path), settings, progress)
+            recorded, normal, has_parts = _recordings(path, settings.abnormal)
+            return audio.load(recorded, normal, has_parts, shown(path), settings, progress)
         if path.exists() and rows.is_source(path, settings):
             return rows.load(path, settings)
         if path.is_dir():

@@ -43,7 +43,7 @@ def test_distance_by_hand(images, fitted):
     found = every_patch(images).reshape(4, 121, -1)
     kept = np.concatenate(found)[:FIT]
     mean = kept.mean(axis=0)
-    axes = np.linalg.svd(kept - mean, full_matrices=False)[2][: patches.COMPONENTS].T
+    axes = np.linalg.svd(kept - mean, full_matrices=False)[2][: patches.AXES].T
     at, bank = (found - mean) @ axes, (kept - mean) @ axes
     wanted = np.sqrt(np.square(at[:, :, None] - bank).sum(-1)).min(-1).mean(-1)
     np.testing.assert_allclose(jax.jit(patches.distance, static_argnums=2)(fitted, images, SHARE), wanted, atol=2e-3)
