@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganomaly_jax import config, detectors, patches, scorer, scores, training
+from ganomaly_jax import config, patches, scorer, scores, tiled, training
 from ganomaly_jax.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.calibration import Calibration
 from ganomaly_jax.config import Model, score_parts
@@ -25,6 +25,9 @@ from ganomaly_jax.ganomaly import Ganomaly
 from ganomaly_jax.statistics import fit
 
 BANK = 20
+# Hz and seconds of a configuration of sound.
+RATE, FRAME = 8000, 0.032
+FREQUENCIES = int(RATE * FRAME) // 2 + 1
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # What no configuration sets, set in that of `smoke.py`, with enough features for every form that a CPU has.
@@ -86,6 +89,10 @@ def settings_of(case):
     data, model = settings.data, settings.model
     if data.kind == "rows":
         data.channels = SENSORS
+    elif data.kind == "sound":
+        data.height = data.width = 16
+        data.sound.rate, data.sound.frame, data.sound.hop = RATE, FRAME, FRAME / 2
+        data.channels = 1
     else:
         data.height, data.width = data.height or 32, data.width or 32
         data.channels = data.channels or CHANNELS.get(data.source, 1)
@@ -97,6 +104,8 @@ def zeros(settings):
     """What stands for the data: images, with labels where the configuration speaks of classes; rows that are none."""
     if settings.data.kind == "rows":
         return np.random.default_rng(0).normal(size=(40 * settings.train.batch_size, SENSORS)).astype(np.float32)
+    if settings.data.kind == "sound":
+        return np.random.default_rng(0).normal(size=(4 * settings.train.batch_size, RATE)).astype(np.float32) / 9
     named = {*config.member_classes(settings), settings.data.abnormal} - {"", "all"}
     classes = [*sorted(named), "other", "another"]
     n = 2 * len(classes) * settings.train.batch_size
@@ -145,9 +154,10 @@ def random(*size):
 
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
-    detector = detectors.from_config(settings)
-    state = jax.eval_shape(detector.init, jax.random.key(0))
-    variables = {"detector": detector.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
+    detector = tiled.from_config(settings)
+    network = tiled.network(detector)
+    state = jax.eval_shape(network.init, jax.random.key(0))
+    variables = {"detector": network.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
     shown = {name: params for name, params in state.params.items() if name != "discriminator" or settings.loss.contrast}
     names = score_parts(settings)
     found = {}
@@ -167,7 +177,8 @@ def scorer_program(settings):
         scale = {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}
         variables["statistics"] = fitted | {"scale": scale}
     calibration = Calibration(0.0, 1.0, "none")
-    pixels = ("float32", (0.0,) * SENSORS, (1.0,) * SENSORS) if settings.data.kind == "rows" else ("uint8", 0.0, 255.0)
+    each = {"rows": SENSORS, "sound": settings.data.height}.get(settings.data.kind)
+    pixels = ("float32", (0.0,) * each, (1.0,) * each) if each else ("uint8", 0.0, 255.0)
     one = scorer.Scorer(detector, variables, settings, *pixels, calibration, 1.0, {})
     (size,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((size, *one.input_shape), jnp.dtype(pixels[0]))
@@ -244,7 +255,11 @@ def foreign_products(text, params):
         """Along principal components, of which `BANK` images have one less."""
         return sum(BANK - 1 in one.dims for one in product) >= 2
 
-    others = (of_a_head, of_latents, of_components)
+    def of_bands(product):
+        """The power at each frequency of a spectrogram, as a mean of each band."""
+        return all(FREQUENCIES in one.dims for one in product[:2])
+
+    others = (of_a_head, of_latents, of_components, of_bands)
     return [product for product in operations(text, "dot_general") if not any(known(product) for known in others)]
 
 
