@@ -224,6 +224,9 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
     return "\n".join(lines)
 
 
+_SHADES = ("#2166ac", "#92c5de", "#e0823d", "#f6c9a0", "#5aae61", "#9970ab", "#c2a5cf")
+
+
 def picture(report: Mapping[str, Any], path: Path) -> str:
     """A bar for each way of judging and row, with controls and published figures; its file name, "" without matplotlib.
 
@@ -238,9 +241,16 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
     rows = rows_of(report)
     if not rows:
         return ""
-    pairs = scores_of(report)
-    configuration, score = pairs[0] if pairs else ("paper", "squared")
-    each = {column: values(report, configuration, column, score) for column in COLUMNS}
+    first: dict[str, str] = {}
+    for name, score in scores_of(report):
+        first.setdefault(name, score)
+    # All ways of judging the first configuration, and the honest one of the others.
+    main = next(iter(first), "paper")
+    judged = {column: values(report, main, column, first.get(main, "squared")) for column in COLUMNS}
+    each = {f"{main}, {column}": found for column, found in judged.items() if found}
+    each |= {
+        f"{name}, running": values(report, name, "running", score) for name, score in first.items() if name != main
+    }
     best = {name: values(report, None, "", name) for name in CONTROLS}
     places = [*rows, "mean"] if KINDS[report["dataset"]].averaged and len(rows) > 1 else rows
     every = {**each, **best}
@@ -251,8 +261,9 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     at = np.arange(len(places))
-    shades = dict(zip(COLUMNS, ("#2166ac", "#92c5de", "#e0823d", "#f6c9a0"), strict=True))
-    width = 0.8 / len(each)
+    shades = dict(zip([f"{main}, {column}" for column in COLUMNS], _SHADES, strict=False))
+    shades |= dict(zip([name for name in each if name not in shades], _SHADES[len(COLUMNS) :], strict=False))
+    width = 0.8 / max(len(each), 1)
     for k, (column, found) in enumerate(each.items()):
         means = [np.mean(list(found[place].values())) if found.get(place) else np.nan for place in places]
         errors = [np.std(list(found[p].values()), ddof=1) if len(found.get(p, {})) > 1 else 0 for p in places]
@@ -275,10 +286,11 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
     axes.set_ylim(0, 1)
     axes.set_ylabel("AUROC")
     axes.spines[["top", "right"]].set_visible(False)
-    title = f"{KINDS[report['dataset']].title}: {configuration}, {score} score; mean over seeds, bars of one deviation"
-    figure.suptitle(title, fontsize=11)
+    scored = [f"{name}: {score}" for name, score in first.items()]
+    title = "\n".join([f"{KINDS[report['dataset']].title}: mean over seeds, bars of one deviation", *scored])
+    figure.suptitle(title, fontsize=10)
     handles, names = axes.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: names[i] not in COLUMNS)
+    order = sorted(range(len(names)), key=lambda i: names[i] not in each)
     figure.legend(
         [handles[i] for i in order],
         [names[i] for i in order],
