@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, rows, scorer, sources
+from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, row_parts, scorer, sources
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import UserError
@@ -141,7 +141,7 @@ def _split(
         return None, normal
     try:
         if _of_rows(dataset):
-            return rows.split(dataset, settings.data), normal
+            return row_parts.split(dataset, settings.data), normal
         split = audio_parts.split if dataset.recordings else data.split
         return split(dataset, settings.data, settings.seed), normal
     except UserError as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import __version__, audio, audio_parts, config, data, files, rows, sources, tiling
+from ganomaly_jax import __version__, audio, audio_parts, config, data, files, row_parts, sources, tiling
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -65,13 +65,13 @@ def resolve(
         scaling = audio_parts.scaled(dataset, split)
         resolved.data = audio.resolved(settings.data, dataset)
     elif dataset.spans is not None:
-        rows.check(settings)
+        row_parts.check(settings)
         if dataset.scaling is not None:
             split, scaling = data.split(dataset, settings.data, settings.seed), dataset.scaling
         else:
-            split = rows.split(dataset, settings.data)
-            dataset, scaling, notes = rows.scaled(dataset, split, settings)
-        resolved.data = rows.resolved(settings.data, dataset)
+            split = row_parts.split(dataset, settings.data)
+            dataset, scaling, notes = row_parts.scaled(dataset, split, settings)
+        resolved.data = row_parts.resolved(settings.data, dataset)
     else:
         split = data.split(dataset, settings.data, settings.seed)
         resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]

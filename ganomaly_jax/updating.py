@@ -24,7 +24,7 @@ from ganomaly_jax import (
     lazy,
     members,
     mixture,
-    rows,
+    row_parts,
     run,
     scorer,
     sources,
@@ -113,7 +113,7 @@ def update(
     if scaling is None:
         cut = data.split(new, settings_of_new, parent.run.config.seed)
     else:
-        cut = rows.split(new, settings_of_new)
+        cut = row_parts.split(new, settings_of_new)
     split, known = _fresh(parent, new, cut)
     kind = config.items(parent.run.config.data)
     if known:

@@ -21,6 +21,7 @@ from ganomaly_jax import (
     loader,
     normality,
     preprocess,
+    row_parts,
     rows,
     run,
     sensors,
@@ -116,7 +117,7 @@ def test_no_window_of_one_part_shares_a_row_with_another(window, stride):
     labels = np.zeros(400, int)
     labels[150:160] = 1
     made = dataset_of(np.zeros((300, 2)), np.zeros((100, 2)), window=window, stride=stride, labels=labels)
-    parts = rows.split(made, config.Data(test=0.2, calibration=0.2))
+    parts = row_parts.split(made, config.Data(test=0.2, calibration=0.2))
     used = {}
     for name in ("train", "calibration", "test"):
         spans = made.spans[getattr(parts, name)]
@@ -134,7 +135,7 @@ def test_no_window_of_one_part_shares_a_row_with_another(window, stride):
 def test_the_parts_that_a_source_has_are_kept():
     settings = config.Data(window=4)
     made = rows.from_rows(np.zeros((60, 2)), parts=np.repeat([0, 1], [40, 20]), settings=settings)
-    parts = rows.split(made, settings)
+    parts = row_parts.split(made, settings)
     assert (made.spans[parts.test, 0] == 1).all() and (made.spans[parts.train, 0] == 0).all()
 
 
