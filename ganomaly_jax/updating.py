@@ -20,6 +20,7 @@ from ganomaly_jax import (
     artefact,
     checkpoint,
     config,
+    config_check,
     data,
     lazy,
     members,
@@ -283,7 +284,7 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], sa
         raise UserError(
             f"{other[0]}={values[other[0]]!r}: an update keeps the network, its data and its score as they are"
         )
-    config.check(settings)
+    config_check.check(settings)
     return settings
 
 

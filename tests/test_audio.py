@@ -18,6 +18,7 @@ from ganomaly_jax import (
     audio_parts,
     cli,
     config,
+    config_check,
     evaluation,
     exporting,
     listening,
@@ -555,5 +556,5 @@ def test_axes_are_in_hertz_and_seconds(tmp_path):
 
 def test_the_configuration_is_one():
     settings = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "audio.py"))["get_config"]()
-    config.check(settings)
+    config_check.check(settings)
     assert settings.data.kind == "sound" and config.items(settings.data) == "windows"

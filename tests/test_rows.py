@@ -14,6 +14,7 @@ from ganomaly_jax import (
     checking,
     cli,
     config,
+    config_check,
     data,
     evaluation,
     exporting,
@@ -226,7 +227,7 @@ def test_two_devices_compute_what_one_does(labelled, tmp_path):
 @pytest.mark.parametrize("window", [0, 20])
 def test_step_and_score_are_lowered_for_gpus_and_tpus(window):
     settings = runpy.run_path(str(Path(__file__).resolve().parents[1] / "configs" / "rows.py"))["get_config"]()
-    config.check(settings)
+    config_check.check(settings)
     settings.data.window, settings.data.channels = window, 5
     detector = ganomaly.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))
