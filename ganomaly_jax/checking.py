@@ -11,7 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import audio_parts, config, data, files, findings, images, lazy, rows, scorer, sources
+from ganomaly_jax import (
+    audio_parts,
+    config_check,
+    data,
+    files,
+    findings,
+    images,
+    lazy,
+    row_parts,
+    scorer,
+    sources,
+)
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import UserError
@@ -51,7 +62,7 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
     settings = copy.deepcopy(settings)
     if judge is not None:
         settings.data = dataclasses.replace(judge.reading(settings.data.source), low=0, high=0)
-    config.check(settings)
+    config_check.check(settings)
     headers = _headers(settings.data.source, settings.data.abnormal)
     # Shared, files are looked through and let go, and read again where they are needed.
     dataset = sources.read(settings.data, progress=progress, shared=True)
@@ -141,7 +152,7 @@ def _split(
         return None, normal
     try:
         if _of_rows(dataset):
-            return rows.split(dataset, settings.data), normal
+            return row_parts.split(dataset, settings.data), normal
         split = audio_parts.split if dataset.recordings else data.split
         return split(dataset, settings.data, settings.seed), normal
     except UserError as error:

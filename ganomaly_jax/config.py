@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
 
-from ganomaly_jax import sound
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.sound import Sound
 
@@ -238,11 +236,6 @@ MAY_CHANGE = frozenset(
 
 # What `model.detector` may name, and its name in words.
 DETECTORS = {"ganomaly": "GANomaly", "autoencoder": "Denoising autoencoder"}
-# What only one of them asks for; with another it would be passed over unheard.
-_ONLY_OF = {
-    "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
-    "autoencoder": ("model.noise", "model.mask"),
-}
 
 # What `evaluate.partners` and `evaluate.combine` may name.
 PARTNERS = ("pca_t2", "pca_q", "mahalanobis", "neighbours", "forest")
@@ -256,8 +249,6 @@ SCORES = (
     "embedding_angular_density",
     *("patches_small", "patches_medium", "patches_whole", "components"),
 )
-RESIDUAL = 2048
-"""Numbers of an input, at most, whose residual has a covariance: its matrix is 16 MB then."""
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -317,108 +308,6 @@ def set_value(config: Config, path: str, value: Any) -> None:
     setattr(owner, name, converted)
 
 
-def check(config: Config) -> None:
-    """Refuse values that cannot work, before anything is loaded.
-
-    Raises:
-      UserError: naming the key, the value and what is wanted.
-    """
-
-    def refuse_unless(good: bool, path: str, want: str) -> None:
-        if not good:
-            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: wanted {want}")
-
-    tile = config.data.tile
-    refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
-    refuse_unless(not tile or not has_members(config), "data.tile", "0: members are trained on whole images")
-    refuse_unless(
-        0 <= config.data.overlap < (tile or 256), "data.overlap", "a share below 1, or pixels below data.tile"
-    )
-    refuse_unless(_combines(config.data.tile_score), "data.tile_score", "'max', 'mean', or a share from 0 to 1")
-    for name in ("height", "width"):
-        side = getattr(config.data, name)
-        if tile:
-            refuse_unless(side == 0 or tile <= side <= 2**14, f"data.{name}", f"{tile} (data.tile) to 16384, or 0")
-        else:
-            wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
-            refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
-    refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
-    kinds = ("auto", "images", "rows", "sound")
-    refuse_unless(config.data.kind in kinds, "data.kind", f"one of {', '.join(kinds)}")
-    sound.check(config.data.sound)
-    refuse_unless(
-        config.data.window == 0 or 4 <= config.data.window <= 4096,
-        "data.window",
-        "4 to 4096 rows, or 0 for single rows",
-    )
-    refuse_unless(config.data.stride >= 1, "data.stride", "at least 1")
-    refuse_unless(config.data.missing in ("refuse", "last", "mask"), "data.missing", "'refuse', 'last' or 'mask'")
-    refuse_unless(config.data.fit in ("stretch", "letterbox"), "data.fit", "'stretch' or 'letterbox'")
-    refuse_unless(
-        config.data.low < config.data.high or config.data.low == config.data.high == 0,
-        "data.high",
-        "more than data.low",
-    )
-    refuse_unless(0 < config.data.test < 1, "data.test", "a share between 0 and 1")
-    refuse_unless(0 <= config.data.calibration < 1, "data.calibration", "a share from 0 to below 1")
-    refuse_unless(config.data.limit >= 0, "data.limit", "a number of images, or 0 for all")
-    refuse_unless(config.data.stream in ("auto", "always", "never"), "data.stream", "'auto', 'always' or 'never'")
-    refuse_unless(
-        config.data.stream != "always" or not has_members(config), "data.stream", "'never': members share what is held"
-    )
-    refuse_unless(config.model.detector in DETECTORS, "model.detector", f"one of {', '.join(DETECTORS)}")
-    refuse_unless(0 <= config.model.noise < float("inf"), "model.noise", "a standard deviation of 0 or more")
-    refuse_unless(0 <= config.model.mask < 1, "model.mask", "a share from 0 to below 1")
-    _check_own(config)
-    for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
-        refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
-    refuse_unless(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
-    refuse_unless(config.model.network == "original", "model.network", "'original': the other is for imported weights")
-    refuse_unless(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "more than 0")
-    for name in ("beta1", "beta2"):
-        refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")
-    refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
-    for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every"):
-        refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
-    refuse_unless(config.train.choose in ("last", "best"), "train.choose", "'last' or 'best'")
-    refuse_unless(config.mesh.transform in ("shard_map", "pmap"), "mesh.transform", "'shard_map' or 'pmap'")
-    for path in (
-        *("train.steps", "train.picture_every", "train.check_every", "train.patience", "evaluate.worst"),
-        *("mesh.devices", "mesh.batch_norm_group", "mesh.shard_from"),
-    ):
-        refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
-    refuse_unless(
-        not config.train.patience or config.data.calibration > 0,
-        "train.patience",
-        "0, or data.calibration above 0: it is on those images that a training is seen to get no better",
-    )
-    refuse_unless(
-        not config.train.patience or not has_members(config), "train.patience", "0: members are not stopped one by one"
-    )
-    # A side that is left to the data becomes 32 at least.
-    room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
-    refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
-    _check_score(config)
-    words(config.evaluate.partners, ("all", *PARTNERS), "evaluate.partners")
-    words(config.evaluate.combine, COMBINATIONS, "evaluate.combine")
-    refuse_unless(config.evaluate.components > 0, "evaluate.components", "a share below 1, or a number from 1")
-    for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
-        refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
-    refuse_unless(config.loss.temperature > 0, "loss.temperature", "more than 0")
-    refuse_unless(config.model.embedding_size >= 1, "model.embedding_size", "at least 1")
-    refuse_unless(0 <= config.optimizer.average < 1, "optimizer.average", "from 0 to below 1")
-    rate = config.evaluate.false_positive_rate
-    refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
-    ways = ("rate", "quantile", "tail", "given")
-    refuse_unless(config.evaluate.threshold_by in ways, "evaluate.threshold_by", f"one of {', '.join(ways)}")
-    refuse_unless(0 < config.evaluate.quantile <= 1, "evaluate.quantile", "a share above 0 up to 1")
-    refuse_unless(abs(config.evaluate.threshold) < float("inf"), "evaluate.threshold", "a finite number")
-    refuse_unless(0 <= config.evaluate.review < 1, "evaluate.review", "a rate from 0 to below 1, 0 for no band")
-    member_seeds(config)
-    classes = member_classes(config)
-    refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
-
-
 def input_shape(data: Data) -> tuple[int, ...]:
     """What a network takes, as a resolved configuration says.
 
@@ -445,29 +334,9 @@ def in_words(data: Data, text: str) -> str:
     return text.replace("NaN or infinite pixels", "missing or infinite values").replace("picture for all", "for all")
 
 
-def _combines(word: str) -> bool:
-    """Whether it says how the scores of tiles become one."""
-    try:
-        return word in ("max", "mean") or 0 <= float(word) <= 1
-    except ValueError:
-        return False
-
-
 def score_parts(config: Config) -> tuple[str, ...]:
     """The names that `evaluate.score` joins by `+`; one may stand several times, and then counts so often."""
     return tuple(word.strip() for word in config.evaluate.score.split("+"))
-
-
-def _check_own(config: Config) -> None:
-    """Refuse what the detector asked for does not have, where that is not what it is by default."""
-    given, usual = flatten(to_dict(config)), flatten(to_dict(Config()))
-    for owner, paths in _ONLY_OF.items():
-        for path in paths if owner != config.model.detector else ():
-            if given[path] != usual[path]:
-                raise UserError(
-                    f"{path}={given[path]!r} is for model.detector={owner!r} and nothing to {config.model.detector!r}: "
-                    f"wanted {usual[path]!r}, its default, or the other detector"
-                )
 
 
 def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
@@ -485,38 +354,6 @@ def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
                 "with commas between"
             )
     return found
-
-
-def _check_score(config: Config) -> None:
-    asked = f"evaluate.score={config.evaluate.score!r}"
-    for name in score_parts(config):
-        if name not in SCORES:
-            near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"{asked}: {name!r} is no score, the nearest is {near!r}; wanted one or several of "
-                f"{', '.join(SCORES)} with + between"
-            )
-        if name.startswith("embedding") and config.model.detector != "ganomaly":
-            raise UserError(
-                f"{asked}: {name} is of a discriminator's embedding, and model.detector={config.model.detector!r} has "
-                f"none: wanted one or several of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
-            )
-        if name.startswith("embedding") and not config.loss.contrast:
-            raise UserError(
-                f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out: "
-                "wanted loss.contrast above 0, such as 1"
-            )
-
-
-def check_size(config: Config) -> None:
-    """Raises UserError for a score that inputs of the size that a resolved configuration says are too large for."""
-    shape, asked = input_shape(config.data), [name for name in score_parts(config) if name.startswith("residual")]
-    if asked and math.prod(shape) > RESIDUAL:
-        raise UserError(
-            f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "
-            f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; wanted smaller ones, a shorter data.window, "
-            "or another score, such as pixel or multiscale"
-        )
 
 
 def has_members(config: Config) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from ganomaly_jax import (
     calibration,
     config,
+    config_check,
     data,
     files,
     groups,
@@ -98,7 +99,7 @@ def evaluate(
     asked: dict[str, Any] = {"partners": beside, "combine": combine}
     asked = {name: given for name, given in asked.items() if given is not None}
     settings = dataclasses.replace(judge.config, evaluate=dataclasses.replace(judge.config.evaluate, **asked))
-    config.check(settings)
+    config_check.check(settings)
     judge = dataclasses.replace(judge, config=settings)
     return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by, own)
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax import config, convert, data, ganomaly, lazy, run, scorer, sources
+from ganomaly_jax import config, config_check, convert, data, ganomaly, lazy, run, scorer, sources
 from ganomaly_jax.errors import UserError
 
 _PREPROCESSOR = "anomalib_pre_processor_config"
@@ -54,7 +54,7 @@ def import_pytorch(
         normals = None
     if false_positive_rate is not None:
         settings.evaluate.false_positive_rate = false_positive_rate
-    config.check(dataclasses.replace(settings, model=config.Model()))  # the rest of it
+    config_check.check(dataclasses.replace(settings, model=config.Model()))  # the rest of it
     dataset = sources.load(settings.data, normals, progress)
     normal = data.normal_classes(dataset, settings.data.abnormal)
     chosen = np.flatnonzero([dataset.classes[label] in normal for label in dataset.labels])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import config, data, rows
+from ganomaly_jax import config, data, row_parts
 from ganomaly_jax.data import Dataset
 from ganomaly_jax.errors import DamagedError, UserError
 from ganomaly_jax.images import shown
@@ -53,7 +53,9 @@ def as_taken(dataset: Dataset, settings: config.Data, scaling: Scaling | None) -
     """A data set as a part: of rows, missing values that are masked become the centre that the detector knows."""
     if scaling is None or settings.missing != "mask":
         return dataset
-    return dataclasses.replace(dataset, images=rows.masked(dataset.images, rows.centre_of(*scaling)), digest="")
+    return dataclasses.replace(
+        dataset, images=row_parts.masked(dataset.images, row_parts.centre_of(*scaling)), digest=""
+    )
 
 
 def join(

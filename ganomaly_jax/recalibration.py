@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, config, data, groups, lazy, run, scorer, sources
+from ganomaly_jax import calibration, config_check, data, groups, lazy, run, scorer, sources
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
@@ -52,7 +52,7 @@ def recalibrate(
     if review is not None:
         evaluate = dataclasses.replace(evaluate, review=review)
     resolved = dataclasses.replace(made.config, evaluate=evaluate)
-    config.check(resolved)
+    config_check.check(resolved)
     if source or arrays is not None:
         dataset, chosen = _normals(made, source, arrays)
         scores = made(lazy.select(dataset.images, chosen))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import __version__, audio, audio_parts, config, data, files, rows, sources, tiling
+from ganomaly_jax import __version__, audio, audio_parts, config, config_check, data, files, row_parts, sources, tiling
 from ganomaly_jax.config import Config
 from ganomaly_jax.data import Dataset, Split
 from ganomaly_jax.errors import DamagedError, UserError
@@ -54,7 +54,7 @@ def resolve(
     Raises:
       UserError: a configuration or data that cannot work.
     """
-    config.check(settings)
+    config_check.check(settings)
     dataset = sources.load(settings.data, arrays, progress, shared)
     resolved = copy.deepcopy(settings)
     notes: tuple[str, ...] = ()
@@ -65,13 +65,13 @@ def resolve(
         scaling = audio_parts.scaled(dataset, split)
         resolved.data = audio.resolved(settings.data, dataset)
     elif dataset.spans is not None:
-        rows.check(settings)
+        row_parts.check(settings)
         if dataset.scaling is not None:
             split, scaling = data.split(dataset, settings.data, settings.seed), dataset.scaling
         else:
-            split = rows.split(dataset, settings.data)
-            dataset, scaling, notes = rows.scaled(dataset, split, settings)
-        resolved.data = rows.resolved(settings.data, dataset)
+            split = row_parts.split(dataset, settings.data)
+            dataset, scaling, notes = row_parts.scaled(dataset, split, settings)
+        resolved.data = row_parts.resolved(settings.data, dataset)
     else:
         split = data.split(dataset, settings.data, settings.seed)
         resolved.data.height, resolved.data.width, resolved.data.channels = dataset.images.shape[1:]
@@ -79,7 +79,7 @@ def resolve(
         if min(dataset.images.shape[1:3]) < settings.data.tile:
             size = "x".join(map(str, dataset.images.shape[1:3]))
             raise UserError(f"data.tile={settings.data.tile}: the images are {size}, wanted tiles that lie within them")
-    config.check_size(resolved)
+    config_check.check_size(resolved)
     where = _grid(resolved.data)
     inputs, what = len(split.train) * (where.count if where else 1), "tiles of training" if where else "training"
     if inputs < settings.train.batch_size:

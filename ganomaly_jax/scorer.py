@@ -28,7 +28,7 @@ from ganomaly_jax import (
     members,
     preprocess,
     program,
-    rows,
+    row_parts,
     scores,
     sharding,
     statistics,
@@ -293,7 +293,7 @@ class Scorer:
             return np.stack(list(resized))
 
     def rows(self, given: Any) -> np.ndarray:
-        """Rows or windows of sensors as the program takes them, [n, D] or [n, T, D] float32; see `rows.as_input`.
+        """Rows or windows of sensors as the program takes them, [n, D] or [n, T, D] float32; see `row_parts.as_input`.
 
         Raises:
           UserError: what is given has another shape, or this is a detector of images.
@@ -302,7 +302,7 @@ class Scorer:
             raise UserError(
                 f"this detector is of {'sound' if self.sound else 'images'}: wanted files or arrays of these"
             )
-        return rows.as_input(given, self.input_shape, self.columns, self.low, self.high, self.config.data)
+        return row_parts.as_input(given, self.input_shape, self.columns, self.low, self.high, self.config.data)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
         """Image files as [n, H, W, C] of the training type, and (path, reason) of those that cannot be read.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax import program, rows, tables
+from ganomaly_jax import program, row_parts, rows, tables
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Judgement, Scorer
 
@@ -152,7 +152,7 @@ def attributed(judge: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tupl
     # Denser at the centre, by t = u ** 2: the logarithm in a fitted score is steepest there.
     u = (nodes + 1) / 2
     along, share = jnp.asarray(u**2, jnp.float32), jnp.asarray(weights * u, jnp.float32)
-    baseline = jnp.broadcast_to(jnp.asarray(rows.centre_of(judge.low, judge.high)), judge.input_shape)
+    baseline = jnp.broadcast_to(jnp.asarray(row_parts.centre_of(judge.low, judge.high)), judge.input_shape)
 
     def run(variables: Any, x: Array) -> tuple[Array, Array, Array]:
         def one(row: Array) -> Array:

@@ -22,6 +22,7 @@ from ganomaly_jax import (
     augment,
     checkpoint,
     config,
+    config_check,
     data,
     detectors,
     feed,
@@ -153,7 +154,7 @@ def train_members(
       UserError, DamagedError, StoppedError: as `train`; too many members for the memory.
       DivergedError: every one of them diverged.
     """
-    config.check(settings)
+    config_check.check(settings)
     if not config.has_members(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
     if hosts.several():

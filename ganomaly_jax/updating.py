@@ -20,11 +20,12 @@ from ganomaly_jax import (
     artefact,
     checkpoint,
     config,
+    config_check,
     data,
     lazy,
     members,
     mixture,
-    rows,
+    row_parts,
     run,
     scorer,
     sources,
@@ -113,7 +114,7 @@ def update(
     if scaling is None:
         cut = data.split(new, settings_of_new, parent.run.config.seed)
     else:
-        cut = rows.split(new, settings_of_new)
+        cut = row_parts.split(new, settings_of_new)
     split, known = _fresh(parent, new, cut)
     kind = config.items(parent.run.config.data)
     if known:
@@ -283,7 +284,7 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], sa
         raise UserError(
             f"{other[0]}={values[other[0]]!r}: an update keeps the network, its data and its score as they are"
         )
-    config.check(settings)
+    config_check.check(settings)
     return settings
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ganomaly_jax import config
+from ganomaly_jax import config, config_check
 from ganomaly_jax.errors import DivergedError, UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def compare(given: Given, rest: Sequence[str]) -> int:
 
 def plan(given: Given, rest: Sequence[str]) -> int:
     settings = _settings(given, rest)
-    config.check(settings)
+    config_check.check(settings)
     from ganomaly_jax import detectors, members, plan, run, sharding, sources
 
     if config.has_members(settings):
@@ -108,7 +108,7 @@ def plan(given: Given, rest: Sequence[str]) -> int:
 def pack(given: Given, rest: Sequence[str]) -> int:
     given.data = None
     settings = _settings(given, rest)
-    config.check(settings)
+    config_check.check(settings)
     from ganomaly_jax import pack
 
     packed = pack.pack(settings.data, given.out, progress=True)
@@ -120,7 +120,7 @@ def train(given: Given, rest: Sequence[str]) -> int:
     settings = _settings(given, rest)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
-    config.check(settings)
+    config_check.check(settings)
     _join(given)
     if config.has_members(settings):
         return _train_members(settings, given.workdir, given.fall_back)
@@ -188,7 +188,7 @@ def demo(given: Given, rest: Sequence[str]) -> int:
 def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
     from ganomaly_jax import evaluation, hosts, sources, training
 
-    config.check(settings)
+    config_check.check(settings)
     dataset = sources.load(settings.data, progress=hosts.first(), shared=hosts.several())
     told: list[str] = []
 

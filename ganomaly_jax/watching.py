@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import alarms, calibration, drift, instant, rows, sensor_health, stream_rows, tables
+from ganomaly_jax import alarms, calibration, drift, instant, row_parts, sensor_health, stream_rows, tables
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
@@ -205,7 +205,7 @@ def _enter(watch: Watch, row: stream_rows.Row) -> tuple[list[Event], np.ndarray 
         x = np.where(np.isnan(x), watch.carried, x)
         watch.carried = x
     elif way == "mask":
-        x = rows.filled(x, rows.centre_of(judge.low, judge.high))
+        x = row_parts.filled(x, row_parts.centre_of(judge.low, judge.high))
     if not window:
         return events, x
     length = _length(judge)

@@ -10,7 +10,7 @@ from conftest import blobs, tiny_config
 from test_sharding import leaves_close
 
 import ganomaly_jax
-from ganomaly_jax import config, corruption, detectors, scores, sharding
+from ganomaly_jax import config, config_check, corruption, detectors, scores, sharding
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.ganomaly import Ganomaly
 from ganomaly_jax.preprocess import to_unit
@@ -168,7 +168,7 @@ def test_configurations_that_cannot_work_are_refused_in_one_sentence(detector, v
     for path, value in values.items():
         config.set_value(made, path, value)
     with pytest.raises(UserError, match=sentence) as refused:
-        config.check(made)
+        config_check.check(made)
     assert "\n" not in str(refused.value)
 
 
@@ -176,4 +176,4 @@ def test_configurations_that_cannot_work_are_refused_in_one_sentence(detector, v
 def test_scores_that_make_sense_are_taken(name):
     made = settings()
     made.evaluate.score = name
-    config.check(made)
+    config_check.check(made)

@@ -9,7 +9,7 @@ import pytest
 from conftest import blobs
 from PIL import Image
 
-from ganomaly_jax import cli, verbs
+from ganomaly_jax import cli, config_check, verbs
 
 SMALL = [
     "--config.data.height=16",
@@ -149,12 +149,10 @@ def test_a_damaged_detector_has_its_own_exit_code(workdir, tmp_path, capsys):
 def test_every_config_resolves():
     from pathlib import Path
 
-    from ganomaly_jax import config
-
     files = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
     assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
     for file in files:
-        config.check(verbs._config_from(str(file)))
+        config_check.check(verbs._config_from(str(file)))
 
 
 def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ganomaly_jax import config
+from ganomaly_jax import config, config_check
 from ganomaly_jax.errors import UserError
 
 
@@ -47,10 +47,10 @@ def test_a_shift_is_less_than_half_the_side():
     for height, width, most in ((0, 0, 15), (64, 0, 15), (64, 128, 31), (16, 64, 7)):
         settings.data.height, settings.data.width = height, width
         settings.train.shift = most
-        config.check(settings)
+        config_check.check(settings)
         settings.train.shift = most + 1
         with pytest.raises(UserError, match=f"train.shift={most + 1}: wanted from 0 to {most}"):
-            config.check(settings)
+            config_check.check(settings)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_a_shift_is_less_than_half_the_side():
 )
 def test_values_that_cannot_work_are_refused_by_name(key, value):
     settings = config.Config()
-    config.check(settings)
+    config_check.check(settings)
     config.set_value(settings, key, value)
     with pytest.raises(UserError, match=f"{key}="):
-        config.check(settings)
+        config_check.check(settings)
 
 
 def test_what_may_differ_between_two_runs_of_a_folder():

@@ -10,7 +10,18 @@ import pytest
 from conftest import TINY, blobs, tiny_config
 from test_training import assert_same_bits, final, quiet
 
-from ganomaly_jax import checkpoint, config, evaluation, health, history, hosts, loop, report, sections, training
+from ganomaly_jax import (
+    checkpoint,
+    config_check,
+    evaluation,
+    health,
+    history,
+    hosts,
+    loop,
+    report,
+    sections,
+    training,
+)
 from ganomaly_jax.errors import StoppedError, UserError
 from ganomaly_jax.training import train
 
@@ -202,7 +213,7 @@ def test_patience_without_held_out_images_or_with_members_is_refused(tmp_path):
     several = settings()
     several.members.seeds = "0,1"
     with pytest.raises(UserError, match=r"train\.patience=3: wanted 0: members are not"):
-        config.check(several)
+        config_check.check(several)
     assert not list(tmp_path.iterdir())
 
 

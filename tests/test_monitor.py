@@ -1,14 +1,11 @@
-"""The monitor: verdicts as the scorer's, windows, state and restarts, files that change, events, alarms, sinks."""
+"""The monitor: verdicts as the scorer's, windows, state and restarts, events, alarms, drift, the verb, views."""
 
-import http.server
 import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -26,12 +23,10 @@ from ganomaly_jax import (
     course,
     drift,
     instant,
-    intake,
     live,
     monitor,
     report,
     sensor_health,
-    sinks,
     stream_rows,
     watching,
 )
@@ -305,75 +300,6 @@ def test_drift_is_told_with_its_stated_time_and_then_rests(settings):
     assert watch.drift.seen == -(-len(verdicts) // every)
 
 
-# Sources
-
-
-def read_all(source, most=8):
-    found = []
-    for _ in range(most):
-        lines = source.read(0.0001)
-        found += [line.event["event"] if line.event else line.text.decode() for line in lines]
-    return found
-
-
-def test_a_file_that_grows_is_cut_or_replaced(tmp_path):
-    path = tmp_path / "rows.csv"
-    source = intake.opened(str(path), False, False)
-    assert read_all(source) == []
-    path.write_text("a\n1\n2")
-    assert read_all(source) == ["a", "1"]
-    with path.open("a") as file:
-        file.write("0\n3\n")
-    assert read_all(source) == ["20", "3"]
-    place = json.loads(json.dumps(source.place()))
-    # Cut and written anew, longer than before: the size alone does not show it.
-    path.write_text("a\n7\n8\n9\n10\n")
-    assert read_all(source) == ["source_truncated", "a", "7", "8", "9", "10"]
-    with path.open("a") as file:
-        file.write("11")
-    path.rename(tmp_path / "rows.csv.1")
-    path.write_text("a\n12\n")
-    assert read_all(source) == ["11", "source_rotated", "a", "12"]
-    other = intake.opened(str(path), False, False)
-    assert [line.event["event"] for line in other.go_to(place)] == ["source_replaced"]
-
-
-def test_what_was_written_before_a_rotation_is_read_after_a_restart(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("a\n1\n")
-    source = intake.opened(str(path), False, False)
-    read_all(source)
-    place = source.place()
-    with path.open("a") as file:
-        file.write("2\n")
-    path.rename(tmp_path / "rows.csv.1")
-    path.write_text("a\n3\n")
-    again = intake.opened(str(path), False, False)
-    assert again.go_to(place) == []
-    assert read_all(again) == ["2", "source_rotated", "a", "3"]
-
-
-def test_a_line_without_end_is_told_of_and_not_kept(tmp_path):
-    lines = intake.Lines()
-    lines.add(b"a\n" + b"x" * (intake.LONGEST + 1))
-    lines.add(b"y" * 1000)
-    assert len(lines.rest) <= 1000
-    lines.add(b"\nb\n")
-    assert [line.problem or line.text for line in lines.take()] == [
-        b"a",
-        f"a line longer than {intake.LONGEST} bytes",
-        b"b",
-    ]
-
-
-def test_what_is_no_source_is_refused(tmp_path):
-    for source, pictures in ((tmp_path / "no" / "rows.csv", False), (tmp_path, False), (tmp_path / "rows.csv", True)):
-        with pytest.raises(UserError):
-            intake.opened(str(source), False, pictures)
-    with pytest.raises(UserError, match="no file"):
-        intake.opened(str(tmp_path / "rows.csv"), True, False)
-
-
 # The verb
 
 
@@ -533,67 +459,6 @@ def test_a_folder_of_images(arrays, tmp_path, capsys):
     cli.main(call)
     (one,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert Path(one["path"]).name == "later.png" and one["row"] == 5
-
-
-# Sinks
-
-
-class Receiver(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.got.append(body["id"])
-        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-def receiver(port, answers=()):
-    http.server.ThreadingHTTPServer.allow_reuse_address = True
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Receiver)
-    server.got, server.answers = [], list(answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-def stopped(server):
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_webhook_that_is_down_loses_nothing_and_holds_nothing_up(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address, said = f"http://127.0.0.1:{port}/secret", []
-    sink = sinks.Sink(address, tmp_path, said.append, first_wait=0.02)
-    for i in range(3):
-        assert sink.put(f"s-{i}-0", {"event": "alarm", "row": i})
-    assert sink.put("s-0-0", {"event": "alarm", "row": 0})  # the same again
-    assert sink.close(0.1) == 3
-    assert "cannot be reached" in said[0] and "secret" not in "".join(said)
-    # Another run: 500 first, one that is refused, then all is well.
-    server = receiver(port, [500, 200, 400])
-    try:
-        sink = sinks.Sink(address, tmp_path, said.append, first_wait=0.02)
-        sink.put("s-3-0", {"event": "alarm", "row": 3})
-        assert sink.close(10) == 0
-        assert server.got == ["s-0-0", "s-0-0", "s-1-0", "s-2-0", "s-3-0"]
-    finally:
-        stopped(server)
-    assert [path.name.split("-", 1)[1] for path in tmp_path.glob("*/refused/*")] == ["s-1-0.json"]
-    assert sink.waiting() == []
-
-
-def test_a_queue_is_bounded_and_of_one_monitor(tmp_path):
-    sink = sinks.Sink("http://127.0.0.1:9/", tmp_path, quiet, most=2, first_wait=30)
-    try:
-        assert [sink.put(f"s-{i}-0", {}) for i in range(3)] == [True, True, False] and sink.dropped == 1
-        with pytest.raises(UserError, match="another monitor"):
-            sinks.Sink("http://127.0.0.1:9/", tmp_path, quiet)
-    finally:
-        sink.close(0)
 
 
 def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):

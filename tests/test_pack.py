@@ -14,7 +14,20 @@ import pytest
 from conftest import blobs, tiny_config
 from PIL import Image
 
-from ganomaly_jax import checkpoint, cli, config, data, evaluation, feed, lazy, records, run, sources, training
+from ganomaly_jax import (
+    checkpoint,
+    cli,
+    config,
+    config_check,
+    data,
+    evaluation,
+    feed,
+    lazy,
+    records,
+    run,
+    sources,
+    training,
+)
 from ganomaly_jax import pack as packing
 from ganomaly_jax.errors import DamagedError, UserError
 from ganomaly_jax.loop import Course
@@ -181,7 +194,7 @@ def test_what_cannot_be_packed_or_read(packed, tmp_path, monkeypatch):
     settings = tiny_config()
     settings.data.stream = "perhaps"
     with pytest.raises(UserError, match=r"data.stream='perhaps': wanted 'auto', 'always' or 'never'"):
-        config.check(settings)
+        config_check.check(settings)
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     with pytest.raises(UserError, match=r"pip install 'ganomaly-jax\[data\]'"):
         packing.pack(small(packed[0]), tmp_path / "x.array_record")

@@ -10,7 +10,18 @@ from conftest import blobs
 from sklearn import base, decomposition, ensemble, neighbors, pipeline, preprocessing
 
 import ganomaly_jax
-from ganomaly_jax import calibration, cli, combining, components, config, evaluate, evaluation, partners, sources
+from ganomaly_jax import (
+    calibration,
+    cli,
+    combining,
+    components,
+    config,
+    config_check,
+    evaluate,
+    evaluation,
+    partners,
+    sources,
+)
 from ganomaly_jax.errors import UserError
 
 
@@ -262,4 +273,4 @@ def test_flags_that_cannot_be_are_refused(workdir, arrays, capsys, tmp_path):
     with pytest.raises(UserError, match=r"evaluate\.components=0\.0"):
         asked = config.Config()
         asked.evaluate.components = 0.0
-        config.check(asked)
+        config_check.check(asked)

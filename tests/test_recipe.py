@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, blobs, tiny_config
 from test_sharding import leaves_close
 
-from ganomaly_jax import config, losses, scores, sharding, statistics, views
+from ganomaly_jax import config, config_check, losses, scores, sharding, statistics, views
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.preprocess import to_unit
 from ganomaly_jax.scorer import load
@@ -113,9 +113,9 @@ def test_a_score_of_an_embedding_that_nothing_trains_is_refused():
     settings = config.Config()
     settings.evaluate.score = "embedding_angle"
     with pytest.raises(UserError, match=r"loss\.contrast"):
-        config.check(settings)
+        config_check.check(settings)
     settings.loss.contrast = 1.0
-    config.check(settings)
+    config_check.check(settings)
 
 
 def test_the_whole_way(tmp_path):

@@ -14,6 +14,7 @@ from ganomaly_jax import (
     checking,
     cli,
     config,
+    config_check,
     data,
     evaluation,
     exporting,
@@ -21,6 +22,7 @@ from ganomaly_jax import (
     loader,
     normality,
     preprocess,
+    row_parts,
     rows,
     run,
     sensors,
@@ -116,7 +118,7 @@ def test_no_window_of_one_part_shares_a_row_with_another(window, stride):
     labels = np.zeros(400, int)
     labels[150:160] = 1
     made = dataset_of(np.zeros((300, 2)), np.zeros((100, 2)), window=window, stride=stride, labels=labels)
-    parts = rows.split(made, config.Data(test=0.2, calibration=0.2))
+    parts = row_parts.split(made, config.Data(test=0.2, calibration=0.2))
     used = {}
     for name in ("train", "calibration", "test"):
         spans = made.spans[getattr(parts, name)]
@@ -134,7 +136,7 @@ def test_no_window_of_one_part_shares_a_row_with_another(window, stride):
 def test_the_parts_that_a_source_has_are_kept():
     settings = config.Data(window=4)
     made = rows.from_rows(np.zeros((60, 2)), parts=np.repeat([0, 1], [40, 20]), settings=settings)
-    parts = rows.split(made, settings)
+    parts = row_parts.split(made, settings)
     assert (made.spans[parts.test, 0] == 1).all() and (made.spans[parts.train, 0] == 0).all()
 
 
@@ -225,7 +227,7 @@ def test_two_devices_compute_what_one_does(labelled, tmp_path):
 @pytest.mark.parametrize("window", [0, 20])
 def test_step_and_score_are_lowered_for_gpus_and_tpus(window):
     settings = runpy.run_path(str(Path(__file__).resolve().parents[1] / "configs" / "rows.py"))["get_config"]()
-    config.check(settings)
+    config_check.check(settings)
     settings.data.window, settings.data.channels = window, 5
     detector = ganomaly.from_config(settings)
     state = jax.eval_shape(detector.init, jax.random.key(0))

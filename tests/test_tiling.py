@@ -12,7 +12,21 @@ from conftest import tiny_config
 from PIL import Image
 
 import ganomaly_jax
-from ganomaly_jax import cli, config, explain, exporting, lazy, loader, maps, program, run, scorer, tiled, tiling
+from ganomaly_jax import (
+    cli,
+    config,
+    config_check,
+    explain,
+    exporting,
+    lazy,
+    loader,
+    maps,
+    program,
+    run,
+    scorer,
+    tiled,
+    tiling,
+)
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.training import train, train_members
 
@@ -331,7 +345,7 @@ def test_what_cannot_work_is_refused(key, value, words):
     asked = settings()
     config.set_value(asked, key, value)
     with pytest.raises(UserError) as refused:
-        config.check(asked)
+        config_check.check(asked)
     assert words in str(refused.value)
 
 
@@ -349,7 +363,7 @@ def test_a_larger_side_without_tiles_names_them():
     asked = settings(0)
     asked.data.height = 512
     with pytest.raises(UserError, match=r"cut into tiles by data\.tile"):
-        config.check(asked)
+        config_check.check(asked)
 
 
 def test_no_onnx_and_no_images_smaller_than_a_tile(trained, arrays, tmp_path, monkeypatch):
