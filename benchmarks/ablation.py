@@ -279,12 +279,14 @@ def _aurocs(labels: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, fl
 def write(options: argparse.Namespace, parts: Mapping[Any, Any], load: dict[str, Any]) -> None:
     """OUT.json, OUT.md and, where matplotlib is installed, OUT.png."""
     load["after"] = timing.load_average()
+    sets, seeds = ({key[place] for key in parts} for place in (1, 2))
     report = command.begin(
         "ablation",
         machine=timing.machine(),
         load_average=load,
         variants={name: one.words for name, one in VARIANTS.items()},
         sets=list(SETS),
+        finished=len(parts) == len(VARIANTS) * len(sets) * len(seeds),
         parts=[parts[key] for key in sorted(parts)],
     )
     picture = ablation_page.picture(report, Path(f"{options.out}.png"))

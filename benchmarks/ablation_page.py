@@ -29,7 +29,7 @@ class Row(NamedTuple):
     against: str = MAIN
 
 
-_TRAINING, _SCORE, _CONTROL = "another training, squared score", "another score of the base's models", "no network"
+_TRAINING, _SCORE, _CONTROL = "another training, squared score", "another score", "no network"
 ROWS = (
     *(Row(_TRAINING, one.words, name, MAIN) for name, one in VARIANTS.items() if name != BASE),
     Row(_TRAINING, "no averaging: weights of the last step", BASE, "last weights"),
