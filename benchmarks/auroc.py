@@ -134,7 +134,9 @@ def known(out: str, wanted: Mapping[str, Any]) -> dict[tuple[str, str, int], dic
             held = json.loads(path.read_text(encoding="utf-8"))
             parts += [(path, part) for part in (held["parts"] if path == report else [held])]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no result of auroc.py ({error}): move it away, or take another --out") from None
+            raise UserError(
+                f"{path} is no result of this benchmark ({error}): move it away, or take another --out"
+            ) from None
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for path, part in parts:
         try:
@@ -144,7 +146,7 @@ def known(out: str, wanted: Mapping[str, Any]) -> dict[tuple[str, str, int], dic
                 if other["configuration"] == part["configuration"]:
                     differ(path, f"the settings of {part['configuration']}", part["settings"], other["settings"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is no result of auroc.py ({error!r}): move it away") from None
+            raise UserError(f"{path} is no result of this benchmark ({error!r}): move it away") from None
         found[key] = part
     return found
 
@@ -258,18 +260,24 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.configurations = auroc_data.chosen(options.configurations, tuple(CONFIGURATIONS), "--configurations")
     if "original_scaling" in options.configurations and not digits:
         raise UserError("--configurations original_scaling is the authors' for MNIST: wanted mnist or mnist5k with it")
-    try:
-        options.seeds = sorted({int(seed) for seed in options.seeds.split(",")})
-    except ValueError:
-        options.seeds = [-1]
-    if not 0 <= options.seeds[0] <= options.seeds[-1] < 2**32:
-        raise UserError("--seeds: wanted whole numbers from 0 with commas between, such as 0,1,2")
+    options.seeds = seeds(options.seeds)
     command.at_least(options, 1, "epochs", "features", "latent")
     command.at_least(options, 2, "batch")
     command.at_least(options, 0, "limit", "test_limit")
     if options.test_limit == 1:
         raise UserError("--test-limit: got 1, wanted 2 or more, or 0 for all: a test needs two images of each class")
     return options
+
+
+def seeds(text: str) -> list[int]:
+    """Of N,N,... from 0; UserError for others."""
+    try:
+        found = sorted({int(seed) for seed in text.split(",")})
+    except ValueError:
+        found = [-1]
+    if not 0 <= found[0] <= found[-1] < 2**32:
+        raise UserError("--seeds: wanted whole numbers from 0 with commas between, such as 0,1,2")
+    return found
 
 
 def run(options: argparse.Namespace, say: Say) -> None:
