@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax import detectors, lazy, preprocess, scorer, tiled
+from ganomaly_jax import detectors, lazy, making, preprocess, scorer, tiled
 from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import DamagedError, UserError
 from ganomaly_jax.loop import Course, Say
@@ -45,7 +45,7 @@ def finish(
             f"{before.provenance.get('step')}; those of step {step} are calibrated as configured"
         )
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
-    made = scorer.make(
+    made = making.make(
         tiled.from_config(this.config),
         _settled(course.run, detectors.from_config(this.config), jax.device_put(variables)),
         this.config,

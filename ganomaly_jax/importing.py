@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax import config, config_check, convert, data, ganomaly, lazy, run, scorer, sources
+from ganomaly_jax import config, config_check, convert, data, ganomaly, lazy, making, run, scorer, sources
 from ganomaly_jax.errors import UserError
 
 _PREPROCESSOR = "anomalib_pre_processor_config"
@@ -65,7 +65,7 @@ def import_pytorch(
         )
     settings.data.low, settings.data.high = dataset.low, dataset.high
     normals = lazy.select(dataset.images, chosen)
-    made = scorer.make(
+    made = making.make(
         detector,
         jax.device_put(variables),
         settings,

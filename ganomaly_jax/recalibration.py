@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax import calibration, config_check, data, groups, lazy, run, scorer, sources
+from ganomaly_jax import calibration, config_check, data, groups, lazy, making, run, scorer, sources
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.scorer import Scorer
 
@@ -61,15 +61,15 @@ def recalibrate(
             raise UserError(f"no normal image of {dataset.name} can be scored: they have NaN or infinite pixels")
         provenance = made.provenance | {"calibrated_on": dataset.name}
         normals = lazy.select(dataset.images, chosen)
-        made = scorer.calibrated(dataclasses.replace(made, config=resolved, provenance=provenance), normals)
+        made = making.calibrated(dataclasses.replace(made, config=resolved, provenance=provenance), normals)
         source_of = f"{made.calibration.source}; they are of {dataset.name}: whether any was trained on is not checked"
         made = dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, source=source_of))
         if by is not None:
             made = _grouped(made, scores, groups.of_images(by, dataset.paths, source)[chosen])
     else:
         found = calibration.by(np.asarray(made.variables["calibration"]), evaluate)
-        if scorer.TRAINED_ON in made.calibration.source:
-            found = dataclasses.replace(found, source=f"{found.source}; {scorer.TRAINED_ON}")
+        if making.TRAINED_ON in made.calibration.source:
+            found = dataclasses.replace(found, source=f"{found.source}; {making.TRAINED_ON}")
         found = dataclasses.replace(found, groups=made.calibration.groups)
         made = dataclasses.replace(made, config=resolved, calibration=found)
         if by is not None:

@@ -20,6 +20,7 @@ from ganomaly_jax import (
     exporting,
     lazy,
     loader,
+    making,
     maps,
     program,
     run,
@@ -299,7 +300,7 @@ def test_scores_that_are_fitted_are_fitted_on_tiles(trained, arrays):
     asked = settings()
     asked.evaluate.score = "latent_density+pixel"
     this = run.resolve(asked, arrays)
-    made = scorer.make(
+    made = making.make(
         judge.detector,
         judge.variables["detector"],
         this.config,
