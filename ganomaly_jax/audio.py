@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ganomaly_jax import config, data, images, recordings, spectrogram
@@ -304,6 +303,8 @@ def windows(of: Sequence[Recording], spans: np.ndarray, own: Any) -> LazyImages:
 
 def items(waves: Images, settings: config.Data, low: Sequence[float], high: Sequence[float]) -> LazyImages:
     """What a network takes of windows [N, T]: patches [N, bands, frames, 1] float32 in [-1, 1], made when read."""
+    import jax
+
     run = jax.jit(spectrogram.patches(spectrogram.of_data(settings), low, high))
     shape = (settings.height, settings.width, 1)
 

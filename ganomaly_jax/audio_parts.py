@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 
 from ganomaly_jax import config, data, spectrogram
@@ -117,6 +116,8 @@ def scaled(dataset: Dataset, own: Split) -> Scaling:
         raise ValueError("not a data set of sound")
     most = min(_FITTED, max(_VALUES // (heard.height * heard.width), 1), len(own.train))
     chosen = own.train[np.linspace(0, len(own.train) - 1, most).astype(int)]
+    import jax
+
     run = jax.jit(spectrogram.function(spectrogram.of_data(heard)))
     found = np.concatenate(
         [np.asarray(run(dataset.images[chosen[i : i + _AT_ONCE]])) for i in range(0, most, _AT_ONCE)]

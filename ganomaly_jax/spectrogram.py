@@ -1,17 +1,22 @@
-"""Sound and vibration as images: log power in bands of frequency over time, in JAX, parameters in Hz and seconds."""
+"""Sound and vibration as images: log power in bands of frequency over time, in JAX, parameters in Hz and seconds.
+
+jax is imported where it is used, so that reading recordings does not wait for it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 
 from ganomaly_jax import config
 from ganomaly_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jax import Array
 
 FLOOR = 1e-10
 """Power that is added to every band before the logarithm: digital silence is -100 dB."""
@@ -113,6 +118,9 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
     Raises:
       UserError: settings that make no spectrogram; when called, a waveform shorter than a frame.
     """
+    import jax.numpy as jnp
+    from jax import lax
+
     check(settings)
     size, step = settings.samples, settings.step
     weights = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
@@ -145,6 +153,8 @@ def patches(settings: Spectrogram, low: Sequence[float], high: Sequence[float]) 
     Raises:
       UserError: as `function`.
     """
+    import jax.numpy as jnp
+
     apply = function(settings)
     lowest, highest = (np.asarray(ends, np.float32)[:, None] for ends in (low, high))
 
