@@ -136,9 +136,16 @@ def check(config: Config) -> None:
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
 
 
-def check_size(config: Config) -> None:
-    """Raises UserError for a score that inputs of the size that a resolved configuration says are too large for."""
-    shape, asked = input_shape(config.data), [name for name in score_parts(config) if name.startswith("residual")]
+def check_shape(config: Config) -> None:
+    """Raises UserError for a score that is not for inputs of the shape that a resolved configuration says."""
+    shape, names = input_shape(config.data), score_parts(config)
+    of_images = [name for name in names if name.startswith(("patches", "components"))]
+    if of_images and len(shape) < 3:
+        raise UserError(
+            f"evaluate.score={config.evaluate.score!r}: patches and components are of images, and these are rows of "
+            f"sensors; wanted a score without {of_images[0]}, such as pixel or residual_mahalanobis"
+        )
+    asked = [name for name in names if name.startswith("residual")]
     if asked and math.prod(shape) > RESIDUAL:
         raise UserError(
             f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "

@@ -79,7 +79,7 @@ def resolve(
         if min(dataset.images.shape[1:3]) < settings.data.tile:
             size = "x".join(map(str, dataset.images.shape[1:3]))
             raise UserError(f"data.tile={settings.data.tile}: the images are {size}, wanted tiles that lie within them")
-    config_check.check_size(resolved)
+    config_check.check_shape(resolved)
     where = _grid(resolved.data)
     inputs, what = len(split.train) * (where.count if where else 1), "tiles of training" if where else "training"
     if inputs < settings.train.batch_size:

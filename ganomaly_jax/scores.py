@@ -27,7 +27,6 @@ from jax import Array
 from ganomaly_jax import patches, statistics
 from ganomaly_jax.config import SCORES
 from ganomaly_jax.detector import Detector
-from ganomaly_jax.errors import UserError
 
 PLAIN = ("squared", "l1")
 _LEAST = 1e-9
@@ -148,9 +147,6 @@ def fit(
 
     `training` are batches of images that were trained on, `count` in all, `calibration` of normal images that were not,
     all [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
-
-    Raises:
-      UserError: patches of what are no images.
     """
     if is_plain(names):
         return {}
@@ -178,8 +174,6 @@ def _seen(
     random = np.random.default_rng(seed)
     found: dict[str, list[np.ndarray]] = {}
     for x in training if used or cut or "components" in names else ():
-        if len(x.shape) < 4 and (cut or "components" in names):
-            raise UserError("evaluate.score: patches and components are of images, and these are rows of sensors")
         new = _outputs(detector, used, variables["detector"], x) if used else {}
         for size, share in cut.items():
             places = random.integers(patches.places(x.shape[1:], share), size=(len(x), -(-patches.BANK // count)))
