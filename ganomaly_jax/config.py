@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -86,6 +87,9 @@ class Model:
     """What the convolutions compute in: `float32` or `bfloat16`; weights, statistics, losses and scores are float32."""
     embedding_size: int = 64
     """Outputs of the discriminator's second head, which is there where `loss.contrast` is above 0."""
+    exposure: bool = False
+    """Whether the networks see the brightness v of an image relative to its mean m, (v - m) / (v + m), so that lamp,
+    exposure or current do not count (`exposure.py`); images only."""
     network: str = "original"
     """`original`; a detector with weights of anomalib has `anomalib`, which is not for training."""
     noise: float = 0.2
@@ -250,6 +254,9 @@ SCORES = (
     *("patches_small", "patches_medium", "patches_whole", "components"),
 )
 
+RESIDUAL = 2048
+"""Numbers of an input, at most, whose residual has a covariance: its matrix is 16 MB then."""
+
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -316,6 +323,14 @@ def input_shape(data: Data) -> tuple[int, ...]:
     if data.kind != "rows":
         return data.tile or data.height, data.tile or data.width, data.channels
     return (data.window, data.channels) if data.window else (data.channels,)
+
+
+def residual_down(shape: tuple[int, ...]) -> int:
+    """By how much images of `shape` (H, W, C) are averaged down before their residual has a covariance; 1 for rows."""
+    down = 1
+    while len(shape) == 3 and math.prod(shape) > RESIDUAL * down**2 and not any(n % (2 * down) for n in shape[:2]):
+        down *= 2
+    return down
 
 
 def items(data: Data) -> str:

@@ -11,6 +11,7 @@ from ganomaly_jax.config import (
     COMBINATIONS,
     DETECTORS,
     PARTNERS,
+    RESIDUAL,
     SCORES,
     Config,
     Loss,
@@ -19,6 +20,7 @@ from ganomaly_jax.config import (
     input_shape,
     member_classes,
     member_seeds,
+    residual_down,
     score_parts,
     to_dict,
     words,
@@ -30,8 +32,6 @@ _ONLY_OF = {
     "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
     "autoencoder": ("model.noise", "model.mask"),
 }
-RESIDUAL = 2048
-"""Numbers of an input, at most, whose residual has a covariance: its matrix is 16 MB then."""
 
 
 def check(config: Config) -> None:
@@ -145,8 +145,12 @@ def check_shape(config: Config) -> None:
             f"evaluate.score={config.evaluate.score!r}: patches and components are of images, and these are rows of "
             f"sensors; wanted a score without {of_images[0]}, such as pixel or residual_mahalanobis"
         )
+    if config.model.exposure and config.data.kind in ("rows", "sound"):
+        raise UserError(
+            f"model.exposure=True: only images have one, and this is {config.data.kind}; wanted model.exposure=False"
+        )
     asked = [name for name in names if name.startswith("residual")]
-    if asked and math.prod(shape) > RESIDUAL:
+    if asked and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:
         raise UserError(
             f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "
             f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; wanted smaller ones, a shorter data.window, "

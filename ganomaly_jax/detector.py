@@ -51,7 +51,8 @@ class Detector(Protocol):
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """What one forward pass gives, all that scores are made of. Pure.
 
-        `x_hat`, the latent `z` [B, N], `difference` [B, ...], of which `score` is the size, and what else there is.
+        `x_hat`, the latent `z` [B, N], `difference` [B, ...], of which `score` is the size, and what else there is; `x`
+        where it is not x itself that is reconstructed.
         """
 
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:

@@ -8,6 +8,7 @@ from ganomaly_jax import autoencoder, ganomaly
 from ganomaly_jax.config import DETECTORS, Config
 from ganomaly_jax.detector import Detector
 from ganomaly_jax.errors import UserError
+from ganomaly_jax.exposure import Exposed
 
 _MAKERS: dict[str, Callable[[Config, str | None], Detector]] = {
     "ganomaly": ganomaly.from_config,
@@ -23,4 +24,5 @@ def from_config(config: Config, axis_name: str | None = None) -> Detector:
     """
     if config.model.detector not in _MAKERS:
         raise UserError(f"model.detector={config.model.detector!r}: wanted one of {', '.join(DETECTORS)}")
-    return _MAKERS[config.model.detector](config, axis_name)
+    made = _MAKERS[config.model.detector](config, axis_name)
+    return Exposed(made) if config.model.exposure else made

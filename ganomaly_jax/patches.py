@@ -1,8 +1,10 @@
 """How far the patches of an image are from those of training images. Pure JAX once fitted.
 
-As PatchCore (Roth et al. 2022) with pixels in the place of a pretrained network's features. A patch is compared by what
-is drawn in it: its mean is subtracted, and it is divided by its own deviation plus `_FLOOR`, so that neither exposure
-nor thickness counts, and noise in an empty patch is not blown up.
+As PatchCore (Roth et al. 2022, arXiv 2106.08265) with pixels in the place of a pretrained network's features, and as
+there with a tenth of the patches, spread out over all of them (its algorithm 1): a patch that is rare among normal ones
+is kept as surely as a frequent one. A patch is compared by what is drawn in it: its mean is subtracted, and it is
+divided by its own deviation plus `_FLOOR`, so that neither exposure nor thickness counts, and noise in an empty patch
+is not blown up.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ from jax import Array, lax
 
 SHARES = {"small": 1 / 8, "medium": 3 / 8, "whole": 1.0}
 """Sides of a patch as shares of the image's."""
-BANK = 10_000
-"""At most so many patches of training images are kept to be compared with."""
+BANK = 5_000
+"""At most so many patches of training images are kept to be compared with,"""
+CANDIDATES = 50_000
+"""chosen from at most so many."""
 AXES = 32
 """Along which patches are compared: finer detail than these is mostly noise."""
 COMPONENTS = 64
 """Beyond which `components` measures what is left."""
 _PLACES = 16
+# The axes are those of so many patches.
+_FITTED = 10_000
 # Of the range 2.
 _FLOOR = 0.2
 _LEAST_SIDE = 4
@@ -46,7 +52,8 @@ def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int],
     return down, (height, width), (step[0], step[1])
 
 
-def _averaged(x: Array, down: int) -> Array:
+def averaged(x: Array, down: int) -> Array:
+    """Images x [B, H, W, C] as means [B, H / down, W / down, C] over squares; anything for down = 1."""
     size = (1, down, down, 1)
     return lax.reduce_window(x, 0.0, lax.add, size, size, "VALID") / down**2 if down > 1 else x
 
@@ -71,7 +78,7 @@ def described(x: Array, places: Array, share: float) -> Array:
       places: int [B, n], which of an image's patches, counted row by row.
     """
     down, size, step = _layout(x.shape[1:], share)
-    x = _averaged(x, down)
+    x = averaged(x, down)
     across = (x.shape[2] - size[1]) // step[1] + 1
 
     def one(image: Array, place: Array) -> Array:
@@ -88,27 +95,55 @@ def places(shape: tuple[int, ...], share: float) -> int:
     return int(np.prod([(side // down - part) // by + 1 for side, part, by in zip(shape, size, step, strict=False)]))
 
 
+def drawn(shape: tuple[int, ...], share: float, count: int, n: int, random: np.random.Generator) -> np.ndarray:
+    """`places` int [n, k] for `described`, each image's own, so many that `count` images have about `CANDIDATES`."""
+    every = places(shape, share)
+    return random.permuted(np.tile(np.arange(every), (n, 1)), axis=1)[:, : -(-CANDIDATES // count)]
+
+
 def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What `distance` needs, from `described` patches [n, h, w, C] of normal images; `seed` draws those that are kept.
+    """What `distance` needs, from `described` patches [n, h, w, C] of normal images; `seed` draws the candidates.
 
     Returns float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of these patches; `total` and
     `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
     """
-    drawn = np.sort(np.random.default_rng(seed).permutation(len(patches))[:BANK])
-    kept = patches[drawn].reshape(len(drawn), -1)
-    mean, axes = _principal(kept, AXES)
+    flat = patches.reshape(len(patches), -1)
+    random = np.random.default_rng(seed).permutation(len(patches))[:CANDIDATES]
+    mean, axes = _principal(flat[random[:_FITTED]], AXES)
+    axes = axes.astype(np.float32)
+    # Some at a time: all of them are large.
+    parts = [flat[random[i : i + _FITTED]] @ axes for i in range(0, len(random), _FITTED)]
+    along = np.concatenate(parts) - (mean @ axes).astype(np.float32)
     return {
-        "kernel": axes.reshape(*patches.shape[1:], -1).astype(np.float32),
-        "total": axes.sum(axis=0).astype(np.float32),
+        "kernel": axes.reshape(*patches.shape[1:], -1),
+        "total": axes.sum(axis=0),
         "mean": (mean @ axes).astype(np.float32),
-        "bank": ((kept - mean) @ axes).astype(np.float32),
+        "bank": along[np.sort(_spread(along, BANK))] if len(along) > BANK else along,
     }
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _spread(at: Array, count: int) -> Array:
+    """int [count], which of at [n, k] are spread over all: each the farthest from those before, from the middle on.
+
+    The largest distance to the nearest one kept is at most twice the least that so many can have (Gonzalez 1985).
+    """
+    squares = jnp.sum(at * at, axis=-1)
+
+    def one(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        chosen, far, new = carry
+        far = jnp.minimum(far, squares - 2 * at @ at[new] + squares[new])
+        return chosen.at[i].set(new), far, jnp.argmax(far)
+
+    first = jnp.argmin(jnp.sum(jnp.square(at - at.mean(axis=0)), axis=-1))
+    begin = (jnp.zeros(count, first.dtype), jnp.full(len(at), jnp.inf, at.dtype), first)
+    return lax.fori_loop(0, count, one, begin)[0]
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
     """Mean [B] over the patches of images x [B, H, W, C] in [-1, 1] of the distance to the nearest one in the bank."""
     down, size, step = _layout(x.shape[1:], share)
-    x = _averaged(x, down)
+    x = averaged(x, down)
     mean, divisor = _moments(x, size, step)
     along = lax.conv_general_dilated(
         x, fitted["kernel"].astype(x.dtype), step, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -124,7 +159,7 @@ def exposed(x: Array) -> Array:
     Their mean becomes 0 whatever the lamp, the exposure or the current that they were taken with.
     """
     down, _, _ = _layout(x.shape[1:], 1.0)
-    light = (_averaged(x, down) + 1) / 2
+    light = (averaged(x, down) + 1) / 2
     return light / (jnp.mean(light, axis=(1, 2, 3), keepdims=True) + _DARK) - 1
 
 

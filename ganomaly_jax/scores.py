@@ -7,7 +7,8 @@ score lies on the calibration images. The score is then the mean of the parts' s
 repeated, and then counts so often.
 
 `residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat, S the covariance that it has on training items:
-what Q is for principal components, but each direction in units of what a network leaves there of normal items.
+what Q is for principal components, but each direction in units of what a network leaves there of normal items. The
+residual of an image is averaged over squares until it has at most `config.RESIDUAL` numbers (32x32 of 64x64).
 `residual_local` divides each number's squared residual by its mean over the training items nearest in z: for machines
 and processes of several normal states, each of which is reconstructed well or badly in its own way.
 """
@@ -25,7 +26,7 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax import patches, statistics
-from ganomaly_jax.config import SCORES
+from ganomaly_jax.config import SCORES, residual_down
 from ganomaly_jax.detector import Detector
 
 PLAIN = ("squared", "l1")
@@ -53,9 +54,10 @@ def _pixel(outputs: Outputs, _: Fitted) -> Array:
 
 
 def _residual(outputs: Outputs) -> Array:
-    """Of each item, flat [B, D]."""
-    size = math.prod(outputs["x"].shape[1:])
-    return (outputs["x"] - outputs["x_hat"]).reshape(-1, size)
+    """Of each item, flat [B, D]; that of a large image averaged down to what has a covariance."""
+    residual = outputs["x"] - outputs["x_hat"]
+    residual = patches.averaged(residual, residual_down(residual.shape[1:]))
+    return residual.reshape(-1, math.prod(residual.shape[1:]))
 
 
 def _mean(x: Array) -> Array:
@@ -113,7 +115,7 @@ def is_plain(names: tuple[str, ...]) -> bool:
 
 def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> dict[str, Array]:
     """Each part [B] of images x [B, ...] in [-1, 1], as it is; `variables` are a scorer's."""
-    outputs = detector.outputs(variables["detector"], x) | {"x": x}
+    outputs = {"x": x} | detector.outputs(variables["detector"], x)
     return {name: PARTS[name](outputs, variables.get("statistics", {})) for name in dict.fromkeys(names)}
 
 
@@ -176,7 +178,7 @@ def _seen(
     for x in training if used or cut or "components" in names else ():
         new = _outputs(detector, used, variables["detector"], x) if used else {}
         for size, share in cut.items():
-            places = random.integers(patches.places(x.shape[1:], share), size=(len(x), -(-patches.BANK // count)))
+            places = patches.drawn(x.shape[1:], share, count, len(x), random)
             new[size] = np.concatenate(np.asarray(patches.described(x, places, share)))
         if "components" in names:
             new["components"] = patches.exposed(x)
@@ -204,7 +206,7 @@ def _location_and_scale(values: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _outputs(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Outputs:
-    found = detector.outputs(variables, x) | {"x": x}
+    found = {"x": x} | detector.outputs(variables, x)
     return {name: _residual(found) if name == "residual" else found[name] for name in names}
 
 

@@ -49,6 +49,29 @@ def test_distance_by_hand(images, fitted):
     np.testing.assert_allclose(jax.jit(patches.distance, static_argnums=2)(fitted, images, SHARE), wanted, atol=2e-3)
 
 
+def test_the_bank_is_spread_over_the_patches():
+    """Each that is kept is the farthest from those before, so that a rare patch is kept as surely as frequent ones."""
+    random = np.random.default_rng(2)
+    at = random.normal(size=(300, 3)).astype(np.float32)
+    at[77] = 30
+    wanted = [int(np.square(at - at.mean(axis=0)).sum(1).argmin())]
+    while len(wanted) < 20:
+        far = np.square(at[:, None] - at[wanted]).sum(-1).min(-1)
+        wanted.append(int(far.argmax()))
+    assert np.asarray(patches._spread(at, 20)).tolist() == wanted and wanted[1] == 77
+
+
+def test_more_patches_than_the_bank_holds(images, monkeypatch):
+    monkeypatch.setattr(patches, "BANK", 150)
+    monkeypatch.setattr(patches, "CANDIDATES", 400)
+    places = patches.drawn(images.shape[1:], SHARE, len(images), 2, np.random.default_rng(0))
+    assert places.shape == (2, 100) and all(len(set(row)) == 100 for row in places.tolist())
+    kept = np.concatenate(every_patch(images))
+    found = patches.fit(kept, 0)
+    assert found["bank"].shape == (150, patches.AXES) and len(np.unique(found["bank"], axis=0)) == 150
+    assert patches.fit(kept[:90], 0)["bank"].shape[0] == 90
+
+
 def test_what_lies_outside_the_components_by_hand(images):
     light = (images + 1) / 2
     flat = (light / (light.mean(axis=(1, 2, 3), keepdims=True) + 0.02) - 1).reshape(4, -1)

@@ -93,10 +93,24 @@ def test_rows_the_whole_way(tmp_path, window):
     assert parts["residual_mahalanobis"].shape == (len(items),)
 
 
+def test_the_residual_of_a_large_image_is_averaged_down():
+    assert [config.residual_down(shape) for shape in ((32, 32, 1), (64, 64, 1), (64, 64, 3), (256, 256, 1))] == [
+        1,
+        2,
+        4,
+        8,
+    ]
+    assert config.residual_down((5000,)) == config.residual_down((100, 40)) == 1
+    random = np.random.default_rng(5)
+    x, x_hat = (jnp.asarray(random.normal(size=(3, 64, 64, 3)), jnp.float32) for _ in range(2))
+    wanted = (x - x_hat).reshape(3, 16, 4, 16, 4, 3).mean(axis=(2, 4)).reshape(3, -1)
+    np.testing.assert_allclose(scores._residual({"x": x, "x_hat": x_hat}), wanted, atol=1e-5)
+
+
 def test_a_large_input_is_refused_before_training(tmp_path):
     settings = config.Config()
-    settings.evaluate.score = "residual_local"
-    images = np.zeros((40, 64, 64, 1), np.uint8)
-    with pytest.raises(UserError, match=r"up to 2,048 numbers, these have 64 x 64 x 1 = 4,096"):
-        train(settings, tmp_path, arrays=images, say=lambda line: None)
+    settings.evaluate.score, settings.data.kind, settings.data.window = "residual_local", "rows", 128
+    rows = np.random.default_rng(6).normal(size=(6000, 17)).astype(np.float32)
+    with pytest.raises(UserError, match=r"up to 2,048 numbers, these have 128 x 17 = 2,176"):
+        train(settings, tmp_path, arrays=rows, say=lambda line: None)
     assert not (tmp_path / "checkpoints").exists()
