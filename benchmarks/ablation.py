@@ -49,7 +49,7 @@ SETS = {
     "ELPV mono": Source("elpv", "mono", "mono p=1", 1),
     "ELPV poly": Source("elpv", "poly", "poly p=1", 1),
 }
-PATCHES = ("patches_medium", "patches_whole", "components")
+FITTED = ("residual_mahalanobis", "patches_medium", "patches_whole", "components")
 MEMBERS = 3
 """Trainings of the base on one split, whose mean is the ensemble."""
 _HELD_SHARE = 0.1
@@ -184,12 +184,11 @@ def _without_training(
     complexity = controls.complexity(images.tested) + 1e-3
     found = {f"{word} / complexity": own[word] / complexity for word in ablation_variants.PLAIN}
     found["last weights"] = _over(functools.partial(described, run.last), images.tested)["squared"]
-    # Patches need no network; the detector is what `scores` asks for.
     variables: dict[str, Any] = {"detector": run.averaged}
     training = (np.asarray(unit(images.trained[i : i + _BATCH])) for i in range(0, len(images.trained), _BATCH))
     held = [np.asarray(unit(images.held))]
-    variables["statistics"] = scores.fit(made, PATCHES, variables, training, len(images.trained), held, seed)
-    return found | _over(lambda block: _parts(made, PATCHES, variables, unit(block)), images.tested)
+    variables["statistics"] = scores.fit(made, FITTED, variables, training, len(images.trained), held, seed)
+    return found | _over(lambda block: _parts(made, FITTED, variables, unit(block)), images.tested)
 
 
 def _ensemble(made: Ganomaly, run: Trained, images: Images, seed: int, options: argparse.Namespace) -> np.ndarray:

@@ -36,6 +36,7 @@ ROWS = (
     Row(_TRAINING, "ensemble of three trainings", BASE, "ensemble"),
     Row(_SCORE, "pixel", BASE, "pixel"),
     *(Row(_SCORE, name, BASE, name) for name in LATENT),
+    Row(_SCORE, "residual_mahalanobis", BASE, "residual_mahalanobis"),
     Row(_SCORE, "squared over complexity", BASE, "squared / complexity"),
     Row(_SCORE, "pixel over complexity, against pixel", BASE, "pixel / complexity", "pixel"),
     Row(_SCORE, "embedding_angle (contrast)", "contrast", "embedding_angle"),

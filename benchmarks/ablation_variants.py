@@ -16,7 +16,8 @@ from jax import Array, lax
 
 from ganomaly_jax import augment, convolution, corruption, networks, scores
 from ganomaly_jax.config import Model
-from ganomaly_jax.detector import TrainState
+from ganomaly_jax.detector import Detector, TrainState
+from ganomaly_jax.exposure import Exposed
 from ganomaly_jax.ganomaly import Ganomaly
 
 AVERAGE = 0.99
@@ -195,18 +196,22 @@ class Variant(NamedTuple):
     """One change of the training."""
 
     words: str
-    change: Callable[[dict[str, Any], int], Ganomaly]
+    change: Callable[[dict[str, Any], int], Detector]
     """From the base's arguments and the number of steps."""
     augmentation: Callable[[Array, Array], Array] | None = None
 
 
-def _with(kind: Any = Ganomaly, **changed: Any) -> Callable[[dict[str, Any], int], Ganomaly]:
+def _with(kind: Any = Ganomaly, **changed: Any) -> Callable[[dict[str, Any], int], Detector]:
     return lambda given, steps: kind(**given | changed)
 
 
 def _cosine(given: dict[str, Any], steps: int) -> Ganomaly:
     schedule: Any = optax.cosine_decay_schedule(Ganomaly.learning_rate, steps)
     return Ganomaly(**given, learning_rate=schedule)
+
+
+def _exposed(given: dict[str, Any], steps: int) -> Exposed:
+    return Exposed(Ganomaly(**given))
 
 
 BASE = "base"
@@ -218,6 +223,7 @@ VARIANTS = {
     "contrast": Variant("contrast of the discriminator's embedding", _with(contrast_weight=1.0)),
     "cosine": Variant("learning rate falling to 0 as a cosine", _cosine),
     "shifts": Variant(f"shifts of up to {SHIFT} pixels, and flips", _with(), augment.make(0, SHIFT, True)),
+    "exposure": Variant("brightness relative to the image's mean", _exposed),
     "masked": Variant(f"masked input: {MASK:.0%} of the patches hidden", _with(Corrupting, mask=MASK)),
     "noisy": Variant(f"noisy input: deviation {Model.noise}", _with(Corrupting, noise=Model.noise)),
     "skip": Variant("skip connections", _with(Skipping)),
@@ -227,7 +233,7 @@ VARIANTS = {
 
 
 @functools.cache
-def detector(name: str, shape: tuple[int, int, int], latent: int, features: int, steps: int) -> Ganomaly:
+def detector(name: str, shape: tuple[int, int, int], latent: int, features: int, steps: int) -> Detector:
     """The detector of a variant, one object for the same arguments, so that what is compiled for it serves again."""
     given = {"shape": shape, "latent_size": latent, "features": features, "average": AVERAGE}
     return VARIANTS[name].change(given, steps)
@@ -238,9 +244,9 @@ LATENT = ("latent_neighbours", "latent_density", "latent_angle")
 _EMBEDDED = "embedding_angle"
 
 
-def described(made: Ganomaly, variables: dict[str, Any], x: Array) -> dict[str, Array]:
+def described(made: Detector, variables: dict[str, Any], x: Array) -> dict[str, Array]:
     """What scores are made of, of images x [B, H, W, C] in [-1, 1]: `PLAIN` [B], z, and what else the detector has."""
-    outputs = made.outputs(variables, x) | {"x": x}
+    outputs = {"x": x} | made.outputs(variables, x)
     kept = {name: outputs[name] for name in ("z", "embedding", "rotation") if name in outputs}
     return kept | {name: scores.PARTS[name](outputs, {}) for name in PLAIN}
 

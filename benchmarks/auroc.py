@@ -27,7 +27,7 @@ from benchmarks import auroc_data, auroc_model, auroc_page, auroc_recipe, comman
 from benchmarks.auroc_data import KINDS, Task
 from benchmarks.auroc_model import Measured, Settings
 from benchmarks.command import Say
-from configs import inspection, recipe
+from configs import inspection, recipe, surface
 from ganomaly_jax import data, files, intervals
 from ganomaly_jax.errors import UserError
 
@@ -47,7 +47,11 @@ class Configuration(NamedTuple):
 
 # Scores from the same models, beside those that a configuration asks for.
 _RECIPE = ("latent_density+embedding_angle+pixel", "squared", "pixel", "latent_neighbours", "embedding_density")
-_INSPECTION = ("components+latent_angle", "squared", "pixel", "latent_neighbours", "latent_density", "patches_whole")
+_INSPECTION = (
+    *("components+latent_angle", "squared", "pixel", "latent_neighbours", "latent_density", "patches_whole"),
+    "residual_mahalanobis",
+)
+_SURFACE = (*_INSPECTION, "patches_medium", "components+latent_angle+residual_mahalanobis+patches_medium")
 CONFIGURATIONS = {
     "paper": Configuration("GANomaly as published, images in [-1, 1]", auroc_model.measure),
     "original_scaling": Configuration(
@@ -67,6 +71,13 @@ CONFIGURATIONS = {
             auroc_recipe.measure,
             inspection.get_config(),
             auroc_recipe.asked(inspection.get_config(), _INSPECTION),
+        ),
+    ),
+    "surface": Configuration(
+        "configs/surface.py: brightness relative to the image's mean, averaged weights, principal components, the "
+        "direction of z, the residual by its covariance; a tenth of the training part is held out as for recipe",
+        functools.partial(
+            auroc_recipe.measure, surface.get_config(), auroc_recipe.asked(surface.get_config(), _SURFACE)
         ),
     ),
 }

@@ -13,6 +13,8 @@ from benchmarks.auroc_data import Task
 from benchmarks.auroc_model import Measured, Say, Settings
 from ganomaly_jax import chunk, data, ganomaly, preprocess, scores, statistics
 from ganomaly_jax.config import Config, score_parts
+from ganomaly_jax.detector import Detector
+from ganomaly_jax.exposure import Exposed
 
 HELD_SHARE, HELD_MOST = 0.1, 1000
 """Training images that are not trained on: each part of the score is standardised by how it lies on them."""
@@ -26,7 +28,7 @@ def asked(own: Config, others: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _programs(detector: ganomaly.Ganomaly, low: float, high: float) -> tuple[Any, Any, Any]:
+def _programs(detector: Detector, low: float, high: float) -> tuple[Any, Any, Any]:
     settle = jax.jit(lambda variables, raw: detector.settle(variables, preprocess.to_unit(raw, low, high)))
     train = chunk.make_chunk(detector, low, high)
     return jax.jit(detector.init), jax.jit(train, donate_argnums=0), settle
@@ -59,7 +61,7 @@ def measure(
     Statistics of batch norm are those of training images, nothing is chosen on the test set, and each score follows
     from its own image alone.
     """
-    detector = ganomaly.Ganomaly(
+    network = ganomaly.Ganomaly(
         tuple(images.shape[1:]),
         latent_size=settings.latent,
         features=settings.features,
@@ -68,6 +70,7 @@ def measure(
         embedding_size=own.model.embedding_size,
         average=own.optimizer.average,
     )
+    detector = Exposed(network) if own.model.exposure else network
     init, train, settle = _programs(detector, *span)
     order = np.random.default_rng((seed, 4)).permutation(task.train)
     held = min(int(HELD_SHARE * len(order)), HELD_MOST)

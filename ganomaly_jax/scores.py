@@ -6,6 +6,8 @@ joined by `+`, are fitted after the training: what latents and embeddings of tra
 score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
 repeated, and then counts so often.
 
+Patches and components are of the image itself, whatever a detector sees of it; the rest is of what the detector sees.
+
 `residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat, S the covariance that it has on training items:
 what Q is for principal components, but each direction in units of what a network leaves there of normal items. The
 residual of an image is averaged over squares until it has at most `config.RESIDUAL` numbers (32x32 of 64x64).
@@ -94,7 +96,7 @@ PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
 
 
 def _patches(size: str, share: float) -> Callable[[Outputs, Fitted], Array]:
-    return lambda outputs, fitted: patches.distance(fitted[size], outputs["x"], share)
+    return lambda outputs, fitted: patches.distance(fitted[size], outputs["image"], share)
 
 
 _FITTED = {"latent": "z", "embedding": "embedding"}
@@ -105,7 +107,7 @@ for _name in SCORES:
         PARTS[_name] = _patches(_kind, patches.SHARES[_kind])
     if _word in _FITTED:
         PARTS[_name] = _statistic(getattr(statistics, _kind), _FITTED[_word])
-PARTS["components"] = lambda outputs, fitted: patches.components(fitted["components"], outputs["x"])
+PARTS["components"] = lambda outputs, fitted: patches.components(fitted["components"], outputs["image"])
 
 
 def is_plain(names: tuple[str, ...]) -> bool:
@@ -115,7 +117,7 @@ def is_plain(names: tuple[str, ...]) -> bool:
 
 def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> dict[str, Array]:
     """Each part [B] of images x [B, ...] in [-1, 1], as it is; `variables` are a scorer's."""
-    outputs = {"x": x} | detector.outputs(variables["detector"], x)
+    outputs = {"x": x} | detector.outputs(variables["detector"], x) | {"image": x}
     return {name: PARTS[name](outputs, variables.get("statistics", {})) for name in dict.fromkeys(names)}
 
 

@@ -67,7 +67,7 @@ def test_the_whole_way(tmp_path):
         settings = tiny_config(epochs=4)
         settings.model.exposure = exposed
         settings.data.calibration = 0.25
-        settings.evaluate.score = "squared+pixel+patches_medium+residual_mahalanobis"
+        settings.evaluate.score = "squared+pixel+residual_mahalanobis"
         made = train(settings, tmp_path / str(exposed), arrays=images, say=lambda line: None)
         read = load(tmp_path / str(exposed))
         assert read.config.model.exposure is exposed
@@ -89,6 +89,12 @@ def test_the_parts_of_a_score_are_of_what_the_network_sees(images):
     outputs = made.outputs(variables["detector"], x)
     found = scores.parts(made, ("pixel",), variables, x)["pixel"]
     np.testing.assert_allclose(found, np.abs(outputs["x"] - outputs["x_hat"]).mean(axis=(1, 2, 3)), rtol=1e-5)
+    of_images = ("patches_medium", "components")
+    either = []
+    for detector in (made, made.network):  # they are of the image, whatever is seen of it
+        fitted = scores.fit(detector, of_images, variables, [images[:3]], 3, [images[2:]], 0)
+        either.append(scores.score(detector, of_images, variables | {"statistics": fitted}, x))
+    np.testing.assert_allclose(*either, rtol=1e-4, atol=1e-4)
 
 
 def test_rows_have_no_exposure(tmp_path):
