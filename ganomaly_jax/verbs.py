@@ -14,13 +14,11 @@ from ganomaly_jax.errors import DivergedError, UserError
 if TYPE_CHECKING:
     from ganomaly_jax.data import Dataset
     from ganomaly_jax.evaluation import Evaluation
-    from ganomaly_jax.scorer import Judgement, Scorer
+    from ganomaly_jax.scorer import Judgement
 
 Given = Any
 """The parsed flags of a verb, attributes by their names."""
 _SOME_FAILED = 3
-# Rows of the verdict table on the terminal; predictions.csv has them all.
-_ROWS = 20
 
 
 def _overrides(settings: config.Config, rest: Sequence[str]) -> None:
@@ -300,80 +298,31 @@ def predict(given: Given, rest: Sequence[str]) -> int:
         return _predict_on_ray(given)
     if given.workers is not None or given.address is not None:
         raise UserError("--workers and --address belong to --engine ray")
-    from ganomaly_jax import artefact, evaluation, groups, images, scorer
+    from ganomaly_jax import predicting
 
-    if given.most_maps < 0:
-        raise UserError(f"--most-maps {given.most_maps}: wanted a number of pictures, 0 for all")
-    judge = scorer.load(given.workdir)
-    if not given.out and (Path(given.workdir) / artefact.MANIFEST).exists():
-        raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
-    if judge.columns:
-        return _predict_rows(judge, given)
-    if judge.sound:
-        return _predict_sound(judge, given)
-    files: list[Path] = []
-    for path in map(Path, given.paths):
-        files += images.list_images(path) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"no image files in {', '.join(given.paths)}")
-    judged, problems = judge.judge_files(files)
-    if given.groups:
-        judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
-    reasons = dict(problems)
-    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
-    names = [str(path) for path in files]
-    why = [
-        reasons.get(images.shown(path), evaluation.NOT_FINITE) if verdict == "invalid" else ""
-        for path, verdict in zip(files, judged.verdicts, strict=True)
-    ]
-    evaluation.write_predictions(out, names, [None] * len(files), judged, why)
-    failed = _verdicts(judge, names, judged, why, out)
-    if given.maps:
-        from ganomaly_jax import explain
-
-        explain.write_all(judge, given, files, judged)
-    return failed
+    return predicting.predict(given)
 
 
-def _predict_rows(judge: Scorer, given: Given) -> int:
-    """Of tables of sensors: a row a window."""
-    from ganomaly_jax import evaluation, sensors
+def _predict_on_ray(given: Given) -> int:
+    if given.groups or given.maps:
+        raise UserError("--groups and --maps are not for --engine ray; wanted the local engine")
+    if not given.out:
+        raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
+    from ganomaly_jax import ray_engine
 
-    if given.maps or given.groups:
-        raise UserError("--maps and --groups are for images: wanted neither with tables of sensors")
-    found = sensors.judge_tables(judge, given.paths)
-    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
-    evaluation.write_predictions(out, found.paths, [None] * len(found.paths), found.judged, found.reasons)
-    for note in found.notes:
-        print(f"note: {note}")
-    return _verdicts(judge, found.paths, found.judged, found.reasons, out)
-
-
-def _predict_sound(judge: Scorer, given: Given) -> int:
-    """Of recordings: a row a window, and a row a file beside."""
-    from ganomaly_jax import evaluation, listening
-
-    if given.groups:
-        raise UserError("--groups is for images: wanted none with recordings")
-    out = Path(given.out) if given.out else Path(given.workdir) / evaluation.PREDICTIONS
-    found, notes = listening.predict(judge, given, out)
-    names = [name for one in found for name in one.names]
-    why = [reason for one in found for reason in one.reasons]
-    judged = listening.together(found)
-    evaluation.write_predictions(out, names, [None] * len(names), judged, why)
-    for note in notes:
-        print(f"note: {note}")
-    return _verdicts(judge, names, judged, why, out)
-
-
-def _verdicts(judge: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
-    """Print the verdicts and how many there are of each; returns the exit code."""
-    _table(names, judged, why)
-    counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
-    if judge.calibration.review is None:
-        counts.pop("review")
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
-    return _SOME_FAILED if counts["invalid"] else 0
+    found = ray_engine.predict(
+        given.workdir,
+        given.paths,
+        given.out,
+        given.workers or 0,
+        given.address or "",
+        say=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
+    )
+    if found.kept:
+        print(f"{found.kept} of {found.parts} parts were scored already")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
+    print(f"{counts}; rows in {found.parts} Parquet files in {given.out}")
+    return _SOME_FAILED if found.counts["invalid"] else 0
 
 
 def export(given: Given, rest: Sequence[str]) -> int:
@@ -416,43 +365,3 @@ def explain(given: Given, rest: Sequence[str]) -> int:
 
     judge = scorer.load(given.workdir)
     return listening.main(given, judge) if judge.sound else explain.main(given, judge)
-
-
-def _predict_on_ray(given: Given) -> int:
-    if given.groups or given.maps:
-        raise UserError("--groups and --maps are not for --engine ray; wanted the local engine")
-    if not given.out:
-        raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
-    from ganomaly_jax import ray_engine
-
-    found = ray_engine.predict(
-        given.workdir,
-        given.paths,
-        given.out,
-        given.workers or 0,
-        given.address or "",
-        say=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
-    )
-    if found.kept:
-        print(f"{found.kept} of {found.parts} parts were scored already")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
-    print(f"{counts}; rows in {found.parts} Parquet files in {given.out}")
-    return _SOME_FAILED if found.counts["invalid"] else 0
-
-
-def _table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:
-    """The verdicts, invalid ones and then the most anomalous first."""
-    order = sorted(range(len(names)), key=lambda i: (judged.verdicts[i] != "invalid", -judged.scores[i]))
-    print(f"{'verdict':9}  {'score':>10}  {'p-value':>7}  path")
-    for i in order[:_ROWS]:
-        if judged.verdicts[i] == "invalid":
-            print(f"{'invalid':9}  {'':>10}  {'':>7}  {_one_line(names[i])}: {why[i]}")
-        else:
-            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {_one_line(names[i])}")
-    if len(order) > _ROWS:
-        print(f"... and {len(order) - _ROWS} less anomalous ones")
-
-
-def _one_line(name: str) -> str:
-    """A file name without line ends and without what a terminal would obey."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
