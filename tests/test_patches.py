@@ -102,11 +102,18 @@ def test_brighter_counts_little_and_another_place_not_at_all():
     assert plain == pytest.approx(of_brighter, abs=1e-2) and of_moved < 0.2 * of_turned and of_turned > 1
 
 
-def test_a_bank_in_blocks_is_a_bank():
+@pytest.mark.parametrize("many", [3, 700])
+def test_a_bank_in_groups_is_a_bank(many):
     random = np.random.default_rng(1)
-    bank, at = random.normal(size=(1203, 5)).astype(np.float32), random.normal(size=(7, 3, 5)).astype(np.float32)
-    wanted = np.sqrt(np.square(at[:, :, None] - bank).sum(-1)).min(-1)
+    bank, at = random.normal(size=(1203, 5)).astype(np.float32), random.normal(size=(many, 2, 3, 5)).astype(np.float32)
+    wanted = np.sqrt(np.square(at[..., None, :] - bank).sum(-1).min(-1) + 1e-6)
     np.testing.assert_allclose(jax.jit(patches._nearest)(bank, at), wanted, rtol=1e-5)
+    if many == 3:
+        at[0, 0, 0] = bank[7]
+        slope = jax.grad(lambda at: patches._nearest(bank, at).sum())(jnp.asarray(at))
+        away = at - bank[np.square(at[..., None, :] - bank).sum(-1).argmin(-1)]
+        unit = away / np.sqrt(np.square(away).sum(-1, keepdims=True) + 1e-6)
+        np.testing.assert_allclose(slope, unit, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 1), (64, 32, 3), (256, 256, 1)])
