@@ -152,6 +152,10 @@ def random(*size):
     return np.random.default_rng(0).normal(size=(BANK, *size)).astype(np.float32)
 
 
+def residual_numbers(shape):
+    return int(np.prod(shape)) // config.residual_down(shape) ** 2
+
+
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
     detector = tiled.from_config(settings)
@@ -172,6 +176,9 @@ def scorer_program(settings):
             found[size] = patches.fit(np.concatenate(cut), 0)
     if "components" in names:
         found["components"] = patches.fit_components(np.asarray(patches.exposed(random(*shape))))
+    if "residual_mahalanobis" in names:
+        numbers = residual_numbers(shape)
+        found["residual"] = {"mean": np.zeros(numbers, np.float32), "whitening": np.eye(numbers, dtype=np.float32)}
     fitted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
     if not scores.is_plain(names):
         scale = {one: jax.ShapeDtypeStruct((2,), jnp.float32) for one in names}
@@ -255,11 +262,17 @@ def foreign_products(text, params):
         """Along principal components, of which `BANK` images have one less."""
         return sum(BANK - 1 in one.dims for one in product) >= 2
 
+    def of_residuals(product):
+        """By the covariance of a residual: a square of a side that no kernel has."""
+        channels = {size for shapes in kernels(params) for shape in shapes for size in shape}
+        squares = [one.dims[0] for one in product[:2] if len(one.dims) == 2 and one.dims[0] == one.dims[1]]
+        return any(side >= 256 and side not in channels for side in squares)
+
     def of_bands(product):
         """The power at each frequency of a spectrogram, as a mean of each band."""
         return all(FREQUENCIES in one.dims for one in product[:2])
 
-    others = (of_a_head, of_latents, of_components, of_bands)
+    others = (of_a_head, of_latents, of_components, of_residuals, of_bands)
     return [product for product in operations(text, "dot_general") if not any(known(product) for known in others)]
 
 
