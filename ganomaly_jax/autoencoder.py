@@ -130,9 +130,7 @@ class DenoisingAutoencoder:
         params: Any = optax.apply_updates(state.params["autoencoder"], moves)
         opt_state = state.opt_state | {"autoencoder": moved}
         if self.average:
-            opt_state["average"] = jax.tree.map(
-                lambda old, new: self.average * old + (1 - self.average) * new, opt_state["average"], params
-            )
+            opt_state["average"] = ganomaly.averaged(self.average, state.step, opt_state["average"], params)
         after = TrainState(state.step + 1, {"autoencoder": params}, {"autoencoder": batch_stats}, opt_state)
         return after, metrics
 

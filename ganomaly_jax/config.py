@@ -120,8 +120,9 @@ class Optimizer:
     beta2: float = 0.999
     epsilon: float = 1e-8
     average: float = 0.0
-    """Weights that score are an exponential moving average with this decay a step, batch norm's statistics of the end
-    taken afresh for them; 0: the last weights with their running statistics (the paper)."""
+    """Weights that score are an exponential moving average with this decay a step, a smaller one in the first steps,
+    batch norm's statistics of the end taken afresh for them; 0: the last weights with their running statistics (the
+    paper)."""
 
 
 @dataclasses.dataclass

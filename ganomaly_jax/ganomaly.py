@@ -213,10 +213,7 @@ class Ganomaly:
             moves, opt_state[name] = self.optimizer.update(network_grads, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], moves)
         if self.average:
-            moved = jax.tree.map(
-                lambda old, new: self.average * old + (1 - self.average) * new, *((state.opt_state["average"], params))
-            )
-            opt_state["average"] = moved
+            opt_state["average"] = averaged(self.average, state.step, state.opt_state["average"], params)
         if self.contrast_weight:
             # Differs from the paper: what the discriminator has learned of views is not thrown away.
             return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -339,6 +336,15 @@ class Ganomaly:
             raise UserError(f"input of shape {x.shape}: wanted [B, {wanted}], the shape this detector was made for")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"images of type {x.dtype}: wanted floating point in [-1, 1]; see preprocess.to_unit")
+
+
+def averaged(decay: float, step: Array, old: Any, new: Any) -> Any:
+    """The moving average of weights after `step` steps and one more: what it was, `old`, and the weights now, `new`.
+
+    It keeps at most (1 + step) / (10 + step) of what it was, so that what a short training began with is forgotten.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, b: (kept * a + (1 - kept) * b).astype(a.dtype), old, new)
 
 
 def _moved_twice(before: Any, after_real: Any, after_fake: Any) -> Any:

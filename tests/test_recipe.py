@@ -78,7 +78,11 @@ def test_averaged_weights_and_their_statistics(state, batch):
     after, _ = jax.jit(CONTRAST.update)(state, batch)
     old, new = (one.params["generator"]["encoder"]["head"]["kernel"] for one in (state, after))
     average = CONTRAST.variables(after)["params"]["encoder"]["head"]["kernel"]
-    np.testing.assert_allclose(average, 0.9 * old + 0.1 * new, atol=1e-7)
+    np.testing.assert_allclose(average, 0.1 * old + 0.9 * new, atol=1e-7)  # the first step keeps a tenth
+    later, _ = jax.jit(CONTRAST.update)(after.replace(step=jnp.int32(1000)), batch)
+    newer = later.params["generator"]["encoder"]["head"]["kernel"]
+    found = CONTRAST.variables(later)["params"]["encoder"]["head"]["kernel"]
+    np.testing.assert_allclose(found, 0.9 * average + 0.1 * newer, atol=1e-7)
     settled = jax.jit(CONTRAST.settle)(CONTRAST.variables(after), jnp.stack([batch, batch]))
     assert jax.tree.structure(settled) == jax.tree.structure(CONTRAST.variables(after))
     first = next(iter(settled["batch_stats"]["encoder"]["pyramid"].values()))
