@@ -8,8 +8,8 @@ normalised, are from patches of training images. The last alone, which needs no 
     ganomaly train DATA --config configs/inspection.py --workdir W
     ganomaly train DATA --config configs/inspection.py --config.evaluate.score=patches_medium --workdir W
 
-configs/surface.py is for surfaces and parts that always lie the same way. benchmarks/README.md has what it gives and how
-it was found.
+configs/surface.py is for surfaces and parts that always lie the same way. benchmarks/README.md has what it gives and
+how it was found.
 """
 
 from ganomaly_jax.config import Config
