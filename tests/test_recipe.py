@@ -1,6 +1,7 @@
 """What configs/recipe.py adds: views, the contrast of embeddings, averaged weights, fitted scores."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -141,3 +142,11 @@ def test_the_whole_way(tmp_path):
     gradient = jax.grad(lambda x: fn(variables, x).sum())(to_unit(jnp.asarray(images[:2]), 0, 255))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
     jax.jit(lambda x: fn(jax.device_get(variables), x))(images[:2])  # the statistics inside a program, as in an export
+
+
+def test_the_guide_names_every_score():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "scores.md").read_text(encoding="utf-8")
+    rows = "\n".join(line for line in text.splitlines() if line.startswith("| `"))
+    assert set(scores.PARTS) == set(config.SCORES)
+    for name in config.SCORES:
+        assert ("`embedding_...`" if name.startswith("embedding_") else f"`{name}`") in rows, name
