@@ -120,7 +120,7 @@ def judge_together(judge: Scorer, own: data.Dataset) -> Judgement:
         chosen = this.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):
             return b""
-        found = judge.judge(lazy.select(this.dataset.images, chosen))
+        found = judge.judge(lazy.select(this.dataset.images, chosen), progress=hosts.first())
         return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
 
     scores, p_values = np.frombuffer(b"".join(hosts.each(part)), np.float32).reshape(-1, 2).T
@@ -180,7 +180,7 @@ def _of(
     names = None
     if by is not None:
         names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
-    judged = judge.judge(images) if judged is None else judged
+    judged = judge.judge(images, progress=True) if judged is None else judged
     labels = this.split.labels
     paths = [this.dataset.paths[i] for i in this.split.test]
     values = _metrics(this, judge, judged, labels)

@@ -35,7 +35,7 @@ def predict(given: Any) -> int:
         files += images.list_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
-    judged, problems = judge.judge_files(files)
+    judged, problems = judge.judge_files(files, progress=True)
     if given.groups:
         judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
     reasons = dict(problems)

@@ -37,6 +37,7 @@ from ganomaly_jax.config import Data
 from ganomaly_jax.errors import UserError
 from ganomaly_jax.heard import Heard
 from ganomaly_jax.lazy import LazyImages
+from ganomaly_jax.progress import over
 
 FOLDER = "detector"
 # Of raw pixels of large images that are held at once.
@@ -162,22 +163,24 @@ class Scorer:
         """
         return self.judge(images).scores
 
-    def judge(self, images: Any) -> Judgement:
-        """Scores, p-values and verdicts; `images` as in a call, or read on demand."""
+    def judge(self, images: Any, progress: bool = False) -> Judgement:
+        """Scores, p-values and verdicts; `images` as in a call, or read on demand. `progress` is shown of long work."""
         files = _files(images) if len(self.input_shape) == 3 else None
         if files is not None:
-            return self.judge_files(files)[0]
-        if isinstance(images, LazyImages):
-            return self._judged(self._array(images[i : i + self.block]) for i in range(0, len(images), self.block))
-        x = self._checked(images)
-        return self._judged(self._sized(x[i : i + self.block]) for i in range(0, len(x), self.block))
+            return self.judge_files(files, progress=progress)[0]
+        x, taken = (images, self._array) if isinstance(images, LazyImages) else (self._checked(images), self._sized)
+        blocks = (taken(x[i : i + self.block]) for i in range(0, len(x), self.block))
+        return self._judged(self._shown(blocks, len(x), progress))
+
+    def _shown(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:
+        return over(blocks, total, config.items(self.config.data)[:-1], not progress, "scored")
 
     def judge_files(
-        self, paths: Sequence[Any], workers: int = images.WORKERS
+        self, paths: Sequence[Any], workers: int = images.WORKERS, progress: bool = False
     ) -> tuple[Judgement, list[tuple[str, str]]]:
         """Of image files, any number: scores, p-values and verdicts, and (path, reason) of those that cannot be read.
 
-        While the device scores a block of files, `workers` threads decode the next ones.
+        While the device scores a block of files, `workers` threads decode the next ones. `progress`: as in `judge`.
 
         Raises:
           UserError: no files.
@@ -194,7 +197,7 @@ class Scorer:
         fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
         decoded = images.decode_blocks(paths, self.block, height, width, channels, fit, like, workers)
         with contextlib.closing(decoded) as blocks:
-            return self._judged(map(placed, blocks)), problems
+            return self._judged(self._shown(map(placed, blocks), len(paths), progress)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""

@@ -12,7 +12,7 @@ from conftest import blobs
 from PIL import Image
 
 import ganomaly_jax
-from ganomaly_jax import images, preprocess, program
+from ganomaly_jax import images, preprocess, program, progress
 from ganomaly_jax import scorer as scoring
 from ganomaly_jax.errors import DamagedError, UserError
 
@@ -251,3 +251,15 @@ def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
     meta.write_text(meta.read_text().replace('"threshold": ', '"threshold": 9'))
     with pytest.raises(DamagedError, match=r"meta\.json"):
         scoring.load(tmp_path)
+
+
+def test_scoring_that_takes_long_shows_how_far_it_is(trained, capsys, monkeypatch):
+    scorer = trained[1]
+    images = np.repeat(blobs(200, 5), 3, axis=0)
+    quiet = scorer.judge(images, progress=True).scores
+    assert capsys.readouterr().out == ""  # nothing of what is soon done
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    np.testing.assert_array_equal(scorer.judge(images, progress=True).scores, quiet)
+    assert capsys.readouterr().out.splitlines() == [f"image {n}/600  scored" for n in (256, 512, 600)]
+    scorer.judge(images)
+    assert capsys.readouterr().out == ""
