@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import command
-from benchmarks.ablation_variants import AVERAGE, BASE, LATENT, PLAIN, VARIANTS
+from benchmarks.ablation_variants import BASE, LATENT, PLAIN, VARIANTS
 from benchmarks.controls import CONTROLS
 from ganomaly_jax import files
 
@@ -153,9 +153,7 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
         "A cell is the mean AUROC over the seeds, `mean` that over the sets. `difference` is that from the base on the "
         f"same set and seed, with its standard error over the {pairs} pairs of set and seed; *helps* and *hurts* are "
         f"beyond {CLEAR:g} standard errors, which about one row in twenty is by chance, and say nothing about other "
-        "sets: look at the columns. All that is fitted or standardised is fitted on normal training images. Averaged "
-        f"weights of {AVERAGE:g} still hold {AVERAGE ** shared['steps']:.0%} of the weights they began with after so "
-        "few steps.",
+        "sets: look at the columns. All that is fitted or standardised is fitted on normal training images.",
         "",
         *([f"![Difference of each change from the base]({picture})", ""] if picture else []),
         *_rows(report),
