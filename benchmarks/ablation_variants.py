@@ -210,10 +210,6 @@ def _cosine(given: dict[str, Any], steps: int) -> Ganomaly:
     return Ganomaly(**given, learning_rate=schedule)
 
 
-def _exposed(given: dict[str, Any], steps: int) -> Exposed:
-    return Exposed(Ganomaly(**given))
-
-
 BASE = "base"
 VARIANTS = {
     BASE: Variant("GANomaly with averaged weights and settled statistics", _with()),
@@ -223,7 +219,7 @@ VARIANTS = {
     "contrast": Variant("contrast of the discriminator's embedding", _with(contrast_weight=1.0)),
     "cosine": Variant("learning rate falling to 0 as a cosine", _cosine),
     "shifts": Variant(f"shifts of up to {SHIFT} pixels, and flips", _with(), augment.make(0, SHIFT, True)),
-    "exposure": Variant("brightness relative to the image's mean", _exposed),
+    "exposure": Variant("brightness relative to the image's mean", _with(lambda **given: Exposed(Ganomaly(**given)))),
     "masked": Variant(f"masked input: {MASK:.0%} of the patches hidden", _with(Corrupting, mask=MASK)),
     "noisy": Variant(f"noisy input: deviation {Model.noise}", _with(Corrupting, noise=Model.noise)),
     "skip": Variant("skip connections", _with(Skipping)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -11,10 +12,9 @@ from jax import Array
 
 from benchmarks.auroc_data import Task
 from benchmarks.auroc_model import Measured, Say, Settings
-from ganomaly_jax import chunk, data, ganomaly, preprocess, scores, statistics
+from ganomaly_jax import chunk, data, detectors, preprocess, scores, statistics
 from ganomaly_jax.config import Config, score_parts
 from ganomaly_jax.detector import Detector
-from ganomaly_jax.exposure import Exposed
 
 HELD_SHARE, HELD_MOST = 0.1, 1000
 """Training images that are not trained on: each part of the score is standardised by how it lies on them."""
@@ -61,16 +61,10 @@ def measure(
     Statistics of batch norm are those of training images, nothing is chosen on the test set, and each score follows
     from its own image alone.
     """
-    network = ganomaly.Ganomaly(
-        tuple(images.shape[1:]),
-        latent_size=settings.latent,
-        features=settings.features,
-        contrast_weight=own.loss.contrast,
-        temperature=own.loss.temperature,
-        embedding_size=own.model.embedding_size,
-        average=own.optimizer.average,
-    )
-    detector = Exposed(network) if own.model.exposure else network
+    sized = copy.deepcopy(own)
+    sized.data.height, sized.data.width, sized.data.channels = images.shape[1:]
+    sized.model.latent_size, sized.model.features = settings.latent, settings.features
+    detector = detectors.from_config(sized)
     init, train, settle = _programs(detector, *span)
     order = np.random.default_rng((seed, 4)).permutation(task.train)
     held = min(int(HELD_SHARE * len(order)), HELD_MOST)

@@ -152,10 +152,6 @@ def random(*size):
     return np.random.default_rng(0).normal(size=(BANK, *size)).astype(np.float32)
 
 
-def residual_numbers(shape):
-    return int(np.prod(shape)) // config.residual_down(shape) ** 2
-
-
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
     detector = tiled.from_config(settings)
@@ -177,7 +173,7 @@ def scorer_program(settings):
     if "components" in names:
         found["components"] = patches.fit_components(np.asarray(patches.exposed(random(*shape))))
     if "residual_mahalanobis" in names:
-        numbers = residual_numbers(shape)
+        numbers = int(np.prod(shape)) // config.residual_down(shape) ** 2
         found["residual"] = {"mean": np.zeros(numbers, np.float32), "whitening": np.eye(numbers, dtype=np.float32)}
     fitted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
     if not scores.is_plain(names):
