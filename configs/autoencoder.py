@@ -7,7 +7,7 @@ run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2), where GANomaly has .861, 
 """
 
 from ganomaly_jax import Config
-from ganomaly_jax.demo import get_config as demo
+from ganomaly_jax.core.presets import get_config as demo
 
 
 def get_config() -> Config:

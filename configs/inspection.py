@@ -12,7 +12,7 @@ configs/surface.py is for surfaces and parts that always lie the same way. bench
 how it was found.
 """
 
-from ganomaly_jax.config import Config
+from ganomaly_jax.core.config import Config
 
 
 def get_config() -> Config:

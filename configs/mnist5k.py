@@ -7,6 +7,6 @@ Reproduces no published figure; shows the whole path. Measured: 51 s on 2 CPU co
 Size, length and rate were set for time and sharp reconstructions, with the AUROC of each try in sight.
 """
 
-from ganomaly_jax.demo import get_config
+from ganomaly_jax.core.presets import get_config
 
 __all__ = ["get_config"]

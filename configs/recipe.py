@@ -12,7 +12,7 @@ quarters, halves of two images, warps, blobs), one seed, with narrow networks; b
 and what it gives. A step takes about half as long again as the paper's.
 """
 
-from ganomaly_jax.config import Config
+from ganomaly_jax.core.config import Config
 
 
 def get_config() -> Config:

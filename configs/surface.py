@@ -11,7 +11,7 @@ Not where how bright an image is tells something, as in X-rays, nor for things a
 configs/inspection.py is for. benchmarks/README.md has what it gives and how it was found.
 """
 
-from ganomaly_jax.config import Config
+from ganomaly_jax.core.config import Config
 
 
 def get_config() -> Config:

@@ -17,32 +17,32 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ganomaly_jax.autoencoder import DenoisingAutoencoder
-    from ganomaly_jax.config import Config
-    from ganomaly_jax.convert import from_pytorch, read_pytorch
-    from ganomaly_jax.detector import Detector, TrainState
-    from ganomaly_jax.errors import DamagedError, DivergedError, StoppedError, UserError
-    from ganomaly_jax.evaluation import Evaluation, evaluate, evaluate_members
-    from ganomaly_jax.exporting import export
-    from ganomaly_jax.ganomaly import Ganomaly
-    from ganomaly_jax.importing import import_pytorch
-    from ganomaly_jax.networks import Decoder, Discriminator, Encoder, Generator
-    from ganomaly_jax.scorer import Scorer, load
-    from ganomaly_jax.training import train, train_members
+    from ganomaly_jax.core.config import Config
+    from ganomaly_jax.core.errors import DamagedError, DivergedError, StoppedError, UserError
+    from ganomaly_jax.deploy.export import export
+    from ganomaly_jax.deploy.import_pytorch import import_pytorch
+    from ganomaly_jax.evaluation.evaluate import Evaluation, evaluate, evaluate_members
+    from ganomaly_jax.model.autoencoder import DenoisingAutoencoder
+    from ganomaly_jax.model.ganomaly import Ganomaly
+    from ganomaly_jax.model.networks import Decoder, Discriminator, Encoder, Generator
+    from ganomaly_jax.model.protocol import Detector, TrainState
+    from ganomaly_jax.model.pytorch import from_pytorch, read_pytorch
+    from ganomaly_jax.scoring.scorer import Scorer, load
+    from ganomaly_jax.training.trainer import train, train_members
 
 _HOME = {
-    "autoencoder": ("DenoisingAutoencoder",),
-    "config": ("Config",),
-    "convert": ("from_pytorch", "read_pytorch"),
-    "detector": ("Detector", "TrainState"),
-    "errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
-    "evaluation": ("Evaluation", "evaluate", "evaluate_members"),
-    "exporting": ("export",),
-    "ganomaly": ("Ganomaly",),
-    "importing": ("import_pytorch",),
-    "networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
-    "scorer": ("Scorer", "load"),
-    "training": ("train", "train_members"),
+    "model.autoencoder": ("DenoisingAutoencoder",),
+    "core.config": ("Config",),
+    "model.pytorch": ("from_pytorch", "read_pytorch"),
+    "model.protocol": ("Detector", "TrainState"),
+    "core.errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
+    "evaluation.evaluate": ("Evaluation", "evaluate", "evaluate_members"),
+    "deploy.export": ("export",),
+    "model.ganomaly": ("Ganomaly",),
+    "deploy.import_pytorch": ("import_pytorch",),
+    "model.networks": ("Decoder", "Discriminator", "Encoder", "Generator"),
+    "scoring.scorer": ("Scorer", "load"),
+    "training.trainer": ("train", "train_members"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [

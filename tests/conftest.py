@@ -19,43 +19,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="gano
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-from ganomaly_jax import config as configuration  # noqa: E402
-from ganomaly_jax.ganomaly import Ganomaly  # noqa: E402
-from ganomaly_jax.training import train  # noqa: E402
+from tests.support import TINY, blobs, tiny_config  # noqa: E402, I001
 
-TINY = Ganomaly((16, 16, 1), latent_size=4, features=4)
+from ganomaly_jax.training.trainer import train  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def tiny():
     """(detector, state, compiled update) for 16x16x1."""
     return TINY, jax.jit(TINY.init)(jax.random.key(0)), jax.jit(TINY.update)
-
-
-def blobs(n, seed, anomalous=False):
-    """Generated images [n, 16, 16, 1] uint8: a soft horizontal bar at a random height; anomalous ones are vertical."""
-    random = np.random.default_rng(seed)
-    at = random.uniform(4, 12, n)
-    grid = np.arange(16)
-    bars = np.exp(-0.5 * ((grid[None, :] - at[:, None]) / 1.5) ** 2) * 220
-    images = np.repeat(bars[:, :, None], 16, axis=2)
-    if anomalous:
-        images = images.transpose(0, 2, 1)
-    return np.clip(images + random.normal(0, 8, images.shape), 0, 255).astype(np.uint8)[..., None]
-
-
-def tiny_config(**train_values):
-    """A configuration of the size of `TINY` that trains in a second once compiled."""
-    config = configuration.Config()
-    config.data.height = config.data.width = 16
-    config.model.latent_size = config.model.features = 4
-    config.mesh.devices = 1
-    config.train.batch_size = 8
-    config.train.picture_every = 0
-    config.optimizer.learning_rate = 1e-3  # at 2e-3 it takes a lucky seed for `trained` to separate
-    for name, value in train_values.items():
-        setattr(config.train, name, value)
-    return config
 
 
 @pytest.fixture(scope="session")

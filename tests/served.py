@@ -8,7 +8,7 @@ import time
 
 from PIL import Image
 
-from ganomaly_jax import server
+from ganomaly_jax.deploy import http_process
 
 
 def png(image):
@@ -33,7 +33,7 @@ class Served:
         self.state = app.state.shared
         import uvicorn
 
-        self.server = uvicorn.Server(server.configuration(app, limits))
+        self.server = uvicorn.Server(http_process.configuration(app, limits))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
 

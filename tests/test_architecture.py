@@ -85,7 +85,8 @@ def test_other_libraries_are_imported_where_they_are_used():
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--workdir"]])
 def test_help_does_not_wait_for_jax(arguments):
     script = (
-        "import sys\nfrom ganomaly_jax import cli\ntry:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom ganomaly_jax.cli import main\n"
+        "try:\n    main.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         "sys.exit('slow' if {'jax', 'PIL', 'matplotlib', 'flax'} & set(sys.modules) else 0)"
     )
     ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
@@ -105,9 +106,9 @@ class Without:
         return None if name.split(".")[0] in blocked else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = map(Without, sys.meta_path)
 sys.path.insert(0, sys.argv[1])
-import conftest, numpy as np, ganomaly_jax as gj
-gj.train(conftest.tiny_config(steps=2), sys.argv[2], conftest.blobs(40, 0))
-scores = gj.load(sys.argv[2])(conftest.blobs(3, 1))
+import support, numpy as np, ganomaly_jax as gj
+gj.train(support.tiny_config(steps=2), sys.argv[2], support.blobs(40, 0))
+scores = gj.load(sys.argv[2])(support.blobs(3, 1))
 assert scores.shape == (3,) and np.isfinite(scores).all()
 """
     call = [sys.executable, "-W", "ignore", "-c", script, str(ROOT / "tests"), str(tmp_path / "run")]

@@ -1,0 +1,177 @@
+"""Recordings of sound and vibration: files through libsndfile (extra `audio`), arrays; a span at a time, at any rate.
+
+Nothing is held of a file: a span is read where it is asked for, and brought to another rate (soxr) with as much around
+it as the filter reaches, so that it is the same as if the whole had been.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.images.decode import shown
+
+ENDINGS = frozenset((".wav", ".wave", ".flac", ".ogg", ".oga", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf"))
+# Samples that are read at once, and those of the lower rate that a change of rate looks at beyond both ends of a span.
+BLOCK, _CONTEXT = 2**20, 512
+# What the log of libsndfile says of a data chunk that is cut short; of one whose writer did not know its length it has
+# the largest number there is.
+_CUT = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_UNKNOWN = 0xFFFFFF00
+# Of full scale, where integers are clipped.
+_FULL = 0.9999
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording:
+    """One recording, looked through once."""
+
+    name: str
+    rate: int
+    """Hz, as recorded."""
+    frames: int
+    """Samples of each channel, at that rate."""
+    channels: int
+    kind: str
+    """`WAV PCM_16` and so on, or the type of an array."""
+    digest: bytes
+    """sha256 of rate and samples."""
+    finite: bool
+    """Whether no sample is NaN or infinite."""
+    peak: float
+    """The largest size of a sample; full scale is 1."""
+    clipped: float
+    """Of integers: the share of samples at full scale."""
+    source: Path | np.ndarray
+    """The file, or samples [S] float32."""
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.rate
+
+
+def survey(path: Path) -> Recording:
+    """Look through a file, a block at a time.
+
+    Raises:
+      UserError: one line that says why it cannot be used, without its name; or soundfile is not installed.
+    """
+    library = _package("soundfile")
+    try:
+        if not path.is_file():
+            raise UserError("not a regular file" if path.exists() else "no such file")
+        if not path.stat().st_size:
+            raise UserError("an empty file")
+        with library.SoundFile(path) as file:
+            cut = _CUT.search(file.extra_info)
+            if cut and int(cut[2]) < int(cut[1]) < _UNKNOWN:
+                raise UserError(f"truncated: its header says {cut[1]} bytes of samples, {cut[2]} are there")
+            digest, read, peak, full, finite = hashlib.sha256(f"{file.samplerate};".encode()), 0, 0.0, 0, True
+            while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
+                digest.update(np.ascontiguousarray(block, "<f4").data)
+                read += len(block)
+                size = np.abs(block)
+                finite = finite and bool(np.isfinite(size).all())
+                peak = max(peak, float(np.nan_to_num(size, posinf=0.0).max()))
+                full += int((size >= _FULL).sum())
+            if not read:
+                raise UserError("no samples")
+            if read < file.frames:
+                raise UserError(f"truncated: its header says {file.frames} samples, {read} can be read")
+            clipped = full / (read * file.channels) if file.subtype.startswith("PCM") else 0.0
+            kind = f"{file.format} {file.subtype}"
+            return Recording(
+                str(path), file.samplerate, read, file.channels, kind, digest.digest(), finite, peak, clipped, path
+            )
+    except OSError as error:
+        raise UserError(error.strerror or str(error)) from None
+    except library.SoundFileError as error:
+        why = " ".join(str(error).split()).replace(f"Error opening {str(path)!r}: ", "")
+        raise UserError(f"damaged, or not sound that libsndfile reads ({why})") from None
+
+
+def of_array(values: np.ndarray, rate: int, name: str) -> Recording:
+    """Samples [S] as a recording: float, or int16 with full scale at 1.
+
+    Raises:
+      UserError: another type, or no samples.
+    """
+    kind = str(values.dtype)
+    values = as_float(values, name)
+    if values.ndim != 1 or not len(values):
+        raise UserError(f"{name}: samples of shape {values.shape}: wanted [S], S at least 1")
+    digest = hashlib.sha256(f"{rate};".encode() + np.ascontiguousarray(values, "<f4").tobytes()).digest()
+    peak = float(np.nan_to_num(np.abs(values), posinf=0.0).max())
+    full = float((np.abs(values) >= _FULL).mean()) if kind == "int16" else 0.0
+    finite = bool(np.isfinite(values).all())
+    return Recording(name, rate, len(values), 1, f"array {kind}", digest, finite, peak, full, values)
+
+
+def as_float(values: Any, name: str) -> np.ndarray:
+    """Samples [...] as float32, those of int16 with full scale at 1.
+
+    Raises:
+      UserError: another type.
+    """
+    values = np.asarray(values)
+    if values.dtype == np.int16:
+        return values.astype(np.float32) / np.float32(32768)
+    if values.dtype.kind != "f":
+        raise UserError(f"{name}: samples of type {values.dtype}: wanted floating point, full scale at 1, or int16")
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused or flagged like any other infinity
+        return values.astype(np.float32)
+
+
+def length(recording: Recording, rate: int) -> int:
+    """Samples of it at another rate."""
+    return recording.frames * rate // recording.rate
+
+
+def read(recording: Recording, first: int, last: int, rate: int, channel: int) -> np.ndarray:
+    """Samples first ... last - 1 at `rate`, [last - first] float32, of one channel (from 1 on) or the mean of all (0).
+
+    Raises:
+      UserError: the file has changed since it was looked through, or soxr is not installed.
+    """
+    if recording.rate == rate:
+        return _mono(recording, first, last, channel)
+    common = math.gcd(recording.rate, rate)
+    # Where both rates have a sample at the same time.
+    old, new = recording.rate // common, rate // common
+    margin = -(-_CONTEXT // min(old, new))
+    begin = max(first // new - margin, 0)
+    end = min((-(-last // new) + margin) * old, recording.frames)
+    x = _package("soxr").resample(_mono(recording, begin * old, end, channel), recording.rate, rate, quality="HQ")
+    found = x[first - begin * new : last - begin * new]
+    return np.pad(found, (0, last - first - len(found)), mode="edge")  # its length may be rounded down
+
+
+def _mono(recording: Recording, first: int, last: int, channel: int) -> np.ndarray:
+    if isinstance(recording.source, np.ndarray):
+        return recording.source[first:last]
+    library = _package("soundfile")
+    try:
+        with library.SoundFile(recording.source) as file:
+            file.seek(first)
+            found = file.read(last - first, dtype="float32", always_2d=True)
+    except (OSError, library.SoundFileError) as error:
+        raise UserError(f"{shown(recording.name)} can no longer be read: {' '.join(str(error).split())}") from None
+    if len(found) < last - first or found.shape[1] != recording.channels:
+        raise UserError(f"{shown(recording.name)} has changed while it was in use: start again")
+    with np.errstate(invalid="ignore"):  # of opposite infinities
+        return found.mean(axis=1) if not channel else found[:, channel - 1]
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: libsndfile itself is not there
+        raise UserError(f"sound needs {name} ({error}): python -m pip install 'ganomaly-jax[audio]'") from None

@@ -1,0 +1,133 @@
+"""How windows of sound are split, in time or by recording, and how their bands are scaled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import splits
+from ganomaly_jax.data.audio import spectrogram
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.splits import Split
+
+WHOLE = 10
+"""From so many normal recordings on, whole ones are held out; of fewer, the end of each."""
+SPREADS = 8.0
+"""Standard deviations of a band's log power from its median, in training, to the ends of what a network takes."""
+LEAST = 0.05
+"""The least that counts as such a deviation, in log10 of power: half a decibel."""
+# Windows that the scaling is fitted on at most, values of them, and windows that become bands at once.
+_FITTED, _VALUES, _AT_ONCE = 2000, 2**24, 64
+
+
+def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
+    """Training, calibration and test set, none of whose windows shares a sample with a window of another.
+
+    Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise
+    `settings.test` of the normal windows, and all anomalous ones. `settings.calibration` of the training part is set
+    aside. From `WHOLE` normal recordings on, what is held out are whole recordings, drawn by the seed; of fewer, the
+    last windows of each.
+
+    Raises:
+      UserError: no normal windows, too few of them, or some with NaN or infinite samples.
+    """
+    if dataset.spans is None:
+        raise ValueError("not a data set of sound")
+    normal = splits.normal_classes(dataset, settings.abnormal)
+    is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
+    parts = np.zeros(len(is_normal), np.int8) if dataset.parts is None else dataset.parts
+    own = not settings.abnormal and bool((parts == 1).any())
+    pool = np.flatnonzero(is_normal & (parts == 0)) if own else np.flatnonzero(is_normal)
+    spans, whole = dataset.spans, len(np.unique(dataset.spans[pool, 0])) >= WHOLE
+    random = np.random.default_rng((seed, 1))
+    if own:
+        kept, test = pool, np.flatnonzero((parts == 1) | ~is_normal)
+    else:
+        kept, held = _set_aside(spans, pool, settings.test, whole, random)
+        test = np.sort(np.concatenate([held, np.flatnonzero(~is_normal)]))
+    kept, calibration = _set_aside(spans, kept, settings.calibration, whole, random)
+    used = len(kept) + len(calibration) + int(is_normal[test].sum())
+    if settings.limit:
+        kept = kept[np.unique(np.linspace(0, len(kept) - 1, min(settings.limit, len(kept))).astype(int))]
+    if len(kept) < 2:
+        raise UserError(
+            f"{dataset.name} has {len(pool)} normal windows in {len(np.unique(spans[pool, 0]))} recordings, of which "
+            f"{len(kept)} would be trained on: wanted more or longer recordings, or shorter windows (data.sound.frame)"
+        )
+    _refuse_not_finite(dataset, np.concatenate([kept, calibration]))
+    how = "whole recordings held out" if whole else "the end of each recording held out"
+    left = int(is_normal.sum()) - used
+    between = (f"{left} normal windows overlap two parts and are not used",) if left else ()
+    protocol = f"own labels, {'own split, ' if own else ''}{how}"
+    if settings.abnormal:
+        protocol = f"one class abnormal: {settings.abnormal}, {how}"
+    return Split(kept, calibration, test, (~is_normal[test]).astype(np.int64), protocol, between)
+
+
+def _set_aside(
+    spans: np.ndarray, chosen: np.ndarray, share: float, whole: bool, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """(those that are kept, those set aside) of windows `chosen` [n]; what overlaps both is in neither."""
+    if not share or not len(chosen):
+        return chosen, chosen[:0]
+    number = spans[chosen, 0]
+    there = np.unique(number)
+    if whole and len(there) > 1:
+        count = min(max(round(share * len(there)), 1), len(there) - 1)
+        aside = np.isin(number, random.permutation(there)[:count])
+        return chosen[~aside], chosen[aside]
+    kept, aside_too = [], []
+    for one in there:
+        own = chosen[number == one]
+        count = min(max(round(share * len(own)), 1), len(own) - 1)
+        last = own[len(own) - count :]
+        kept.append(own[spans[own, 2] <= spans[last[0], 1]] if count else own)
+        aside_too.append(last)
+    return np.concatenate(kept), np.concatenate(aside_too)
+
+
+def _refuse_not_finite(dataset: Dataset, chosen: np.ndarray) -> None:
+    spans = dataset.spans[chosen]  # type: ignore[index]
+    there = [i for i, one in enumerate(dataset.recordings) if not one.finite]
+    suspects = chosen[np.isin(spans[:, 0], there)]
+    bad = [i for i in suspects.tolist() if not np.isfinite(dataset.images[i]).all()]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of {len(chosen)} normal windows of {dataset.name} have NaN or infinite samples (the first is "
+            f"{dataset.paths[bad[0]]}): repair the recording or take it out"
+        )
+
+
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def scaled(dataset: Dataset, own: Split) -> Scaling:
+    """(low, high) of each band, in log10 of power: what becomes -1 and 1.
+
+    Their middle is the median of the training windows, half their distance `SPREADS` standard deviations of a normal
+    distribution with the same quartiles (`LEAST` at least), so that a band of a few decibels' noise fills an eighth of
+    the range and what is far from normal still differs from what is farther.
+
+    Raises:
+      UserError: the training windows are silent.
+    """
+    heard = dataset.heard
+    if heard is None:
+        raise ValueError("not a data set of sound")
+    most = min(_FITTED, max(_VALUES // (heard.height * heard.width), 1), len(own.train))
+    chosen = own.train[np.linspace(0, len(own.train) - 1, most).astype(int)]
+    import jax
+
+    run = jax.jit(spectrogram.function(spectrogram.of_data(heard)))
+    found = np.concatenate(
+        [np.asarray(run(dataset.images[chosen[i : i + _AT_ONCE]])) for i in range(0, most, _AT_ONCE)]
+    )
+    if float(found.max()) <= math.log10(spectrogram.FLOOR) + 1e-3:
+        raise UserError(f"the {len(own.train)} normal training windows of {dataset.name} are silent: nothing to learn")
+    first, middle, third = np.quantile(found, (0.25, 0.5, 0.75), axis=(0, 2))
+    reach = SPREADS * np.maximum((third - first) / 1.349, LEAST)
+    low, high = (middle - reach).astype(np.float32), (middle + reach).astype(np.float32)
+    return tuple(low.tolist()), tuple(high.tolist())

@@ -1,0 +1,151 @@
+"""Files that hold one array of all images: npz, npy, idx.
+
+Where several processes of one training read them, an array that lies in its file as it is is mapped: of its pages only
+those are loaded that are asked for.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.audio import windows as audio_windows
+from ganomaly_jax.data.datasets import PARTS, Dataset, from_arrays
+from ganomaly_jax.data.images.decode import shown
+from ganomaly_jax.data.rows import windows as row_windows
+
+IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
+_IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+# Bytes; smaller arrays are not worth a mapping.
+_SMALL = 2**16
+
+
+def regular(path: Path) -> Path:
+    """The path of a file that can be opened without waiting for ever, as one would for a named pipe.
+
+    Raises:
+      UserError: it is something else than a file.
+    """
+    path.stat()  # says that there is none
+    if not path.is_file():
+        raise UserError(f"{shown(path)} is not a regular file")
+    return path
+
+
+def npz(path: Path, settings: config.Data, mapped: bool = False) -> Dataset:
+    """The images, rows of sensors or waveforms of an npz or npy file; `mapped`: unread where that can be.
+
+    Raises:
+      UserError: it holds something else.
+      OSError, ValueError, zipfile.BadZipFile: it cannot be read.
+    """
+    with open(regular(path), "rb") as file:
+        alone = file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+        file.seek(0)
+        loaded = np.load(path if mapped and alone else file, "r" if mapped and alone else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            if row_windows.takes(loaded, settings):
+                return row_windows.from_rows(np.asarray(loaded), settings=settings, name=path.name)
+            return from_arrays(loaded, name=path.name)
+        held: dict[str, Any] = {
+            key: _mapped(path, loaded.zip, f"{key}.npy") if mapped else loaded[key] for key in loaded.files
+        }
+    if "waveforms" in held:
+        return audio_windows.of_file(held, settings, path.name)
+    if "rows" in held or row_windows.takes(held.get("x_train"), settings):
+        return row_windows.of_file(held, settings, path.name)
+    classes = held.get("classes")
+    if "images" in held:
+        return from_arrays(held["images"], held.get("labels"), classes, name=path.name)
+    if "x_train" not in held:
+        listed = ", ".join(list(held)[:9]) or "nothing"
+        raise UserError(f"{shown(path)} holds {listed}: wanted images and labels, or x_train, y_train, x_test, y_test")
+    sets = [(held[f"x_{part}"], held.get(f"y_{part}"), part) for part in ("train", "test") if f"x_{part}" in held]
+    return _joined(sets, classes, path.name)
+
+
+def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an npz file; it is read where it is small or compressed."""
+    info = archive.getinfo(name)
+    with archive.open(info) as member:
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size < _SMALL:
+            return np.lib.format.read_array(member, allow_pickle=False)
+        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, columns_first, dtype = header[np.lib.format.read_magic(member)](member)
+        begin = member.tell()
+        if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != info.file_size:
+            raise ValueError(f"{name} is no array of numbers, or is cut short")
+        while member.read(2**20):  # at its end its checksum is compared
+            pass
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)  # of the local header, which has 30 bytes, a name and an extra field
+        before = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    return np.memmap(path, dtype, "r", before + begin, shape, "F" if columns_first else "C")
+
+
+def idx(files: list[Path], name: str, mapped: bool = False) -> Dataset:
+    """idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are its parts.
+
+    `mapped`: unread where that can be, which is where a file is not packed and has all images.
+
+    Raises:
+      UserError: files that are none, or are cut short; several sets.
+    """
+    # The same file may lie there packed and unpacked.
+    stems = {file.name.removesuffix(".gz"): file for file in reversed(files)}
+    sets: list[tuple[np.ndarray, np.ndarray | None, str]] = []
+    for stem in sorted(stems, key=lambda stem: "train" not in stem):
+        match = IDX.fullmatch(stem)
+        beside = stems[stem].with_name(stem.replace("images", "labels").replace("idx3", "idx1"))
+        labels = [path for path in (beside, beside.with_name(beside.name + ".gz")) if path.exists()]
+        sets.append(
+            (_read_idx(stems[stem], mapped), _read_idx(labels[0]) if labels else None, match[2] if match else "train")
+        )
+    if len({PARTS[part] for _, _, part in sets}) < len(sets):
+        raise UserError(f"{name} holds several sets: {', '.join(stems)}; take one of the files")
+    return _joined(sets, None, name)
+
+
+def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequence[str] | None, name: str) -> Dataset:
+    """Training and test part, each (images, labels, name of the part), as one data set."""
+    if len(sets) == 1:
+        return from_arrays(*sets[0][:2], classes, name=name)
+    labels = [labels for _, labels, _ in sets]
+    if labels[0] is None and labels[1] is not None:  # trained on normal images alone
+        labels[0] = np.full(len(sets[0][0]), "normal" if labels[1].dtype.kind in "US" else 0)
+    for known, (images, _, part) in zip(labels, sets, strict=True):
+        if known is None or len(known) != len(images):
+            have = "no labels" if known is None else f"{len(known)} labels"
+            raise UserError(f"{name}: {have} for the {len(images)} images of its {part} part: wanted one an image")
+    parts = np.concatenate([np.full(len(images), PARTS[part], np.int8) for images, _, part in sets])
+    joined = np.concatenate([known for known in labels if known is not None])
+    return from_arrays(np.concatenate([images for images, _, _ in sets]), joined, classes, parts, name=name)
+
+
+def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
+    regular(path)
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
+            raise UserError(f"{shown(path)} is no idx file: it begins with {head!r}")
+        shape = np.frombuffer(file.read(4 * head[3]), ">u4").tolist()
+        kind = np.dtype(_IDX_TYPES[head[2]])
+        size = math.prod(shape) * kind.itemsize
+        if size > 2**34:
+            raise UserError(f"{shown(path)}: its header says {shape}, {size / 2**30:.0f} GiB: not read")
+        if mapped and path.suffix != ".gz" and path.stat().st_size == file.tell() + size:
+            return np.memmap(path, kind, "r", file.tell(), tuple(shape))
+        data = file.read(size + 1)
+    if len(shape) != head[3] or len(data) != size:
+        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, wanted {size} bytes")
+    return np.frombuffer(data, kind).reshape(shape)

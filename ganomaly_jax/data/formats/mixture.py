@@ -1,0 +1,178 @@
+"""Several data sets as one that says what each image is for: what an update of a detector is trained and tested on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import config, config_values
+from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.data import datasets as data_datasets
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.images.decode import shown
+from ganomaly_jax.data.lazy import Images, LazyImages
+from ganomaly_jax.data.rows import splits as row_splits
+
+NAME = "mixture.json"
+_USES = (("train", 0), ("calibration", data_datasets.CALIBRATION), ("test", 1))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """One of the data sets, and what is taken of it."""
+
+    settings: config.Data
+    """How it is read."""
+    content_hash: str
+    """`data.content_hash` of the whole of it."""
+    normal: frozenset[str]
+    """Its normal classes."""
+    train: np.ndarray
+    """Indices into it, int64; those for calibration and to test on in the same way."""
+    calibration: np.ndarray
+    test: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """int64 [n]: all that is taken, in the order in which it stands in the mixture."""
+        return np.concatenate([getattr(self, name) for name, _ in _USES])
+
+
+def origins(parts: Sequence[Part]) -> np.ndarray:
+    """int64 [N]: which of the parts each image of the mixture comes from."""
+    return np.repeat(np.arange(len(parts)), [len(part.chosen) for part in parts])
+
+
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def as_taken(dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
+    """A data set as a part: of rows, missing values that are masked become the centre that the detector knows."""
+    if scaling is None or settings.missing != "mask":
+        return dataset
+    return dataclasses.replace(
+        dataset, images=row_splits.masked(dataset.images, row_splits.centre_of(*scaling)), digest=""
+    )
+
+
+def join(
+    parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME, scaling: Scaling | None = None
+) -> Dataset:
+    """The mixture of data sets of one size and type, in the order of the parts.
+
+    Classes keep their names; one that is normal here and anomalous there becomes two. Images that are read on demand
+    stay so. `scaling` is that of a detector of rows, whose recordings stay apart.
+
+    Raises:
+      UserError: other sizes, types or sensors in one part than in another.
+    """
+    kinds = {(dataset.images.shape[1:], str(dataset.images.dtype)) for dataset in datasets}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{dtype} {'x'.join(map(str, shape))} of {d.name}" for d in datasets
+                           for shape, dtype in [(d.images.shape[1:], d.images.dtype)])  # fmt: skip
+        raise UserError(f"the images differ in size or type: {listed}; wanted one kind, convert the others")
+    columns = datasets[0].columns
+    if any(dataset.columns != columns for dataset in datasets):
+        raise UserError(f"the sensors of {datasets[-1].name} are not those of {datasets[0].name}: wanted the same")
+    pairs: list[tuple[str, bool]] = []
+    for part, dataset in zip(parts, datasets, strict=True):
+        words = [dataset.classes[label] for label in dataset.labels[part.chosen]]
+        pairs += [(word, word not in part.normal) for word in words]
+    classes = sorted(set(pairs), key=lambda pair: (pair[1], pair[0]))
+    names = [f"{word} (anomalous)" if bad and (word, False) in classes else word for word, bad in classes]
+    place = {pair: i for i, pair in enumerate(classes)}
+    uses = [np.full(len(getattr(part, use)), value, np.int8) for part in parts for use, value in _USES]
+    return Dataset(
+        images=_joined([(dataset.images, part.chosen) for part, dataset in zip(parts, datasets, strict=True)]),
+        labels=np.array([place[pair] for pair in pairs], np.int64),
+        classes=tuple(names),
+        normal=frozenset(word for word, (_, bad) in zip(names, classes, strict=True) if not bad),
+        parts=np.concatenate(uses),
+        paths=tuple(d.paths[i] for part, d in zip(parts, datasets, strict=True) for i in part.chosen),
+        low=None,
+        high=None,
+        problems=tuple(problem for dataset in datasets for problem in dataset.problems),
+        name=name,
+        columns=columns,
+        spans=_spans(parts, datasets) if scaling is not None else None,
+        scaling=scaling,
+    )
+
+
+def _spans(parts: Sequence[Part], datasets: Sequence[Dataset]) -> np.ndarray:
+    """[N, 3] int64 of all that is taken, recordings numbered through."""
+    found, begin = [], 0
+    for part, dataset in zip(parts, datasets, strict=True):
+        assert dataset.spans is not None
+        found.append(dataset.spans[part.chosen] + [begin, 0, 0])
+        begin += int(dataset.spans[:, 0].max()) + 1
+    return np.concatenate(found)
+
+
+def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
+    if not any(isinstance(images, LazyImages) for images, _ in sets):
+        return np.concatenate([images[chosen] for images, chosen in sets])
+    first = sets[0][0]
+    owner = np.repeat(np.arange(len(sets)), [len(chosen) for _, chosen in sets])
+    inside = np.concatenate([chosen for _, chosen in sets])
+
+    def read(indices: np.ndarray) -> np.ndarray:
+        found = np.empty((len(indices), *first.shape[1:]), first.dtype)
+        for k, (images, _) in enumerate(sets):
+            here = owner[indices] == k
+            if here.any():
+                found[here] = images[inside[indices[here]]]
+        return found
+
+    keep = any(isinstance(images, LazyImages) and images.keep for images, _ in sets)
+    return LazyImages(read, (len(owner), *first.shape[1:]), np.dtype(first.dtype), keep)
+
+
+def to_dict(parts: Sequence[Part], scaling: Scaling | None = None) -> dict[str, Any]:
+    """What `mixture.json` holds."""
+
+    def one(part: Part) -> dict[str, Any]:
+        indices = {name: getattr(part, name).tolist() for name, _ in _USES}
+        settings = dataclasses.asdict(part.settings)
+        return {"data": settings, "content_hash": part.content_hash, "normal": sorted(part.normal), **indices}
+
+    return {"format": 1, "parts": [one(part) for part in parts], "scaling": scaling}
+
+
+def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
+    """The mixture that a file describes; `read` reads one data set.
+
+    Raises:
+      UserError: one of its data sets is not there any more, or has changed.
+      DamagedError: the file cannot be understood.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        parts = [
+            Part(
+                config_values.from_dict({"data": one["data"]}).data,
+                str(one["content_hash"]),
+                frozenset(map(str, one["normal"])),
+                *(np.array(one[name], np.int64) for name, _ in _USES),
+            )
+            for one in held["parts"]
+        ]
+        given = held.get("scaling")
+        scaling = None if given is None else (tuple(map(float, given[0])), tuple(map(float, given[1])))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} cannot be read ({error}); make the update again in another --out") from None
+    datasets = []
+    for part in parts:
+        dataset = as_taken(read(part.settings), part.settings, scaling)
+        if data_datasets.content_hash(dataset) != part.content_hash:
+            raise UserError(
+                f"{part.settings.source} has changed since the update that {shown(path)} describes: which of its "
+                "images were trained on is no longer known. Put it back as it was, or name other data with --data"
+            )
+        datasets.append(dataset)
+    return join(parts, datasets, shown(path), scaling)

@@ -1,0 +1,232 @@
+"""How rows of sensors are split, in time, how each sensor is scaled, and how a detector takes them. NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import lazy
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.lazy import Images, LazyImages
+from ganomaly_jax.data.rows import tables
+from ganomaly_jax.data.splits import Split, normal_classes
+
+# Quantiles whose distance is taken as a sensor's spread, the first that is above 0, and how many standard deviations
+# of a normal distribution lie between them; of the last, what few values there are beside the constant one.
+_SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152), (0.0, 1.0, 2.0))
+Scaling = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+def check(settings: config.Config) -> None:
+    """Refuse what is asked for and is of images alone.
+
+    Raises:
+      UserError: naming the keys.
+    """
+    asked = {
+        "train.shift": settings.train.shift,
+        "train.flip": settings.train.flip,
+        "loss.contrast": settings.loss.contrast,
+    }
+    named = [name for name, value in asked.items() if value]
+    if named:
+        raise UserError(f"{', '.join(named)}: of images alone, the data are rows of sensors; leave it out")
+
+
+def split(dataset: Dataset, settings: config.Data) -> Split:
+    """Training, calibration and test set, in this order in time, each a block of its own.
+
+    Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise the last
+    `settings.test` of the normal rows or windows, and all anomalous ones. The last `settings.calibration` of the
+    training part is set aside. Windows that are trained on lie at least a window's length from any other that is
+    calibrated or tested with, and so do those calibrated with from those tested with: what lies between is not used.
+
+    Raises:
+      UserError: no normal rows, too few of them, or some with missing or infinite values.
+    """
+    normal = normal_classes(dataset, settings.abnormal)
+    is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
+    parts = np.zeros(len(is_normal), np.int8) if dataset.parts is None else dataset.parts
+    in_time = np.argsort(parts, kind="stable")
+    normals, anomalous = in_time[is_normal[in_time]], np.flatnonzero(~is_normal)
+    if settings.abnormal or not (parts == 1).any():
+        cut = int(len(normals) * (1 - settings.test))
+        train, test = normals[:cut], np.sort(np.concatenate([normals[cut:], anomalous]))
+        protocol = "in time: the first normal rows trained on, the last tested on, with all anomalous ones"
+    else:
+        train = np.flatnonzero(is_normal & (parts == 0))
+        test = np.sort(np.concatenate([np.flatnonzero(parts == 1), np.flatnonzero(~is_normal & (parts == 0))]))
+        protocol = "own labels, own split, calibration in time"
+    count = int(len(train) * settings.calibration)
+    if settings.calibration > 0 and len(train) > 1:
+        count = max(count, 1)
+    kept, calibration = np.split(train, [len(train) - count])
+    gap = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
+    calibration = _apart(dataset.spans, calibration, test, gap)
+    kept = _apart(dataset.spans, kept, np.concatenate([test, calibration]), gap)[: settings.limit or None]
+    if len(kept) < 2 or (count and not len(calibration)):
+        raise UserError(
+            f"{dataset.name}: of {len(normals)} normal rows or windows {len(kept)} would be trained on and "
+            f"{len(calibration)} calibrated with, once those near others are left out: wanted more rows, a shorter "
+            "data.window, or another share for data.test and data.calibration"
+        )
+    _refuse_missing(dataset, np.concatenate([kept, calibration]), settings)
+    left = len(train) - len(kept) - len(calibration) if not settings.limit else 0
+    notes = (
+        (f"{left} normal windows lie between the parts, or beside anomalous ones, and are not used",) if left else ()
+    )
+    return Split(kept, calibration, test, (~is_normal[test]).astype(np.int64), protocol, notes)
+
+
+def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Dataset, Scaling, tuple[str, ...]]:
+    """The data set without missing values that are masked; (low, high) of each sensor; and what the user should know.
+
+    The middle of low and high is the median of the training rows, half their distance the standard deviation of a
+    normal distribution with the same quartiles; where those are equal, that of quantiles further out. A sensor that is
+    constant in training keeps its unit.
+    """
+    images = dataset.images
+    stride = 1 if dataset.spans is None or images.ndim == 2 else max(images.shape[1] // settings.data.stride, 1)
+    # Windows that hardly overlap: each row once or so.
+    rows = np.asarray(images[own.train[::stride]], np.float64).reshape(-1, images.shape[-1])
+    seen = np.isfinite(rows).any(0)
+    centre, spread = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    if seen.any():
+        wanted = sorted({0.5, *(q for pair in _SPREADS for q in pair[:2])})
+        quantiles = dict(zip(wanted, np.nanquantile(rows[:, seen], wanted, axis=0), strict=True))
+        centre[seen] = quantiles[0.5]
+        for below, above, deviations in reversed(_SPREADS):
+            found = (quantiles[above] - quantiles[below]) / deviations
+            spread[seen] = np.where(found > 0, found, spread[seen])
+    # As the program has them: what float32 does not tell apart is constant.
+    low, high = (centre - spread).astype(np.float32), (centre + spread).astype(np.float32)
+    constant = ~(low < high)
+    low[constant], high[constant] = (centre[constant] + by for by in (-1, 1))
+    notes = []
+    if constant.any():
+        names = [name for name, still in zip(dataset.columns, constant, strict=True) if still]
+        notes.append(
+            f"note: {len(names)} of {len(dataset.columns)} sensors are constant in training and keep their unit: "
+            f"{tables.listed(names)}"
+        )
+    size = int(np.prod(images.shape[1:]))
+    if settings.model.latent_size >= size:
+        notes.append(
+            f"note: a latent of {settings.model.latent_size} is not smaller than the {size} values that go in: what is "
+            f"anomalous may pass through as it is; --config.model.latent_size={max(size // 4, 1)} would be a quarter"
+        )
+    if settings.data.missing == "mask":
+        dataset = dataclasses.replace(dataset, images=masked(images, centre_of(low, high)), digest="")
+    return dataset, (tuple(low.tolist()), tuple(high.tolist())), tuple(notes)
+
+
+def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
+    """The settings with what the data have filled in.
+
+    Raises:
+      UserError: another number of sensors is asked for.
+    """
+    window = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
+    if settings.channels not in (0, dataset.images.shape[-1]):
+        raise UserError(f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors")
+    return dataclasses.replace(
+        settings, kind="rows", window=window, channels=dataset.images.shape[-1], height=0, width=0
+    )
+
+
+def as_input(
+    given: Any, shape: tuple[int, ...], columns: tuple[str, ...], low: Any, high: Any, settings: config.Data
+) -> np.ndarray:
+    """Rows or windows as a detector of input `shape` (D,) or (T, D) takes them, [n, ...] float32, n at least 1.
+
+    Args:
+      given: [n, *shape]; for windows also rows [N, D] in their order in time, of which windows are made as in training
+        (`settings.window` rows, every `settings.stride`); or a pandas data frame, whose columns are taken by name.
+      columns, low, high: of the detector, a value for each sensor.
+      settings: its data; missing values are dealt with as it says.
+
+    Raises:
+      UserError: another shape or type, no row, a column that is missing.
+    """
+    table = tables.as_table(given, "the data frame", columns)
+    x = np.asarray(given if table is None else table.values)
+    whole = x.ndim == 2 and len(shape) == 2
+    if x.dtype.kind not in "biuf" or not x.size or x.shape[-1] != shape[-1] or not (whole or x.shape[1:] == shape):
+        wanted = ", ".join(map(str, shape))
+        also = f", or rows [N, {shape[-1]}] to cut them from" if len(shape) == 2 else ""
+        raise UserError(f"{x.dtype} of shape {x.shape}: wanted numbers [B, {wanted}]{also}, B at least 1")
+    with np.errstate(over="ignore"):
+        x = x.astype(np.float32)
+    if settings.missing == "last" and np.isnan(x).any():
+        x = tables.carried(x) if x.ndim == 2 else np.stack([tables.carried(window) for window in x])
+    if settings.missing == "mask":
+        x = filled(x, centre_of(low, high))
+    if not whole:
+        return x
+    first = np.arange(0, len(x) - shape[0] + 1, settings.stride)
+    if not len(first):
+        raise UserError(f"{len(x)} rows: wanted at least {shape[0]}, the rows of a window")
+    return x[first[:, None] + np.arange(shape[0])]
+
+
+def centre_of(low: Any, high: Any) -> np.ndarray:
+    """[D] float32, what becomes 0."""
+    return ((np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2).astype(np.float32)
+
+
+def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """[..., D] with each missing value replaced by its sensor's `centre` [D]."""
+    return np.where(np.isnan(x), centre, x)
+
+
+def masked(images: Images, centre: np.ndarray) -> Images:
+    """`filled` of rows or windows, read on demand where they are."""
+    if isinstance(images, LazyImages):
+        return dataclasses.replace(images, read=lambda indices: filled(images.read(indices), centre))
+    return filled(images, centre)
+
+
+def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data) -> None:
+    """Refuse what is not finite in the rows or windows `chosen` [n], unless it is masked."""
+    counts, infinite, first = np.zeros(len(dataset.columns), int), 0, -1
+    begin = 0
+    for block in lazy.blocks(dataset.images, chosen):
+        bad = np.isinf(block) if settings.missing == "mask" else ~np.isfinite(block)
+        rows = bad.reshape(len(block), -1).any(1)
+        if rows.any() and first < 0:
+            first = int(chosen[begin + rows.argmax()])
+        counts += bad.reshape(-1, block.shape[-1]).sum(0)
+        infinite += int(np.isinf(block).sum())
+        begin += len(block)
+    if first >= 0:
+        what = "infinite" if infinite == counts.sum() else "missing or infinite"
+        names = [dataset.columns[k] for k in np.flatnonzero(counts).tolist()]
+        raise UserError(
+            f"{what} values of {tables.listed(names)} in what is to be trained on or calibrated with, the first in "
+            f"{dataset.paths[first]}. In all of {dataset.name}: {'; '.join(dataset.notes) or 'no missing values'}. "
+            "--config.data.missing=last carries the last value on, mask ignores them; or leave columns out: "
+            "--config.data.columns=-NAME"
+        )
+
+
+def _apart(spans: np.ndarray | None, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
+    """Those of `chosen` [n] that share no row with any of the `others` [m], nor lie nearer to one than `gap` rows."""
+    if spans is None or not len(chosen) or not len(others):
+        return chosen
+    # All recordings one after the other, too far apart to touch.
+    longest = np.zeros(int(spans[:, 0].max()) + 1, np.int64)
+    np.maximum.at(longest, spans[:, 0], spans[:, 2])
+    starts = np.concatenate([[0], np.cumsum(longest + 2 * gap + 1)])
+    size = starts[-1] + 1
+    # How many of the others cover each row: +1 where one begins, -1 where it ends.
+    edges = np.zeros(size + gap + 1, np.int64)
+    own = starts[spans[others, 0]]
+    np.add.at(edges, np.maximum(own + spans[others, 1] - gap, 0), 1)
+    np.add.at(edges, own + spans[others, 2] + gap, -1)
+    covered = np.concatenate([[0], np.cumsum(np.cumsum(edges) > 0)])
+    first, last = (starts[spans[chosen, 0]] + spans[chosen, k] for k in (1, 2))
+    return chosen[covered[last] == covered[first]]

@@ -1,0 +1,189 @@
+"""How a data set is split into training, calibration and test part."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import lazy
+from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Which image is used for what: indices into the data set, int64."""
+
+    train: np.ndarray
+    """Normal images."""
+    calibration: np.ndarray
+    """Normal images, never trained on."""
+    test: np.ndarray
+    labels: np.ndarray
+    """Of `test`, int64: 0 normal, 1 anomalous."""
+    protocol: str
+    """How the split was made, in words."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of it, a sentence each."""
+
+
+def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
+    """Training, calibration and test set.
+
+    With `settings.abnormal`, the protocol of the published tables: train and test part are pooled in this order, the
+    normal images shuffled as `numpy.random.seed(seed); numpy.random.shuffle` does and cut at 1 - `settings.test`;
+    the test set holds the rest of them, then all abnormal images. Without, the source's own labels and parts count;
+    where it has no parts, the normal images are cut in the same way and all anomalous ones are tested on.
+    Calibration images come out of the training ones by a generator of their own; then `settings.limit` counts.
+
+    Raises:
+      UserError: a class that does not exist, none chosen where one must be, no or too few normal images, or
+        normal training images with NaN or infinite pixels.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed}: wanted 0 to {2**32 - 1}")
+    normal = normal_classes(dataset, settings.abnormal)
+    is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
+    parts = np.zeros(len(dataset.labels), np.int8) if dataset.parts is None else dataset.parts
+    pooled = np.argsort(parts, kind="stable")
+    pooled_normal, pooled_anomalous = pooled[is_normal[pooled]], pooled[~is_normal[pooled]]
+    notes: tuple[str, ...] = ()
+    if settings.abnormal or not (parts == 1).any():
+        order = np.arange(len(pooled_normal))
+        np.random.RandomState(seed).shuffle(order)
+        cut = int(len(order) * (1 - settings.test))
+        train, rest = pooled_normal[order[:cut]], pooled_normal[order[cut:]]
+        test = np.concatenate([rest, pooled_anomalous])
+        protocol = f"one class abnormal: {settings.abnormal}" if settings.abnormal else "own labels, normals split"
+    else:
+        train, moved = np.flatnonzero(is_normal & (parts == 0)), np.flatnonzero(~is_normal & (parts == 0))
+        test = np.concatenate([np.flatnonzero(parts == 1), moved])
+        protocol = "own labels, own split"
+        if len(moved):
+            notes = (f"{len(moved)} anomalous images of the training part are tested on, never trained on",)
+    check_finite(dataset, train)
+    set_aside = np.flatnonzero(is_normal & (parts == CALIBRATION))
+    if len(set_aside) and len(train) > 1:
+        return Split(train, set_aside, test, (~is_normal[test]).astype(np.int64), "as the mixture says", notes)
+    count = int(len(train) * settings.calibration)
+    if settings.calibration > 0 and len(train) > 1:
+        count = max(count, 1)
+    # A generator of its own: with or without a calibration part, the shuffle above is the published one.
+    drawn = np.random.default_rng((seed, 1)).permutation(len(train))
+    calibration, kept = np.sort(drawn[:count]), drawn[count:]
+    kept = np.sort(kept[: settings.limit or None])
+    if len(kept) < 2:
+        raise UserError(
+            f"{dataset.name} has {len(pooled_normal)} normal images, of which {len(kept)} would be trained on "
+            f"({count} for calibration): at least 2 are needed, and some hundreds are worth training on"
+        )
+    labels = (~is_normal[test]).astype(np.int64)
+    return Split(train[kept], train[calibration], test, labels, protocol, notes)
+
+
+def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
+    """The classes that count as normal: all but `abnormal` where that is given, else those the source names.
+
+    Raises:
+      UserError: `abnormal` is no class of it, none is given where the source has classes only, or none is normal.
+    """
+    listed = ", ".join(dataset.classes)
+    if abnormal and abnormal not in dataset.classes:
+        near = difflib.get_close_matches(abnormal, dataset.classes, n=1, cutoff=0.0)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        raise UserError(f"data.abnormal={abnormal!r} is no class of {dataset.name}, which has {listed}{hint}")
+    if abnormal:
+        normal = frozenset(dataset.classes) - {abnormal}
+    elif dataset.normal is None:
+        raise UserError(
+            f"{dataset.name} has the classes {listed}, and which of them are anomalous is not said: "
+            f"--config.data.abnormal=NAME picks one, or name them with words that are understood "
+            f"({', '.join(NORMAL_WORDS)}; {', '.join(ANOMALOUS_WORDS)})"
+        )
+    else:
+        normal = dataset.normal
+    present = [dataset.classes[label] for label in np.unique(dataset.labels)]
+    if normal.isdisjoint(present):
+        raise UserError(f"{dataset.name} has no normal images, only {', '.join(present)}: training needs normal ones")
+    return normal
+
+
+def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
+    """Refuse NaN or infinite pixels in the images at `indices` `[n]`, which are to be trained on.
+
+    Raises:
+      UserError: with their number and the first one's path.
+    """
+    if dataset.images.dtype.kind != "f":
+        return
+    good = [
+        ok
+        for block in lazy.blocks(dataset.images, indices)
+        for ok in np.isfinite(block).all(axis=tuple(range(1, block.ndim)))
+    ]
+    bad = indices[~np.array(good, bool)]
+    if len(bad):
+        raise UserError(
+            f"{len(bad)} of {len(indices)} normal training images of {dataset.name} have NaN or infinite pixels "
+            f"(the first is {dataset.paths[bad[0]]}): take them out or repair them"
+        )
+
+
+def describe(dataset: Dataset, split: Split | None = None) -> str:
+    """What was taken as what: a table of at most four rows, then size, range, split and unreadable files."""
+    uses = np.full(len(dataset.labels), "images", dtype="<U11")
+    if split is not None:
+        uses[:] = "not used"
+        uses[split.train], uses[split.calibration], uses[split.test] = "train", "calibration", "test"
+        anomalous = set(dataset.labels[split.test[split.labels == 1]].tolist())
+    else:
+        if dataset.parts is not None:
+            uses[:] = np.where(dataset.parts == 1, "test", "train")
+        anomalous = {
+            i for i, name in enumerate(dataset.classes) if dataset.normal is not None and name not in dataset.normal
+        }
+    columns = [use for use in ("images", "train", "calibration", "test", "not used") if (uses == use).any()]
+    kinds = ("?", "?") if split is None and dataset.normal is None else ("normal", "anomalous")
+    present = np.unique(dataset.labels).tolist()
+    if len(present) <= 4:
+        groups = [(dataset.classes[i], kinds[i in anomalous], [i]) for i in present]
+    else:
+        groups = []
+        for kind, group in zip(kinds, ([i for i in present if i not in anomalous], sorted(anomalous)), strict=True):
+            names = ", ".join(dataset.classes[i] for i in group)
+            groups += [(textwrap.shorten(names, 48, placeholder=" ..."), kind, group)] if group else []
+    rows = [("class", "taken as", *columns)]
+    for name, kind, group in groups:
+        counts = [int((np.isin(dataset.labels, group) & (uses == use)).sum()) for use in columns]
+        rows.append((name, kind, *map(str, counts)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if k < 2 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells))
+    size = " x ".join(map(str, dataset.images.shape[1:]))
+    span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
+    last = f"; {split.protocol}" if split else ""
+    if dataset.recordings:
+        lines.append(f"{size} samples a window; each band scaled by the normal training windows{last}")
+    elif dataset.spans is None:
+        lines.append(f"{size} pixels of {dataset.images.dtype}; range {span}{last}")
+    else:
+        what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"
+        lines.append(f"{size} {what}; scaled by the normal training rows{last}")
+    lines.extend(f"note: {note}" for note in (*dataset.notes, *(split.notes if split else ())))
+    if dataset.problems:
+        path, reason = dataset.problems[0]
+        lines.append(f"{len(dataset.problems)} files could not be read, the first: {path}: {reason}")
+    return "\n".join(lines)

@@ -1,0 +1,114 @@
+"""The process of `ganomaly serve`: its address, its signals, and its end once every answer is out (Uvicorn)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.deploy import http_app
+from ganomaly_jax.deploy.http_app import Limits
+from ganomaly_jax.scoring import scorer
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+
+# Seconds that a request in work may take beyond the time for its body, once nothing new is accepted; and between the
+# end of listening and that of idle connections: who has connected says what is wanted.
+_LAST_S, _SETTLE_S, _DOOR_S = 10, 0.2, 0.001
+_MAX_BODY_MIB, _MAX_S = 1024, 3600
+
+
+def main(given: Any) -> int:
+    """The verb `serve`: parsed arguments in, the exit code back once it was told to end: 3 where it cut requests off.
+
+    Raises:
+      UserError: what `application` raises; the address is taken, or not of this machine; a flag makes no sense.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise http_app.missing(error) from None
+    if not 0 <= given.drain <= _MAX_S:
+        raise UserError(f"--drain {given.drain:g}: wanted 0 to {_MAX_S} seconds")
+    if not 0 < given.max_body <= _MAX_BODY_MIB:
+        raise UserError(f"--max-body {given.max_body:g}: wanted more than 0 and at most {_MAX_BODY_MIB} MiB")
+    if not 0 < given.body_timeout <= _MAX_S:
+        raise UserError(f"--body-timeout {given.body_timeout:g}: wanted more than 0 and at most {_MAX_S} seconds")
+    judge = scorer.load(given.workdir)
+    limits = Limits(int(given.max_body * 2**20), given.max_pixels, given.max_batch, given.queue, given.body_timeout)
+
+    def started() -> None:
+        """Take the signals from Uvicorn, which would stop listening at once; a second one ends all."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, drain, loop)
+        print(f"{given.workdir} at {address}, {judge.input_shape} at most {limits.batch} at once", flush=True)
+
+    def drain(loop: asyncio.AbstractEventLoop) -> None:
+        shared = app.state.shared
+        if shared.draining:
+            server.should_exit = server.force_exit = True
+        shared.draining = True
+        print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
+        loop.call_later(given.drain, leave, loop, server, listener)
+
+    app = http_app.application(judge, limits, started)
+    with _listening(given.host, given.port) as listener:
+        name = f"[{given.host}]" if ":" in given.host else given.host
+        address = f"http://{name}:{listener.getsockname()[1]}"
+        server = uvicorn.Server(configuration(app, limits))
+        server.run(sockets=[listener])
+    shared = app.state.shared
+    if shared.error:
+        raise UserError(shared.error)
+    if shared.given_up:
+        print(f"ganomaly: {shared.given_up} requests were cut off", file=sys.stderr)
+        return 3
+    print("ganomaly: all answers are out", file=sys.stderr)
+    return 0
+
+
+def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: socket.socket, tries: int = 1000) -> None:
+    """Listen no more, and end. Who has connected by now is still answered: to close with one at the door resets it."""
+    if tries and select.select([listener], [], [], 0)[0]:
+        loop.call_later(_DOOR_S, leave, loop, server, listener, tries - 1)
+        return
+    # Not yet Server.close, which forgets those that it has accepted and not yet given to Uvicorn.
+    loop.remove_reader(listener)
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    loop.call_later(_SETTLE_S, setattr, server, "should_exit", True)
+
+
+def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
+    """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB;
+    asyncio's loop, whose listening `main` ends; no websockets.
+    """
+    import uvicorn
+
+    last = math.ceil(limits.body_s + _LAST_S)
+    how: dict[str, Any] = {"http": "h11", "loop": "asyncio", "ws": "none", "log_level": "warning", "access_log": False}
+    return uvicorn.Config(app, **how, timeout_graceful_shutdown=last)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port {port}: wanted 0 to 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((host, port), family=family, backlog=512)
+        # Who is accepted inherits it. Without it an answer, which is written in two parts, waits for the client's
+        # acknowledgement of the first, 40 ms on Linux; asyncio sets it only where the protocol is given by name.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except (OSError, UnicodeError) as error:  # the latter where a label of the name is too long
+        why = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{host} port {port}: {why.lower()}; wanted --host and --port that are free here") from None

@@ -1,0 +1,75 @@
+"""The scoring function as ONNX, by jax2onnx (extra `onnx`)."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.model import convolution
+from ganomaly_jax.scoring import scorer
+
+
+def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
+    """Write `Scorer.outputs` with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
+
+    Returns:
+      The versions of what wrote it.
+
+    Raises:
+      UserError: a package is absent, or the converter does not know an operation of this detector.
+    """
+    with _quiet("jax2onnx", "onnx_ir"):
+        return _write(path, live)
+
+
+@contextlib.contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Without what these log: parts that they cannot load and values without a type, which ONNX infers."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
+    try:
+        import jax2onnx
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f"an export as ONNX needs {error.name}: pip install 'ganomaly-jax[onnx]'") from None
+    (size,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
+    names = list(jax.eval_shape(live.outputs, live.variables, x))
+    try:
+        with convolution.for_converter():
+            model = jax2onnx.to_onnx(
+                lambda x: tuple(live.outputs(live.variables, x)[name] for name in names),
+                [x],
+                input_names=["x"],
+                output_names=names,
+            )
+    except Exception as error:  # a converter fails in many ways
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise UserError(f"jax2onnx cannot convert this detector ({reason}); --format stablehlo can") from error
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return {
+        "jax": jax.__version__,
+        "jax2onnx": metadata.version("jax2onnx"),
+        "onnx": onnx.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "opset": str(model.opset_import[0].version),
+    }

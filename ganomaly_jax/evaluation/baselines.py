@@ -1,0 +1,361 @@
+"""Statistical detectors beside the GAN, so that one sees whether it earns its keep: fitted on the same training items,
+standardised by the same calibration items, compared on the same test items.
+
+What is fitted here is plain arrays, or an object of another library that lives as long as the comparison: nothing is
+stored, each evaluation fits anew from the training part and the seed. Nothing looks at the labels of test items but the
+figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import lazy
+from ganomaly_jax.data.lazy import Images
+from ganomaly_jax.evaluation import auroc_intervals, combination, metrics, process_statistics
+from ganomaly_jax.evaluation.process_statistics import flat
+from ganomaly_jax.model.protocol import Detector
+from ganomaly_jax.scoring import calibration as scoring_calibration
+from ganomaly_jax.scoring import inference, latent_statistics
+from ganomaly_jax.scoring.scorer import Scorer
+
+TRAINING = 2_000
+"""At most so many training items are fitted to, drawn by the seed."""
+NUMBERS = 2**25
+"""And at most so many numbers of them altogether: 2,000 items up to 16,777 pixels and channels, fewer beyond."""
+DETECTOR = "detector"
+"""The name of the GAN's own score among the others."""
+_RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Partner:
+    """One detector; those that share `fit` and `on` are fitted once.
+
+    `on` is `x`, items [n, ...] float32 in [-1, 1], or `z`, their latents [n, L] float32.
+    """
+
+    fit: Callable[[np.ndarray, int], Any]
+    """(normal items, seed) -> whatever `score` needs."""
+    score: Callable[[Any, np.ndarray], Any]
+    """(what was fitted, items [B, ...]) -> scores [B], higher is more anomalous."""
+    on: str = "x"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Detector, partners and their combinations on one test set, by name."""
+
+    scores: dict[str, np.ndarray]
+    """[N] float64 each, higher is more anomalous, NaN for an invalid item; a combination's is on a scale of its own."""
+    p_values: dict[str, np.ndarray]
+    """[N] float64 each, by the calibration items' scores of the same name."""
+    figures: dict[str, dict[str, Any]]
+    """What `metrics.json` holds of detector and partners, see `compare`."""
+    combinations: dict[str, dict[str, Any]]
+    """The same of the combinations."""
+    notes: list[str]
+
+
+def outside(detector: Any, on: str = "x", higher: str = "") -> Partner:
+    """Any object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a partner; it is fitted in place.
+
+    Args:
+      on: `x` or `z`.
+      higher: what a higher value of `decision_function` means, `anomalous` or `normal`; empty: `normal` for
+        scikit-learn's classes and what inherits from its outlier detectors (negative is an outlier there; of a Pipeline
+        the last step counts), `anomalous` for PyOD's and every other.
+
+    Raises:
+      UserError: it has not both methods, or another word. scikit-learn's LocalOutlierFactor has decision_function
+        with novelty=True only.
+    """
+    if on not in ("x", "z") or higher not in ("", "anomalous", "normal"):
+        raise UserError(f"on={on!r}, higher={higher!r}: wanted x or z; anomalous, normal or nothing")
+    for name in ("fit", "decision_function"):
+        if not callable(getattr(detector, name, None)):
+            raise UserError(f"{type(detector).__name__} has no {name}(X): wanted an object with fit, decision_function")
+    sign = -1.0 if (higher or _higher(detector)) == "normal" else 1.0
+
+    def fit(x: np.ndarray, seed: int) -> Any:
+        detector.fit(flat(x))
+        return detector
+
+    return Partner(fit, lambda fitted, x: sign * np.asarray(fitted.decision_function(flat(x)), np.float64), on)
+
+
+def _higher(detector: Any) -> str:
+    steps = getattr(detector, "steps", None)
+    if steps:
+        return _higher(steps[-1][1])
+    homes = {kind.__module__.partition(".")[0] for kind in type(detector).__mro__}
+    return "normal" if "sklearn" in homes and "pyod" not in homes else "anomalous"
+
+
+def _fit_forest(x: np.ndarray, seed: int) -> Any:
+    from sklearn.ensemble import IsolationForest
+
+    return IsolationForest(random_state=seed).fit(flat(x))
+
+
+def named(words: str, explained: float = 0.9) -> dict[str, Partner]:
+    """The partners that `evaluate.partners` names, by name; `all` leaves the forest out where there is no scikit-learn.
+
+    Raises:
+      UserError: an unknown name, or a forest without scikit-learn.
+    """
+    pca = functools.partial(process_statistics.fit, components=explained)
+    known = {
+        "pca_t2": Partner(pca, process_statistics.hotelling),
+        "pca_q": Partner(pca, process_statistics.squared_error),
+        "mahalanobis": Partner(latent_statistics.fit, _mahalanobis, "z"),
+        "neighbours": Partner(latent_statistics.fit, _neighbours, "z"),
+        "forest": Partner(_fit_forest, lambda forest, x: -forest.decision_function(flat(x))),
+    }
+    has_forest = importlib.util.find_spec("sklearn") is not None
+    if words.strip() == "all":
+        return {name: partner for name, partner in known.items() if name != "forest" or has_forest}
+    asked = config.words(words, config.PARTNERS, "evaluate.partners")
+    if "forest" in asked and not has_forest:
+        raise UserError("the partner forest needs scikit-learn: pip install 'ganomaly-jax[partners]', or leave it out")
+    return {name: known[name] for name in asked}
+
+
+_mahalanobis = jax.jit(latent_statistics.mahalanobis)
+_neighbours = jax.jit(latent_statistics.neighbours)
+
+
+def combinations(words: str) -> tuple[str, ...]:
+    """The ways that `evaluate.combine` names; empty for none.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    return config.words(words, config.COMBINATIONS, "evaluate.combine")
+
+
+def compare(
+    judge: Scorer,
+    training: Images,
+    calibration: Images,
+    test: Images,
+    labels: np.ndarray | None = None,
+    detectors: str | Mapping[str, Any] = "all",
+    combine: str = "mean,maximum,stouffer",
+    explained: float = 0.9,
+    rate: float | None = None,
+    seed: int = 0,
+    scores: np.ndarray | None = None,
+) -> Comparison:
+    """A detector beside statistical ones, on the same items.
+
+    Args:
+      training, calibration, test: raw items [n, ...] of the shape that `judge` was trained on: normal ones to fit to,
+        of which at most `TRAINING` and `NUMBERS` are taken; normal ones not trained on; those to compare on.
+      labels: [N] 0 or 1 of the test items; None: no figures that need them.
+      detectors: names as in `evaluate.partners`, or {name: a `Partner`, or an object with fit and decision_function
+        (see `outside`)}.
+      combine: names as in `evaluate.combine`. Each is taken over the detector and all partners, and, as
+        NAME_without_detector, over the partners alone.
+      explained: the share or number of components of the PCA, see `components.fit`.
+      rate: the false-positive rate of all thresholds; None: that which the detector's own promises. Each follows from
+        the calibration items, as `calibration.calibrate` does it.
+      seed: draws the items that are fitted to, and seeds what is random in a fit.
+      scores: [N] those of `judge` on the test items, where they are known.
+
+    Returns:
+      Its `figures` and `combinations` hold for each name `auroc`, `interval` (95 %, bootstrap), `average_precision`,
+      `threshold`, `promised_false_positive_rate`, `false_positive_rate`, `true_positive_rate`, and, but for the
+      detector, `difference` (AUROC minus the detector's, with the ends of its 95 % interval by DeLong) and
+      `difference_p_value`; None where not defined. The detector's threshold is here set by the rule of all others.
+
+    Raises:
+      UserError: items of another shape, none, unknown names, a partner whose scores cannot be used.
+    """
+    chosen = named(detectors, explained) if isinstance(detectors, str) else _given(detectors)
+    ways = combinations(combine)
+    for name, items in (("training", training), ("calibration", calibration), ("test", test)):
+        if not len(items) or tuple(items.shape[1:]) != judge.input_shape:
+            raise UserError(f"{name} items {tuple(items.shape)}: wanted [n, *{judge.input_shape}], n at least 1")
+    kept = min(TRAINING, len(training), max(NUMBERS // math.prod(judge.input_shape), 2))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(training))[:kept])
+    fitted = _fit(judge, lazy.select(training, drawn), chosen, seed)
+    on_calibration = {DETECTOR: np.asarray(judge(calibration), np.float64)} | _scores(
+        judge, calibration, chosen, fitted
+    )
+    own = judge(test) if scores is None else scores
+    on_test = {DETECTOR: np.asarray(own, np.float64)} | _scores(judge, test, chosen, fitted)
+    valid = np.isfinite(np.stack(list(on_calibration.values()))).all(axis=0)
+    on_calibration = {name: found[valid] for name, found in on_calibration.items()}
+    if valid.sum() < 2:
+        raise UserError(f"{valid.sum()} calibration items can be scored: wanted two or more")
+    _combine(ways, on_calibration, on_test)
+    rate = judge.calibration.rate if rate is None else rate
+    p_values, figures = {}, {}
+    for name, found in on_test.items():
+        reference = np.sort(on_calibration[name])
+        at_least = len(reference) - np.searchsorted(reference, found, side="left")
+        p_values[name] = np.where(np.isfinite(found), (1.0 + at_least) / (len(reference) + 1), np.nan)
+        figures[name] = _figures(name, on_test, reference, rate, labels, seed)
+    notes = [
+        f"The partners are fitted to {kept:,} of {len(training):,} training items, and all thresholds follow from "
+        f"{valid.sum():,} calibration items."
+    ]
+    single = (DETECTOR, *chosen)
+    return Comparison(
+        on_test,
+        p_values,
+        {name: figures[name] for name in single},
+        {name: found for name, found in figures.items() if name not in single},
+        notes + _words_of(figures),
+    )
+
+
+def _given(detectors: Mapping[str, Any]) -> dict[str, Partner]:
+    if not detectors or DETECTOR in detectors:
+        raise UserError(f"detectors={list(detectors)}: wanted at least one, none of them called {DETECTOR!r}")
+    return {name: one if isinstance(one, Partner) else outside(one) for name, one in detectors.items()}
+
+
+def _blocks(judge: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
+    """`x` [B, ...] in [-1, 1] and, where wanted, `z` [B, L], a block at a time."""
+    size = inference.BUCKETS[-1]
+    for begin in range(0, len(items), size):
+        raw = np.asarray(items[begin : begin + size])
+        x = np.asarray(judge.unit(jnp.asarray(raw)))
+        block = {"x": x}
+        if latents:
+            z = _latents(judge.detector, judge.variables["detector"], inference.pad(x, inference.bucket(len(x))))
+            block["z"] = np.asarray(z)[: len(x)]
+        yield block
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _latents(detector: Detector, variables: dict[str, Any], x: Array) -> Array:
+    outputs = detector.outputs(variables, x)
+    if "z" not in outputs:
+        raise UserError(f"{type(detector).__name__} has no latents z: wanted partners on x, such as pca_t2,pca_q")
+    return outputs["z"]
+
+
+def _fit(judge: Scorer, items: Images, chosen: Mapping[str, Partner], seed: int) -> dict[Any, Any]:
+    used = {partner.on for partner in chosen.values()}
+    found = list(_blocks(judge, items, "z" in used))
+    seen = {on: np.concatenate([block[on] for block in found]) for on in used}
+    good = np.isfinite(np.concatenate([block["x"].reshape(len(block["x"]), -1).sum(axis=1) for block in found]))
+    fitted: dict[Any, Any] = {}
+    for partner in chosen.values():
+        key = (partner.fit, partner.on)
+        if key not in fitted:
+            fitted[key] = partner.fit(seen[partner.on][good], seed)
+    return fitted
+
+
+def _scores(
+    judge: Scorer, items: Images, chosen: Mapping[str, Partner], fitted: Mapping[Any, Any]
+) -> dict[str, np.ndarray]:
+    """[n] float64 of each partner, NaN for an item that has a NaN or infinite value."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    latents = any(partner.on == "z" for partner in chosen.values())
+    for block in _blocks(judge, items, latents):
+        good = np.isfinite(block["x"].reshape(len(block["x"]), -1)).all(axis=1)
+        for name, partner in chosen.items():
+            scores = np.full(len(good), np.nan)
+            if good.any():
+                one = np.asarray(partner.score(fitted[partner.fit, partner.on], block[partner.on][good]), np.float64)
+                if one.shape != (good.sum(),) or not np.isfinite(one).all():
+                    raise UserError(
+                        f"the partner {name} gave scores of shape {one.shape} for {good.sum()} items, or some that "
+                        "are not finite: wanted one finite number an item"
+                    )
+                scores[good] = one
+            found[name].append(scores)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def _combine(ways: Sequence[str], on_calibration: dict[str, np.ndarray], on_test: dict[str, np.ndarray]) -> None:
+    """Add the combinations to both."""
+    names = list(on_calibration)
+    of_calibration = np.stack([combination.rarity_of_reference(on_calibration[name]) for name in names])
+    of_test = np.stack([combination.rarity(on_calibration[name], on_test[name]) for name in names])
+    for way in ways:
+        on_calibration[way], on_test[way] = combination.COMBINE[way](of_calibration), combination.COMBINE[way](of_test)
+        if len(names) > 2:
+            name = f"{way}_without_{DETECTOR}"
+            on_calibration[name], on_test[name] = (
+                combination.COMBINE[way](of_calibration[1:]),
+                combination.COMBINE[way](of_test[1:]),
+            )
+
+
+def _figures(
+    name: str,
+    on_test: Mapping[str, np.ndarray],
+    reference: np.ndarray,
+    rate: float,
+    labels: np.ndarray | None,
+    seed: int,
+) -> dict[str, Any]:
+    set_by = scoring_calibration.calibrate(reference, min(rate, len(reference) / (len(reference) + 1)))
+    found: dict[str, Any] = {"threshold": set_by.threshold, "promised_false_positive_rate": set_by.rate}
+    empty = ("auroc", "interval", "average_precision", "false_positive_rate", "true_positive_rate")
+    found |= dict.fromkeys(empty) | ({} if name == DETECTOR else dict.fromkeys(("difference", "difference_p_value")))
+    if labels is None:
+        return found
+    # The same items for all, so that differences are paired.
+    valid = np.isfinite(np.stack(list(on_test.values()))).all(axis=0)
+    labels, scores = np.asarray(labels)[valid], on_test[name][valid]
+    summary = metrics.summary(labels, scores, set_by.threshold)
+    found |= {key: summary[key] for key in empty if key in summary}
+    if summary["auroc"] is None:
+        return found
+    interval = auroc_intervals.auroc_interval(labels, scores, resamples=_RESAMPLES, seed=seed)
+    found["interval"] = [interval.low, interval.high]
+    if name != DETECTOR and min(summary["n_normal"] or 0, summary["n_anomalous"] or 0) > 1:
+        paired = auroc_intervals.paired(labels, scores, on_test[DETECTOR][valid])
+        found["difference"] = list(dataclasses.astuple(paired.difference))
+        found["difference_p_value"] = paired.p_value
+    return found
+
+
+def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether the GAN earns its keep, in words: by the intervals of the differences, nothing being chosen."""
+    known = {name: found["difference"] for name, found in figures.items() if found.get("difference")}
+    sides = {
+        "The detector separates better than": [name for name, (_, _, high) in known.items() if high < 0],
+        "The test set shows no difference between the detector and": [
+            name for name, (_, low, high) in known.items() if low <= 0 <= high
+        ],
+        "The detector separates worse than": [name for name, (_, low, _) in known.items() if low > 0],
+    }
+    return [f"{words} {', '.join(names)}." for words, names in sides.items() if names]
+
+
+def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A table for the terminal, from what `metrics.json` holds."""
+    width = max(len(name) for name in figures)
+    rows = [f"{'':{width}}  AUROC  (95 %)           av. prec.  false pos.  true pos.  AUROC minus the detector's"]
+    for name, found in figures.items():
+        cells = [f"{name:{width}}", " not defined " if found["auroc"] is None else f"{found['auroc']:.4f}"]
+        if found["auroc"] is not None:
+            low, high = found["interval"]
+            cells += [f"({low:.4f}-{high:.4f})", f"{found['average_precision']:9.4f}"]
+        for key, space in (("false_positive_rate", 10), ("true_positive_rate", 9)):
+            cells.append(f"{'-' if found[key] is None else format(found[key], '.1%'):>{space}}")
+        if found.get("difference"):
+            difference, low, high = found["difference"]
+            cells.append(f"{difference:+.4f} ({low:+.4f} to {high:+.4f})")
+        rows.append("  ".join(cells))
+    return rows

@@ -1,0 +1,420 @@
+"""How good a detector is on its test set: metrics.json, predictions.csv, and what the report shows."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import atomic_files, config, validation
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.progress import Progress
+from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.evaluation import baselines, group_metrics, pixel_metrics
+from ganomaly_jax.evaluation import metrics as evaluation_metrics
+from ganomaly_jax.parallel import processes
+from ganomaly_jax.report import figures, image_grids, sensor_plots, spectrogram_plots
+from ganomaly_jax.runs import diagnostics, history, resolution, run_folder, sweep
+from ganomaly_jax.runs.resolution import Run
+from ganomaly_jax.scoring import calibration, inference, scorer, sound
+from ganomaly_jax.scoring import groups as scoring_groups
+from ganomaly_jax.scoring.scorer import Judgement, Scorer
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
+NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
+# Below this AUROC a detector is told apart from a coin in words, not only in numbers.
+_SEPARATES = 0.6
+_SHOWN_PER_CLASS = 6
+# Of sensors: recordings that are drawn, and rows or windows of each.
+_RECORDINGS, _POINTS = 3, 2000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was found, and what it was found on."""
+
+    metrics: dict[str, Any]
+    page: Path | None
+    """`report.html`, None where matplotlib is absent or nothing could be scored."""
+    misses: list[figures.Case]
+    """The worst false positives and false negatives, worst first."""
+
+
+def evaluate(
+    workdir: str | os.PathLike[str],
+    source: str = "",
+    arrays: Any = None,
+    false_positive_rate: float | None = None,
+    own: datasets.Dataset | None = None,
+    judged: Judgement | None = None,
+    by: scoring_groups.Given | None = None,
+    beside: str | None = None,
+    combine: str | None = None,
+) -> Evaluation:
+    """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
+
+    Scores use running statistics only: each depends on its own image alone. Nothing is chosen on the test data.
+
+    Args:
+      workdir: the run's folder.
+      source: other data to test on, as `data.source`; empty: the test part of the run's own.
+      arrays: images, or (images, labels), in place of a source.
+      false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
+      own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
+      judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
+      by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
+      beside: statistical detectors to compare with, as `evaluate.partners`, and
+      combine: how, as `evaluate.combine`; None: as the detector's configuration says.
+
+    Raises:
+      UserError: no finished run there, or data that cannot be used.
+      DamagedError: the detector is damaged.
+    """
+    workdir = Path(workdir)
+    judge = _at_rate(scorer.load(workdir), false_positive_rate)
+    asked: dict[str, Any] = {"partners": beside, "combine": combine}
+    asked = {name: given for name, given in asked.items() if given is not None}
+    settings = dataclasses.replace(judge.config, evaluate=dataclasses.replace(judge.config.evaluate, **asked))
+    validation.check(settings)
+    judge = dataclasses.replace(judge, config=settings)
+    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by, own)
+
+
+def judge_together(judge: Scorer, own: datasets.Dataset) -> Judgement:
+    """What is said of a run's test set by all processes of its training, each of its part; all of them call it.
+
+    Parts are of whole blocks, so that the scores are those of one process.
+
+    Raises:
+      UserError: images that cannot be read, also in another process.
+    """
+
+    def part() -> bytes:
+        this = resolution.resolve(judge.config, own)
+        size = inference.BUCKETS[-1]
+        mine = processes.own_part(-(-len(this.split.test) // size))
+        chosen = this.split.test[mine.start * size : mine.stop * size]
+        if not len(chosen):
+            return b""
+        found = judge.judge(lazy.select(this.dataset.images, chosen), progress=processes.first())
+        return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
+
+    scores, p_values = np.frombuffer(b"".join(processes.each(part)), np.float32).reshape(-1, 2).T
+    return Judgement(scores, p_values, calibration.verdicts(scores, judge.threshold, judge.calibration.review))
+
+
+def evaluate_members(
+    workdir: str | os.PathLike[str], false_positive_rate: float | None = None, own: datasets.Dataset | None = None
+) -> dict[str, Evaluation | None]:
+    """`evaluate` for every member of a run, each in its folder; {name: what was found, None for one that diverged}.
+
+    Arguments and errors are those of `evaluate`.
+    """
+    workdir = Path(workdir)
+    team = sweep.stored(workdir)
+    if not team:
+        raise UserError(f"{workdir} holds no members: wanted the --workdir of a training with --config.members")
+    if own is None:
+        settings = run_folder.stored_config(workdir)
+        own = sources.read((settings or config.Config()).data, progress=True)
+    _check_unchanged(workdir, own)
+    found: dict[str, Evaluation | None] = {}
+    with Progress(len(team), 0, "member") as progress:
+        for done, one in enumerate(team, 1):
+            folder = sweep.folder(workdir, one)
+            if (folder / scorer.FOLDER).is_dir():
+                judge = _at_rate(scorer.load(folder), false_positive_rate)
+                found[one.name] = _of(folder, judge, resolution.resolve(judge.config, own))
+            else:
+                found[one.name] = None
+            progress.update(done, one.name)
+    return found
+
+
+def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
+    if rate is None:
+        return judge
+    if not 0 < rate < 1:
+        raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
+    asked = dataclasses.replace(judge.config.evaluate, threshold_by="rate", false_positive_rate=rate)
+    found = calibration.by(np.asarray(judge.variables["calibration"]), asked)
+    return dataclasses.replace(judge, calibration=dataclasses.replace(found, groups=judge.calibration.groups))
+
+
+def _of(
+    workdir: Path,
+    judge: Scorer,
+    this: Run,
+    judged: Judgement | None = None,
+    by: scoring_groups.Given | None = None,
+    own: datasets.Dataset | None = None,
+) -> Evaluation:
+    """Score the test part of `this` and write what was found into `workdir`."""
+    images = lazy.select(this.dataset.images, this.split.test)
+    if not len(images):
+        raise UserError("the test set is empty: give --data with images to test on")
+    names = None
+    if by is not None:
+        names = scoring_groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
+    judged = judge.judge(images, progress=True) if judged is None else judged
+    labels = this.split.labels
+    paths = [this.dataset.paths[i] for i in this.split.test]
+    values = _metrics(this, judge, judged, labels)
+    if this.dataset.spans is None:
+        values |= pixel_metrics.figures(judge, images, paths, labels)
+    values |= _beside(workdir, this, judge, judged, images, own)
+    if names is not None:
+        valid = np.isfinite(judged.scores)
+        seed = this.config.seed
+        values["groups"] = group_metrics.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
+        judged = scoring_groups.judge_by(judge, judged, names)
+    records = list(history.read(workdir / history.HISTORY))
+    values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
+    values["warnings"] += diagnostics.words(records, judge.config.model.latent_size)
+    values["warnings"] = [config.in_words(judge.config.data, said) for said in values["warnings"]]
+    run_folder.write_json(workdir / METRICS, values)
+    not_finite = config.in_words(judge.config.data, NOT_FINITE)
+    reasons = [not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
+    write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
+    misses = _misses(this, judge, judged, labels)
+    written = _report(workdir, this, judge, judged, labels, misses, values)
+    return Evaluation(values, written, misses)
+
+
+def _beside(
+    workdir: Path, this: Run, judge: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
+) -> dict[str, Any]:
+    """What `metrics.json` holds of the statistical detectors that the configuration asks for."""
+    asked = judge.config.evaluate
+    if not asked.partners:
+        return {}
+    # Other test data come without the run's own, which the partners are fitted to.
+    mine = this if len(this.split.train) else _data(workdir, judge, "", None, own)
+    chosen = mine.split.calibration if len(mine.split.calibration) else mine.split.train
+    found = baselines.compare(
+        judge,
+        lazy.select(mine.dataset.images, mine.split.train),
+        lazy.select(mine.dataset.images, chosen),
+        images,
+        this.split.labels,
+        asked.partners,
+        asked.combine,
+        asked.components,
+        seed=this.config.seed,
+        scores=judged.scores,
+    )
+    return {"partners": found.figures, "combinations": found.combinations, "partners_notes": found.notes}
+
+
+def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: datasets.Dataset | None) -> Run:
+    settings = judge.config
+    if not source and arrays is None:
+        this = resolution.resolve(settings, own, progress=True)
+        _check_unchanged(workdir, this.dataset)
+        return this
+    resolved = judge.reading(source) if arrays is None else dataclasses.replace(settings.data, source=source)
+    dataset = sources.load(resolved, arrays, True)
+    normal = splits.normal_classes(dataset, settings.data.abnormal)
+    parts = dataset.parts
+    test = np.arange(len(dataset.images)) if parts is None or not (parts == 1).any() else np.flatnonzero(parts == 1)
+    labels = np.array([dataset.classes[i] not in normal for i in dataset.labels[test]], np.int64)
+    none = np.array([], np.int64)
+    split = splits.Split(none, none, test, labels, f"all images of {source or 'the arrays'}")
+    return Run(dataclasses.replace(settings, data=resolved), dataset, split, ())
+
+
+def _check_unchanged(workdir: Path, dataset: datasets.Dataset) -> None:
+    before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(dataset)
+    if before is not None and before != now:
+        raise UserError(
+            f"the data {dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
+            f"{now[:12]}): which images were trained on is no longer known. Name them with --data to test on all of "
+            "them as they are now"
+        )
+
+
+def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:
+    valid = np.isfinite(judged.scores)
+    values: dict[str, Any] = evaluation_metrics.summary(labels[valid], judged.scores[valid], judge.threshold)
+    classes = this.dataset.labels[this.split.test]
+    per_class = {}
+    for index in np.unique(classes[labels == 1]):
+        chosen = valid & ((labels == 0) | (classes == index))
+        per_class[this.dataset.classes[index]] = evaluation_metrics.summary(
+            labels[chosen], judged.scores[chosen], None
+        )["auroc"]
+    values |= {
+        "per_class": per_class,
+        "threshold": judge.threshold,
+        "threshold_source": judge.calibration.source,
+        "promised_false_positive_rate": judge.calibration.rate,
+        "n_invalid": int((~valid).sum()),
+        "n_unreadable": len(this.dataset.problems),
+        "seed": this.config.seed,
+        "step": judge.provenance.get("step"),
+        "score": judge.config.evaluate.score,
+        "protocol": f"{this.split.protocol}; running statistics, last step",
+    }
+    values["items"] = config.items(judge.config.data)
+    values["warnings"] = _warnings(this, judge, judged, labels, values)
+    return values
+
+
+def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
+    """Plain sentences about what a user should not overlook."""
+    said = []
+    auroc = values["auroc"]
+    if auroc is None:
+        missing = "anomalous" if not values["n_anomalous"] else "normal"
+        said.append(f"AUROC and average precision are not defined: the test set has no {missing} images.")
+    elif auroc < _SEPARATES:
+        said.append(
+            f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f}, and a coin has 0.5. "
+            "Do not use it as it is."
+        )
+    rate, size = judge.calibration.rate, len(judge.variables["calibration"])
+    parts = {"normal test": judged.scores[labels == 0]}
+    if len(this.split.calibration):
+        parts["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
+    for name, scores in parts.items():
+        flagged, n = int((scores > judge.threshold).sum()), len(scores)
+        # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
+        if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:
+            said.append(
+                f"{flagged} of {n} {name} images are flagged, {flagged / n:.1%} where {rate:.1%} was promised: they "
+                "look different from those that the threshold was set on. Set it on images like these."
+            )
+    if values["n_invalid"]:
+        said.append(f"{values['n_invalid']} test images have NaN or infinite pixels: invalid, in no figure.")
+    if this.dataset.problems:
+        path, reason = this.dataset.problems[0]
+        said.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")
+    return said
+
+
+def write_predictions(
+    path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
+) -> None:
+    """`predictions.csv`, a row an image: path, label (0 normal, 1 anomalous, empty unknown), score, p_value, verdict,
+    and the reason of a verdict `invalid`, whose score and p-value are empty.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    # A hostile file name may hold bytes that are no text.
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "label", "score", "p_value", "verdict", "reason"))
+    for name, label, score, p_value, verdict, reason in zip(
+        paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True
+    ):
+        numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
+        shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
+        rows.writerow((shown, "" if label is None else label, *numbers, verdict, reason))
+    atomic_files.write_text(path, text.getvalue())
+
+
+def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> list[figures.Case]:
+    scores = np.where(np.isfinite(judged.scores), judged.scores, np.nan)
+    most = this.config.evaluate.worst
+    false_positives = [i for i in np.argsort(-scores) if labels[i] == 0 and scores[i] > judge.threshold][:most]
+    false_negatives = [i for i in np.argsort(scores) if labels[i] == 1 and scores[i] <= judge.threshold][:most]
+    chosen = [*false_positives, *false_negatives]
+    if not chosen:
+        return []
+    x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[chosen]])
+    return [
+        figures.Case(
+            name=this.dataset.paths[this.split.test[i]],
+            kind="false negative" if labels[i] else "false positive",
+            x=x[k],
+            x_hat=x_hat[k],
+            score=float(judged.scores[i]),
+            p_value=float(judged.p_values[i]),
+            threshold=judge.threshold,
+            verdict=judged.verdicts[i],
+            label=int(labels[i]),
+            columns=judge.columns,
+            scale=sound.scale_of(judge) if judge.sound else None,
+        )
+        for k, i in enumerate(chosen)
+    ]
+
+
+def _report(
+    workdir: Path,
+    this: Run,
+    judge: Scorer,
+    judged: Judgement,
+    labels: np.ndarray,
+    misses: list[figures.Case],
+    values: dict[str, Any],
+) -> Path | None:
+    valid = np.isfinite(judged.scores)
+    if not valid.any():
+        return None
+    examples = workdir / "pictures" / "examples.png"
+    try:
+        if this.dataset.spans is None or judge.sound:
+            _examples(examples, this, judge, labels)
+        else:
+            _timeline(examples, this, judge, judged, labels)
+        return figures.write(workdir, misses, labels[valid], judged.scores[valid], judge.threshold, judge.residual_max)
+    except ImportError as error:
+        values["warnings"].append(str(error))
+        return None
+
+
+def _timeline(path: Path, this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> None:
+    """Scores and some sensors over time: of recordings with anomalous rows first, and of those the longest."""
+    spans = this.dataset.spans
+    if spans is None:
+        return
+    own = spans[this.split.test]
+
+    def order(k: int) -> tuple[int, int]:
+        here = own[:, 0] == k
+        return -int(labels[here].max()), -int(here.sum())
+
+    found = sorted(np.unique(own[:, 0]).tolist(), key=order)[:_RECORDINGS]
+    series = []
+    for number in found:
+        at = np.flatnonzero(own[:, 0] == number)
+        at = at[np.linspace(0, len(at) - 1, min(len(at), _POINTS)).astype(int)]
+        blocks = [judge.reconstruct(this.dataset.images[this.split.test[part]]) for part in np.array_split(at, 8)]
+        x, x_hat = (np.concatenate([block[i] for block in blocks if len(block[i])]) for i in (0, 1))
+        if x.ndim == 3:
+            x, x_hat = x[:, -1], x_hat[:, -1]
+        name = this.dataset.paths[this.split.test[at[0]]].rpartition(":")[0]
+        series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, judged.scores[at], labels[at]))
+    figures.timeline(path, series, judge.columns, judge.threshold)
+
+
+def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:
+    """Normal and anomalous test images of each class with reconstruction and residual, as the paper's Figure 3."""
+    sections = []
+    classes = this.dataset.labels[this.split.test]
+    groups = [("normal", labels == 0)]
+    anomalous = np.unique(classes[labels == 1])[:4]
+    groups += [(this.dataset.classes[i], (labels == 1) & (classes == i)) for i in anomalous]
+    for name, chosen in groups:
+        at = np.flatnonzero(chosen)
+        if len(at):
+            at = at[np.linspace(0, len(at) - 1, min(_SHOWN_PER_CLASS, len(at))).astype(int)]
+            x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[at]])
+            sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
+    if judge.sound:
+        scale, size = sound.scale_of(judge), (13.0, 0.7 + 1.7 * len(sections))
+        figures.drawn(
+            path, *size, lambda figure: spectrogram_plots.examples(figure, sections, scale, judge.residual_max)
+        )
+        return
+    image_grids.save(image_grids.titled_grid(sections, judge.residual_max), path)

@@ -1,0 +1,223 @@
+"""Why an image has its score, and where: residual maps, contributions of pixels to the score, and a picture of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.progress import Progress
+from ganomaly_jax.data.images import decode
+from ganomaly_jax.report import image_grids
+from ganomaly_jax.scoring import inference, residual_map, scorer
+from ganomaly_jax.scoring.attribution import Maps, in_file, integrated_gradients, residual_maps
+from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID
+from ganomaly_jax.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+FOLDER = "maps"
+_PANEL = 256  # pixels, the least side of a panel that the image's side divides
+# Contributions are drawn as sums over squares, so many a side; in full colour where one is this share of the threshold.
+_SQUARES, _FULL = 32, 0.02
+# Colours of what lies above a map's threshold: without the darkest, which look like nothing.
+_HEAT = image_grids.COLOURS[72:]
+_BOX, _CONTOUR = (0, 190, 255), (255, 255, 255)
+_BLUE, _RED = np.array([33, 102, 172]), np.array([200, 68, 43])
+
+
+def picture(judge: Scorer, found: Maps, i: int, title: str, contributions: np.ndarray | None = None) -> Image.Image:
+    """Image i explained: input, what normal would look like, its map, what was found, and contributions if given.
+
+    Colours mean the same in all pictures of a detector: those of the map begin at its threshold, from the calibration
+    images, those of contributions are shares of the score's threshold.
+
+    Args:
+      title: any text.
+      contributions: [H, W, C], as `Attribution.values`; red raises the score, blue lowers it.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    values, threshold = found.values[i], judge.map_threshold
+    x = image_grids.to_rgb(found.x[i])
+    factor = max(1, -(-_PANEL // max(values.shape)))
+    gap, top = 4 * image_grids.GAP, 58
+    above = (values > threshold)[..., None]
+    share = np.clip((values / threshold - 1) / (residual_map.END - 1), 0, 1)
+    heat = _HEAT[np.round(share * (len(_HEAT) - 1)).astype(int)]
+    over = np.where(above, 0.4 * x + 0.6 * heat, x)
+    panels = [
+        ("input", x),
+        ("what normal would look like", image_grids.to_rgb(found.x_hat[i])),
+        ("difference beyond normal", np.where(above, heat, image_grids.COLOURS[0])),
+        ("found", over.astype(np.uint8)),
+    ]
+    if contributions is not None:
+        panels.append(("what raises the score", _diverging(contributions.sum(-1), judge.threshold)))
+    large, small = ImageFont.load_default(16), ImageFont.load_default(13)
+    height, width = values.shape[0] * factor, values.shape[1] * factor
+    # A narrow image still gets room for its words.
+    step = max(width, 190) + gap
+    sheet = Image.new("RGB", (gap + step * len(panels), top + height + 62), (image_grids.PAPER,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 12), image_grids.ascii_line(title, 150), font=large, fill=image_grids.INK)
+    for place, (name, panel) in enumerate(panels):
+        left = gap + place * step
+        draw.text((left, top - 18), name, font=small, fill=image_grids.GREY)
+        sheet.paste(Image.fromarray(panel.repeat(factor, 0).repeat(factor, 1)), (left, top))
+    boxes = residual_map.regions(values, threshold)
+    at = gap + 3 * step
+    _contours(sheet, values > threshold, factor, at, top)
+    for number, region in enumerate(boxes, 1):
+        corner = at + region.left * factor, top + region.top * factor
+        far = corner[0] + region.width * factor - 1, corner[1] + region.height * factor - 1
+        draw.rectangle((*corner, *far), outline=_BOX, width=2)
+        draw.text(
+            (corner[0] + 5, corner[1] + 3), str(number), font=small, fill=_BOX, stroke_width=1, stroke_fill=(0, 0, 0)
+        )
+    below = top + height + 10
+    bar = np.tile(_HEAT[np.linspace(0, len(_HEAT) - 1, min(width, 256)).astype(int)], (12, 1, 1))
+    sheet.paste(Image.fromarray(bar), (gap + 2 * step, below))
+    for words, x_at, anchor in (
+        (f"{threshold:.3g}", 0, "la"),
+        (f"{residual_map.END * threshold:.3g}", bar.shape[1], "ra"),
+    ):
+        draw.text((gap + 2 * step + x_at, below + 15), words, font=small, fill=image_grids.INK, anchor=anchor)
+    count = f"{len(boxes)} region{'s' * (len(boxes) != 1)}" if boxes else "no region"
+    draw.text((at, below), f"{count} above {threshold:.3g}", font=small, fill=image_grids.GREY)
+    if contributions is not None:
+        draw.text((gap + 4 * step, below), f"in all {contributions.sum():+.3g}", font=small, fill=image_grids.GREY)
+        draw.text((gap + 4 * step, below + 16), "red raises, blue lowers", font=small, fill=image_grids.GREY)
+    return sheet
+
+
+def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, top: int) -> None:
+    """White lines around what is inside, between the enlarged pixels."""
+    large = np.pad(inside.repeat(factor, 0).repeat(factor, 1), 1)
+    core = large[:-2, 1:-1] & large[2:, 1:-1] & large[1:-1, :-2] & large[1:-1, 2:]
+    edge = large[1:-1, 1:-1] & ~core
+    from PIL import Image
+
+    sheet.paste(_CONTOUR, (left, top), Image.fromarray(edge.astype(np.uint8) * 255))
+
+
+def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
+    """Contributions [H, W] as colours [H, W, 3] uint8: sums over squares, blue below 0, white at 0, red above."""
+    ends = [np.linspace(0, side, min(side, _SQUARES) + 1).round().astype(int) for side in values.shape]
+    sums = np.add.reduceat(np.add.reduceat(values, ends[0][:-1], axis=0), ends[1][:-1], axis=1)
+    full = _FULL * abs(threshold) or max(float(np.abs(sums).max()), 1e-12)
+    share = np.clip(sums / full, -1, 1).repeat(np.diff(ends[0]), 0).repeat(np.diff(ends[1]), 1)[..., None]
+    colour = np.where(share > 0, _RED, _BLUE)
+    return np.round(255 + np.abs(share) * (colour - 255)).astype(np.uint8)
+
+
+def title_of(name: str, verdict: str, score: float, p_value: float, threshold: float) -> str:
+    sign = ">" if score > threshold else "<="
+    return f"{verdict}: score {score:.4g} {sign} threshold {threshold:.4g}, p-value {p_value:.3g}   {name}"
+
+
+def folder_of(workdir: Path) -> Path:
+    """Where pictures go by themselves; a sealed detector folder takes none.
+
+    Raises:
+      UserError: `workdir` is a detector folder.
+    """
+    if (workdir / sealed_folder.MANIFEST).exists():
+        raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --out")
+    return workdir / FOLDER
+
+
+def explain(judge: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
+    """A picture of one image file, and what is to say of it in lines.
+
+    Raises:
+      UserError: the file cannot be read, or has pixels that are not finite.
+    """
+    raw, problems = judge.read([path])
+    if problems:
+        raise UserError(f"{problems[0][0]}: {problems[0][1]}")
+    judged = judge.judge(raw)
+    score, p_value, verdict = float(judged.scores[0]), float(judged.p_values[0]), judged.verdicts[0]
+    if verdict == INVALID:
+        raise UserError(f"{decode.shown(path)}: NaN or infinite pixels, there is nothing to explain")
+    found = residual_maps(judge, raw)
+    added = integrated_gradients(judge, found.x)
+    name = decode.shown(path)
+    title = title_of(name, verdict, score, p_value, judge.threshold)
+    height, width = decode.read_image(path)[0].shape[:2]
+    boxes = residual_map.regions(found.values[0], judge.map_threshold)
+    lines = [
+        title,
+        f"{len(boxes)} region{'s' * (len(boxes) != 1)} above the map's threshold {judge.map_threshold:.4g}"
+        + ", in pixels of the file:" * bool(boxes),
+    ]
+    for i, box in enumerate(boxes, 1):
+        left, top, wide, high = in_file(box, judge, height, width)
+        lines.append(f"{i:3}  left {left}  top {top}  width {wide}  height {high}  peak {box.peak:.4g}")
+    difference = added.scores[0] - added.baseline_scores[0]
+    lines.append(
+        f"the score differs by {difference:+.4g} from {added.baseline_scores[0]:.4g}, that of its reconstruction; the "
+        f"pixels' contributions add up to {added.values[0].sum():+.4g}"
+    )
+    drawn = picture(judge, found, 0, title, added.values[0])
+    return drawn, lines
+
+
+def write_maps(
+    judge: Scorer, folder: Path, files: Sequence[Path], judged: scorer.Judgement, chosen: Sequence[int]
+) -> None:
+    """A PNG for each chosen file, numbered in the order of `chosen`; those of an earlier call are removed first.
+
+    Args:
+      files, judged: as given to and by `Scorer.judge_files`.
+      chosen: indices of files that could be scored.
+
+    Raises:
+      UserError: a picture cannot be written.
+    """
+    for old in folder.glob("[0-9][0-9][0-9][0-9]_*.png"):
+        old.unlink(missing_ok=True)
+    size = min(inference.BUCKETS[1], judge.block)
+    with Progress(len(chosen), 0, "map") as progress:
+        for begin in range(0, len(chosen), size):
+            block = chosen[begin : begin + size]
+            found = residual_maps(judge, judge.read([files[i] for i in block])[0])
+            for k, i in enumerate(block):
+                name, verdict = decode.shown(files[i]), judged.verdicts[i]
+                title = title_of(name, verdict, float(judged.scores[i]), float(judged.p_values[i]), judge.threshold)
+                drawn = picture(judge, found, k, title)
+                path = folder / f"{begin + k + 1:04}_{image_grids.ascii_line(Path(name).stem, 60)}.png"
+                image_grids.save(drawn, path)
+                progress.update(begin + k + 1, path.name)
+
+
+def write_all(judge: Scorer, given: Any, files: Sequence[Path], judged: scorer.Judgement) -> None:
+    """`predict --maps`: pictures of the anomalous images, the most anomalous first, and how many as a line."""
+    anomalous = [i for i in np.argsort(-judged.scores).tolist() if judged.verdicts[i] == ANOMALOUS]
+    chosen = anomalous[: given.most_maps or None]
+    out = Path(given.out) if given.out else None
+    folder = out.with_name(f"{out.stem}_{FOLDER}") if out else folder_of(Path(given.workdir))
+    write_maps(judge, folder, files, judged, chosen)
+    left = f", the most anomalous of {len(anomalous)} (--most-maps 0 draws all)" if len(chosen) < len(anomalous) else ""
+    print(f"{len(chosen)} pictures in {folder}{left}")
+
+
+def main(given: Any, judge: Scorer) -> int:
+    """The verb `explain` of images: parsed arguments in, lines on standard output, the exit code back."""
+    if judge.columns:
+        raise UserError(
+            f"{given.workdir} judges sensors, which have no picture: report.html draws them, and sensors.contributions "
+            "says from Python what each adds to a score"
+        )
+    path = Path(given.image)
+    out = Path(given.out) if given.out else folder_of(Path(given.workdir)) / f"{path.stem}.png"
+    drawn, lines = explain(judge, path)
+    image_grids.save(drawn, out)
+    print("\n".join(lines))
+    print(f"picture in {out}")
+    return 0

@@ -1,0 +1,138 @@
+"""Where an image differs from its reconstruction, and what each pixel adds to its score."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.scoring import inference
+from ganomaly_jax.scoring.residual_map import Region
+from ganomaly_jax.scoring.scorer import Scorer
+
+if TYPE_CHECKING:
+    pass
+# Points of the path that gradients are integrated along.
+STEPS = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Maps:
+    """Of n images: `x`, `x_hat` [n, H, W, C] in [-1, 1] and `values` [n, H, W] in 0..2, `maps.residual_map` of both."""
+
+    x: np.ndarray
+    x_hat: np.ndarray
+    values: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Attribution:
+    """What each pixel of n images adds to the score, over that of a baseline.
+
+    `values` [n, H, W, C] float32 add up to `scores` - `baseline_scores`, [n] each, but for the error of the integral.
+    """
+
+    values: np.ndarray
+    scores: np.ndarray
+    baseline_scores: np.ndarray
+
+
+def residual_maps(judge: Scorer, given: Any) -> Maps:
+    """Residual maps of images, as `Scorer.__call__` takes them; NaN where an image is invalid.
+
+    Raises:
+      UserError: as a call of the scorer.
+    """
+    if not hasattr(given, "dtype"):
+        given = judge.read([given] if isinstance(given, (str, Path)) else given)[0]
+    size = min(inference.BUCKETS[2], judge.block)
+    blocks = [judge.explained(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
+    return Maps(*(np.concatenate([block[i] for block in blocks]) for i in range(3)))
+
+
+def gradient(judge: Scorer, x: np.ndarray) -> np.ndarray:
+    """The slope of the score by each pixel, [n, H, W, C] float32, of images x [n, H, W, C] float32 in [-1, 1]."""
+    slope, _ = _programs(judge)
+    return np.stack([np.asarray(slope(judge.variables, image[None]))[0] for image in np.asarray(x, np.float32)])
+
+
+def integrated_gradients(judge: Scorer, x: np.ndarray, baseline: np.ndarray | None = None) -> Attribution:
+    """Contributions of pixels to the score: Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
+
+    The gradient of the score, through `Scorer.function`, is integrated along the straight line from the baseline to the
+    image (Gauss-Legendre, `STEPS` points) and multiplied by their difference, so that the contributions add up to the
+    difference of the scores.
+
+    Args:
+      x: [n, H, W, C] float32 in [-1, 1].
+      baseline: as x; None: the reconstruction of each image, so that the contributions say what makes it more
+        anomalous than the detector's idea of it.
+    """
+    x = np.asarray(x, np.float32)
+    if baseline is None:
+        baseline = _reconstruction(judge, x)
+    baseline = np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
+    _, path = _programs(judge)
+    found = [tuple(map(np.asarray, path(judge.variables, x[i], baseline[i]))) for i in range(len(x))]
+    values, scores, baseline_scores = (np.stack([one[i] for one in found]) for i in range(3))
+    return Attribution(values, scores, baseline_scores)
+
+
+def _reconstruction(judge: Scorer, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([judge.reconstruct(_pixels(judge, image[None]))[1] for image in x])
+
+
+def _pixels(judge: Scorer, x: Any) -> Any:
+    """Images in [-1, 1] as the scorer takes floating point: in the range of the training where that was one."""
+    return x if judge.dtype != "float32" else judge.low + (x + 1) / 2 * (judge.high - judge.low)
+
+
+@functools.lru_cache(maxsize=2)
+def _programs(judge: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array, Array]]]:
+    """(gradient of the score for [n, H, W, C], integrated gradients of one image), compiled once a scorer."""
+    function, _ = judge.function()
+
+    def score(variables: Any, x: Array) -> Array:
+        return function(variables, _pixels(judge, x))
+
+    slope = jax.grad(lambda x, variables: score(variables, x).sum())
+    nodes, weights = np.polynomial.legendre.leggauss(STEPS)
+    along = jnp.asarray((nodes + 1) / 2, jnp.float32)[:, None, None, None]
+    share = jnp.asarray(weights / 2, jnp.float32)[:, None, None, None]
+
+    def path(variables: Any, x: Array, baseline: Array) -> tuple[Array, Array, Array]:
+        slopes = slope(baseline + along * (x - baseline), variables)
+        ends = score(variables, jnp.stack([x, baseline]))
+        return (x - baseline) * (share * slopes).sum(0), ends[0], ends[1]
+
+    return jax.jit(lambda variables, x: slope(x, variables)), jax.jit(path)
+
+
+def in_file(region: Region, judge: Scorer, height: int, width: int) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of a region in pixels of a file of that height and width, upright."""
+    rows, columns, _ = judge.input_shape
+    inner = (rows, columns)
+    if judge.config.data.fit == "letterbox":
+        scale = min(rows / height, columns / width)
+        inner = min(rows, max(1, round(height * scale))), min(columns, max(1, round(width * scale)))
+    top, left = (rows - inner[0]) // 2, (columns - inner[1]) // 2
+    y, x = height / inner[0], width / inner[1]
+    ends = np.clip(
+        [
+            (region.left - left) * x,
+            (region.top - top) * y,
+            (region.left + region.width - left) * x,
+            (region.top + region.height - top) * y,
+        ],
+        0,
+        [width, height, width, height],
+    )
+    first, last = np.floor(ends[:2]).astype(int), np.ceil(ends[2:]).astype(int)
+    return int(first[0]), int(first[1]), int(last[0] - first[0]), int(last[1] - first[1])

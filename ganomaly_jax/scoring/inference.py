@@ -1,0 +1,116 @@
+"""The compiled program from raw pixels to score and p-value, and the batches that it takes. Pure functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.images import preprocess
+from ganomaly_jax.data.lazy import Images
+from ganomaly_jax.parallel import sharding
+from ganomaly_jax.scoring import calibration, scores, tile_adapter
+from ganomaly_jax.scoring.spectrogram_adapter import Heard
+from ganomaly_jax.scoring.tile_adapter import Judge
+
+# A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
+# are compiled at most, whatever sizes come.
+BUCKETS = (1, 8, 64, 256)
+
+
+def unit(detector: Judge, pixels: tuple[str, Any, Any], x: Array) -> Array:
+    """Raw images [B, H, W, C] as the networks take them, see `Scorer.unit`; `pixels` as there. Pure."""
+    dtype, low, high = pixels
+    if isinstance(detector, Heard):
+        return detector.unit(low, high, x)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    if x.dtype == dtype or (floating and dtype == "float32"):
+        return preprocess.to_unit(x, low, high)
+    if floating:
+        return x
+    if x.dtype in (jnp.uint8, jnp.uint16) and dtype in ("uint8", "uint16"):
+        return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
+    raise UserError(f"images of type {x.dtype}: wanted {dtype}, as in training, or floating point in [-1, 1]")
+
+
+def scored(
+    detector: Judge,
+    parts: tuple[str, ...],
+    pixels: tuple[str, Any, Any],
+    variables: dict[str, Any],
+    x: Array,
+) -> dict[str, Array]:
+    """`score` and `p_value` [B] of raw images, see `Scorer.outputs`; `parts` and `pixels` are the scorer's. Pure."""
+    taken = unit(detector, pixels, x)
+    score = tile_adapter.score(detector, lambda network, own: scores.score(network, parts, variables, own), taken)
+    score = jnp.where(preprocess.finite(x), score, jnp.nan)
+    return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
+
+
+# Functions of the module, so that scorers of one kind, such as the members of a run, share what is compiled.
+compiled = jax.jit(scored, static_argnums=(0, 1, 2))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def compiled_side_by_side(
+    mesh: Any,
+    detector: Judge,
+    parts: tuple[str, ...],
+    pixels: tuple[str, Any, Any],
+    variables: dict[str, Any],
+    x: Array,
+) -> dict[str, Array]:
+    """`scored` on each device of the mesh for its own part of x [devices * B, ...]."""
+    return sharding.side_by_side(functools.partial(scored, detector, parts, pixels), mesh)(variables, x)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def explained(
+    detector: Judge, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
+) -> tuple[Array, Array, Array]:
+    """(x, x_hat, map) of raw images: [B, H, W, C] float32 in [-1, 1] twice, and their residual map [B, H, W]. Pure."""
+    scaled = unit(detector, pixels, x)
+    return scaled, *tile_adapter.explained(detector, variables["detector"], scaled)
+
+
+def groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
+    """Blocks in their order: up to `most` together where they fill the largest bucket and are of one type, or alone."""
+    group: list[np.ndarray] = []
+    for x in blocks:
+        full = bucket(len(x)) == BUCKETS[-1]
+        if group and not (full and x.dtype == group[0].dtype):
+            yield group
+            group = []
+        group.append(x)
+        if len(group) == most or not full:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def rows(group: Sequence[np.ndarray]) -> np.ndarray:
+    """Where the images of a group are among those it was filled up with."""
+    return np.concatenate([i * BUCKETS[-1] + np.arange(len(x)) for i, x in enumerate(group)])
+
+
+def bucket(n: int) -> int:
+    """The padded size of a batch of n images, n at most the largest of `BUCKETS`."""
+    return next((size for size in BUCKETS if size >= n), n)
+
+
+def pad(x: np.ndarray, size: int) -> np.ndarray:
+    """x [n, ...] filled up to `size` by repeating its last item: scores do not depend on their neighbours."""
+    return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
+
+
+def blocks(detector: Judge, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
+    """Raw images, or inputs of its network, as batches in [-1, 1], all of one size but the last."""
+    for begin in range(0, len(images), BUCKETS[-1]):
+        yield np.asarray(unit(detector, pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))

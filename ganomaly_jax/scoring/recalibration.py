@@ -1,0 +1,158 @@
+"""Another threshold for a trained detector, in seconds: no training, the weights stay as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import validation
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.runs import resolution, run_folder
+from ganomaly_jax.scoring import build, calibration, groups, scorer
+from ganomaly_jax.scoring.scorer import Scorer
+
+
+def recalibrate(
+    workdir: str | os.PathLike[str],
+    source: str = "",
+    arrays: Any = None,
+    false_positive_rate: float | None = None,
+    quantile: float | None = None,
+    tail: float | None = None,
+    threshold: float | None = None,
+    review: float | None = None,
+    by: groups.Given | None = None,
+) -> Scorer:
+    """Set the threshold of a detector anew and write it back, whole or not at all.
+
+    Args:
+      workdir: a run's folder or a detector folder.
+      source: images as `data.source`, whose normal ones take the place of the calibration images; empty: the
+        calibration scores that the detector holds.
+      arrays: images, or (images, labels), in place of a source.
+      false_positive_rate, quantile, tail, threshold: one of them at most, as in `config.Evaluate`, where `tail` is the
+        rate that the fit is asked for; none: as before.
+      review: rate of the review band, 0 for none; None: as before.
+      by: groups that get thresholds of their own, a CSV file of `path,group` or a name for each image of the data (the
+        run's own where no other is given); None: those there were, unless there are new normal images.
+
+    Returns:
+      The scorer as written.
+
+    Raises:
+      UserError: no detector there, more than one way, values out of range, data without a normal image that can be
+        scored, or a folder that cannot be written.
+      DamagedError: the detector is damaged.
+    """
+    settings = _asked(false_positive_rate, quantile, tail, threshold)
+    made = scorer.load(workdir)
+    evaluate = dataclasses.replace(made.config.evaluate, **settings)
+    if review is not None:
+        evaluate = dataclasses.replace(evaluate, review=review)
+    resolved = dataclasses.replace(made.config, evaluate=evaluate)
+    validation.check(resolved)
+    if source or arrays is not None:
+        dataset, chosen = _normals(made, source, arrays)
+        scores = made(lazy.select(dataset.images, chosen))
+        chosen, scores = chosen[np.isfinite(scores)], scores[np.isfinite(scores)]
+        if not len(chosen):
+            raise UserError(f"no normal image of {dataset.name} can be scored: they have NaN or infinite pixels")
+        provenance = made.provenance | {"calibrated_on": dataset.name}
+        normals = lazy.select(dataset.images, chosen)
+        made = build.calibrated(dataclasses.replace(made, config=resolved, provenance=provenance), normals)
+        source_of = f"{made.calibration.source}; they are of {dataset.name}: whether any was trained on is not checked"
+        made = dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, source=source_of))
+        if by is not None:
+            made = _grouped(made, scores, groups.of_images(by, dataset.paths, source)[chosen])
+    else:
+        found = calibration.by(np.asarray(made.variables["calibration"]), evaluate)
+        if build.TRAINED_ON in made.calibration.source:
+            found = dataclasses.replace(found, source=f"{found.source}; {build.TRAINED_ON}")
+        found = dataclasses.replace(found, groups=made.calibration.groups)
+        made = dataclasses.replace(made, config=resolved, calibration=found)
+        if by is not None:
+            this = resolution.resolve(made.config, progress=True)
+            before = run_folder.stored_environment(Path(workdir)).get("data_hash")
+            if before != datasets.content_hash(this.dataset):
+                raise UserError(
+                    f"the data {this.dataset.name} have changed since the training, or {workdir} is no run's folder: "
+                    "which images were set aside is not known; name normal images with --data"
+                )
+            scores = made(lazy.select(this.dataset.images, this.split.calibration))
+            names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.calibration]
+            made = _grouped(made, scores, names)
+    _check_groups(made)
+    made = dataclasses.replace(made, provenance=made.provenance | {scorer.RECALIBRATED: True})
+    folder = Path(workdir)
+    made.save(folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder)
+    return made
+
+
+def _asked(
+    false_positive_rate: float | None, quantile: float | None, tail: float | None, threshold: float | None
+) -> dict[str, Any]:
+    """The keys of `config.Evaluate` to change."""
+    ways: dict[str, tuple[float | None, dict[str, Any]]] = {
+        "false_positive_rate": (false_positive_rate, {"threshold_by": "rate"}),
+        "quantile": (quantile, {"threshold_by": "quantile"}),
+        "tail": (tail, {"threshold_by": "tail", "false_positive_rate": tail}),
+        "threshold": (threshold, {"threshold_by": "given"}),
+    }
+    given = [name for name, (value, _) in ways.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given: wanted one way to set the threshold")
+    for name in given:
+        value, changes = ways[name]
+        return changes if name == "tail" else changes | {name: value}
+    return {}
+
+
+def _grouped(made: Scorer, scores: np.ndarray, names: np.ndarray) -> Scorer:
+    found = groups.calibrated(scores, names)
+    if not found:
+        raise UserError("no calibration image is in a group: each group needs some, to set its threshold by")
+    return dataclasses.replace(made, calibration=dataclasses.replace(made.calibration, groups=found))
+
+
+def _check_groups(made: Scorer) -> None:
+    for name in made.calibration.groups:
+        try:
+            calibration.of_group(made.calibration, name, made.config.evaluate)
+        except UserError as error:
+            raise UserError(f"group {name}: {error}") from None
+
+
+def _normals(made: Scorer, source: str, arrays: Any) -> tuple[datasets.Dataset, np.ndarray]:
+    """A data set, and which of its images are normal."""
+    resolved = made.reading(source) if arrays is None else dataclasses.replace(made.config.data, source=source)
+    dataset = sources.read(resolved, arrays, progress=True)
+    # Fresh normal images seldom come with the class that was abnormal in the training.
+    normal = splits.normal_classes(dataset, resolved.abnormal if resolved.abnormal in dataset.classes else "")
+    return dataset, np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])
+
+
+def main(given: Any) -> int:
+    """The verb `recalibrate`: parsed arguments in, what happened on standard output, the exit code back."""
+    before = scorer.load(given.workdir).threshold
+    made = recalibrate(
+        given.workdir,
+        given.data,
+        None,
+        given.false_positive_rate,
+        given.quantile,
+        given.tail,
+        given.threshold,
+        given.review,
+        given.groups,
+    )
+    print(f"threshold {before:.6g} -> {made.threshold:.6g}: {made.calibration.source}")
+    for name in made.calibration.groups:
+        own = calibration.of_group(made.calibration, name, made.config.evaluate)
+        print(f"group {name}: threshold {own.threshold:.6g}: {own.source}")
+    print(f"written into {given.workdir}; `ganomaly evaluate` gives the figures at this threshold")
+    return 0

@@ -1,0 +1,162 @@
+"""Recordings judged by a trained detector of sound."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ganomaly_jax.core import atomic_files
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.audio import recordings, spectrogram_scale
+from ganomaly_jax.data.audio import windows as audio_windows
+from ganomaly_jax.data.audio.recordings import Recording
+from ganomaly_jax.data.images import decode
+from ganomaly_jax.data.images import files as image_files
+from ganomaly_jax.scoring import calibration
+from ganomaly_jax.scoring.scorer import Judgement, Scorer
+
+NOT_FINITE = "NaN or infinite samples"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Heard:
+    """What is said of a file."""
+
+    path: str
+    starts: np.ndarray
+    """Second at which each window begins, [n]; of a file that cannot be used one, 0."""
+    judged: Judgement
+    reason: str = ""
+    """Why all of it is `invalid`."""
+
+    @property
+    def names(self) -> list[str]:
+        """`FILE@12.5s` for each window; `FILE` alone where it cannot be used."""
+        return [self.path] if self.reason else [audio_windows.at(self.path, second) for second in self.starts.tolist()]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a window is `invalid`, otherwise empty."""
+        return [self.reason or NOT_FINITE * (verdict == calibration.INVALID) for verdict in self.judged.verdicts]
+
+
+def judge_recordings(judge: Scorer, paths: Sequence[str | Path]) -> tuple[list[Heard], list[str]]:
+    """A verdict for each window of recordings, or of folders of them, every `data.sound.stride` seconds; and what the
+    user should know, a sentence each.
+
+    Files are read a block at a time, at any rate and with any number of channels.
+
+    Raises:
+      UserError: no recordings, or a detector of something else.
+    """
+    if not judge.sound:
+        raise UserError("this detector is not of sound")
+    listed: list[Path] = []
+    for path in map(Path, paths):
+        listed += image_files.scan_folder(path, recordings.ENDINGS)[0] if path.is_dir() else [path]
+    if not listed:
+        wanted = " ".join(sorted(recordings.ENDINGS))
+        raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: wanted {wanted}")
+    found: list[Heard] = []
+    heard: list[Recording] = []
+    for path in listed:
+        recording, why = audio_windows.looked_through(path, judge.config.data.sound.channel)
+        try:
+            if recording is None:
+                raise UserError(why)
+            windows, starts = audio_windows.of_recording(recording, judge.config.data)
+            found.append(Heard(str(path), starts, judge.judge(windows)))
+            heard.append(recording)
+        except UserError as error:
+            nothing = np.full(1, np.nan, np.float32)
+            reason = str(error).removeprefix(f"{decode.shown(path)}: ")
+            found.append(
+                Heard(decode.shown(path), np.zeros(1), Judgement(nothing, nothing, [calibration.INVALID]), reason)
+            )
+    return found, audio_windows.notes(heard, judge.config.data)[1:] if heard else []
+
+
+def together(found: Sequence[Heard]) -> Judgement:
+    """What is said of all windows of all files, one after the other."""
+    return Judgement(
+        np.concatenate([one.judged.scores for one in found]),
+        np.concatenate([one.judged.p_values for one in found]),
+        [verdict for one in found for verdict in one.judged.verdicts],
+    )
+
+
+def write_files(path: Path, found: Sequence[Heard]) -> None:
+    """A CSV with a row a file: path, windows, how many of them are anomalous, the highest score and where, the reason.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("path", "windows", "anomalous", "highest_score", "at_seconds", "reason"))
+    for one in found:
+        shown = one.path.encode("utf-8", "backslashreplace").decode("utf-8")
+        anomalous = one.judged.verdicts.count(calibration.ANOMALOUS)
+        if not np.isfinite(one.judged.scores).any():
+            rows.writerow((shown, 0, 0, "", "", one.reason or NOT_FINITE))
+            continue
+        at = int(np.nanargmax(one.judged.scores))
+        rows.writerow((shown, len(one.starts), anomalous, f"{one.judged.scores[at]:.9g}", f"{one.starts[at]:.6g}", ""))
+    atomic_files.write_text(path, text.getvalue())
+
+
+def scale_of(judge: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
+    """What the patches of a detector's windows mean."""
+    return spectrogram_scale.Scale(judge.detector.spectrogram, judge.low, judge.high, begin)  # type: ignore[union-attr]
+
+
+def of_patches(judge: Scorer) -> Scorer:
+    """The detector of the patches [B, bands, frames, 1] in [-1, 1] that it takes of waveforms: one of images."""
+    data = dataclasses.replace(judge.config.data, kind="images", low=-1.0, high=1.0)
+    return dataclasses.replace(
+        judge,
+        detector=judge.detector.network,  # type: ignore[union-attr]
+        config=dataclasses.replace(judge.config, data=data),
+        low=-1.0,
+        high=1.0,
+    )
+
+
+def window_of(judge: Scorer, given: str) -> tuple[np.ndarray, str, float]:
+    """The window [T] that `FILE@SECONDS` names, or the one of the highest score in FILE; its name and where it begins.
+
+    Raises:
+      UserError: a file that cannot be used, or nothing there as long as a window.
+    """
+    path, second = Path(given), None
+    if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)s?", given)):
+        path, second = Path(match[1]), float(match[2])
+    settings = judge.config.data
+    recording, why = audio_windows.looked_through(path, settings.sound.channel)
+    if recording is None:
+        raise UserError(f"{decode.shown(path)}: {why}")
+    size, rate = audio_windows.length(settings), settings.sound.rate
+    if second is None:
+        windows, starts = audio_windows.of_recording(recording, settings)
+        scores = judge(windows)
+        if not np.isfinite(scores).any():
+            raise UserError(f"{decode.shown(path)}: {NOT_FINITE}, there is nothing to explain")
+        at = int(np.nanargmax(scores))
+        return windows[at], audio_windows.at(str(path), float(starts[at])), float(starts[at])
+    first = round(second * rate)
+    if first + size > recordings.length(recording, rate):
+        raise UserError(
+            f"{decode.shown(path)} has {recording.seconds:.3g} s: no window of {size / rate:.3g} s begins at "
+            f"{second:g} s"
+        )
+    return (
+        recordings.read(recording, first, first + size, rate, settings.sound.channel),
+        audio_windows.at(str(path), second),
+        second,
+    )

@@ -1,0 +1,184 @@
+"""Where events go beside the output: files and webhooks, through a queue on disk, in a thread of their own.
+
+An event is a file in the queue's folder until the receiver has taken it, so that nothing is lost while it is down or
+the monitor stops; scoring never waits for it. Each is delivered at least once, in order, with an `id` of its own: one
+that was delivered just before a crash comes again with the same id. Standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ganomaly_jax.core import atomic_files
+from ganomaly_jax.core.errors import UserError
+
+MOST = 100_000
+"""Events that wait at most; more are counted and left out."""
+TIMEOUT = 10.0
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+"""Seconds before the next try; doubled after each that failed."""
+_REFUSED = "refused"
+
+Say = Callable[[str], None]
+
+
+class RefusedError(Exception):
+    """The receiver will never take this one."""
+
+
+class Sink:
+    """One receiver with its queue and its thread."""
+
+    def __init__(self, target: str, spool: Path, say: Say, most: int = MOST, first_wait: float = FIRST_WAIT) -> None:
+        self.name, self._deliver = _shown(target), _deliverer(target)
+        self.folder = spool / hashlib.sha256(target.encode()).hexdigest()[:16]
+        self._say, self.most, self._first_wait = say, most, first_wait
+        self.dropped = 0
+        self._stop, self._wake = threading.Event(), threading.Event()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another monitor uses the queue {self.folder}: wanted another --spool") from None
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}; wanted another --spool") from None
+        waiting = self.waiting()
+        self._count = len(waiting)
+        self._next = 1 + int(waiting[-1].name.split("-")[0]) if waiting else 0
+        self._known = {path.stem.split("-", 1)[1] for path in waiting}
+        self._changing = threading.Lock()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def waiting(self) -> list[Path]:
+        """Files of the events that were not taken yet, in their order."""
+        return sorted(self.folder.glob("[0-9]*.json"))
+
+    def put(self, name: str, event: dict[str, Any]) -> bool:
+        """Queue an event under an id of letters, digits and -; False where there is no room."""
+        with self._changing:
+            if name in self._known:
+                return True
+            if self._count >= self.most:
+                self.dropped += 1
+                return False
+            self._count += 1
+            self._known.add(name)
+            number, self._next = self._next, self._next + 1
+        try:
+            atomic_files.write_text(self.folder / f"{number:012}-{name}.json", json.dumps({"id": name} | event) + "\n")
+        except UserError as error:  # a full disk must not end the watch
+            with self._changing:
+                self._count -= 1
+                self._known.discard(name)
+                self.dropped += 1
+            self._say(str(error))
+            return False
+        self._wake.set()
+        return True
+
+    def close(self, wait: float) -> int:
+        """Deliver for so many seconds more, then stop; how many still wait. They go first next time."""
+        if self._count:
+            deadline = threading.Event()
+            for _ in range(max(int(wait / 0.05), 1)):
+                if not self._count or deadline.wait(0.05):
+                    break
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(TIMEOUT + 1)
+        os.close(self._lock)
+        return self._count
+
+    def _run(self) -> None:
+        wait, down = self._first_wait, False
+        while not self._stop.is_set():
+            queue = self.waiting()
+            if not queue:
+                self._wake.wait(1.0)
+                self._wake.clear()
+                continue
+            for path in queue:
+                if self._stop.is_set():
+                    return
+                try:
+                    self._deliver(path.read_bytes(), path.stem.split("-", 1)[1])
+                except RefusedError as error:
+                    self._say(f"{self.name} refuses {path.stem}: {error}; it is kept in {self.folder / _REFUSED}")
+                    (self.folder / _REFUSED).mkdir(exist_ok=True)
+                    os.replace(path, self.folder / _REFUSED / path.name)
+                except (OSError, ValueError) as error:  # of HTTP as well
+                    if not down:
+                        self._say(f"{self.name} cannot be reached: {error}; events wait in {self.folder}")
+                    down = True
+                    self._stop.wait(wait)
+                    wait = min(2 * wait, LONGEST_WAIT)
+                    break
+                else:
+                    with suppress(OSError):
+                        path.unlink()
+                    if down:
+                        self._say(f"{self.name} is there again")
+                    wait, down = self._first_wait, False
+                with self._changing:
+                    self._count -= 1
+                    self._known.discard(path.stem.split("-", 1)[1])
+
+
+def _shown(target: str) -> str:
+    """Without what may be secret: of an address the host alone."""
+    parts = urlsplit(target)
+    return f"{parts.scheme}://{parts.hostname}" if parts.scheme in ("http", "https") else target
+
+
+def _deliverer(target: str) -> Callable[[bytes, str], None]:
+    """What delivers the bytes of one event.
+
+    Raises:
+      UserError: neither a file's name nor an address.
+    """
+    parts = urlsplit(target)
+    if "://" not in target:
+        path = Path(target)
+        if path.is_dir() or not path.parent.is_dir():
+            raise UserError(f"--sink {target}: wanted a file in a folder that is there, or http://HOST/PATH")
+        return lambda data, name: _append(path, data)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"--sink {parts.scheme}://...: wanted http://HOST/PATH, https://HOST/PATH, or a file")
+    return lambda data, name: _post(target, data, name)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def _post(url: str, data: bytes, name: str) -> None:
+    headers = {"Content-Type": "application/json", "Idempotency-Key": name, "User-Agent": "ganomaly"}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=TIMEOUT) as answer:
+            answer.read(2**16)
+    except urllib.error.HTTPError as error:
+        error.close()
+        # What a receiver says of itself passes; what it says of the event does not.
+        if 400 <= error.code < 500 and error.code not in (401, 403, 404, 408, 425, 429):
+            raise RefusedError(f"HTTP {error.code}") from None
+        raise OSError(f"HTTP {error.code}") from None
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise OSError(str(getattr(error, "reason", error))) from None
+    except ValueError:
+        raise
+    except Exception as error:  # http.client has errors of its own, of answers that are none
+        raise OSError(f"{type(error).__name__}: {error}") from None

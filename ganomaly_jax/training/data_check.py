@@ -1,0 +1,224 @@
+"""A look at data before anything is trained on them: what there is, what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import atomic_files, validation
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.progress import Progress
+from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.data.audio import splits as audio_splits
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.images import decode
+from ganomaly_jax.data.rows import splits as row_splits
+from ganomaly_jax.data.splits import Split
+from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring.scorer import Scorer
+from ganomaly_jax.training import findings as training_findings
+from ganomaly_jax.training.findings import UNUSABLE, Finding, Headers
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """What a look at data has found."""
+
+    table: list[dict[str, Any]]
+    """A dict each class: its counts by part, sizes, types and values."""
+    kind: str
+    """What all of them become: size, type, range."""
+    findings: list[Finding]
+    content_hash: str
+
+    @property
+    def usable(self) -> bool:
+        """Whether nothing is unusable."""
+        return all(finding.weight != UNUSABLE for finding in self.findings)
+
+
+def check(settings: Config, judge: Scorer | None = None, progress: bool = False) -> Check:
+    """Look through data, each item once, without holding them where they are files.
+
+    Args:
+      settings: where the data are and how they would be trained on.
+      judge: a detector to compare them with; its size, channels and fit are taken.
+      progress: show bars on standard error.
+
+    Raises:
+      UserError: a source that is not there or cannot be understood, or nothing in it that can be read.
+    """
+    settings = copy.deepcopy(settings)
+    if judge is not None:
+        settings.data = dataclasses.replace(judge.reading(settings.data.source), low=0, high=0)
+    validation.check(settings)
+    headers = _headers(settings.data.source, settings.data.abnormal)
+    # Shared, files are looked through and let go, and read again where they are needed.
+    dataset = sources.read(settings.data, progress=progress, shared=True)
+    if judge is not None and settings.data.abnormal not in dataset.classes:
+        settings.data.abnormal = ""
+    found: list[Finding] = []
+    looked = _look(dataset, progress)
+    split, normal = _split(dataset, settings, looked, found)
+    training_findings.unusable(dataset, looked, found)
+    training_findings.classes(dataset, normal, found)
+    if not settings.data.abnormal:  # with a class that is called abnormal the parts are pooled
+        training_findings.parts(dataset, normal, found)
+    training_findings.copies(dataset, looked, normal, split, found)
+    if dataset.recordings:
+        training_findings.recordings(dataset, found)
+    else:
+        training_findings.values(dataset, looked, settings, found)
+    training_findings.shapes(dataset, headers, settings, found)
+    if split is not None:
+        training_findings.enough(split, settings, found)
+    if judge is not None:
+        training_findings.fits(judge, dataset, looked, headers, found)
+        if normal is not None:
+            training_findings.scores(judge, dataset, looked, normal, settings.data.source, found)
+    found.sort(key=lambda finding: training_findings.WEIGHTS.index(finding.weight))
+    size = " x ".join(map(str, dataset.images.shape[1:]))
+    if dataset.recordings:
+        size = f"{size} samples, {dataset.heard.height} bands x {dataset.heard.width} frames"  # type: ignore[union-attr]
+    span = "fitted on the normal training items" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
+    kind = f"all become {size} of {dataset.images.dtype}, range {span}"
+    return Check(_table(dataset, looked, normal, headers), kind, found, datasets.content_hash(dataset))
+
+
+def _headers(source: str, abnormal: str) -> Headers:
+    """(height, width, mode) of each file of a folder of images, by the path that the data set gives it."""
+    listed = sources.image_folder(source) if source else None
+    if listed is None:
+        return {}
+    found = {decode.shown(path): decode.image_header(path) for path, _, _ in listed[0]}
+    return {path: header for path, header in found.items() if header is not None}
+
+
+def _look(dataset: Dataset, progress: bool) -> training_findings.Looked:
+    hashes: list[bytes] = []
+    lows, highs, finite = [], [], []
+    learned = _learned(dataset) if _of_rows(dataset) else None
+    columns: list[tuple[np.ndarray, np.ndarray]] = []
+    with Progress(len(dataset.labels), 0, "item", quiet=not progress) as bar:
+        for block in lazy.blocks(dataset.images):
+            hashes += [datasets.image_hash(item) for item in block]
+            flat = block.reshape(len(block), -1)
+            lows.append(flat.min(axis=1).astype(float))
+            highs.append(flat.max(axis=1).astype(float))
+            finite.append(np.isfinite(lows[-1]) & np.isfinite(highs[-1]))
+            if learned is not None:
+                each = block[learned[len(hashes) - len(block) : len(hashes)]].reshape(-1, block.shape[-1])
+                columns += [(each.min(axis=0), each.max(axis=0))] if len(each) else []
+            bar.update(len(hashes), "looked at")
+    extremes = (np.min([low for low, _ in columns], 0), np.max([high for _, high in columns], 0)) if columns else None
+    return training_findings.Looked(
+        hashes, np.concatenate(lows), np.concatenate(highs), np.concatenate(finite), extremes
+    )
+
+
+def _of_rows(dataset: Dataset) -> bool:
+    return dataset.spans is not None and not dataset.recordings
+
+
+def _learned(dataset: Dataset) -> np.ndarray:
+    """Which items [N] bool training may take: normal ones that are not of a test part; all, where nothing says so."""
+    found = np.ones(len(dataset.labels), bool)
+    if dataset.normal is not None:
+        found &= np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in dataset.normal])
+    if dataset.parts is not None:
+        found &= dataset.parts == 0
+    return found if found.any() else np.ones(len(found), bool)
+
+
+def _split(
+    dataset: Dataset, settings: Config, looked: training_findings.Looked, found: list[Finding]
+) -> tuple[Split | None, frozenset[str] | None]:
+    """How a training would split them, and the normal classes; None, with a finding, where it would refuse to."""
+    try:
+        normal = splits.normal_classes(dataset, settings.data.abnormal)
+    except UserError as error:
+        found.append(Finding(UNUSABLE, "classes", str(error), "a training would stop here"))
+        return None, dataset.normal
+    if not _of_rows(dataset) and not looked.finite.all():  # these have a finding of their own
+        return None, normal
+    try:
+        if _of_rows(dataset):
+            return row_splits.split(dataset, settings.data), normal
+        split = audio_splits.split if dataset.recordings else splits.split
+        return split(dataset, settings.data, settings.seed), normal
+    except UserError as error:
+        found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here"))
+        return None, normal
+
+
+def _table(
+    dataset: Dataset, looked: training_findings.Looked, normal: frozenset[str] | None, headers: Headers
+) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    part = np.zeros(len(dataset.labels), int) if dataset.parts is None else dataset.parts
+    for i, name in enumerate(dataset.classes):
+        own = dataset.labels == i
+        seen = [headers[dataset.paths[k]] for k in np.flatnonzero(own) if dataset.paths[k] in headers]
+        kept = own & looked.finite
+        lines.append(
+            {
+                "class": name,
+                "taken_as": "?" if normal is None else "normal" if name in normal else "anomalous",
+                "train" if dataset.parts is not None else "items": int((own & (part == 0)).sum()),
+                **({"test": int((own & (part == 1)).sum())} if dataset.parts is not None else {}),
+                "sizes": sorted({(h, w) for h, w, _ in seen}) or [dataset.images.shape[1:]],
+                "types": sorted({training_findings.sort_of(mode) for _, _, mode in seen})
+                or [str(dataset.images.dtype)],
+                "lowest": float(looked.low[kept].min()) if kept.any() else None,
+                "highest": float(looked.high[kept].max()) if kept.any() else None,
+            }
+        )
+    return lines
+
+
+def describe(found: Check) -> str:
+    """A plain table, then a sentence for each finding and what to do."""
+
+    def sizes(listed: Sequence[Sequence[int]]) -> str:
+        ends = ["x".join(map(str, one)) for one in (listed[0], listed[-1])]
+        return ends[0] if len(listed) == 1 else f"{len(listed)}: {ends[0]} to {ends[1]}"
+
+    shown = []
+    for row in found.table:
+        values = "-" if row["lowest"] is None else f"{row['lowest']:g} to {row['highest']:g}"
+        cells = {**row, "sizes": sizes(row["sizes"]), "types": ", ".join(row["types"]), "values": values}
+        shown.append({key: str(cell) for key, cell in cells.items() if key not in ("lowest", "highest")})
+    titles = [key.replace("_", " ") for key in shown[0]]
+    widths = [max(len(title), *(len(row[key]) for row in shown)) for title, key in zip(titles, shown[0], strict=True)]
+    numbers = {"train", "test", "items"}
+    lines = ["  ".join(title.ljust(width) for title, width in zip(titles, widths, strict=True)).rstrip()]
+    for row in shown:
+        each = zip(row.items(), widths, strict=True)
+        aligned = [cell.rjust(width) if key in numbers else cell.ljust(width) for (key, cell), width in each]
+        lines.append("  ".join(aligned).rstrip())
+    lines.append(found.kind)
+    for finding in found.findings:
+        some = "; ".join(finding.items[: training_findings.EXAMPLES])
+        more = f" ({some}{'; ...' if len(finding.items) > training_findings.EXAMPLES else ''})" if some else ""
+        lines += [f"{finding.weight}: {finding.what}{more}", f"    what to do: {finding.do}"]
+    if not found.findings:
+        lines.append("nothing wrong was found")
+    return "\n".join(lines)
+
+
+def main(given: Any, settings: Config) -> bool:
+    """The verb `check`: whether everything can be used."""
+    judge = scorer.load(given.workdir) if given.workdir else None
+    found = check(settings, judge, progress=True)
+    print(describe(found))
+    if given.json:
+        held = dataclasses.asdict(found) | {"usable": found.usable}
+        atomic_files.write_text(Path(given.json), json.dumps(held, indent=1, allow_nan=False) + "\n")
+    return found.usable

@@ -1,0 +1,303 @@
+"""What can be wrong with data, each as a finding in words with what to do."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import lazy
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.splits import Split
+from ganomaly_jax.evaluation import acceptance
+from ganomaly_jax.scoring.scorer import Scorer
+
+Headers = dict[str, tuple[int, int, str]]
+"""(height, width, Pillow's mode) of each image file, by its path."""
+UNUSABLE, WARNING, NOTE = "unusable", "warning", "note"
+WEIGHTS = (UNUSABLE, WARNING, NOTE)
+# A class with fewer items than this says little; normal items come in hundreds.
+_FEW, _FEW_NORMAL = 10, 100
+# Sides that differ by more than this once they are stretched are another shape; so long images lose their short side.
+_STRETCHED, _LONG = 2.0, 4.0
+# Of a recording: the share of its samples at full scale from which on it is clipped, and the peak that is no sound.
+_CLIPPED, _SILENT = 1e-3, 1e-4
+# The share of the type's range that is too little of it.
+_NARROW = 1 / 4
+EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or worth knowing, with what to do."""
+
+    weight: str
+    """`unusable`: these items, or all of them, cannot be used; `warning`: usable, and probably not meant; `note`."""
+    code: str
+    """A word for machines."""
+    what: str
+    do: str
+    items: tuple[str, ...] = ()
+    """Paths of the items concerned, or `path: reason`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Looked:
+    """One pass over the items: a value each, [N]."""
+
+    hashes: list[bytes]
+    low: np.ndarray
+    high: np.ndarray
+    finite: np.ndarray
+    columns: tuple[np.ndarray, np.ndarray] | None
+    """Of rows, the smallest and largest value of each column in the items that training may take; None of images."""
+
+
+def _named(dataset: Dataset, chosen: Iterable[int]) -> tuple[str, ...]:
+    return tuple(dataset.paths[i] for i in chosen)
+
+
+def unusable(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    if dataset.problems:
+        listed = tuple(f"{path}: {reason}" for path, reason in dataset.problems)
+        what = f"{len(listed)} files cannot be read"
+        found.append(Finding(UNUSABLE, "unreadable", what, "repair them or take them out", listed))
+    bad = np.flatnonzero(~looked.finite)
+    if len(bad) and dataset.spans is not None:  # whether training takes them is for `data.missing`, see the split
+        what = f"{len(bad)} items have missing or infinite values: {'; '.join(dataset.notes)}"
+        do = "--config.data.missing=last carries the last value on, mask ignores them; otherwise they are invalid"
+        found.append(Finding(NOTE, "missing", what, do, _named(dataset, bad)))
+    elif len(bad):
+        what = f"{len(bad)} items have NaN or infinite values"
+        do = "repair them or take them out: training refuses them"
+        found.append(Finding(UNUSABLE, "not_finite", what, do, _named(dataset, bad)))
+
+
+def classes(dataset: Dataset, normal: frozenset[str] | None, found: list[Finding]) -> None:
+    counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+    few = [f"{name} ({count})" for name, count in zip(dataset.classes, counts.tolist(), strict=True) if count < _FEW]
+    if few:
+        what = f"classes with fewer than {_FEW} items: {', '.join(few)}"
+        found.append(Finding(WARNING, "small_class", what, "add items, or take figures of these classes as chance"))
+    total = sum(int(counts[i]) for i, name in enumerate(dataset.classes) if normal is not None and name in normal)
+    if normal is not None and _FEW <= total < _FEW_NORMAL:
+        what = f"only {total} normal items"
+        found.append(Finding(WARNING, "few_normal", what, "some hundreds are worth training on: add more"))
+
+
+def parts(dataset: Dataset, normal: frozenset[str] | None, found: list[Finding]) -> None:
+    """What lies in the wrong part, where the source has parts."""
+    if dataset.parts is None or normal is None:
+        return
+    is_normal = np.array([dataset.classes[label] in normal for label in dataset.labels])
+    moved = np.flatnonzero(~is_normal & (dataset.parts == 0))
+    if len(moved):
+        what = f"{len(moved)} anomalous items lie in the training part"
+        do = "they will be tested on, never trained on; move them to the test part if that is meant"
+        found.append(Finding(WARNING, "anomalous_in_training", what, do, _named(dataset, moved)))
+    test = dataset.parts == 1
+    if test.any() and not (is_normal & test).any():
+        what = "the test part has no normal items: neither AUROC nor false alarms can be measured"
+        found.append(Finding(WARNING, "no_normal_in_test", what, "move some normal items from training to test"))
+    if test.any() and (is_normal & test).sum() == test.sum():
+        what = "the test part has no anomalous items: AUROC cannot be measured"
+        found.append(Finding(NOTE, "no_anomalous", what, "add labelled anomalies, were there any"))
+    if (is_normal & test).sum() > (is_normal & ~test).sum() > 0:
+        what = f"more normal items in the test part ({(is_normal & test).sum()}) than in training"
+        found.append(Finding(WARNING, "normal_in_test", what, "move normal items to the training part, if not meant"))
+
+
+def copies(
+    dataset: Dataset, looked: Looked, normal: frozenset[str] | None, split: Split | None, found: list[Finding]
+) -> None:
+    groups: dict[bytes, list[int]] = collections.defaultdict(list)
+    for i, one in enumerate(looked.hashes):
+        groups[one].append(i)
+    twice = [group for group in groups.values() if len(group) > 1]
+    if not twice:
+        return
+    extra = sum(len(group) - 1 for group in twice)
+    if dataset.recordings:
+        same = "the same to the sample"
+    elif looked.columns is not None:
+        same = "the same in every value"
+    else:
+        same = "the same to the pixel at the network's size"
+    what = f"{extra} items are copies of others, {same}"
+    do = "take the copies out: they count double, and one of them may be tested on where the other was trained on"
+    found.append(Finding(WARNING, "duplicates", what, do, _named(dataset, [i for group in twice for i in group])))
+    use = np.full(len(looked.hashes), -1)
+    if split is not None:
+        use[split.train], use[split.calibration], use[split.test] = 0, 0, 1
+    elif dataset.parts is not None:
+        use = dataset.parts.astype(int)
+    both = [i for group in twice if {0, 1} <= set(use[group].tolist()) for i in group if use[i] == 1]
+    if both:
+        what = f"{len(both)} test items are in the training part as well: figures would be too good"
+        found.append(Finding(WARNING, "overlap", what, "take them out of one of the two", _named(dataset, both)))
+    if normal is not None:
+        kinds = [{dataset.classes[dataset.labels[i]] in normal for i in group} for group in twice]
+        mixed = [i for group, kind in zip(twice, kinds, strict=True) if len(kind) > 1 for i in group]
+        if mixed:
+            what = f"{len(mixed)} items are the same and labelled both normal and anomalous"
+            found.append(Finding(WARNING, "contradiction", what, "correct the labels", _named(dataset, mixed)))
+
+
+def values(dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+    flat = np.flatnonzero(looked.finite & (looked.low == looked.high))
+    if len(flat) and looked.columns is None:
+        what = f"{len(flat)} images have one value throughout"
+        found.append(
+            Finding(WARNING, "constant", what, "look at them: covered lens, failed export?", _named(dataset, flat))
+        )
+    if looked.columns is not None:
+        names = getattr(dataset, "columns", ()) or tuple(map(str, range(len(looked.columns[0]))))
+        still = tuple(name for name, low, high in zip(names, *looked.columns, strict=True) if low == high)
+        if still:
+            what = f"{len(still)} columns never change in what would be trained on"
+            do = "leave them out: nothing can be learned of them, and any change of them is anomalous"
+            found.append(Finding(WARNING, "constant_column", what, do, still))
+        return
+    kind = dataset.images.dtype.kind
+    given = settings.data.low < settings.data.high
+    if not looked.finite.any() or given:
+        return
+    low, high = float(looked.low[looked.finite].min()), float(looked.high[looked.finite].max())
+    if kind == "u" and dataset.images.dtype == np.uint16 and high <= 255:
+        what = f"16-bit images that use 8 bits: no value is above {high:g} of 65535, all of them look black"
+        found.append(Finding(WARNING, "narrow_range", what, "--config.data.low=0 --config.data.high=255"))
+    elif kind == "u" and 0 < high - low < _NARROW * np.iinfo(dataset.images.dtype).max:
+        what = f"the values span {low:g} to {high:g}, a small part of {dataset.images.dtype}"
+        # To the next number of bits: images that were made smaller do not show their true extremes.
+        begin, end = (low if low > high - low else 0), 2 ** math.ceil(math.log2(high + 1)) - 1
+        do = f"--config.data.low={begin:g} --config.data.high={end} spreads them, if later data stay within that"
+        found.append(Finding(WARNING, "narrow_range", what, do))
+
+
+def recordings(dataset: Dataset, found: list[Finding]) -> None:
+    """What is odd about recordings of sound."""
+    found += [Finding(NOTE, "sound", said, "look whether that is meant") for said in dataset.notes]
+    clipped = [one for one in dataset.recordings if one.clipped > _CLIPPED]
+    if clipped:
+        what = f"{len(clipped)} recordings are clipped: more than {_CLIPPED:.1%} of their samples are at full scale"
+        named = tuple(f"{one.name}: {one.clipped:.1%}" for one in clipped)
+        found.append(
+            Finding(WARNING, "clipped", what, "record them again with less gain, clipping sounds broken", named)
+        )
+    silent = [one for one in dataset.recordings if one.peak < _SILENT]
+    if silent:
+        what = f"{len(silent)} recordings are silent: no sample is above -80 dB of full scale"
+        named = tuple(one.name for one in silent)
+        found.append(Finding(WARNING, "silent", what, "look at them: microphone off, wrong channel?", named))
+
+
+def shapes(dataset: Dataset, headers: Headers, settings: Config, found: list[Finding]) -> None:
+    if not headers:
+        return
+    height, width = dataset.images.shape[1:3]
+    long = [path for path, (h, w, _) in headers.items() if max(h, w) >= _LONG * max(min(h, w), 1)]
+    if long:
+        what = f"{len(long)} images are {_LONG:g} times as long as wide or more"
+        do = f"cut them into parts: at {height} x {width} little is left of the short side"
+        found.append(Finding(WARNING, "aspect", what, do, tuple(long)))
+    ratios = {path: h * width / (w * height) for path, (h, w, _) in headers.items() if min(h, w) and path not in long}
+    other = [path for path, ratio in ratios.items() if not 1 / _STRETCHED < ratio < _STRETCHED]
+    if other and settings.data.fit == "stretch":
+        what = f"{len(other)} images change their shape by {_STRETCHED:g} times or more when they are stretched"
+        do = "--config.data.fit=letterbox keeps it, or choose data.height and data.width like them"
+        found.append(Finding(WARNING, "stretched", what, do, tuple(other)))
+    modes = collections.Counter(sort_of(mode) for _, _, mode in headers.values())
+    if len(modes) > 1:
+        listed = ", ".join(f"{count} {name}" for name, count in modes.most_common())
+        do = f"make them alike, if that is not meant: all become {dataset.images.shape[3]} channels of "
+        found.append(Finding(WARNING, "mixed", f"images of several kinds: {listed}", do + str(dataset.images.dtype)))
+
+
+def sort_of(mode: str) -> str:
+    """What a mode of Pillow means."""
+    if mode.startswith("I") or mode == "F":
+        return "16-bit grey" if mode.startswith("I") else "floating-point grey"
+    return "8-bit grey" if mode in ("L", "LA", "La", "1") else "8-bit colour"
+
+
+def enough(split: Split, settings: Config, found: list[Finding]) -> None:
+    """Whether there are enough normal items for the batch and for the rate that is asked for."""
+    rate, n = settings.evaluate.false_positive_rate, len(split.calibration)
+    if not n:
+        found.append(
+            Finding(WARNING, "no_calibration", "no normal items are set aside for the threshold",
+                    "--config.data.calibration=0.1")
+        )  # fmt: skip
+    elif settings.evaluate.threshold_by == "rate" and 1 / (n + 1) > rate:
+        needed = math.ceil(1 / rate - 1e-9) - 1
+        whole = math.ceil(needed / settings.data.calibration)
+        what = (
+            f"{n} calibration items can promise a false-positive rate of {1 / (n + 1):.2%} at best, asked is {rate:.2%}"
+        )
+        do = (
+            f"{needed} would do, that is {whole} normal items at data.calibration={settings.data.calibration:g}; or "
+            f"ask for --config.evaluate.false_positive_rate={math.ceil(1e3 / (n + 1)) / 1e3:g}"
+        )
+        found.append(Finding(WARNING, "few_for_rate", what, do))
+    if len(split.train) < settings.train.batch_size:
+        what = f"a batch of {settings.train.batch_size} is larger than the training part of {len(split.train)} items"
+        found.append(Finding(WARNING, "batch", what, f"--config.train.batch_size={max(len(split.train) // 4, 2)}"))
+
+
+def fits(judge: Scorer, dataset: Dataset, looked: Looked, headers: Headers, found: list[Finding]) -> None:
+    """Whether they are of the kind that a detector was trained on."""
+    if str(dataset.images.dtype) != judge.dtype:
+        what = f"these are {dataset.images.dtype}, the detector was trained on {judge.dtype}"
+        found.append(Finding(WARNING, "type", what, "convert them as the training images were"))
+    elif looked.columns is None and not dataset.recordings:
+        outside = np.flatnonzero(looked.finite & ((looked.low < judge.low) | (looked.high > judge.high)))
+        if len(outside):
+            what = f"{len(outside)} items have values beyond the detector's range {judge.low:g} to {judge.high:g}"
+            do = "look whether the exposure or the unit has changed; `ganomaly train` anew if it has for good"
+            found.append(Finding(WARNING, "range", what, do, _named(dataset, outside)))
+    colour = [path for path, (_, _, mode) in headers.items() if "colour" in sort_of(mode)]
+    channels = judge.input_shape[-1]
+    if headers and channels in (1, 3):
+        other = colour if channels == 1 else [path for path in headers if path not in set(colour)]
+        if other:
+            kind = "colour" if channels == 1 else "grey"
+            what = f"{len(other)} images are {kind}, the detector takes {channels} channels"
+            found.append(
+                Finding(WARNING, "channels", what, "take them as the training images were taken", tuple(other))
+            )
+
+
+def scores(
+    judge: Scorer, dataset: Dataset, looked: Looked, normal: frozenset[str], source: str, found: list[Finding]
+) -> None:
+    """Whether a detector scores these normal items as those that it was calibrated on."""
+    is_normal = np.array([dataset.classes[label] in normal for label in dataset.labels])
+    chosen = np.flatnonzero(is_normal & looked.finite)
+    if not len(chosen):
+        return
+    try:
+        scores = judge(lazy.select(dataset.images, chosen))
+    except UserError as error:
+        found.append(Finding(UNUSABLE, "not_scored", f"the detector cannot score them: {error}", "convert them"))
+        return
+    before = np.asarray(judge.variables["calibration"])
+    distance, p_value = acceptance.two_samples(before, scores)
+    flagged = int((scores > judge.threshold).sum())
+    numbers = (
+        f"of {len(scores)} normal items {flagged} are flagged ({flagged / len(scores):.1%}, promised "
+        f"{judge.calibration.rate:.1%}); median score {np.median(scores):.4g}, of the {len(before)} calibration items "
+        f"{np.median(before):.4g}; Kolmogorov-Smirnov distance {distance:.2f}, p value {p_value:.2g}"
+    )
+    if p_value >= acceptance.SHIFTED:
+        found.append(Finding(NOTE, "scores", f"their scores look like the calibration's: {numbers}", "nothing"))
+        return
+    do = (
+        f"if these are normal now: `ganomaly update --workdir W --data {source} --out W2` trains further and says "
+        "whether a new threshold (`ganomaly recalibrate`) would do"
+    )
+    found.append(Finding(WARNING, "shifted", f"their scores are not the calibration's: {numbers}", do))

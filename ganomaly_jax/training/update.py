@@ -1,0 +1,364 @@
+"""A trained detector brought up to date with new normal images or rows, and kept only where it is not worse."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ganomaly_jax.core import config, config_values, sealed_folder, validation
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.formats import mixture
+from ganomaly_jax.data.formats.mixture import Part
+from ganomaly_jax.data.rows import splits as row_splits
+from ganomaly_jax.data.splits import Split
+from ganomaly_jax.evaluation import acceptance
+from ganomaly_jax.runs import checkpoint as runs_checkpoint
+from ganomaly_jax.runs import resolution, run_folder, sweep
+from ganomaly_jax.runs.resolution import Run
+from ganomaly_jax.scoring import scorer, tile_adapter
+from ganomaly_jax.scoring.scorer import Scorer
+from ganomaly_jax.training import trainer
+from ganomaly_jax.training.loop import CHECKPOINTS, Say
+
+DECISION = "update.json"
+CANDIDATE, REFUSED = "candidate", "refused"
+# Share of the training images of an update that are old ones, and of the old run's steps that it takes.
+REPLAY, LENGTH = 0.5, 0.1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Update:
+    """What came of an update."""
+
+    kept: bool
+    """Whether the new detector took its place in the new run's folder; else it lies there under `refused`."""
+    reasons: tuple[str, ...]
+    """Why it was refused, a sentence each."""
+    lines: tuple[str, ...]
+    """The comparison in words."""
+    figures: dict[str, Any]
+    """The comparison in numbers, see `acceptance.compare`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Parent:
+    judge: Scorer
+    run: Run
+    checkpoint: Path
+    data_hash: str
+
+
+def update(
+    workdir: str | os.PathLike[str],
+    source: str,
+    out: str | os.PathLike[str],
+    replay: float = REPLAY,
+    margin: float = acceptance.MARGIN,
+    change: Callable[[Config], None] = lambda settings: None,
+    old_source: str = "",
+    say: Say = print,
+) -> Update:
+    """Train the detector of a run further, on new normal images and a replay of the old ones, into a new run's folder.
+
+    The weights and the optimiser go on from the checkpoint that the detector was made of. The new detector is
+    calibrated on the calibration images of both, compared with the old one on images that neither was trained on, and
+    kept only if it is not worse (`acceptance.decide`). The old run is only read. Called again with the same arguments
+    it goes on where it stopped, or says what came of it.
+
+    Args:
+      workdir: the folder of a finished run, of one model.
+      source: the new images as `data.source`, split as in a training; only normal ones are trained on.
+      out: the folder of the new run.
+      replay: share of the training images that are old ones, from 0 to below 1.
+      margin: how much worse it may be, see `acceptance.decide`.
+      change: changes the configuration of the training; before, `train.steps` is a tenth of the old run's and at least
+        one epoch, and everything else as it was.
+      old_source: where the old data lie now, if elsewhere than `config.json` of the run says.
+      say: takes the lines that are printed.
+
+    Raises:
+      UserError: no finished run of one model, data that have changed or that do not fit, no new normal images, another
+        run in `out`, arguments out of range.
+      DivergedError, DamagedError, StoppedError: as `training.train`.
+    """
+    workdir, out = Path(workdir), Path(out)
+    if not 0 <= replay < 1:
+        raise UserError(f"replay={replay}: wanted a share of old images from 0 to below 1, such as {REPLAY}")
+    if not 0 <= margin <= 1:
+        raise UserError(f"margin={margin}: wanted from 0 to 1, such as {acceptance.MARGIN}")
+    if out.resolve() == workdir.resolve():
+        raise UserError(f"--out {out} is the run to update, which stays as it is: wanted another folder")
+    parent = _parent(workdir, old_source)
+    new, settings_of_new = _new(parent, source)
+    scaling = parent.run.scaling
+    if scaling is None:
+        cut = splits.split(new, settings_of_new, parent.run.config.seed)
+    else:
+        cut = row_splits.split(new, settings_of_new)
+    split, known = _fresh(parent, new, cut)
+    kind = config.items(parent.run.config.data)
+    if known:
+        say(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
+    parts = _parts(parent, new, settings_of_new, split, replay)
+    used, had = len(parts[0].train), len(parent.run.split.train)
+    say(f"trained on: {len(split.train):,} new normal {kind}, {used:,} of {had:,} old ones replayed")
+    settings = _settings(parent, sum(len(part.train) for part in parts), change, say)
+    settings.data.source = str(out / mixture.NAME)
+    lineage = {
+        "parent": workdir.resolve().name,
+        "parent_data_hash": parent.data_hash,
+        "parent_step": parent.judge.provenance["step"],
+        "checkpoint_hash": hashlib.sha256((parent.checkpoint / sealed_folder.MANIFEST).read_bytes()).hexdigest(),
+        "new_data": source,
+        "new_data_hash": parts[1].content_hash,
+        "replay": replay,
+    }
+    done = _opened(out, lineage, settings)
+    if done is not None:
+        say(f"this update is done already, see {out / DECISION}")
+        return done
+    mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
+    judge = parent.judge
+    _begin(out, lineage, parts, parent, settings)
+    del parent, new
+    candidate = trainer.train(settings, out, mixed, say, into=CANDIDATE)
+    figures = acceptance.compare(judge, candidate, mixed, mixture.origins(parts))
+    reasons = acceptance.decide(figures, margin)
+    lines = [config.in_words(settings.data, line) for line in acceptance.describe(figures, str(workdir), source)]
+    if scaling is not None:
+        lines.append(f"note: neighbours in time are alike, so that {kind} count for fewer than they are")
+    _settle(out, lineage, figures, margin, reasons, lines)
+    return Update(not reasons, tuple(reasons), tuple(lines), figures)
+
+
+def _parent(workdir: Path, old_source: str) -> _Parent:
+    """The finished run to go on from, with its data."""
+    if team := sweep.stored(workdir):
+        first = sweep.folder(workdir, team[0])
+        raise UserError(f"{workdir} holds {len(team)} members, whose checkpoints are of all together ({first} has "
+                        "none of its own): wanted the folder of a run of one model")  # fmt: skip
+    settings = run_folder.stored_config(workdir)
+    if settings is None:
+        raise UserError(f"no run in {workdir}: wanted the --workdir of a finished `ganomaly train`")
+    if not (workdir / scorer.FOLDER).is_dir():
+        refused = (workdir / REFUSED).is_dir()
+        why = "holds an update that was refused" if refused else "holds a run that is not finished"
+        do = "take the run that it came from" if refused else "run `ganomaly train` again to go on with it first"
+        raise UserError(f"{workdir} {why}: {do}")
+    judge = scorer.load(workdir)
+    root = workdir / CHECKPOINTS
+    step, steps = judge.provenance.get("step"), runs_checkpoint.steps(root)
+    if step not in steps:
+        raise UserError(
+            f"{workdir} has no checkpoint of the step {step} that its detector was made of, so that there is nothing "
+            "to train further: wanted a run of `ganomaly train` with its checkpoints/"
+        )
+    if steps[-1] > step and judge.config.train.choose == "last":
+        raise UserError(
+            f"the training in {workdir} has gone on to step {steps[-1]:,} and its detector is that of step {step:,}: "
+            "run `ganomaly train` again to finish it first"
+        )
+    resolved = dataclasses.replace(judge.config, data=dataclasses.replace(settings.data))
+    resolved.data.source = old_source or settings.data.source
+    if not resolved.data.source:
+        raise UserError(
+            f"{workdir} was trained on arrays, which it does not hold: save them to a file (npz) and name it with "
+            "--old-data"
+        )
+    this = resolution.resolve(resolved, progress=True)
+    before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(this.dataset)
+    if before is not None and before != now:
+        raise UserError(
+            f"the data {this.dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
+            f"{now[:12]}): which images were trained on is no longer known. Name the unchanged ones with --old-data"
+        )
+    if this.dataset.recordings:
+        raise UserError(f"{workdir} is a detector of sound: an update is for images and rows, train anew on all of it")
+    return _Parent(judge, this, root / f"{step:08d}", now)
+
+
+def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
+    """The new images as the old ones were taken, and how they are read."""
+    old = parent.run.config.data
+    share = old.calibration or config.Data.calibration
+    settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
+    settings.columns = parent.judge.reading(source).columns
+    dataset = mixture.as_taken(sources.read(settings, progress=True), settings, parent.run.scaling)
+    if (dataset.spans is None) != (parent.run.scaling is None):
+        kinds = ("images", "rows of sensors")
+        taken = kinds[parent.run.scaling is not None]
+        raise UserError(f"{dataset.name} holds {kinds[dataset.spans is not None]}, the detector takes {taken}")
+    if old.abnormal not in dataset.classes:  # new normal images seldom come with the class that was abnormal
+        settings.abnormal = ""
+    if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
+        wanted, got = (set_.images.shape[1:] for set_ in (parent.run.dataset, dataset))
+        raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: wanted items of that size")
+    if dataset.images.dtype != parent.judge.dtype:
+        raise UserError(
+            f"{dataset.name} has {dataset.images.dtype} pixels, the detector was trained on {parent.judge.dtype}: "
+            "convert them as the old images were"
+        )
+    return dataset, settings
+
+
+def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
+    """The split without images that the old run has in any part, and how many these are."""
+    old = parent.run.split
+    used = np.concatenate([old.train, old.calibration, old.test])
+    known = {datasets.image_hash(image) for block in lazy.blocks(parent.run.dataset.images, used) for image in block}
+    is_new = np.array([datasets.image_hash(image) not in known for block in lazy.blocks(new.images) for image in block])
+    labels = split.labels[is_new[split.test]]
+    train, calibration, test = (part[is_new[part]] for part in (split.train, split.calibration, split.test))
+    if len(train) < 1 or len(calibration) < 1:
+        raise UserError(
+            f"{new.name} has {len(train)} normal {config.items(parent.run.config.data)} to train on and "
+            f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
+            "wanted one of each at least, and some hundreds are worth an update"
+        )
+    return dataclasses.replace(split, train=train, calibration=calibration, test=test, labels=labels), int(
+        (~is_new).sum()
+    )
+
+
+def _parts(parent: _Parent, new: Dataset, settings: config.Data, split: Split, replay: float) -> list[Part]:
+    """What is taken of the old and of the new images."""
+    old = parent.run
+    wanted = min(round(replay / (1 - replay) * len(split.train)), len(old.split.train))
+    drawn = np.random.default_rng((old.config.seed, 3)).permutation(len(old.split.train))[:wanted]
+    kept = old.split.train[np.sort(drawn)]
+    normal = splits.normal_classes(old.dataset, old.config.data.abnormal)
+    return [
+        Part(old.config.data, parent.data_hash, normal, kept, old.split.calibration, old.split.test),
+        Part(
+            settings,
+            datasets.content_hash(new),
+            splits.normal_classes(new, settings.abnormal),
+            split.train,
+            split.calibration,
+            split.test,
+        ),
+    ]
+
+
+def _settings(parent: _Parent, images: int, change: Callable[[Config], None], say: Say) -> Config:
+    """The configuration of the training that goes on."""
+    old = parent.run.config
+    settings = copy.deepcopy(old)
+    settings.data = dataclasses.replace(settings.data, abnormal="", limit=0)
+    if parent.run.scaling is None:  # that of rows is in the mixture, a value for each sensor
+        settings.data.low, settings.data.high = parent.judge.low, parent.judge.high
+    if settings.evaluate.threshold_by == "given":
+        settings.evaluate.threshold_by = "rate"
+        say("note: the old threshold was given as a number, which means nothing for other weights: it is set by rate")
+    settings.train.batch_size = min(settings.train.batch_size, images)
+    epoch = images // settings.train.batch_size
+    settings.train.steps = max(round(LENGTH * resolution.total_steps(old, len(parent.run.split.train))), epoch)
+    before = copy.deepcopy(settings)
+    change(settings)
+    if settings.train.epochs != before.train.epochs and settings.train.steps == before.train.steps:
+        settings.train.steps = 0
+    fixed = ("model.", "data.", "members.", "evaluate.score")
+    old_values, values = (config_values.flatten(config_values.to_dict(one)) for one in (before, settings))
+    other = [key for key in values if values[key] != old_values[key] and key.startswith(fixed)]
+    if other:
+        raise UserError(
+            f"{other[0]}={values[other[0]]!r}: an update keeps the network, its data and its score as they are"
+        )
+    validation.check(settings)
+    return settings
+
+
+def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | None:
+    """What came of this very update, where it is done; the folder is made, or made sure of, where it is not.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        stored = run_folder.stored_environment(out).get(run_folder.LINEAGE)
+        if stored is None:
+            raise UserError(f"{out} holds something else than an update: wanted a new folder, or that of this update")
+        differs = [f"{key} is {stored.get(key)!r} there, {value!r} here" for key, value in lineage.items()
+                   if stored.get(key) != value]  # fmt: skip
+        if differs:
+            raise UserError(f"{out} holds another update: {'; '.join(differs)}; take another --out")
+        before = run_folder.stored_config(out)
+        other = [] if before is None else config_values.differences(before, settings)
+        if other:
+            raise UserError(
+                f"{out} holds this update with another configuration: {'; '.join(other)}; take another --out"
+            )
+        if (out / DECISION).exists():
+            held = json.loads((out / DECISION).read_text(encoding="utf-8"))
+            _moved(out, held["kept"])
+            return Update(held["kept"], tuple(held["reasons"]), tuple(held["lines"]), held["figures"])
+    return None
+
+
+def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Parent, settings: Config) -> None:
+    """What the training goes on from: the old state as the checkpoint of step 0, and what it is trained on."""
+    if run_folder.LINEAGE not in run_folder.stored_environment(out):
+        run_folder.write_json(out / run_folder.ENVIRONMENT, {run_folder.LINEAGE: lineage})
+    run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
+    if not runs_checkpoint.steps(out / CHECKPOINTS):
+        like = jax.eval_shape(tile_adapter.network(parent.judge.detector).init, jax.random.key(0))
+        state, _ = runs_checkpoint.read(parent.checkpoint, like)
+        state = dataclasses.replace(state, step=np.zeros((), np.int32))
+        runs_checkpoint.save(
+            out / CHECKPOINTS, 0, state, {"config": config_values.to_dict(settings)}, settings.train.keep
+        )
+
+
+def _settle(
+    out: Path,
+    lineage: dict[str, Any],
+    figures: dict[str, Any],
+    margin: float,
+    reasons: list[str],
+    lines: list[str],
+) -> None:
+    """Write down what was decided, then let the new detector take the place that this gives it."""
+    held = {"kept": not reasons, "reasons": reasons, "margin": margin, "lines": lines, "figures": figures}
+    run_folder.write_json(out / DECISION, held | {run_folder.LINEAGE: lineage})
+    _moved(out, not reasons)
+
+
+def _moved(out: Path, kept: bool) -> None:
+    target = out / (scorer.FOLDER if kept else REFUSED)
+    if (out / CANDIDATE).is_dir():
+        sealed_folder.put(out / CANDIDATE, target)
+        shutil.rmtree(out / CANDIDATE, ignore_errors=True)
+
+
+def main(given: Any, change: Callable[[Config], None]) -> bool:
+    """The verb `update`: parsed arguments in, what happened on standard output; whether the new detector is kept."""
+    done = update(
+        given.workdir,
+        given.data,
+        given.out,
+        given.replay,
+        given.margin,
+        change,
+        given.old_data,
+        lambda line: print(line, flush=True),
+    )
+    print("\n".join(done.lines))
+    if not done.kept:
+        print(f"refused, {given.workdir} stays in use: {'; '.join(done.reasons)}")
+        print(f"the new detector is in {Path(given.out) / REFUSED}, to look at; nothing loads it by itself")
+    else:
+        print(f"kept: the new detector is in {given.out}; {given.workdir} is as it was")
+    return done.kept

@@ -1,0 +1,205 @@
+"""The command: its verbs on a folder of images, what it prints, its exit codes."""
+
+import csv  # noqa: I001
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tests.support import blobs
+
+from ganomaly_jax.cli import main, verbs
+from ganomaly_jax.core import validation
+
+SMALL = [
+    "--config.data.height=16",
+    "--config.data.width=16",
+    "--config.model.features=4",
+    "--config.model.latent_size=4",
+    "--config.optimizer.learning_rate=2e-3",
+    "--config.train.batch_size=8",
+    "--config.train.epochs=20",
+    "--config.mesh.devices=1",
+]
+
+
+def save(images, folder):
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(folder / f"{i:03}.png")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """good/ and bad/."""
+    root = tmp_path_factory.mktemp("images")
+    save(blobs(120, 0), root / "good")
+    save(blobs(20, 1, anomalous=True), root / "bad")
+    return root
+
+
+@pytest.fixture(scope="module")
+def workdir(folder, tmp_path_factory):
+    """A run made by the command."""
+    made = tmp_path_factory.mktemp("cli") / "run"
+    assert main.main(["train", str(folder), "--workdir", str(made), *SMALL]) == 0
+    return made
+
+
+def test_train_prints_little_and_leaves_everything(folder, workdir, capsys):
+    assert main.main(["train", str(folder), "--workdir", str(workdir), *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "1 of 8 devices" in out
+    assert "AUROC 0." in out or "AUROC 1." in out
+    assert "promise" in out
+    for name in ("config.json", "env.json", "history.jsonl", "metrics.json", "predictions.csv", "report.html"):
+        assert (workdir / name).stat().st_size > 100, name
+    assert json.loads((workdir / "metrics.json").read_text())["auroc"] > 0.8
+
+
+def test_evaluate_again_gives_the_same(workdir, capsys):
+    before = (workdir / "predictions.csv").read_bytes()
+    assert main.main(["evaluate", "--workdir", str(workdir)]) == 0
+    assert (workdir / "predictions.csv").read_bytes() == before
+    assert "report in" in capsys.readouterr().out
+
+
+def test_predict_scores_what_it_can(workdir, tmp_path, capsys):
+    save(blobs(5, 3), tmp_path / "new")
+    save(blobs(5, 4, anomalous=True), tmp_path / "new" / "odd ü")
+    (tmp_path / "new" / "empty.png").write_bytes(b"")
+    (tmp_path / "new" / "text.jpg").write_text("no image")
+    out = tmp_path / "rows.csv"
+    code = main.main(["predict", "--workdir", str(workdir), "--out", str(out), str(tmp_path / "new")])
+    assert code == 3
+    with out.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    invalid = {row["path"].rpartition("/")[2]: row for row in rows if row["verdict"] == "invalid"}
+    assert set(invalid) == {"empty.png", "text.jpg"}
+    assert all(row["reason"] and not row["score"] for row in invalid.values())
+    odd = [float(row["score"]) for row in rows if "odd ü" in row["path"]]
+    usual = [float(row["score"]) for row in rows if "odd ü" not in row["path"] and row["score"]]
+    assert np.mean(odd) > np.mean(usual)
+    printed = capsys.readouterr().out
+    assert "2 invalid" in printed
+    assert "empty.png" in printed
+
+
+def test_predict_of_good_files_writes_into_the_run(workdir, folder, capsys):
+    assert main.main(["predict", "--workdir", str(workdir), str(folder / "good" / "000.png")]) == 0
+    with (workdir / "predictions.csv").open(encoding="utf-8") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "good" / "000.png")]
+    assert "rows in" in capsys.readouterr().out
+
+
+def test_a_folder_of_one_class_alone(workdir, tmp_path, capsys):
+    """Anomalous images only: AUROC is not defined, and says so."""
+    save(blobs(2, 5), tmp_path / "set" / "train" / "good")
+    save(blobs(6, 5, anomalous=True), tmp_path / "set" / "test" / "bad")
+    assert main.main(["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set")]) == 0
+    printed = capsys.readouterr().out
+    assert "AUROC not defined" in printed
+    assert "no normal images" in printed
+    assert "NaN" not in (workdir / "metrics.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nowhere", "--workdir", "W"], "nowhere"),
+        (["train", "--workdir", "W"], "no data"),
+        (["train", "D", "--data", "E", "--workdir", "W"], "both"),
+        (["train", "D", "--workdir", "W", "--config.train.epoch=5"], "'train.epochs'"),
+        (["train", "D", "--workdir", "W", "--config.train.epochs=many"], "wanted int"),
+        (["train", "D", "--workdir", "W", "--config.data.height=80"], "16, 32, 64, 128, 256"),
+        (["train", "D", "--workdir", "W", "--epochs=5"], "--epochs"),
+        (["train", "D", "--workdir", "W", "--config", "none.py"], "get_config"),
+        (["evaluate", "--workdir", "nowhere"], "does not exist"),
+        (["predict", "--workdir", "nowhere", "a.png"], "does not exist"),
+        (["train", "EMPTY", "--workdir", "W"], "EMPTY"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "EMPTY").mkdir()
+    assert main.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_config_file_that_does_not_run(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("def get_config():\n    raise KeyError('x')\n")
+    code = main.main(["train", "D", "--workdir", str(tmp_path / "W"), "--config", str(tmp_path / "broken.py")])
+    assert code == 2
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_a_damaged_detector_has_its_own_exit_code(workdir, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run" / "detector" / "manifest.json").unlink()
+    assert main.main(["evaluate", "--workdir", str(tmp_path / "run")]) == 5
+    assert "manifest" in capsys.readouterr().err
+
+
+def test_every_config_resolves():
+    from pathlib import Path
+
+    files = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
+    assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
+    for file in files:
+        validation.check(verbs._config_from(str(file)))
+
+
+def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):
+    """The command starts itself again with the setting, unless it was told not to, has it, or cannot have it."""
+    started = []
+    monkeypatch.setattr(main.os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(main.sys, "orig_argv", ["python", "-m", "ganomaly_jax", "evaluate"])
+    thp = tmp_path / "enabled"
+    thp.write_text("always [madvise] never\n")
+    monkeypatch.setattr(main, "_THP", thp)
+    monkeypatch.setattr(main.os, "confstr", lambda name: "glibc 2.36")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+
+    def command(*more):
+        monkeypatch.setattr(main.sys, "argv", ["ganomaly", "evaluate", "--workdir", str(tmp_path / "none"), *more])
+        assert main.main() == 2  # there is no such run; the started command would say so
+        return capsys.readouterr().err
+
+    said = command()
+    assert said.count("glibc.malloc.hugetlb=1 (--no-huge-pages leaves it out)") == 1
+    ((program, words, environment),) = started
+    assert program == words[0] == main.sys.executable
+    assert words[1:] == ["-m", "ganomaly_jax", "evaluate"]
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["PATH"]
+    command("--no-huge-pages")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    assert "in huge pages" not in command()
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    for text, library in (("[always] madvise never", "glibc 2.36"), ("always [madvise] never", "glibc 2.31")):
+        thp.write_text(text)
+        monkeypatch.setattr(main.os, "confstr", lambda name, library=library: library)
+        assert "in huge pages" not in command()
+    thp.unlink()
+    command()
+    assert main.main(["evaluate", "--workdir", str(tmp_path / "none")]) == 2  # called from Python: never
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'foo'\nmore"), AssertionError()])
+def test_a_backend_that_is_not_there_is_one_sentence(error, folder, workdir, tmp_path, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fail)
+    train = ["train", str(folder), "--workdir", str(tmp_path / "new")]
+    for call in (train, ["predict", str(folder), "--workdir", str(workdir)], ["evaluate", "--workdir", str(workdir)]):
+        assert main.main(call) == 2
+        assert "no such device here" in capsys.readouterr().err
