@@ -41,5 +41,5 @@ def arrays():
 def trained(tmp_path_factory, arrays):
     """(workdir, scorer) of a finished run on `arrays`; look, do not touch."""
     workdir = tmp_path_factory.mktemp("run")
-    scorer = train(tiny_config(epochs=12, save_every=100, picture_every=12), workdir, arrays, say=lambda line: None)
+    scorer = train(tiny_config(epochs=12, save_every=100, picture_every=12), workdir, arrays, log=lambda line: None)
     return workdir, scorer

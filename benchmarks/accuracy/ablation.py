@@ -26,7 +26,7 @@ from jax import Array
 from benchmarks.accuracy import ablation_page, ablation_variants, auroc, auroc_data
 from benchmarks.accuracy.ablation_variants import BASE, VARIANTS
 from benchmarks.common import command, controls, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import batch_order, datasets
@@ -104,9 +104,9 @@ def unit(raw: Any) -> Array:
 @functools.cache
 def _programs(made: Ganomaly, augmentation: Any) -> tuple[Any, Any, Any, Any]:
     train = train_step.make_chunk(made, 0, 255, augmentation)
-    settle = jax.jit(lambda variables, raw: made.settle(variables, unit(raw)))
+    recompute_batch_stats = jax.jit(lambda variables, raw: made.recompute_batch_stats(variables, unit(raw)))
     described = jax.jit(lambda variables, raw: ablation_variants.described(made, variables, unit(raw)))
-    return jax.jit(made.init), jax.jit(train, donate_argnums=0), settle, described
+    return jax.jit(made.init), jax.jit(train, donate_argnums=0), recompute_batch_stats, described
 
 
 _nearness = functools.partial(jax.jit, static_argnums=2)(ablation_variants.nearness)
@@ -139,7 +139,7 @@ def train(made: Ganomaly, augmentation: Any, images: np.ndarray, seed: int, opti
     Raises:
       UserError: fewer images than one batch.
     """
-    init, run, settle, _ = _programs(made, augmentation)
+    init, run, recompute_batch_stats, _ = _programs(made, augmentation)
     n, batch = len(images), options.batch
     # One size for all sets, so that they are one program; what is added is never drawn.
     shown = jax.device_put(np.concatenate([images, np.zeros((max(options.limit - n, 0), *images.shape[1:]), np.uint8)]))
@@ -154,7 +154,7 @@ def train(made: Ganomaly, augmentation: Any, images: np.ndarray, seed: int, opti
     drawn = images[np.stack([random.permutation(n)[:batch] for _ in range(_SETTLED)])]
     averaged = made.variables(state)
     last = averaged | {"params": state.params["generator"]}
-    return Trained(settle(averaged, drawn), settle(last, drawn), np.concatenate(losses))
+    return Trained(recompute_batch_stats(averaged, drawn), recompute_batch_stats(last, drawn), np.concatenate(losses))
 
 
 def measure(name: str, images: Images, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
@@ -224,7 +224,7 @@ def known(out: str, protocol: Mapping[str, Any], digests: Mapping[str, str]) -> 
     return found
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure what is missing, seed by seed and variant by variant, and write the page."""
     command.choose_device(options)
     kinds = {SETS[name].dataset for name in options.sets}
@@ -236,10 +236,10 @@ def run(options: argparse.Namespace, say: Say) -> None:
     digests = {name: datasets.content_hash(held[SETS[name].dataset])[:16] for name in options.sets}
     protocol = {word: getattr(options, word) for word in _PROTOCOL} | {"format": 1}
     parts = known(options.out, protocol, digests)
-    load = command.load(say)
+    load = command.load(log)
     asked = [(v, name, seed) for seed in options.seeds for v in options.variants for name in options.sets]
     left = [key for key in asked if key not in parts]
-    say(f"{len(asked)} parts asked for, {len(asked) - len(left)} of them measured before")
+    log(f"{len(asked)} parts asked for, {len(asked) - len(left)} of them measured before")
     made: dict[tuple[str, int], Images] = {}
     for name, job, seed in left:
         begin = time.perf_counter()
@@ -250,7 +250,7 @@ def run(options: argparse.Namespace, say: Say) -> None:
         images = made[job, seed]
         found, losses = measure(name, images, seed, options)
         if losses is None:
-            say(f"{name}, {job}, seed {seed}: diverged, in no figure")
+            log(f"{name}, {job}, seed {seed}: diverged, in no figure")
         part = {
             "configuration": name,
             "job": job,
@@ -272,7 +272,7 @@ def run(options: argparse.Namespace, say: Say) -> None:
         atomic_files.write_text(
             Path(f"{options.out}.parts") / f"{name}-{job}-seed{seed}.json", json.dumps(part, indent=1)
         )
-        say(f"{name}, {job}, seed {seed}: {part['seconds']:.1f} s")
+        log(f"{name}, {job}, seed {seed}: {part['seconds']:.1f} s")
         if job == options.sets[-1]:
             write(options, parts, load)
     if not left or left[-1][1] != options.sets[-1]:

@@ -18,7 +18,7 @@ from ganomaly_jax.core.config import Model
 from ganomaly_jax.model import convolution, corruption, networks
 from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.model.protocol import Detector, TrainState
-from ganomaly_jax.model.relative_brightness import Exposed
+from ganomaly_jax.model.relative_brightness import RelativeBrightness
 from ganomaly_jax.scoring import scores
 from ganomaly_jax.training import augment
 
@@ -182,12 +182,12 @@ class Rotating(Ganomaly):
         }
         return super().variables(state) | {"discriminator": own}
 
-    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
-        judge = variables["discriminator"]
-        empty = judge | {"batch_stats": jax.tree.map(jnp.zeros_like, judge["batch_stats"])}
+    def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+        scorer = variables["discriminator"]
+        empty = scorer | {"batch_stats": jax.tree.map(jnp.zeros_like, scorer["batch_stats"])}
         found = lax.map(lambda x: self._rotation(empty, x, train=True)[1], batches)
         fresh = jax.tree.map(lambda leaf: leaf.mean(axis=0) / (1 - networks.BatchNorm.momentum), found)
-        return super().settle(variables, batches) | {"discriminator": judge | {"batch_stats": fresh}}
+        return super().recompute_batch_stats(variables, batches) | {"discriminator": scorer | {"batch_stats": fresh}}
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         found = super().outputs(variables, x)
@@ -221,7 +221,9 @@ VARIANTS = {
     "contrast": Variant("contrast of the discriminator's embedding", _with(contrast_weight=1.0)),
     "cosine": Variant("learning rate falling to 0 as a cosine", _cosine),
     "shifts": Variant(f"shifts of up to {SHIFT} pixels, and flips", _with(), augment.make(0, SHIFT, True)),
-    "exposure": Variant("brightness relative to the image's mean", _with(lambda **given: Exposed(Ganomaly(**given)))),
+    "exposure": Variant(
+        "brightness relative to the image's mean", _with(lambda **given: RelativeBrightness(Ganomaly(**given)))
+    ),
     "masked": Variant(f"masked input: {MASK:.0%} of the patches hidden", _with(Corrupting, mask=MASK)),
     "noisy": Variant(f"noisy input: deviation {Model.noise}", _with(Corrupting, noise=Model.noise)),
     "skip": Variant("skip connections", _with(Skipping)),

@@ -27,7 +27,7 @@ from benchmarks.accuracy import auroc_data, auroc_model, auroc_page, auroc_recip
 from benchmarks.accuracy.auroc_data import KINDS, Task
 from benchmarks.accuracy.auroc_model import Measured, Settings
 from benchmarks.common import command, controls, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from configs import inspection, recipe, surface
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
@@ -184,7 +184,7 @@ def differ(path: Path, what: str, there: Mapping[str, Any], here: Mapping[str, A
         )
 
 
-def measure(options: argparse.Namespace, say: Say) -> None:
+def measure(options: argparse.Namespace, log: Log) -> None:
     """All that is asked and not known yet, one training after the other; the page anew after each."""
     dataset = auroc_data.read(options.dataset, options.data, options.side)
     jobs = auroc_data.chosen(options.classes, auroc_data.jobs(options.dataset, dataset), "--classes")
@@ -196,17 +196,17 @@ def measure(options: argparse.Namespace, say: Say) -> None:
     span = datasets.value_range(dataset, np.arange(len(dataset.images)))
     images = np.asarray(dataset.images)
     on_device = jax.device_put(images)
-    load = command.load(say)
+    load = command.load(log)
     asked = [(name, job, seed) for seed in options.seeds for job in jobs for name in options.configurations]
     left = [key for key in asked if key not in parts]
-    say(f"{len(asked)} trainings asked for, {len(asked) - len(left)} of them measured before")
+    log(f"{len(asked)} trainings asked for, {len(asked) - len(left)} of them measured before")
     beside: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for name, job, seed in left:
         begin = time.perf_counter()
         task = auroc_data.task(options.dataset, dataset, job, seed, options.limit, options.test_limit)
         if (job, seed) not in beside:
             beside = {(job, seed): controls.scores(images, task.train, task.test, seed)}
-        found = CONFIGURATIONS[name].measure(task, on_device, span, settings_of(options, name), seed, say)
+        found = CONFIGURATIONS[name].measure(task, on_device, span, settings_of(options, name), seed, log)
         part = {
             "configuration": name,
             "job": job,
@@ -224,7 +224,7 @@ def measure(options: argparse.Namespace, say: Say) -> None:
         atomic_files.write_text(
             Path(f"{options.out}.parts") / f"{name}-{job}-seed{seed}.json", json.dumps(part, indent=1)
         )
-        say(f"{name}, {job}, seed {seed}: {part['seconds']:.0f} s")
+        log(f"{name}, {job}, seed {seed}: {part['seconds']:.0f} s")
         write(options, parts, jobs, load)
     if not left:
         write(options, parts, jobs, load)
@@ -296,10 +296,10 @@ def seeds(text: str) -> list[int]:
     return found
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure what is missing and write the page."""
     command.choose_device(options)
-    measure(options, say)
+    measure(options, log)
 
 
 main = functools.partial(

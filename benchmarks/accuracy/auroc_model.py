@@ -22,7 +22,7 @@ from ganomaly_jax.evaluation import auroc_intervals
 from ganomaly_jax.model import ganomaly
 from ganomaly_jax.training import train_step
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 SCORES = ("squared", "l1")
 COLUMNS = {
     "running": "running statistics, last epoch: the honest one, what this package does",
@@ -104,7 +104,7 @@ def score(
 
 
 def measure(
-    task: Task, images: Array, span: tuple[float, float], settings: Settings, seed: int, say: Say = lambda line: None
+    task: Task, images: Array, span: tuple[float, float], settings: Settings, seed: int, log: Log = lambda line: None
 ) -> Measured:
     """Train on images[task.train] and score images[task.test] in all four ways.
 
@@ -137,14 +137,14 @@ def measure(
             state, history = train(state, images, index, count)
             losses += np.asarray(history)[:count].sum(axis=0) / steps
         if not np.isfinite(losses).all():
-            say(f"{task.name} seed {seed}: diverged in epoch {epoch + 1}")
+            log(f"{task.name} seed {seed}: diverged in epoch {epoch + 1}")
             return Measured({}, {"diverged": epoch + 1})
         epochs["as_shipped"].append(score(distances, state, images, task.test, batch, True))
         shuffled = np.random.default_rng((seed, 3, epoch)).permutation(len(task.test))
         found = np.empty((len(task.test), 2), np.float32)
         found[shuffled] = score(distances, state, images, task.test[shuffled], batch, True)
         epochs["as_shipped_shuffled"].append(found)
-        say(f"{task.name} seed {seed}: epoch {epoch + 1} of {settings.epochs}")
+        log(f"{task.name} seed {seed}: epoch {epoch + 1} of {settings.epochs}")
     running = score(distances, state, images, task.test, batch, False)
     scores = {"running": _named(running), "batch": _named(epochs["as_shipped_shuffled"][-1])}
     more: dict[str, Any] = {"best_epoch": {}, "auroc_by_epoch": {}}

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.accuracy.auroc_data import Task
-from benchmarks.accuracy.auroc_model import Measured, Say, Settings
+from benchmarks.accuracy.auroc_model import Log, Measured, Settings
 from ganomaly_jax.core.config import Config, score_parts
 from ganomaly_jax.data import batch_order
 from ganomaly_jax.data.images import preprocess
@@ -33,9 +33,11 @@ def asked(own: Config, others: tuple[str, ...]) -> tuple[str, ...]:
 
 @functools.cache
 def _programs(detector: Detector, low: float, high: float) -> tuple[Any, Any, Any]:
-    settle = jax.jit(lambda variables, raw: detector.settle(variables, preprocess.to_unit(raw, low, high)))
+    recompute_batch_stats = jax.jit(
+        lambda variables, raw: detector.recompute_batch_stats(variables, preprocess.to_unit(raw, low, high))
+    )
     train = train_step.make_chunk(detector, low, high)
-    return jax.jit(detector.init), jax.jit(train, donate_argnums=0), settle
+    return jax.jit(detector.init), jax.jit(train, donate_argnums=0), recompute_batch_stats
 
 
 _parts = functools.partial(jax.jit, static_argnums=(0, 1))(scores.parts)
@@ -56,7 +58,7 @@ def measure(
     span: tuple[float, float],
     settings: Settings,
     seed: int,
-    say: Say = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Measured:
     """The scores `asked` of models trained as `own` says, with sizes and length of `settings`.
 
@@ -69,7 +71,7 @@ def measure(
     sized.data.height, sized.data.width, sized.data.channels = images.shape[1:]
     sized.model.latent_size, sized.model.features = settings.latent, settings.features
     detector = registry.from_config(sized)
-    init, train, settle = _programs(detector, *span)
+    init, train, recompute_batch_stats = _programs(detector, *span)
     order = np.random.default_rng((seed, 4)).permutation(task.train)
     held = min(int(HELD_SHARE * len(order)), HELD_MOST)
     held_out, trained = order[:held], np.sort(order[held:])
@@ -87,7 +89,7 @@ def measure(
             return Measured({}, {"diverged": begin // (n // batch) + 1})
     drawn = np.sort(np.random.default_rng((seed, 5)).permutation(trained)[: _SETTLED * batch])
     drawn = drawn[: len(drawn) // batch * batch].reshape(-1, batch)
-    variables = {"detector": settle(detector.variables(state), images[drawn])}
+    variables = {"detector": recompute_batch_stats(detector.variables(state), images[drawn])}
     bank = np.sort(np.random.default_rng((seed, 6)).permutation(trained)[: latent_statistics.BANK])
 
     def batches(chosen: np.ndarray) -> list[Array]:
@@ -100,7 +102,7 @@ def measure(
     each = [jax.device_get(_parts(detector, names, variables, x)) for x in batches(padded)]
     parts = {name: np.concatenate([one[name] for one in each])[: len(task.test)] for name in names}
     whole = {text: _sum(parts, text.split("+"), variables["statistics"]["scale"]) for text in asked}
-    say(f"{task.name} seed {seed}: {total} steps")
+    log(f"{task.name} seed {seed}: {total} steps")
     return Measured(
         {"running": whole},
         {"losses": dict(zip(detector.losses, map(float, losses[-1]), strict=True)), "held_out": held},

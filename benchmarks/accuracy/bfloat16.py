@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.data import datasets, sources
 from ganomaly_jax.evaluation import evaluate, sweep_summary
@@ -37,7 +37,7 @@ def subset(dataset: datasets.Dataset, images: int) -> datasets.Dataset:
     return datasets.from_arrays(dataset.images[chosen], dataset.labels[chosen], dataset.classes, name=dataset.name)
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """{dtype: the summary of its members, and the seconds of training and evaluation}."""
     settings = config.Config()
     settings.data.source, settings.data.height, settings.data.width = options.source, options.side, options.side
@@ -49,13 +49,13 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         settings.model.dtype = dtype
         with tempfile.TemporaryDirectory() as folder:
             begin = time.perf_counter()
-            trainer.train_members(settings, folder, dataset, say=say)
+            trainer.train_members(settings, folder, dataset, log=log)
             took = time.perf_counter() - begin
             each = evaluate.evaluate_members(folder, own=dataset)
             summary = sweep_summary.summarise(sweep.stored(Path(folder)), each)
         found[dtype] = summary | {"training_s": took}
-        say(f"{dtype}: trained in {took:.0f} s")
-        say("\n".join(sweep_summary.lines(summary)))
+        log(f"{dtype}: trained in {took:.0f} s")
+        log("\n".join(sweep_summary.lines(summary)))
     return found
 
 
@@ -114,9 +114,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the two files."""
-    found = measure(options, say)
+    found = measure(options, log)
     report = command.begin(
         "bfloat16",
         machine=timing.machine(),

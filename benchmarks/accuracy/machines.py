@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.accuracy import machines_seconds
 from benchmarks.accuracy.process_page import spread
 from benchmarks.common import command, controls, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets
@@ -151,7 +151,7 @@ def network(images: np.ndarray, tested: np.ndarray, detector: str, score: str, s
     settings.evaluate.score = score or settings.evaluate.score
     given = datasets.from_arrays(images, np.zeros(len(images), np.int64), name="spectrograms")
     with tempfile.TemporaryDirectory() as folder:
-        scorer = trainer.train(settings, folder, given, say=lambda line: None)
+        scorer = trainer.train(settings, folder, given, log=lambda line: None)
     return np.asarray(scorer(tested), np.float64)
 
 
@@ -165,7 +165,7 @@ def figures(scores: np.ndarray, kinds: list[str]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """{set: {"windows": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}."""
     found: dict[str, Any] = {}
     for name in [one for one in options.sets if one in SETS]:
@@ -184,7 +184,7 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             made["windows"].append([len(images), normal, len(tested) - normal])
             for label, own in scores.items():
                 made["methods"].setdefault(label, []).append(figures(own, split.kinds))
-                say(f"{name}, split {part}, {label}: {made['methods'][label][-1]['all']:.4f}")
+                log(f"{name}, split {part}, {label}: {made['methods'][label][-1]['all']:.4f}")
     return found
 
 
@@ -298,13 +298,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the files."""
-    load = command.load(say)
+    load = command.load(log)
     before = kept(options.out, options.sets)
-    found = {**before.pop("found"), **measure(options, say)}
+    found = {**before.pop("found"), **measure(options, log)}
     if TOGETHER in options.sets:
-        own = machines_seconds.measure(read(options.source, "fan"), options, say)
+        own = machines_seconds.measure(read(options.source, "fan"), options, log)
         before[TOGETHER] = machines_seconds.joined(before.get(TOGETHER, {}), own)
     load["after"] = timing.load_average()
     report = command.begin(

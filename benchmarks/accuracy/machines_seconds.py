@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.accuracy.process_page import spread
 from benchmarks.common import command, controls
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.data.audio import spectrogram
 from ganomaly_jax.data.audio.spectrogram import Spectrogram
@@ -124,7 +124,7 @@ def network(train: np.ndarray, test: np.ndarray, detector: str, seed: int) -> di
     settings.train.steps, settings.train.picture_every = STEPS, 0
     settings.evaluate.score = "+".join(SCORES)
     with tempfile.TemporaryDirectory() as folder:
-        scorer = trainer.train(settings, folder, train, say=lambda line: None)
+        scorer = trainer.train(settings, folder, train, log=lambda line: None)
     found = scores.parts(scorer.detector, SCORES, scorer.variables, scorer.unit(test))
     return {f"{detector}, {name}": np.asarray(found[name], np.float64) for name in SCORES}
 
@@ -165,7 +165,7 @@ def each_split(held: Mapping[str, np.ndarray], count: int, seconds: int, part: i
         yield name, figures(found, kinds, len(normal))
 
 
-def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """{cut: {seconds: {"judged": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}}."""
     found: dict[str, Any] = {}
     for (cut, count), seconds in itertools.product(CUTS.items(), options.seconds):
@@ -176,7 +176,7 @@ def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, say: Sa
                     made["judged"].append(one)
                     continue
                 made["methods"].setdefault(name, []).append(one)
-                say(f"fan, {cut}, {seconds} s, split {part}, {name}: {one['all']:.4f}")
+                log(f"fan, {cut}, {seconds} s, split {part}, {name}: {one['all']:.4f}")
     return found
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.accuracy.process import late, smoothed, windows
 from benchmarks.accuracy.process_page import spread
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.rows import windows as row_windows
@@ -87,7 +87,7 @@ def scores_of(name: str, values: np.ndarray, normal: np.ndarray, seed: int, step
             settings,
             folder,
             row_windows.from_rows(values, np.where(normal, 0, 1), ["temperature"], settings=settings.data),
-            say=lambda line: None,
+            log=lambda line: None,
         )
     return late(scorer(cut).astype(float), len(values))
 
@@ -138,7 +138,7 @@ METHODS = (
 )
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """{method: {seed: figures}}."""
     _, values, spans = read(options.source)
     normal = np.arange(len(values)) < TRAINED
@@ -150,7 +150,7 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             own = scores_of(name, values, normal, seed, options.steps)
             found.setdefault(name, {})[str(seed)] = figures(own, spans, WEIGHT)
             made = found[name][str(seed)]
-            say(f"{name}, seed {seed}: {made['found']} of 4, {made['false_alarms_a_month']:.1f} false alarms a month")
+            log(f"{name}, seed {seed}: {made['found']} of 4, {made['false_alarms_a_month']:.1f} false alarms a month")
     return found
 
 
@@ -227,10 +227,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the files."""
-    load = command.load(say)
-    found = measure(options, say)
+    load = command.load(log)
+    found = measure(options, log)
     load["after"] = timing.load_average()
     report = command.begin(
         "nab",

@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.accuracy import process_page
 from benchmarks.accuracy.auroc_page import PUBLISHED
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import combination, metrics, process_statistics
@@ -126,7 +126,7 @@ def judged(scorer: Scorer, items: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
-def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: int, say: Say) -> Scores:
+def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: int, log: Log) -> Scores:
     """GANomaly and the denoising autoencoder, on rows, on rows with the two before them, and GANomaly on windows."""
     found: Scores = {}
     for name, (detector, length, window) in kinds(options.window).items():
@@ -135,7 +135,7 @@ def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: 
         settings = settings_of(options, detector, window, rows["train_00"].shape[1], seed)
         settings.evaluate.score = "+".join(SCORES)
         with tempfile.TemporaryDirectory() as folder:
-            scorer = trainer.train(settings, folder, rows["train_00"], say=lambda line: None)
+            scorer = trainer.train(settings, folder, rows["train_00"], log=lambda line: None)
         for run, x in rows.items():
             if run == "train_00":
                 continue
@@ -145,7 +145,7 @@ def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: 
                 shown[f"{name}, error of x_hat"] = own["pixel"]
             for label, values in shown.items():
                 found.setdefault(label, {})[run] = late(values, len(runs[run]))
-        say(f"seed {seed}: {name} in {time.perf_counter() - begin:.0f} s")
+        log(f"seed {seed}: {name} in {time.perf_counter() - begin:.0f} s")
     return found
 
 
@@ -216,7 +216,7 @@ def means(found: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """{method: {smoothing: {seed: figures}}}; methods without a network have seed 0 alone."""
     runs = read(options.source)
     fixed = statistical(runs)
@@ -233,7 +233,7 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     for word, combine in COMBINED.items():
         add(f"PCA and dynamic PCA, {word}", together(fixed, linear, combine), 0)
     for seed in options.seeds:
-        own = networks(options, runs, seed, say)
+        own = networks(options, runs, seed, log)
         for name, values in own.items():
             add(name, values, seed)
         every = fixed | own
@@ -278,10 +278,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the files."""
-    load = command.load(say)
-    found = measure(options, say)
+    load = command.load(log)
+    found = measure(options, log)
     load["after"] = timing.load_average()
     report = command.begin(
         "process",

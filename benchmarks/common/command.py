@@ -24,7 +24,7 @@ from benchmarks.common import timing
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def parser(doc: str, **more: Any) -> argparse.ArgumentParser:
@@ -117,11 +117,11 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def load(say: Say = lambda line: None) -> dict[str, list[float]]:
+def load(log: Log = lambda line: None) -> dict[str, list[float]]:
     """The `load_average` of a report that begins; a machine that is not idle is told of."""
     before = timing.load_average()
     if before[0] > 0.3 * timing.cores():
-        say(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
+        log(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
     return {"before": before, "after": before}
 
 
@@ -185,7 +185,7 @@ def extremes(found: Mapping[str, float], form: str = ".2f") -> str:
 
 def main(
     arguments: Callable[[Sequence[str] | None], argparse.Namespace],
-    run: Callable[[argparse.Namespace, Say], Any],
+    run: Callable[[argparse.Namespace, Log], Any],
     argv: Sequence[str] | None = None,
     stopped: str = "the files hold the cases that were measured",
 ) -> int:

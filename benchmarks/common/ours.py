@@ -159,12 +159,12 @@ def operations(work: str, shape: Sequence[int], batch: int, latent: int, feature
     coder = pyramid + head * latent
     if work == "score":
         return 2.0 * batch * 3 * coder
-    judge = pyramid + head
-    forward = 3 * coder + 2 * judge
+    scorer = pyramid + head
+    forward = 3 * coder + 2 * scorer
     # The input of the first encoder needs no gradient; of the discriminator the generator's loss needs the gradient of
     # its input through the features, and its own loss those of its weights for two batches.
     generator = 3 * 2 * coder - first + pyramid
-    discriminator = 2 * (2 * judge - first)
+    discriminator = 2 * (2 * scorer - first)
     return 2.0 * batch * (forward + generator + discriminator)
 
 

@@ -34,19 +34,19 @@ def write_pictures(folder: Path, count: int, side: int, forms: Sequence[str] = (
 def measure(workdir: str, folder: str, out: str, rounds: int) -> dict[str, Any]:
     """What `predict` does, in turn with one thread that decodes and with all of them, compiled and warm."""
     from ganomaly_jax.data.images import files as image_files
-    from ganomaly_jax.scoring import scorer
+    from ganomaly_jax.scoring import scorer as scoring_scorer
 
-    judge = scorer.load(workdir)
+    scorer = scoring_scorer.load(workdir)
     counts = {"one": 1, "all": image_files.WORKERS}
-    _one_pass(judge, folder, out, image_files.WORKERS)
+    _one_pass(scorer, folder, out, image_files.WORKERS)
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in counts}
     for _ in range(rounds):
         for name, workers in counts.items():
-            taken[name].append(_one_pass(judge, folder, out, workers))
+            taken[name].append(_one_pass(scorer, folder, out, workers))
     number = taken["one"][0].pop("files")
     totals = {name: [found["total_s"] for found in passes] for name, passes in taken.items()}
     return {
-        "shape": list(judge.input_shape),
+        "shape": list(scorer.input_shape),
         "workers": counts,
         "files_per_s": {name: timing.spread([number / t for t in times]) for name, times in totals.items()},
         "ratio_all_to_one": timing.ratios(totals["all"], totals["one"]),
@@ -57,19 +57,19 @@ def measure(workdir: str, folder: str, out: str, rounds: int) -> dict[str, Any]:
     }
 
 
-def _one_pass(judge: Any, folder: str, out: str, workers: int) -> dict[str, float]:
+def _one_pass(scorer: Any, folder: str, out: str, workers: int) -> dict[str, float]:
     """Seconds of the parts of one `predict`, see README.md; `listing`, `decoding`, `scoring`, `writing` add up."""
     import jax
 
     from ganomaly_jax.data.images import files as image_files
     from ganomaly_jax.evaluation import evaluate
-    from ganomaly_jax.scoring import scorer
+    from ganomaly_jax.scoring import scorer as scoring_scorer
 
     cpu: list[float] = []
     waited: list[tuple[float, float]] = []
     busy: list[tuple[float, float]] = []
     begun: queue.SimpleQueue[tuple[float, Any] | None] = queue.SimpleQueue()
-    read_ahead, started = image_files.read_ahead, scorer.Scorer._started
+    read_ahead, started = image_files.read_ahead, scoring_scorer.Scorer._started
 
     def counted(function: Callable[[Any], Any], *rest: Any) -> Generator[Any, None, None]:
         def timed(item: Any) -> Any:
@@ -106,10 +106,13 @@ def _one_pass(judge: Any, folder: str, out: str, workers: int) -> dict[str, floa
     watcher.start()
     marks = [time.perf_counter()]
     try:
-        with mock.patch.object(image_files, "read_ahead", counted), mock.patch.object(scorer.Scorer, "_started", noted):
+        with (
+            mock.patch.object(image_files, "read_ahead", counted),
+            mock.patch.object(scoring_scorer.Scorer, "_started", noted),
+        ):
             paths = image_files.list_images(folder)
             marks.append(time.perf_counter())
-            judged, problems = judge.judge_files(paths, workers)
+            judged, problems = scorer.judge_files(paths, workers)
             marks.append(time.perf_counter())
     finally:
         begun.put(None)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from benchmarks.faults import cases as fault_cases
 from benchmarks.faults import runs as fault_runs
 from benchmarks.faults import sources as fault_sources
@@ -45,14 +45,14 @@ MUST_HOLD = {
 }
 
 
-def measure(options: argparse.Namespace, report: dict[str, Any], write: Callable[[], None], say: Say) -> None:
+def measure(options: argparse.Namespace, report: dict[str, Any], write: Callable[[], None], log: Log) -> None:
     """Fill `report["found"]` part by part, with `write` after every fault."""
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         flags: tuple[str, ...] = ("--config", str(timing.ROOT / "configs" / "smoke.py"), "--config.train.log_every=1")
         flags += tuple(f"--config.model.{name}=4" for name in ("features", "latent_size"))
         flags += (f"--config.train.steps={options.steps}", f"--config.train.save_every={options.save_every}")
         random = np.random.default_rng(options.seed)
-        say("training without a fault")
+        log("training without a fault")
         bench = fault_runs.Bench(Path(scratch), options.steps, options.save_every, options.limit, random, flags)
         fault_runs.compile_all(bench)
         bench = fault_runs.prepare(bench)
@@ -68,13 +68,13 @@ def measure(options: argparse.Namespace, report: dict[str, Any], write: Callable
                 entry["seconds"] = round(time.monotonic() - begin, 1)
                 write()
 
-            say(f"{part}: {entry['asked']}")
+            log(f"{part}: {entry['asked']}")
             PARTS[part](bench, entry["asked"], found, tell)
             entry["finished"] = True
             tell()
-            say(f"{part}: {_line(found.counts)}")
+            log(f"{part}: {_line(found.counts)}")
             for kind, seen in found.defects.items():
-                say(f"  DEFECT {kind} ({seen['times']} times), such as: {seen['first']}")
+                log(f"  DEFECT {kind} ({seen['times']} times), such as: {seen['first']}")
 
 
 def _line(counts: Mapping[str, Any]) -> str:
@@ -139,7 +139,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure what is asked for, writing the two files after every fault; the report."""
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     import jax
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         command.write(report, options.out, markdown, {f"{timing.ROOT}{os.sep}": ""})
 
     write()  # a folder that cannot be written to is found before anything is broken
-    measure(options, report, write, say)
+    measure(options, report, write, log)
     return report
 
 
@@ -159,8 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code, 1 where something did not hold."""
     broken: list[str] = []
 
-    def counted(options: argparse.Namespace, say: Say) -> None:
-        broken.extend(part for part, entry in run(options, say)["found"].items() if entry["defects"])
+    def counted(options: argparse.Namespace, log: Log) -> None:
+        broken.extend(part for part, entry in run(options, log)["found"].items() if entry["defects"])
 
     stopped = "the files hold the faults until then"
     return command.main(arguments, counted, argv, stopped) or int(bool(broken))

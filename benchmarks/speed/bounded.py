@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import pack
@@ -41,7 +41,7 @@ sys.exit(cli.command())
 _FIELDS = {"VmHWM": "peak_rss", "VmPeak": "peak_addresses", "RssAnon": "peak_anonymous"}
 
 
-def packed(folder: Path, options: argparse.Namespace, say: Say) -> tuple[int, int]:
+def packed(folder: Path, options: argparse.Namespace, log: Log) -> tuple[int, int]:
     """(images, bytes) of shards in the folder, each made by `ganomaly pack`; every 50th image is anomalous."""
     height, width, _ = options.shape
     each = max(_SHARD_BYTES // int(np.prod(options.shape)), 1)
@@ -57,7 +57,7 @@ def packed(folder: Path, options: argparse.Namespace, say: Say) -> tuple[int, in
         found = pack.pack(config.Data(source=str(array), height=height, width=width), name)
         count, size = count + found.count, size + found.count * int(np.prod(found.shape))
     array.unlink()
-    say(f"packed {count:,} images, {size / 2**30:.2f} GiB in {shards} shards")
+    log(f"packed {count:,} images, {size / 2**30:.2f} GiB in {shards} shards")
     return count, size
 
 
@@ -164,7 +164,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure both ways, writing the two files after each; the report."""
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "folder")}
     report = command.begin(
@@ -173,10 +173,10 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         data = Path(scratch) / "set"
         data.mkdir()
-        report["images"], report["bytes"] = packed(data, options, say)
+        report["images"], report["bytes"] = packed(data, options, log)
         for way in (STREAMED, HELD):
             found = report["found"][way] = trained(way, data, Path(scratch) / f"run_{way}", options)
-            say(f"data.stream={way}: exit code {found['exit_code']}, {found['peak_rss'] / 2**20:,.0f} MiB held at most")
+            log(f"data.stream={way}: exit code {found['exit_code']}, {found['peak_rss'] / 2**20:,.0f} MiB held at most")
             report["load_average"]["after"] = timing.load_average()
             command.write(report, options.out, markdown, {scratch: "..."})
     return report
@@ -185,7 +185,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit code, 1 where something did not hold."""
     wrong: list[str] = []
-    return command.main(arguments, lambda options, say: wrong.extend(broken(run(options, say))), argv) or int(
+    return command.main(arguments, lambda options, log: wrong.extend(broken(run(options, log))), argv) or int(
         bool(wrong)
     )
 

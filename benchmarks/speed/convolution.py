@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array, lax
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from benchmarks.speed.convolution_forms import FORMS, ROLES, SIZES, Form, Size, available, chosen
 from ganomaly_jax.core.errors import UserError
 
@@ -77,7 +77,7 @@ def side(form: Form, arrays: Sequence[Array], inner: int) -> timing.Side:
     return timing.Side(run, lambda: bool(jnp.isfinite(last[0]).all()), time.perf_counter() - begin)
 
 
-def measure(name: str, size: Size, batch: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(name: str, size: Size, batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """One case: every form made ready, in the loop and outside, then the rounds. It goes into the JSON as it is."""
     role, random = ROLES[name], np.random.default_rng(0)
     arrays = [jnp.asarray(0.1 * random.standard_normal(s), options.dtype) for s in role.shapes(batch, size)]
@@ -111,7 +111,7 @@ def measure(name: str, size: Size, batch: int, options: argparse.Namespace, say:
     case = {"role": name, "size": list(size), "batch": batch, "left_out": left_out}
     case["compile_s"] = {key: made.compile_s for key, made in sides.items()}
     case |= summarise(role.flops(batch, size), {form: found[form] for form in forms if form in found}, choice)
-    say(f"  {verdict(case)}")
+    log(f"  {verdict(case)}")
     return case
 
 
@@ -253,11 +253,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
     command.choose_device(options)
     options.inner = 1 if options.device == "cpu" else 16
-    load = command.load(say)
+    load = command.load(log)
     report = command.begin(
         "convolution",
         finished=False,
@@ -274,9 +274,9 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     write = functools.partial(command.write, report, options.out, markdown)
     write()  # a folder that cannot be written to is found before anything is measured
     for number, (name, size, batch) in enumerate(options.cases, 1):
-        say(f"[{number}/{len(options.cases)}] {name} {size}, batch {batch}")
+        log(f"[{number}/{len(options.cases)}] {name} {size}, batch {batch}")
         try:
-            case = measure(name, size, batch, options, say)
+            case = measure(name, size, batch, options, log)
         except Exception as error:  # the cases after it are worth having
             why = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
             case = {"role": name, "size": list(size), "batch": batch, "left_out": {"the case": why}}

@@ -24,7 +24,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import command, prediction, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from benchmarks.speed.end_to_end_page import STAGES, markdown
 from ganomaly_jax.core.errors import UserError
 
@@ -50,7 +50,7 @@ class Ran:
         return found[0]
 
 
-def cli(arguments: Sequence[str], say: Say = lambda line: None) -> Ran:
+def cli(arguments: Sequence[str], log: Log = lambda line: None) -> Ran:
     """Run `python -m ganomaly_jax ...` in a process of its own.
 
     Raises:
@@ -68,7 +68,7 @@ def cli(arguments: Sequence[str], say: Say = lambda line: None) -> Ran:
         try:
             for line in process.stdout:
                 lines.append((time.time(), line.rstrip()))
-                say("  " + line.rstrip())
+                log("  " + line.rstrip())
             code = process.wait()
         finally:
             if process.poll() is None:
@@ -130,16 +130,16 @@ def stages(ran: Ran, workdir: Path, start_s: float) -> dict[str, float]:
     return {name: max(0.0, b - a) for name, a, b in zip(STAGES, [ran.begin, *marks], marks, strict=False)}
 
 
-def train(options: argparse.Namespace, workdir: Path, say: Say) -> dict[str, Any]:
+def train(options: argparse.Namespace, workdir: Path, log: Log) -> dict[str, Any]:
     """Train and evaluate with nothing compiled before; then evaluate again, and train one step, with all compiled."""
     start_s = start_seconds()
     call = ["train", "--workdir", str(workdir), *options.flags]
-    say("train and evaluate, compiling everything")
-    ran = cli(call, say)
+    log("train and evaluate, compiling everything")
+    ran = cli(call, log)
     cold = stages(ran, workdir, start_s)
-    say("evaluate again")
+    log("evaluate again")
     again = cli(["evaluate", "--workdir", str(workdir)])
-    say("one step, with everything compiled")
+    log("one step, with everything compiled")
     short = workdir.with_name("short")
     call = ["train", "--workdir", str(short), *options.flags, "--config.train.steps=1"]
     warm = stages(cli(call), short, start_s)
@@ -161,19 +161,19 @@ def train(options: argparse.Namespace, workdir: Path, say: Say) -> dict[str, Any
     }
 
 
-def predict(options: argparse.Namespace, workdir: Path, scratch: Path, say: Say) -> dict[str, Any]:
+def predict(options: argparse.Namespace, workdir: Path, scratch: Path, log: Log) -> dict[str, Any]:
     """Files a second of the command, and of its parts in one process with one thread that decodes and with all."""
     if not workdir.exists():
-        say("a detector of one step")
+        log("a detector of one step")
         cli(["train", "--workdir", str(workdir), *options.flags, "--config.train.steps=1"])
     folder, out = scratch / "pictures", scratch / "predictions.csv"
-    say(f"making {options.files} files of {options.side} x {options.side}")
+    log(f"making {options.files} files of {options.side} x {options.side}")
     size = prediction.write_pictures(folder, options.files, options.side)
     call = ["predict", str(folder), "--workdir", str(workdir), "--out", str(out)]
     cli(call)  # the program may have to be compiled, the files be fetched from the disk
-    say("predict")
+    log("predict")
     ran = cli(call)
-    say("its parts")
+    log("its parts")
     given = {"workdir": str(workdir), "folder": str(folder), "out": str(out), "rounds": options.rounds}
     try:
         parts = timing.in_own_process("benchmarks.common.prediction:measure", given, timeout_s=3600)
@@ -217,9 +217,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure what is asked for and write the two files after each part; the report."""
-    load = command.load(say)
+    load = command.load(log)
     names = ("works", "config", "source", "epochs", "images", "files", "side", "rounds", "quick", "flags")
     try:
         found = timing.in_own_process("benchmarks.speed.end_to_end:machine", {})
@@ -240,9 +240,9 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         workdir = Path(scratch, "run")
         for work in options.works:
             if work == "train":
-                report[work] = train(options, workdir, say)
+                report[work] = train(options, workdir, log)
             else:
-                report[work] = predict(options, workdir, Path(scratch), say)
+                report[work] = predict(options, workdir, Path(scratch), log)
             report["load_average"]["after"] = timing.load_average()
             report["finished"] = work == options.works[-1]
             write()

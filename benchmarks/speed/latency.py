@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from benchmarks.speed import latency_make
 from benchmarks.speed.latency_page import markdown
 from benchmarks.speed.latency_sides import MODES, SIDES
@@ -139,7 +139,7 @@ def differences(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
-def measure(workers: dict[str, Worker], mode: str, batch: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(workers: dict[str, Worker], mode: str, batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """One case: every side warmed up, then the rounds. A side that fails is closed and left out from then on."""
     case: dict[str, Any] = {"mode": mode, "batch": batch, "left_out": {}}
     turns: dict[str, list[list[float]]] = {}
@@ -152,7 +152,7 @@ def measure(workers: dict[str, Worker], mode: str, batch: int, options: argparse
             answer = workers[name].ask(mode, batch, count, warm=calls.get(name) != 1)
         except RuntimeError as error:
             case["left_out"][name] = str(error)
-            say(f"  {name} left out: {error}")
+            log(f"  {name} left out: {error}")
             turns.pop(name, None)
             workers.pop(name).close()
             return []
@@ -199,14 +199,14 @@ def cold_starts(
     return found
 
 
-def make(options: argparse.Namespace, artefacts: Path, images: Path, say: Say) -> tuple[dict[str, str], dict[str, str]]:
+def make(options: argparse.Namespace, artefacts: Path, images: Path, log: Log) -> tuple[dict[str, str], dict[str, str]]:
     """({side: its interpreter}, {side that is left out: why}), with all that they load and score written."""
     left_out = dict.fromkeys(set(SIDES) - set(options.only), "not asked for")
     pythons = {name: sys.executable for name in SIDES}
     side, sizes = options.shape[0], {"features": options.features, "latent": options.latent}
     own = functools.partial(timing.in_own_process, timeout_s=600)
     count = max(max(options.batches), 8)
-    say(f"making {count} images of {options.files_side} x {options.files_side}, and what is loaded")
+    log(f"making {count} images of {options.files_side} x {options.files_side}, and what is loaded")
     try:
         given = {"folder": str(images), "count": count, "side": options.files_side, "shape": options.shape}
         options.bytes_a_file = own("benchmarks.speed.latency_make:images", given)
@@ -229,7 +229,7 @@ def make(options: argparse.Namespace, artefacts: Path, images: Path, say: Say) -
         if why := failed.get(name, failed.get(folder)):
             left_out.setdefault(name, why)
     for name in set(left_out) & set(options.only):
-        say(f"  {name} left out: {left_out[name]}")
+        log(f"  {name} left out: {left_out[name]}")
     return {name: python for name, python in pythons.items() if name not in left_out}, left_out
 
 
@@ -263,9 +263,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure every case, then cold starts; the two files are written after each; the report."""
-    load = command.load(say)
+    load = command.load(log)
     try:
         machine = timing.in_own_process("benchmarks.speed.end_to_end:machine", {})
     except RuntimeError as error:
@@ -284,24 +284,24 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
             path.mkdir()
         # What is compiled while the exports are checked, the workers need not compile again.
         stack.enter_context(mock.patch.dict(os.environ, {"JAX_COMPILATION_CACHE_DIR": str(cache / "jax")}))
-        pythons, report["left_out"] = make(options, artefacts, images, say)
+        pythons, report["left_out"] = make(options, artefacts, images, log)
         report["sizes"] = latency_make.sizes(str(artefacts))
         settings["bytes_a_file"] = options.bytes_a_file
         workers = {name: Worker(python, name, artefacts, images, cache) for name, python in pythons.items()}
         stack.callback(lambda: [made.close() for made in workers.values()])
         for mode in options.modes:
             for batch in options.batches:
-                say(f"{mode}, {batch}")
-                case = measure(workers, mode, batch, options, say)
+                log(f"{mode}, {batch}")
+                case = measure(workers, mode, batch, options, log)
                 for name, found in case["sides"].items():
-                    say(f"  {name}: {found['p50']:.4g} ms, {found['images_per_s']:,.0f} images/s")
+                    log(f"  {name}: {found['p50']:.4g} ms, {found['images_per_s']:,.0f} images/s")
                 report["cases"].append(case)
                 report["load_average"]["after"] = timing.load_average()
                 write()
         sides = [name for name in workers if name != IMPORTED]
         while workers:
             workers.popitem()[1].close()
-        say("cold starts")
+        log("cold starts")
         report["cold_start_s"] = cold_starts(sides, pythons, artefacts, images, scratch, options.starts)
         report["finished"] = True
         report["load_average"]["after"] = timing.load_average()

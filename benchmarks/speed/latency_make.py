@@ -23,12 +23,12 @@ def ours(folder: str, shape: Sequence[int], features: int, latent: int) -> dict[
     from ganomaly_jax.deploy import export
     from ganomaly_jax.model import ganomaly
 
-    judge = measured.untrained(ganomaly.Ganomaly(tuple(shape), latent, features))
-    judge.save(Path(folder, "detector"))
+    scorer = measured.untrained(ganomaly.Ganomaly(tuple(shape), latent, features))
+    scorer.save(Path(folder, "detector"))
     failed = {}
     for form in export.PROGRAMS:
         try:
-            export.export(judge, Path(folder, form), form=form)
+            export.export(scorer, Path(folder, form), form=form)
         except UserError as error:
             failed[form] = str(error)
     return failed

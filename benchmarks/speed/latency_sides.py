@@ -52,20 +52,21 @@ def ours(folder: str) -> Ways:
     """`Scorer`, as a program of Python calls it; `device` is the program that it compiles, on arrays of the device."""
     import jax
 
-    from ganomaly_jax.scoring import inference, scorer
+    from ganomaly_jax.scoring import inference
+    from ganomaly_jax.scoring import scorer as scoring_scorer
 
-    judge = scorer.load(folder)
-    compiled = functools.partial(inference.compiled, judge.detector, judge.parts, judge.pixels, judge.variables)
+    scorer = scoring_scorer.load(folder)
+    compiled = functools.partial(inference.compiled, scorer.detector, scorer.parts, scorer.pixels, scorer.variables)
 
     def place(x: np.ndarray) -> tuple[list[Any], int]:
-        blocks = _blocks(x, judge.block)
+        blocks = _blocks(x, scorer.block)
         return [jax.device_put(inference.pad(block, inference.bucket(len(block)))) for block in blocks], len(x)
 
     def device(placed: tuple[list[Any], int]) -> np.ndarray:
         begun = [compiled(x)["score"] for x in placed[0]]
         return np.concatenate([np.asarray(score) for score in begun])[: placed[1]]
 
-    return Ways(place, device, judge, judge)
+    return Ways(place, device, scorer, scorer)
 
 
 def export(folder: str) -> Ways:

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 from benchmarks.common import command, ours, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model import ganomaly
 from ganomaly_jax.training import train_step
@@ -86,7 +86,7 @@ def side(name: str, members: int, shape: Sequence[int], batch: int, latent: int,
     return timing.Side(run, finite, compile_s, facts=ours.counted(lowered, compiled))
 
 
-def measure(members: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(members: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """One number of members: every way made ready, then the rounds. What comes back goes into the JSON file."""
     sizes = {"shape": options.shape, "batch": options.batch, "latent": options.latent, "features": options.features}
     case: dict[str, Any] = {"members": members, "left_out": {}}
@@ -97,10 +97,10 @@ def measure(members: int, options: argparse.Namespace, say: Say) -> dict[str, An
             steps[name], each = timing.steps_a_turn(made, options.turn)
         except Exception as error:  # the ways beside it are worth having
             case["left_out"][name] = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
-            say(f"  {name} left out: {case['left_out'][name]}")
+            log(f"  {name} left out: {case['left_out'][name]}")
             continue
         sides[name] = made
-        say(f"  {name}: {1000 * each / models[name]:.4g} ms a member and step, compiled in {made.compile_s:.1f} s")
+        log(f"  {name}: {1000 * each / models[name]:.4g} ms a member and step, compiled in {made.compile_s:.1f} s")
     taken = timing.rotate(sides, steps, options.rounds)
     for name in [name for name, made in sides.items() if not made.finite()]:
         case["left_out"][name] = "its numbers are not finite"
@@ -175,7 +175,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
     command.choose_device(options)
     load = command.load()
@@ -184,8 +184,8 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     report = command.begin("members", machine=timing.machine(), load_average=load, settings=settings, cases=[])
     command.write(report, options.out, markdown)
     for members in options.members:
-        say(f"{members} members")
-        report["cases"].append(measure(members, options, say))
+        log(f"{members} members")
+        report["cases"].append(measure(members, options, log))
         report["load_average"]["after"] = timing.load_average()
         command.write(report, options.out, markdown)
         command.release()

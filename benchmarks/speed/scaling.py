@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 
 from benchmarks.common import command, ours, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from benchmarks.speed import collectives
 from benchmarks.speed.scaling_page import APART, DIVIDED, GROUP, ONE, SPREAD, STRONG, WEAK, markdown
 from ganomaly_jax.core import config
@@ -59,7 +59,7 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
     lies = sharding.divided(state, mesh, options.shard_from if way == DIVIDED else 0)
     state = sharding.put(state, lies)
     if way == DIVIDED:
-        steps = train_step.make_chunk(detector, 0, 255, None, sharding.own_rows(mesh), sharding.settled(lies))
+        steps = train_step.make_chunk(detector, 0, 255, None, sharding.own_rows(mesh), sharding.constrained(lies))
         program = sharding.partitioned(steps, mesh, lies, (0, 1, None))
     else:
         program = sharding.data_parallel(train_step.make_chunk(detector, 0, 255), mesh, (None, 0, 1, None), donate=0)
@@ -72,7 +72,7 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
 
 
 def measure(
-    kind: str, devices: int, one: timing.Side, ways: Sequence[str], options: argparse.Namespace, say: Say
+    kind: str, devices: int, one: timing.Side, ways: Sequence[str], options: argparse.Namespace, log: Log
 ) -> dict[str, Any]:
     """One number of devices: every way made ready, then the rounds beside `one` device."""
     batch = options.batch * devices if kind == WEAK else options.global_batch
@@ -84,10 +84,10 @@ def measure(
             steps[way], each = timing.steps_a_turn(made, options.turn)
         except Exception as error:  # the ways beside it are worth having
             case["left_out"][way] = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
-            say(f"  {way} left out: {case['left_out'][way]}")
+            log(f"  {way} left out: {case['left_out'][way]}")
             continue
         sides[way] = made
-        say(f"  {way}: {1000 * each:.4g} ms a step, compiled in {made.compile_s:.1f} s")
+        log(f"  {way}: {1000 * each:.4g} ms a step, compiled in {made.compile_s:.1f} s")
     taken = timing.rotate(sides, steps, options.rounds)
     for way in [way for way, made in sides.items() if not made.finite()]:
         case["left_out"][way] = "its numbers are not finite"
@@ -122,7 +122,7 @@ def summarise(taken: Mapping[str, Sequence[float]], work: float) -> dict[str, An
     }
 
 
-def checkpoints(one: timing.Side, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def checkpoints(one: timing.Side, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """What saving costs the thread of the loop and the one in the background, and what restoring takes."""
     detector = ganomaly.Ganomaly(options.shape, options.latent, options.features)
     raw = timing.pictures(_CALIBRATED, detector.shape)
@@ -169,7 +169,7 @@ def checkpoints(one: timing.Side, options: argparse.Namespace, say: Say) -> dict
             jax.block_until_ready(sharding.replicate(tree, sharding.local_mesh(1)))
             taken["restore"].append(since(begin))
     found = {f"{name}_ms": timing.spread([1000 * t for t in times]) for name, times in taken.items()}
-    say(
+    log(
         f"  the loop waits {found['pause_ms']['median']:.4g} ms, restoring takes {found['restore_ms']['median']:.4g} ms"
     )
     return {"bytes": size, **found, **shares(found, options.save_every)}
@@ -190,7 +190,7 @@ def shares(found: Mapping[str, Mapping[str, float]], save_every: int) -> dict[st
     }
 
 
-def feeding(step_s: float, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Images a second that the host can name to a device that holds them, or gather and send to one that does not."""
     batch, mesh = options.batch, sharding.local_mesh(1)
     images = timing.pictures(options.images, options.shape)
@@ -224,7 +224,7 @@ def feeding(step_s: float, options: argparse.Namespace, say: Say) -> dict[str, A
     taken = timing.rotate(sides, steps, options.rounds)
     rates = {label: timing.spread([calls[label][0] * batch / t for t in times]) for label, times in taken.items()}
     for label, rate in rates.items():
-        say(f"  {label}: {rate['median']:,.0f} images/s")
+        log(f"  {label}: {rate['median']:,.0f} images/s")
     eaten = {"measured here": batch / step_s}
     if options.step_ms:
         eaten[f"--step-ms {options.step_ms:g}"] = batch / (options.step_ms / 1000)
@@ -237,13 +237,13 @@ def feeding(step_s: float, options: argparse.Namespace, say: Say) -> dict[str, A
     }
 
 
-def streaming(one: timing.Side, step_s: float, options: argparse.Namespace, say: Say) -> dict[str, Any] | None:
+def streaming(one: timing.Side, step_s: float, options: argparse.Namespace, log: Log) -> dict[str, Any] | None:
     """A packed set read while the steps run, as `train` reads one that is larger than memory; None without grain.
 
     Images a second by itself, and the share of a loop of steps that waits for them, the first step left out.
     """
     if not all(importlib.util.find_spec(name) for name in ("grain", "array_record")):
-        say("  left out: a packed set read meanwhile, grain or array_record is not installed")
+        log("  left out: a packed set read meanwhile, grain or array_record is not installed")
         return None
     batch, steps, (height, width, _) = options.batch, math.ceil(options.turn / step_s), options.shape
     rates, waits = [], []
@@ -275,7 +275,7 @@ def streaming(one: timing.Side, step_s: float, options: argparse.Namespace, say:
                     jax.device_put(pixels)
                     one.run(1)
                 waits.append(waited / (time.perf_counter() - begin))
-    say(f"  read meanwhile: {np.median(rates):,.0f} images/s, the loop waits {np.median(waits):.3%}")
+    log(f"  read meanwhile: {np.median(rates):,.0f} images/s, the loop waits {np.median(waits):.3%}")
     return {"images_per_s": timing.spread(rates), "waits": timing.spread(waits), "steps": steps}
 
 
@@ -362,7 +362,7 @@ def _wanted(options: argparse.Namespace, name: str, good: bool, wanted: str) -> 
         raise UserError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, wanted {wanted}")
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
     most = max(options.devices)
     with contextlib.suppress(RuntimeError):  # the devices are there already
@@ -371,7 +371,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     if most > jax.local_device_count():
         raise UserError(f"--devices: got {most}, and there are {jax.local_device_count()}; take fewer")
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "folder")}
-    report = command.begin("scaling", finished=False, machine=timing.machine(), load_average=command.load(say))
+    report = command.begin("scaling", finished=False, machine=timing.machine(), load_average=command.load(log))
     report |= {"settings": settings, "step_ms": None, "cases": [], "checkpoint": None, "input": None}
 
     def write() -> None:
@@ -380,29 +380,29 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         command.write(report, options.out, markdown)
 
     write()
-    say("one device")
+    log("one device")
     one = side(ONE, 1, options.batch, options)
-    report["cases"].append(measure(WEAK, 1, one, (), options, say))
+    report["cases"].append(measure(WEAK, 1, one, (), options, log))
     report["step_ms"] = report["cases"][0]["ms"][ONE]
     write()
     if "checkpoint" in options.works:
-        say("checkpoints")
-        report["checkpoint"] = checkpoints(one, options, say)
+        log("checkpoints")
+        report["checkpoint"] = checkpoints(one, options, log)
         write()
     if "input" in options.works:
-        say("input")
+        log("input")
         step_s = report["step_ms"]["median"] / 1000
-        report["input"] = feeding(step_s, options, say) | {"streamed": streaming(one, step_s, options, say)}
+        report["input"] = feeding(step_s, options, log) | {"streamed": streaming(one, step_s, options, log)}
         write()
     for kind in [kind for kind in (WEAK, STRONG) if kind in options.works]:
         base = one
         if kind == STRONG and options.global_batch != options.batch:
             base = side(ONE, 1, options.global_batch, options)
-            report["cases"].append(measure(STRONG, 1, base, (), options, say))
+            report["cases"].append(measure(STRONG, 1, base, (), options, log))
         for devices in [count for count in options.devices if count > 1]:
-            say(f"{kind}, {devices} devices")
+            log(f"{kind}, {devices} devices")
             more = (GROUP, DIVIDED) if kind == WEAK and devices == most else ()
-            report["cases"].append(measure(kind, devices, base, (SPREAD, APART, *more), options, say))
+            report["cases"].append(measure(kind, devices, base, (SPREAD, APART, *more), options, log))
             write()
             command.release()
     report["finished"] = True

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 
@@ -153,24 +153,24 @@ def parsed(text: str) -> dict[str, Any]:
     }
 
 
-def in_process(judge: Any, files: Sequence[bytes], size: int, seconds: float) -> dict[str, float]:
+def in_process(scorer: Any, files: Sequence[bytes], size: int, seconds: float) -> dict[str, float]:
     """The same files decoded one after another and scored in batches of `size`: images a second and ms a batch."""
     from ganomaly_jax.data.images import files as image_files
     from ganomaly_jax.deploy import batching
 
-    height, width, _ = judge.input_shape
+    height, width, _ = scorer.input_shape
     taken, begin, at = [], time.perf_counter(), 0
     while time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         some = [files[(at + i) % len(files)] for i in range(size)]
-        read = [image_files.decoded(io.BytesIO(one), height, width, judge.config.data.fit) for one in some]
-        batching.answers(judge, read, [False] * size)
+        read = [image_files.decoded(io.BytesIO(one), height, width, scorer.config.data.fit) for one in some]
+        batching.answers(scorer, read, [False] * size)
         taken.append(time.perf_counter() - start)
         at += size
     return {"images_a_second": size / float(np.median(taken)), "ms": float(np.median(taken)) * 1e3}
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Everything; rounds take turns between the server and this process."""
     from ganomaly_jax.deploy import batching
     from ganomaly_jax.training import trainer
@@ -182,9 +182,9 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         folder.mkdir()
         for i, content in enumerate(files):
             (folder / f"{i:03}.png").write_bytes(content)
-        judge = trainer.train(settings(), workdir, (images, np.zeros(len(images), int)), say=lambda line: None)
-        batching.warm(judge, 64)
-        say("trained")
+        scorer = trainer.train(settings(), workdir, (images, np.zeros(len(images), int)), log=lambda line: None)
+        batching.warm(scorer, 64)
+        log("trained")
         found: dict[str, Any] = {"turns": {}, "bytes": float(np.mean([len(one) for one in files]))}
         with serving(workdir, options.queue) as server:
             found |= {"start_s": server.start_s, "memory": [[0, server.rss()]]}
@@ -196,12 +196,12 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
                     after = server.figures()
                     drawn = after["batches"] - before["batches"]
                     one["batch"] = (after["images"] - before["images"]) / max(drawn, 1)
-                    one["alone"] = in_process(judge, files, connections, options.seconds / 5)
+                    one["alone"] = in_process(scorer, files, connections, options.seconds / 5)
                     found["turns"].setdefault(str(connections), []).append(one)
                     said = f"{one['scored_a_second']:,.0f} a second, p50 {one['ms']['p50']:.1f} ms"
-                    say(f"round {i + 1}, {connections} connections: {said}")
+                    log(f"round {i + 1}, {connections} connections: {said}")
             found["overload"] = load(server.url, folder, 2 * options.queue, options.seconds)
-            say(f"{2 * options.queue} connections: {found['overload']['refused']:,} refused")
+            log(f"{2 * options.queue} connections: {found['overload']['refused']:,} refused")
             done = 0
             while done < options.flood:
                 one = load(server.url, folder, max(options.connections), options.seconds)
@@ -209,7 +209,7 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
                     raise UserError("the server answers no more")
                 done += one["scored"]
                 found["memory"].append([done, server.rss()])
-                say(f"{done:,} requests, {found['memory'][-1][1] / 2**20:.1f} MiB")
+                log(f"{done:,} requests, {found['memory'][-1][1] / 2**20:.1f} MiB")
         found["exit"] = server.process.returncode
     return found
 
@@ -278,16 +278,16 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the files."""
     import jax
 
-    loads = command.load(say)
+    loads = command.load(log)
     jax.local_devices()
     machine = timing.machine()
     for name in ("starlette", "uvicorn", "h11"):
         machine["versions"][name] = importlib.metadata.version(name)
-    found = measure(options, say)
+    found = measure(options, log)
     loads["after"] = timing.load_average()
     kept = {name: value for name, value in vars(options).items() if name != "out"}
     report = command.begin("serving", machine=machine, load_average=loads, settings=kept, found=found)

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks.accuracy import process
 from benchmarks.common import command, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.rows import tables
@@ -157,7 +157,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def flood(
-    workdir: Path, core: int, lines: Iterator[bytes], rows: int, flags: Sequence[str], say: Say
+    workdir: Path, core: int, lines: Iterator[bytes], rows: int, flags: Sequence[str], log: Log
 ) -> dict[str, Any]:
     """As many rows as it takes, one after the other: rows a second, and its memory every so often."""
     watched = Monitor(workdir, core, *flags, keep=False)
@@ -174,7 +174,7 @@ def flood(
         if done % _EVERY == 0 or done == rows:
             watched.wait_for(max(done - 500, 0))
             memory.append([done, watched.rss()])
-            say(f"{done:,} rows, {done / (time.perf_counter() - begin):,.0f} a second, {memory[-1][1] / 2**20:.1f} MiB")
+            log(f"{done:,} rows, {done / (time.perf_counter() - begin):,.0f} a second, {memory[-1][1] / 2**20:.1f} MiB")
     watched.wait_for(before + rows)  # each of them has its verdict
     taken = time.perf_counter() - begin
     watched.close()
@@ -186,15 +186,15 @@ def side_by_side(workdir: str, streams: int, rounds: int) -> dict[str, Any]:
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    from ganomaly_jax.scoring import scorer
+    from ganomaly_jax.scoring import scorer as scoring_scorer
     from ganomaly_jax.streaming import compiled_step
 
-    judge = scorer.load(workdir)
+    scorer = scoring_scorer.load(workdir)
     begin = time.perf_counter()
-    many = compiled_step.many(judge, streams)
+    many = compiled_step.many(scorer, streams)
     compiled = time.perf_counter() - begin
-    centre = (np.asarray(judge.low) + np.asarray(judge.high)) / 2
-    spread = (np.asarray(judge.high) - np.asarray(judge.low)) / 2
+    centre = (np.asarray(scorer.low) + np.asarray(scorer.high)) / 2
+    spread = (np.asarray(scorer.high) - np.asarray(scorer.low)) / 2
     x = np.random.default_rng(0).normal(centre, spread, (8, streams, len(centre))).astype(np.float32)
     taken = []
     for i in range(rounds + 20):
@@ -212,7 +212,7 @@ def side_by_side(workdir: str, streams: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Everything, for each of `WINDOWS`."""
     from ganomaly_jax.training import trainer
 
@@ -227,22 +227,22 @@ def measure(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         write_csv(normal, runs["train_00"], columns)
         for name, window in WINDOWS.items():
             workdir = Path(folder) / f"run_{window}"
-            trainer.train(settings_of(window, str(normal), columns), workdir, say=lambda line: None)
+            trainer.train(settings_of(window, str(normal), columns), workdir, log=lambda line: None)
             own: dict[str, Any] = {}
             for rate in options.rates:
                 own[f"{rate:g}"] = latency(workdir, core, stream_of(columns, rows), options.rows, rate, window)
                 ms = own[f"{rate:g}"]["ms"]
-                say(f"{name}, {rate:g} rows/s: p50 {ms['p50']:.2f} ms, p99 {ms['p99']:.2f} ms")
+                log(f"{name}, {rate:g} rows/s: p50 {ms['p50']:.2f} ms, p99 {ms['p99']:.2f} ms")
             state = ["--state", str(Path(folder) / f"state_{window}.json")]
             most = options.flood if not window else min(options.flood, options.flood_windows)
-            flooded = flood(workdir, core, stream_of(columns, rows), most, state, say)
+            flooded = flood(workdir, core, stream_of(columns, rows), most, state, log)
             own_process = [sys.executable, __file__, "--out", "none"]
             call = [*_on(core), *own_process, "--side-by-side", str(workdir), str(options.streams)]
             ran = subprocess.run(call, capture_output=True, text=True, check=False)
             if ran.returncode:
                 raise UserError(f"the streams side by side: {ran.stderr[-500:]}")
             many = json.loads(ran.stdout.splitlines()[-1])
-            say(f"{name}, {options.streams} streams: p50 {many['ms']['p50']:.1f} ms a step")
+            log(f"{name}, {options.streams} streams: p50 {many['ms']['p50']:.1f} ms a step")
             found[name] = {"latency": own, "flood": flooded, "many": many}
     return found
 
@@ -320,11 +320,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, say: Say) -> None:
+def run(options: argparse.Namespace, log: Log) -> None:
     """Measure and write the files."""
-    load, machine, allowed = command.load(say), timing.machine(), os.sched_getaffinity(0)
+    load, machine, allowed = command.load(log), timing.machine(), os.sched_getaffinity(0)
     try:
-        found = measure(options, say)
+        found = measure(options, log)
     finally:
         os.sched_setaffinity(0, allowed)
     load["after"] = timing.load_average()

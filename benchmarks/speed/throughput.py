@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import command, ours, table, timing
-from benchmarks.common.command import Say
+from benchmarks.common.command import Log
 from ganomaly_jax.core.errors import UserError
 
 OURS, EAGER = table.OURS, table.EAGER
@@ -32,7 +32,7 @@ _DEFAULTS = {"shapes": SHAPES, "batches": BATCHES, "rounds": 5, "turn": 1.0, "me
 _QUICK = {"shapes": "32x32x1", "batches": "64", "rounds": 2, "turn": 0.1, "memory": "none"}
 
 
-def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """One case: every side made ready, then the rounds. What comes back goes into the JSON file as it is.
 
     A side that cannot run is left out with the reason; without ours there is no case, and its `status` says why.
@@ -43,7 +43,7 @@ def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Names
 
     def leave_out(name: str, error: Exception) -> None:
         case["left_out"][name] = "out of memory" if timing.out_of_memory(error) else timing.one_line(error)
-        say(f"  {name} left out: {case['left_out'][name]}")
+        log(f"  {name} left out: {case['left_out'][name]}")
 
     def remember(name: str) -> None:
         module, _, arguments = plans[name]
@@ -55,7 +55,7 @@ def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Names
         except RuntimeError as error:
             if timing.out_of_memory(error) and name not in sides:
                 raise  # what does not fit there does not fit here
-            say(f"  {name}: memory not measured: {timing.one_line(error)}")
+            log(f"  {name}: memory not measured: {timing.one_line(error)}")
 
     for name, (_, make, arguments) in plans.items():
         try:
@@ -71,7 +71,7 @@ def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Names
             continue
         sides[name] = made
         round_s += each * steps[name]
-        say(f"  {name}: {1000 * each:.4g} ms a step, {made.compile_s:.1f} s until the first")
+        log(f"  {name}: {1000 * each:.4g} ms a step, {made.compile_s:.1f} s until the first")
     rounds = max(1, min(options.rounds, int(options.limit / round_s)))
     taken = timing.rotate(sides, steps, rounds)
     wrong = [name for name, made in sides.items() if not made.finite()]
@@ -182,7 +182,7 @@ def choose_peer(options: argparse.Namespace) -> None:
         )
 
 
-def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     """Measure every case and write the two files after each; the report."""
     command.choose_device(options)
     choose_peer(options)
@@ -190,10 +190,10 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     size = 2048 if options.device == "cpu" else 8192
     size = 256 if options.quick else size
     dtypes = ("float32", "bfloat16")
-    load = command.load(say)
+    load = command.load(log)
     options.peaks = {"jax": {dtype: timing.jax_matmul_peak(dtype, size) for dtype in dtypes}}
     if not options.peer:
-        say("ours alone: PyTorch is left out, or has no such device")
+        log("ours alone: PyTorch is left out, or has no such device")
     else:
         from benchmarks.common import pytorch_ganomaly as peer
 
@@ -220,9 +220,9 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
     cases = list(itertools.product(options.works, options.shapes, options.batches))
     for number, (work, shape, batch) in enumerate(cases, 1):
         begin = time.perf_counter()
-        say(f"[{number}/{len(cases)}] {work} {'x'.join(map(str, shape))}, batch {batch}")
+        log(f"[{number}/{len(cases)}] {work} {'x'.join(map(str, shape))}, batch {batch}")
         try:
-            case = measure(work, shape, batch, options, say)
+            case = measure(work, shape, batch, options, log)
         except Exception as error:  # the cases after it are worth having
             status = "out of memory" if timing.out_of_memory(error) else "failed"
             case = {"work": work, "shape": list(shape), "batch": batch, "status": status}
@@ -233,7 +233,7 @@ def run(options: argparse.Namespace, say: Say) -> dict[str, Any]:
         command.write(report, options.out, table.markdown)
         found = [f"{k.removeprefix('ratio_')} {case[k]['median']:.2f}" for k in RATIOS if case.get(k)]
         took = time.perf_counter() - begin
-        say(f"  {case['status']} in {took:.0f} s; ours / {', ours / '.join(found) or 'peer: not measured'}")
+        log(f"  {case['status']} in {took:.0f} s; ours / {', ours / '.join(found) or 'peer: not measured'}")
         command.release()
     return report
 

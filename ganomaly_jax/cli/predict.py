@@ -11,7 +11,8 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.evaluation import evaluate
-from ganomaly_jax.scoring import groups, scorer
+from ganomaly_jax.scoring import groups
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
 _SOME_FAILED = 3
@@ -27,21 +28,21 @@ def predict(given: Any) -> int:
     """
     if given.most_maps < 0:
         raise UserError(f"--most-maps {given.most_maps}: wanted a number of pictures, 0 for all")
-    judge = scorer.load(given.workdir)
+    scorer = scoring_scorer.load(given.workdir)
     if not given.out and (Path(given.workdir) / sealed_folder.MANIFEST).exists():
         raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
-    if judge.columns:
-        return _of_rows(judge, given)
-    if judge.sound:
-        return _of_sound(judge, given)
+    if scorer.columns:
+        return _of_rows(scorer, given)
+    if scorer.sound:
+        return _of_sound(scorer, given)
     files: list[Path] = []
     for path in map(Path, given.paths):
         files += image_files.list_images(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no image files in {', '.join(given.paths)}")
-    judged, problems = judge.judge_files(files, progress=True)
+    judged, problems = scorer.judge_files(files, progress=True)
     if given.groups:
-        judged = groups.judge_by(judge, judged, groups.of_images(given.groups, [str(path) for path in files]))
+        judged = groups.judge_by(scorer, judged, groups.of_images(given.groups, [str(path) for path in files]))
     reasons = dict(problems)
     out = Path(given.out) if given.out else Path(given.workdir) / evaluate.PREDICTIONS
     names = [str(path) for path in files]
@@ -50,29 +51,29 @@ def predict(given: Any) -> int:
         for path, verdict in zip(files, judged.verdicts, strict=True)
     ]
     evaluate.write_predictions(out, names, [None] * len(files), judged, why)
-    failed = _verdicts(judge, names, judged, why, out)
+    failed = _verdicts(scorer, names, judged, why, out)
     if given.maps:
         from ganomaly_jax.report import explanation
 
-        explanation.write_all(judge, given, files, judged)
+        explanation.write_all(scorer, given, files, judged)
     return failed
 
 
-def _of_rows(judge: Scorer, given: Any) -> int:
+def _of_rows(scorer: Scorer, given: Any) -> int:
     """Of tables of sensors: a row a window."""
     from ganomaly_jax.scoring import sensors
 
     if given.maps or given.groups:
         raise UserError("--maps and --groups are for images: wanted neither with tables of sensors")
-    found = sensors.judge_tables(judge, given.paths)
+    found = sensors.judge_tables(scorer, given.paths)
     out = Path(given.out) if given.out else Path(given.workdir) / evaluate.PREDICTIONS
     evaluate.write_predictions(out, found.paths, [None] * len(found.paths), found.judged, found.reasons)
     for note in found.notes:
         print(f"note: {note}")
-    return _verdicts(judge, found.paths, found.judged, found.reasons, out)
+    return _verdicts(scorer, found.paths, found.judged, found.reasons, out)
 
 
-def _of_sound(judge: Scorer, given: Any) -> int:
+def _of_sound(scorer: Scorer, given: Any) -> int:
     """Of recordings: a row a window, and a row a file beside."""
     from ganomaly_jax.report import sound_explanation
     from ganomaly_jax.scoring import sound
@@ -80,21 +81,21 @@ def _of_sound(judge: Scorer, given: Any) -> int:
     if given.groups:
         raise UserError("--groups is for images: wanted none with recordings")
     out = Path(given.out) if given.out else Path(given.workdir) / evaluate.PREDICTIONS
-    found, notes = sound_explanation.predict(judge, given, out)
+    found, notes = sound_explanation.predict(scorer, given, out)
     names = [name for one in found for name in one.names]
     why = [reason for one in found for reason in one.reasons]
     judged = sound.together(found)
     evaluate.write_predictions(out, names, [None] * len(names), judged, why)
     for note in notes:
         print(f"note: {note}")
-    return _verdicts(judge, names, judged, why, out)
+    return _verdicts(scorer, names, judged, why, out)
 
 
-def _verdicts(judge: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
+def _verdicts(scorer: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
     """Print the verdicts and how many there are of each; returns the exit code."""
     _table(names, judged, why)
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
-    if judge.calibration.review is None:
+    if scorer.calibration.review is None:
         counts.pop("review")
     print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return _SOME_FAILED if counts["invalid"] else 0

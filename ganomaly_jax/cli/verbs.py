@@ -197,21 +197,21 @@ def _train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool =
     from ganomaly_jax.training import trainer
 
     validation.check(settings)
-    dataset = sources.load(settings.data, progress=processes.first(), shared=processes.several())
+    dataset = sources.load(settings.data, progress=processes.is_primary(), shared=processes.is_distributed())
     told: list[str] = []
 
-    def say(line: str) -> None:
+    def log(line: str) -> None:
         told.append(line)
         print(line, flush=True)
 
-    scorer = trainer.train(settings, workdir, dataset, say, fall_back)
-    judged = evaluation_evaluate.judge_together(scorer, dataset) if processes.several() else None
+    scoring_scorer = trainer.train(settings, workdir, dataset, log, fall_back)
+    judged = evaluation_evaluate.judge_together(scoring_scorer, dataset) if processes.is_distributed() else None
 
     def evaluate() -> Evaluation:
-        print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+        print(f"threshold {scoring_scorer.threshold:.6g}: {scoring_scorer.calibration.source}")
         return show_evaluation(workdir, own=dataset, judged=judged, told=told)
 
-    return processes.together(evaluate)
+    return processes.run_on_primary(evaluate)
 
 
 def evaluate(given: Given, rest: Sequence[str]) -> int:
@@ -327,7 +327,7 @@ def _predict_on_ray(given: Given) -> int:
         given.out,
         given.workers or 0,
         given.address or "",
-        say=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
+        log=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
     )
     if found.kept:
         print(f"{found.kept} of {found.parts} parts were scored already")
@@ -377,5 +377,5 @@ def explain(given: Given, rest: Sequence[str]) -> int:
     from ganomaly_jax.report import explanation, sound_explanation
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
-    judge = scoring_scorer.load(given.workdir)
-    return sound_explanation.main(given, judge) if judge.sound else explanation.main(given, judge)
+    scorer = scoring_scorer.load(given.workdir)
+    return sound_explanation.main(given, scorer) if scorer.sound else explanation.main(given, scorer)

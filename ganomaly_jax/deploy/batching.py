@@ -34,35 +34,35 @@ class Job:
     answer: asyncio.Future[Answer]
 
 
-def check(judge: Scorer, most: int) -> None:
+def check(scorer: Scorer, most: int) -> None:
     """Whether a batch may have `most` images.
 
     Raises:
       UserError: it may not.
     """
-    if not 1 <= most <= judge.block:
-        raise UserError(f"batches of {most} images: wanted 1 to {judge.block}, what this detector takes at once")
+    if not 1 <= most <= scorer.block:
+        raise UserError(f"batches of {most} images: wanted 1 to {scorer.block}, what this detector takes at once")
 
 
-def warm(judge: Scorer, most: int) -> None:
+def warm(scorer: Scorer, most: int) -> None:
     """Compile every program that batches of up to `most` images need, so that no request waits for it."""
     for size in inference.BUCKETS:
         if size <= inference.bucket(most):
-            judge.judge(np.zeros((min(size, most), *judge.input_shape), judge.dtype))
-    attribution.residual_maps(judge, np.zeros((1, *judge.input_shape), judge.dtype))
+            scorer.judge(np.zeros((min(size, most), *scorer.input_shape), scorer.dtype))
+    attribution.residual_maps(scorer, np.zeros((1, *scorer.input_shape), scorer.dtype))
 
 
-def answers(judge: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool]) -> list[Answer | UserError]:
+def answers(scorer: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool]) -> list[Answer | UserError]:
     """Of images as `images.decoded` gives them, in one batch; an error in the place of one that cannot be used."""
-    height, width, channels = judge.input_shape
+    height, width, channels = scorer.input_shape
     names = [str(i) for i in range(len(batch))]
-    like = (judge.dtype, judge.low, judge.high)
+    like = (scorer.dtype, scorer.low, scorer.high)
     raw, kept, problems, _ = image_files.together(names, batch, height, width, channels, like)
     found: dict[int, Answer | UserError] = {int(name): UserError(reason) for name, reason in problems}
     if len(kept):
-        judged = judge.judge(raw)
+        judged = scorer.judge(raw)
         for place, i in enumerate(kept.tolist()):
-            drawn = attribution.residual_maps(judge, raw[place : place + 1]) if mapped[i] else None
+            drawn = attribution.residual_maps(scorer, raw[place : place + 1]) if mapped[i] else None
             scores = float(judged.scores[place]), float(judged.p_values[place])
             found[i] = Answer(*scores, judged.verdicts[place], drawn)
     return [found[i] for i in range(len(batch))]
@@ -77,7 +77,7 @@ def together(waiting: int, most: int) -> int:
     return some if inference.bucket(some) <= 2 * some else full
 
 
-async def work(judge: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None]) -> None:
+async def work(scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None]) -> None:
     """Answer jobs until this task is cancelled, at most `most` at once; `note` is told the size of each batch.
 
     Nothing waits for a batch to fill: an idle device takes one image at once, a busy one finds all that came meanwhile.
@@ -91,7 +91,7 @@ async def work(judge: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callabl
             found: Sequence[Answer | Exception]
             try:
                 found = await loop.run_in_executor(
-                    device, answers, judge, [job.image for job in batch], [job.mapped for job in batch]
+                    device, answers, scorer, [job.image for job in batch], [job.mapped for job in batch]
                 )
             except Exception as error:  # one batch may fail, out of memory say; the next may not
                 found = [error] * len(batch)

@@ -25,7 +25,7 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import export_runtime
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 
 PROGRAMS = {"stablehlo": "score.stablehlo", "onnx": "score.onnx"}
 WEIGHTS = "weights.npz"
@@ -38,7 +38,7 @@ TOLERANCE = 1e-4
 
 
 def export(
-    source: scorer.Scorer | str | os.PathLike[str],
+    source: scoring_scorer.Scorer | str | os.PathLike[str],
     out: str | os.PathLike[str],
     weights: str = "inside",
     form: str = "stablehlo",
@@ -71,11 +71,11 @@ def export(
         raise UserError(f"weights {weights!r} as {form}: wanted 'inside', or for stablehlo 'beside'")
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
-    live = source if isinstance(source, scorer.Scorer) else scorer.load(source)
+    live = source if isinstance(source, scoring_scorer.Scorer) else scoring_scorer.load(source)
     if form == "onnx" and (live.config.data.tile or live.sound):
         what = "sound" if live.sound else "tiles"
         raise UserError(f"a detector of {what} as ONNX is not known to work: wanted the form stablehlo")
-    if images is None and not isinstance(source, scorer.Scorer):
+    if images is None and not isinstance(source, scoring_scorer.Scorer):
         images = _tested_on(Path(source))
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
     try:
@@ -111,7 +111,9 @@ def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
     )
 
 
-def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
+def flat_function(
+    live: scoring_scorer.Scorer,
+) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
     """(fn, weights): `fn(weights, x)` is `Scorer.outputs` with its arrays in one flat dict, `a/b/c` to array."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
@@ -125,7 +127,7 @@ def flat_function(live: scorer.Scorer) -> tuple[Callable[[dict[str, Any], Any], 
     return function, named
 
 
-def lower(live: scorer.Scorer, beside: bool = False) -> jax.export.Exported:
+def lower(live: scoring_scorer.Scorer, beside: bool = False) -> jax.export.Exported:
     """The program, not yet written: of x [b, H, W, C], or with `beside` of a flat dict of weights and x."""
     function, named = flat_function(live)
     (size,) = jax.export.symbolic_shape("b")
@@ -136,7 +138,7 @@ def lower(live: scorer.Scorer, beside: bool = False) -> jax.export.Exported:
     return jax.export.export(jax.jit(functools.partial(function, named)), platforms=PLATFORMS)(x)
 
 
-def _write_stablehlo(folder: Path, live: scorer.Scorer, beside: bool) -> dict[str, str]:
+def _write_stablehlo(folder: Path, live: scoring_scorer.Scorer, beside: bool) -> dict[str, str]:
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError("an export needs flatbuffers: pip install 'ganomaly-jax[export]'")
     program = lower(live, beside)
@@ -151,13 +153,15 @@ def _write_stablehlo(folder: Path, live: scorer.Scorer, beside: bool) -> dict[st
     }
 
 
-def _write_onnx(folder: Path, live: scorer.Scorer) -> dict[str, str]:
+def _write_onnx(folder: Path, live: scoring_scorer.Scorer) -> dict[str, str]:
     from ganomaly_jax.deploy import onnx
 
     return onnx.write(folder / PROGRAMS["onnx"], live)
 
 
-def _manifest(live: scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]) -> dict[str, Any]:
+def _manifest(
+    live: scoring_scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]
+) -> dict[str, Any]:
     one = jax.ShapeDtypeStruct((1, *live.input_shape), np.dtype(live.dtype))
     outputs = jax.eval_shape(live.outputs, live.variables, one)
     return {
@@ -201,7 +205,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     (folder / sealed_folder.MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
 
 
-def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any]:
+def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[str, Any]:
     """Live and exported scores of 64 images: the largest differences.
 
     Raises:
@@ -242,7 +246,7 @@ def _self_check(live: scorer.Scorer, folder: Path, images: Any) -> dict[str, Any
     }
 
 
-def generate(live: scorer.Scorer, n: int) -> np.ndarray:
+def generate(live: scoring_scorer.Scorer, n: int) -> np.ndarray:
     """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud; always the same."""
     random = np.random.default_rng(0)
     if live.columns:  # rows and windows as normal as noise can be, and quieter and louder ones

@@ -62,10 +62,10 @@ class _RefusedError(Exception):
 class _State:
     """What the requests of one application share."""
 
-    def __init__(self, judge: Scorer, limits: Limits) -> None:
+    def __init__(self, scorer: Scorer, limits: Limits) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-        self.judge, self.limits = judge, limits
+        self.scorer, self.limits = scorer, limits
         self.compiled = self.draining = False
         self.error = ""
         """What ended the work on batches, which nothing should."""
@@ -96,7 +96,7 @@ class _State:
         return "draining: about to end" if self.draining else ""
 
 
-def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], None] | None = None) -> Starlette:
+def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[], None] | None = None) -> Starlette:
     """The ASGI application; paths and answers are those of `openapi.document`.
 
     Args:
@@ -114,30 +114,30 @@ def application(judge: Scorer, limits: Limits = Limits(), started: Callable[[], 
         from starlette.routing import Route
     except ImportError as error:
         raise missing(error) from None
-    if len(judge.input_shape) < 3:
+    if len(scorer.input_shape) < 3:
         raise UserError(
             "this detector judges sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
             "`ganomaly predict` judges recordings"
         )
-    batching.check(judge, limits.batch)
+    batching.check(scorer, limits.batch)
     for name in ("body", "pixels", "queue", "body_s"):
         if not getattr(limits, name) > 0:
             raise UserError(f"limit {name} {getattr(limits, name)}: wanted more than 0")
     if limits.pixels > decode.MAX_PIXELS:
         raise UserError(f"limit pixels {limits.pixels:,}: wanted at most {decode.MAX_PIXELS:,}, what is ever decoded")
-    state = _State(judge, limits)
+    state = _State(scorer, limits)
 
     async def score(request: Request) -> Response:
         found = await _answer(state, request, mapped=False)
         state.verdicts.labels(found.verdict).inc()
         shown = {name: _number(getattr(found, name)) for name in ("score", "p_value")}
-        return JSONResponse({**shown, "verdict": found.verdict, "threshold": _number(judge.threshold)})
+        return JSONResponse({**shown, "verdict": found.verdict, "threshold": _number(scorer.threshold)})
 
     async def explained(request: Request) -> Response:
         found = await _answer(state, request, mapped=True)
         if found.verdict == INVALID:
             raise _RefusedError(422, "NaN or infinite pixels: there is nothing to explain")
-        png = await asyncio.get_running_loop().run_in_executor(state.decoders, _png, judge, found)
+        png = await asyncio.get_running_loop().run_in_executor(state.decoders, _png, scorer, found)
         return Response(png, media_type="image/png")
 
     async def alive(request: Request) -> Response:
@@ -231,10 +231,10 @@ def _number(value: float) -> float | None:
 async def _work(state: _State) -> None:
     """Compile, then answer jobs. It ends only when it is cancelled, or by an error that /healthz then tells."""
     try:
-        await asyncio.get_running_loop().run_in_executor(None, batching.warm, state.judge, state.limits.batch)
+        await asyncio.get_running_loop().run_in_executor(None, batching.warm, state.scorer, state.limits.batch)
         state.compiled = True
         print("ganomaly: ready", file=sys.stderr, flush=True)
-        await batching.work(state.judge, state.jobs, state.limits.batch, state.batches.observe)
+        await batching.work(state.scorer, state.jobs, state.limits.batch, state.batches.observe)
     except Exception as error:
         state.error = f"the detector does not work: {type(error).__name__}: {error}"[:500]
         print(f"ganomaly: {state.error}", file=sys.stderr, flush=True)
@@ -254,8 +254,8 @@ async def _answer(state: _State, request: Request, mapped: bool) -> batching.Ans
     try:
         body = await _body(state.limits, request)
         loop = asyncio.get_running_loop()
-        height, width, _ = state.judge.input_shape
-        fit = state.judge.config.data.fit
+        height, width, _ = state.scorer.input_shape
+        fit = state.scorer.config.data.fit
         read = functools.partial(_decoded, body, height, width, fit, state.limits.pixels)
         image = await loop.run_in_executor(state.decoders, read)
         job = batching.Job(image, mapped, loop.create_future())
@@ -317,9 +317,9 @@ def _decoded(body: bytes, height: int, width: int, fit: str, most: int) -> image
     return found
 
 
-def _png(judge: Scorer, found: batching.Answer) -> bytes:
+def _png(scorer: Scorer, found: batching.Answer) -> bytes:
     assert found.maps is not None
-    title = explanation.title_of("", found.verdict, found.score, found.p_value, judge.threshold)
-    drawn, kept = explanation.picture(judge, found.maps, 0, title.strip()), io.BytesIO()
+    title = explanation.title_of("", found.verdict, found.score, found.p_value, scorer.threshold)
+    drawn, kept = explanation.picture(scorer, found.maps, 0, title.strip()), io.BytesIO()
     drawn.save(kept, "PNG")
     return kept.getvalue()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import http_app
 from ganomaly_jax.deploy.http_app import Limits
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 
 if TYPE_CHECKING:
     import uvicorn
@@ -42,7 +42,7 @@ def main(given: Any) -> int:
         raise UserError(f"--max-body {given.max_body:g}: wanted more than 0 and at most {_MAX_BODY_MIB} MiB")
     if not 0 < given.body_timeout <= _MAX_S:
         raise UserError(f"--body-timeout {given.body_timeout:g}: wanted more than 0 and at most {_MAX_S} seconds")
-    judge = scorer.load(given.workdir)
+    scorer = scoring_scorer.load(given.workdir)
     limits = Limits(int(given.max_body * 2**20), given.max_pixels, given.max_batch, given.queue, given.body_timeout)
 
     def started() -> None:
@@ -50,7 +50,7 @@ def main(given: Any) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, drain, loop)
-        print(f"{given.workdir} at {address}, {judge.input_shape} at most {limits.batch} at once", flush=True)
+        print(f"{given.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once", flush=True)
 
     def drain(loop: asyncio.AbstractEventLoop) -> None:
         shared = app.state.shared
@@ -60,7 +60,7 @@ def main(given: Any) -> int:
         print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
         loop.call_later(given.drain, leave, loop, server, listener)
 
-    app = http_app.application(judge, limits, started)
+    app = http_app.application(scorer, limits, started)
     with _listening(given.host, given.port) as listener:
         name = f"[{given.host}]" if ":" in given.host else given.host
         address = f"http://{name}:{listener.getsockname()[1]}"

@@ -31,7 +31,7 @@ from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, list_parts, package, quiet
 from ganomaly_jax.evaluation.evaluate import NOT_FINITE
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID, NORMAL
 
 # The file in the results' folder that says what they are of; readers of Parquet folders pass over this first letter.
@@ -58,7 +58,7 @@ def predict(
     workers: int = 0,
     address: str = "",
     part_size: int = PART,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Found:
     """Score images on Ray and write `out/part-000000.parquet`, ...: path, label, score, p_value, verdict, reason.
 
@@ -95,7 +95,7 @@ def predict(
         # Ray tells of workers that died on standard output, which is for results.
         with contextlib.redirect_stdout(sys.stderr), quiet(), _cluster(address, workers) as ray:
             where = (str(Path(workdir).resolve()), detector, os.getcwd())
-            for row in _all_scored(ray, parts, missing, where, workers, say):
+            for row in _all_scored(ray, parts, missing, where, workers, log):
                 with atomic_files.replacing(_file(out, row["part"])) as temporary:
                     temporary.write_bytes(row["parquet"])
                 done[row["worker"]] += 1
@@ -179,9 +179,9 @@ def _count(out: Path, parts: Sequence[Part]) -> dict[str, int]:
 def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     """The sha256 of the detector's manifest, which holds those of all its files."""
     folder = Path(workdir)
-    folder = folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder
+    folder = folder / scoring_scorer.FOLDER if (folder / scoring_scorer.FOLDER).is_dir() else folder
     if not (folder / sealed_folder.MANIFEST).is_file():
-        live = scorer.load(workdir)  # says what is wrong
+        live = scoring_scorer.load(workdir)  # says what is wrong
         if live.columns:
             raise UserError("--engine ray scores images: wanted the local engine for tables of sensors")
     with sealed_folder.reading(folder):
@@ -264,7 +264,7 @@ def _all_scored(
     missing: Sequence[int],
     where: tuple[str, str, str],
     workers: int,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """What `Scoring` gives for each missing part, in the order in which they are done.
 
@@ -292,7 +292,7 @@ def _all_scored(
                 "the others are scored, and the same command goes on"
             )
         if left:
-            say(f"{len(left)} parts were lost with their workers: once more")
+            log(f"{len(left)} parts were lost with their workers: once more")
 
 
 def _scored(
@@ -338,7 +338,7 @@ class Scoring:
 
     def __init__(self, workdir: str, detector: str, base: str, version: str) -> None:
         self.workdir, self.detector, self.base, self.version = workdir, detector, base, version
-        self.scorer: scorer.Scorer | None = None
+        self.scorer: scoring_scorer.Scorer | None = None
 
     def __call__(self, batch: Any) -> Any:
         """One row of `part` and `task` (a pickled `Part`) as one of part, parquet, error, exit_code and worker."""
@@ -358,15 +358,15 @@ class Scoring:
         given = {"part": row["part"], "parquet": parquet, "error": error, "exit_code": code, "worker": worker}
         return pa.table({name: [value] for name, value in given.items()})
 
-    def _loaded(self) -> scorer.Scorer:
+    def _loaded(self) -> scoring_scorer.Scorer:
         if self.version != __version__:
             raise UserError(f"ganomaly-jax {__version__}: wanted {self.version}, as where the command was given")
         if _detector_hash(self.workdir) != self.detector:
             raise UserError(f"{self.workdir} holds another detector than where the command was given")
-        return scorer.load(self.workdir)
+        return scoring_scorer.load(self.workdir)
 
 
-def judged(judge: scorer.Scorer, part: Part, base: str) -> bytes:
+def judged(scorer: scoring_scorer.Scorer, part: Part, base: str) -> bytes:
     """The rows of a part as a Parquet file; relative names are below the folder `base`.
 
     Raises:
@@ -380,10 +380,10 @@ def judged(judge: scorer.Scorer, part: Part, base: str) -> bytes:
     for block in blocks(part, base):
         reasons: dict[str, str] = {}
         if isinstance(block.images, np.ndarray):
-            paths, found = block.names, judge.judge(block.images)
+            paths, found = block.names, scorer.judge(block.images)
         else:
             with as_files(block.images) as paths:
-                found, problems = judge.judge_files(paths)
+                found, problems = scorer.judge_files(paths)
             reasons = dict(problems)
         for i, verdict in enumerate(found.verdicts):
             valid = verdict != INVALID

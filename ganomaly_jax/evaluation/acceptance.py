@@ -42,7 +42,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
       `beyond`, how often the old detector scores a new normal image higher than an anomaly.
     """
     held = np.flatnonzero(dataset.parts != 0)
-    scores = {side: judge(lazy.select(dataset.images, held)) for side, judge in (("old", old), ("new", new))}
+    scores = {side: scorer(lazy.select(dataset.images, held)) for side, scorer in (("old", old), ("new", new))}
     valid = np.isfinite(scores["old"]) & np.isfinite(scores["new"])
     held, scores = held[valid], {side: found[valid] for side, found in scores.items()}
     scores["recalibrated"] = scores["old"]

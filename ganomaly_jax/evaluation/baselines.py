@@ -147,7 +147,7 @@ def combinations(words: str) -> tuple[str, ...]:
 
 
 def compare(
-    judge: Scorer,
+    scorer: Scorer,
     training: Images,
     calibration: Images,
     test: Images,
@@ -187,22 +187,22 @@ def compare(
     chosen = named(detectors, explained) if isinstance(detectors, str) else _given(detectors)
     ways = combinations(combine)
     for name, items in (("training", training), ("calibration", calibration), ("test", test)):
-        if not len(items) or tuple(items.shape[1:]) != judge.input_shape:
-            raise UserError(f"{name} items {tuple(items.shape)}: wanted [n, *{judge.input_shape}], n at least 1")
-    kept = min(TRAINING, len(training), max(NUMBERS // math.prod(judge.input_shape), 2))
+        if not len(items) or tuple(items.shape[1:]) != scorer.input_shape:
+            raise UserError(f"{name} items {tuple(items.shape)}: wanted [n, *{scorer.input_shape}], n at least 1")
+    kept = min(TRAINING, len(training), max(NUMBERS // math.prod(scorer.input_shape), 2))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(training))[:kept])
-    fitted = _fit(judge, lazy.select(training, drawn), chosen, seed)
-    on_calibration = {DETECTOR: np.asarray(judge(calibration), np.float64)} | _scores(
-        judge, calibration, chosen, fitted
+    fitted = _fit(scorer, lazy.select(training, drawn), chosen, seed)
+    on_calibration = {DETECTOR: np.asarray(scorer(calibration), np.float64)} | _scores(
+        scorer, calibration, chosen, fitted
     )
-    own = judge(test) if scores is None else scores
-    on_test = {DETECTOR: np.asarray(own, np.float64)} | _scores(judge, test, chosen, fitted)
+    own = scorer(test) if scores is None else scores
+    on_test = {DETECTOR: np.asarray(own, np.float64)} | _scores(scorer, test, chosen, fitted)
     valid = np.isfinite(np.stack(list(on_calibration.values()))).all(axis=0)
     on_calibration = {name: found[valid] for name, found in on_calibration.items()}
     if valid.sum() < 2:
         raise UserError(f"{valid.sum()} calibration items can be scored: wanted two or more")
     _combine(ways, on_calibration, on_test)
-    rate = judge.calibration.rate if rate is None else rate
+    rate = scorer.calibration.rate if rate is None else rate
     p_values, figures = {}, {}
     for name, found in on_test.items():
         reference = np.sort(on_calibration[name])
@@ -229,15 +229,15 @@ def _given(detectors: Mapping[str, Any]) -> dict[str, Partner]:
     return {name: one if isinstance(one, Partner) else outside(one) for name, one in detectors.items()}
 
 
-def _blocks(judge: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
+def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
     """`x` [B, ...] in [-1, 1] and, where wanted, `z` [B, L], a block at a time."""
     size = inference.BUCKETS[-1]
     for begin in range(0, len(items), size):
         raw = np.asarray(items[begin : begin + size])
-        x = np.asarray(judge.unit(jnp.asarray(raw)))
+        x = np.asarray(scorer.unit(jnp.asarray(raw)))
         block = {"x": x}
         if latents:
-            z = _latents(judge.detector, judge.variables["detector"], inference.pad(x, inference.bucket(len(x))))
+            z = _latents(scorer.detector, scorer.variables["detector"], inference.pad(x, inference.bucket(len(x))))
             block["z"] = np.asarray(z)[: len(x)]
         yield block
 
@@ -250,9 +250,9 @@ def _latents(detector: Detector, variables: dict[str, Any], x: Array) -> Array:
     return outputs["z"]
 
 
-def _fit(judge: Scorer, items: Images, chosen: Mapping[str, Partner], seed: int) -> dict[Any, Any]:
+def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Partner], seed: int) -> dict[Any, Any]:
     used = {partner.on for partner in chosen.values()}
-    found = list(_blocks(judge, items, "z" in used))
+    found = list(_blocks(scorer, items, "z" in used))
     seen = {on: np.concatenate([block[on] for block in found]) for on in used}
     good = np.isfinite(np.concatenate([block["x"].reshape(len(block["x"]), -1).sum(axis=1) for block in found]))
     fitted: dict[Any, Any] = {}
@@ -264,12 +264,12 @@ def _fit(judge: Scorer, items: Images, chosen: Mapping[str, Partner], seed: int)
 
 
 def _scores(
-    judge: Scorer, items: Images, chosen: Mapping[str, Partner], fitted: Mapping[Any, Any]
+    scorer: Scorer, items: Images, chosen: Mapping[str, Partner], fitted: Mapping[Any, Any]
 ) -> dict[str, np.ndarray]:
     """[n] float64 of each partner, NaN for an item that has a NaN or infinite value."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     latents = any(partner.on == "z" for partner in chosen.values())
-    for block in _blocks(judge, items, latents):
+    for block in _blocks(scorer, items, latents):
         good = np.isfinite(block["x"].reshape(len(block["x"]), -1)).all(axis=1)
         for name, partner in chosen.items():
             scores = np.full(len(good), np.nan)

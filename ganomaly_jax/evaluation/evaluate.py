@@ -23,8 +23,9 @@ from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import figures, image_grids, sensor_plots, spectrogram_plots
 from ganomaly_jax.runs import diagnostics, history, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
-from ganomaly_jax.scoring import calibration, inference, scorer, sound
+from ganomaly_jax.scoring import calibration, inference, sound
 from ganomaly_jax.scoring import groups as scoring_groups
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
 METRICS = "metrics.json"
@@ -79,16 +80,16 @@ def evaluate(
       DamagedError: the detector is damaged.
     """
     workdir = Path(workdir)
-    judge = _at_rate(scorer.load(workdir), false_positive_rate)
+    scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
     asked: dict[str, Any] = {"partners": beside, "combine": combine}
     asked = {name: given for name, given in asked.items() if given is not None}
-    settings = dataclasses.replace(judge.config, evaluate=dataclasses.replace(judge.config.evaluate, **asked))
+    settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **asked))
     validation.check(settings)
-    judge = dataclasses.replace(judge, config=settings)
-    return _of(workdir, judge, _data(workdir, judge, source, arrays, own), judged, by, own)
+    scorer = dataclasses.replace(scorer, config=settings)
+    return _of(workdir, scorer, _data(workdir, scorer, source, arrays, own), judged, by, own)
 
 
-def judge_together(judge: Scorer, own: datasets.Dataset) -> Judgement:
+def judge_together(scorer: Scorer, own: datasets.Dataset) -> Judgement:
     """What is said of a run's test set by all processes of its training, each of its part; all of them call it.
 
     Parts are of whole blocks, so that the scores are those of one process.
@@ -98,17 +99,17 @@ def judge_together(judge: Scorer, own: datasets.Dataset) -> Judgement:
     """
 
     def part() -> bytes:
-        this = resolution.resolve(judge.config, own)
+        this = resolution.resolve(scorer.config, own)
         size = inference.BUCKETS[-1]
         mine = processes.own_part(-(-len(this.split.test) // size))
         chosen = this.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):
             return b""
-        found = judge.judge(lazy.select(this.dataset.images, chosen), progress=processes.first())
+        found = scorer.judge(lazy.select(this.dataset.images, chosen), progress=processes.is_primary())
         return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
 
-    scores, p_values = np.frombuffer(b"".join(processes.each(part)), np.float32).reshape(-1, 2).T
-    return Judgement(scores, p_values, calibration.verdicts(scores, judge.threshold, judge.calibration.review))
+    scores, p_values = np.frombuffer(b"".join(processes.all_gather_bytes(part)), np.float32).reshape(-1, 2).T
+    return Judgement(scores, p_values, calibration.verdicts(scores, scorer.threshold, scorer.calibration.review))
 
 
 def evaluate_members(
@@ -130,28 +131,28 @@ def evaluate_members(
     with Progress(len(team), 0, "member") as progress:
         for done, one in enumerate(team, 1):
             folder = sweep.folder(workdir, one)
-            if (folder / scorer.FOLDER).is_dir():
-                judge = _at_rate(scorer.load(folder), false_positive_rate)
-                found[one.name] = _of(folder, judge, resolution.resolve(judge.config, own))
+            if (folder / scoring_scorer.FOLDER).is_dir():
+                scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
+                found[one.name] = _of(folder, scorer, resolution.resolve(scorer.config, own))
             else:
                 found[one.name] = None
             progress.update(done, one.name)
     return found
 
 
-def _at_rate(judge: Scorer, rate: float | None) -> Scorer:
+def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
     if rate is None:
-        return judge
+        return scorer
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
-    asked = dataclasses.replace(judge.config.evaluate, threshold_by="rate", false_positive_rate=rate)
-    found = calibration.by(np.asarray(judge.variables["calibration"]), asked)
-    return dataclasses.replace(judge, calibration=dataclasses.replace(found, groups=judge.calibration.groups))
+    asked = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)
+    found = calibration.by(np.asarray(scorer.variables["calibration"]), asked)
+    return dataclasses.replace(scorer, calibration=dataclasses.replace(found, groups=scorer.calibration.groups))
 
 
 def _of(
     workdir: Path,
-    judge: Scorer,
+    scorer: Scorer,
     this: Run,
     judged: Judgement | None = None,
     by: scoring_groups.Given | None = None,
@@ -164,43 +165,43 @@ def _of(
     names = None
     if by is not None:
         names = scoring_groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
-    judged = judge.judge(images, progress=True) if judged is None else judged
+    judged = scorer.judge(images, progress=True) if judged is None else judged
     labels = this.split.labels
     paths = [this.dataset.paths[i] for i in this.split.test]
-    values = _metrics(this, judge, judged, labels)
+    values = _metrics(this, scorer, judged, labels)
     if this.dataset.spans is None:
-        values |= pixel_metrics.figures(judge, images, paths, labels)
-    values |= _beside(workdir, this, judge, judged, images, own)
+        values |= pixel_metrics.figures(scorer, images, paths, labels)
+    values |= _beside(workdir, this, scorer, judged, images, own)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
-        values["groups"] = group_metrics.figures(judge, judged.scores[valid], labels[valid], names[valid], seed)
-        judged = scoring_groups.judge_by(judge, judged, names)
+        values["groups"] = group_metrics.figures(scorer, judged.scores[valid], labels[valid], names[valid], seed)
+        judged = scoring_groups.judge_by(scorer, judged, names)
     records = list(history.read(workdir / history.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
-    values["warnings"] += diagnostics.words(records, judge.config.model.latent_size)
-    values["warnings"] = [config.in_words(judge.config.data, said) for said in values["warnings"]]
+    values["warnings"] += diagnostics.words(records, scorer.config.model.latent_size)
+    values["warnings"] = [config.in_words(scorer.config.data, said) for said in values["warnings"]]
     run_folder.write_json(workdir / METRICS, values)
-    not_finite = config.in_words(judge.config.data, NOT_FINITE)
+    not_finite = config.in_words(scorer.config.data, NOT_FINITE)
     reasons = [not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
-    misses = _misses(this, judge, judged, labels)
-    written = _report(workdir, this, judge, judged, labels, misses, values)
+    misses = _misses(this, scorer, judged, labels)
+    written = _report(workdir, this, scorer, judged, labels, misses, values)
     return Evaluation(values, written, misses)
 
 
 def _beside(
-    workdir: Path, this: Run, judge: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
+    workdir: Path, this: Run, scorer: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
 ) -> dict[str, Any]:
     """What `metrics.json` holds of the statistical detectors that the configuration asks for."""
-    asked = judge.config.evaluate
+    asked = scorer.config.evaluate
     if not asked.partners:
         return {}
     # Other test data come without the run's own, which the partners are fitted to.
-    mine = this if len(this.split.train) else _data(workdir, judge, "", None, own)
+    mine = this if len(this.split.train) else _data(workdir, scorer, "", None, own)
     chosen = mine.split.calibration if len(mine.split.calibration) else mine.split.train
     found = baselines.compare(
-        judge,
+        scorer,
         lazy.select(mine.dataset.images, mine.split.train),
         lazy.select(mine.dataset.images, chosen),
         images,
@@ -214,13 +215,13 @@ def _beside(
     return {"partners": found.figures, "combinations": found.combinations, "partners_notes": found.notes}
 
 
-def _data(workdir: Path, judge: Scorer, source: str, arrays: Any, own: datasets.Dataset | None) -> Run:
-    settings = judge.config
+def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets.Dataset | None) -> Run:
+    settings = scorer.config
     if not source and arrays is None:
         this = resolution.resolve(settings, own, progress=True)
         _check_unchanged(workdir, this.dataset)
         return this
-    resolved = judge.reading(source) if arrays is None else dataclasses.replace(settings.data, source=source)
+    resolved = scorer.reading(source) if arrays is None else dataclasses.replace(settings.data, source=source)
     dataset = sources.load(resolved, arrays, True)
     normal = splits.normal_classes(dataset, settings.data.abnormal)
     parts = dataset.parts
@@ -241,9 +242,9 @@ def _check_unchanged(workdir: Path, dataset: datasets.Dataset) -> None:
         )
 
 
-def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:
+def _metrics(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:
     valid = np.isfinite(judged.scores)
-    values: dict[str, Any] = evaluation_metrics.summary(labels[valid], judged.scores[valid], judge.threshold)
+    values: dict[str, Any] = evaluation_metrics.summary(labels[valid], judged.scores[valid], scorer.threshold)
     classes = this.dataset.labels[this.split.test]
     per_class = {}
     for index in np.unique(classes[labels == 1]):
@@ -253,22 +254,22 @@ def _metrics(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) ->
         )["auroc"]
     values |= {
         "per_class": per_class,
-        "threshold": judge.threshold,
-        "threshold_source": judge.calibration.source,
-        "promised_false_positive_rate": judge.calibration.rate,
+        "threshold": scorer.threshold,
+        "threshold_source": scorer.calibration.source,
+        "promised_false_positive_rate": scorer.calibration.rate,
         "n_invalid": int((~valid).sum()),
         "n_unreadable": len(this.dataset.problems),
         "seed": this.config.seed,
-        "step": judge.provenance.get("step"),
-        "score": judge.config.evaluate.score,
+        "step": scorer.provenance.get("step"),
+        "score": scorer.config.evaluate.score,
         "protocol": f"{this.split.protocol}; running statistics, last step",
     }
-    values["items"] = config.items(judge.config.data)
-    values["warnings"] = _warnings(this, judge, judged, labels, values)
+    values["items"] = config.items(scorer.config.data)
+    values["warnings"] = _warnings(this, scorer, judged, labels, values)
     return values
 
 
-def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
+def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
     """Plain sentences about what a user should not overlook."""
     said = []
     auroc = values["auroc"]
@@ -280,12 +281,12 @@ def _warnings(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray, v
             f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f}, and a coin has 0.5. "
             "Do not use it as it is."
         )
-    rate, size = judge.calibration.rate, len(judge.variables["calibration"])
+    rate, size = scorer.calibration.rate, len(scorer.variables["calibration"])
     parts = {"normal test": judged.scores[labels == 0]}
     if len(this.split.calibration):
-        parts["calibration"] = judge(lazy.select(this.dataset.images, this.split.calibration))
+        parts["calibration"] = scorer(lazy.select(this.dataset.images, this.split.calibration))
     for name, scores in parts.items():
-        flagged, n = int((scores > judge.threshold).sum()), len(scores)
+        flagged, n = int((scores > scorer.threshold).sum()), len(scores)
         # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
         if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:
             said.append(
@@ -322,15 +323,15 @@ def write_predictions(
     atomic_files.write_text(path, text.getvalue())
 
 
-def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> list[figures.Case]:
+def _misses(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> list[figures.Case]:
     scores = np.where(np.isfinite(judged.scores), judged.scores, np.nan)
     most = this.config.evaluate.worst
-    false_positives = [i for i in np.argsort(-scores) if labels[i] == 0 and scores[i] > judge.threshold][:most]
-    false_negatives = [i for i in np.argsort(scores) if labels[i] == 1 and scores[i] <= judge.threshold][:most]
+    false_positives = [i for i in np.argsort(-scores) if labels[i] == 0 and scores[i] > scorer.threshold][:most]
+    false_negatives = [i for i in np.argsort(scores) if labels[i] == 1 and scores[i] <= scorer.threshold][:most]
     chosen = [*false_positives, *false_negatives]
     if not chosen:
         return []
-    x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[chosen]])
+    x, x_hat = scorer.reconstruct(this.dataset.images[this.split.test[chosen]])
     return [
         figures.Case(
             name=this.dataset.paths[this.split.test[i]],
@@ -339,11 +340,11 @@ def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> 
             x_hat=x_hat[k],
             score=float(judged.scores[i]),
             p_value=float(judged.p_values[i]),
-            threshold=judge.threshold,
+            threshold=scorer.threshold,
             verdict=judged.verdicts[i],
             label=int(labels[i]),
-            columns=judge.columns,
-            scale=sound.scale_of(judge) if judge.sound else None,
+            columns=scorer.columns,
+            scale=sound.scale_of(scorer) if scorer.sound else None,
         )
         for k, i in enumerate(chosen)
     ]
@@ -352,7 +353,7 @@ def _misses(this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> 
 def _report(
     workdir: Path,
     this: Run,
-    judge: Scorer,
+    scorer: Scorer,
     judged: Judgement,
     labels: np.ndarray,
     misses: list[figures.Case],
@@ -363,17 +364,19 @@ def _report(
         return None
     examples = workdir / "pictures" / "examples.png"
     try:
-        if this.dataset.spans is None or judge.sound:
-            _examples(examples, this, judge, labels)
+        if this.dataset.spans is None or scorer.sound:
+            _examples(examples, this, scorer, labels)
         else:
-            _timeline(examples, this, judge, judged, labels)
-        return figures.write(workdir, misses, labels[valid], judged.scores[valid], judge.threshold, judge.residual_max)
+            _timeline(examples, this, scorer, judged, labels)
+        return figures.write(
+            workdir, misses, labels[valid], judged.scores[valid], scorer.threshold, scorer.residual_max
+        )
     except ImportError as error:
         values["warnings"].append(str(error))
         return None
 
 
-def _timeline(path: Path, this: Run, judge: Scorer, judged: Judgement, labels: np.ndarray) -> None:
+def _timeline(path: Path, this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> None:
     """Scores and some sensors over time: of recordings with anomalous rows first, and of those the longest."""
     spans = this.dataset.spans
     if spans is None:
@@ -389,16 +392,16 @@ def _timeline(path: Path, this: Run, judge: Scorer, judged: Judgement, labels: n
     for number in found:
         at = np.flatnonzero(own[:, 0] == number)
         at = at[np.linspace(0, len(at) - 1, min(len(at), _POINTS)).astype(int)]
-        blocks = [judge.reconstruct(this.dataset.images[this.split.test[part]]) for part in np.array_split(at, 8)]
+        blocks = [scorer.reconstruct(this.dataset.images[this.split.test[part]]) for part in np.array_split(at, 8)]
         x, x_hat = (np.concatenate([block[i] for block in blocks if len(block[i])]) for i in (0, 1))
         if x.ndim == 3:
             x, x_hat = x[:, -1], x_hat[:, -1]
         name = this.dataset.paths[this.split.test[at[0]]].rpartition(":")[0]
         series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, judged.scores[at], labels[at]))
-    figures.timeline(path, series, judge.columns, judge.threshold)
+    figures.timeline(path, series, scorer.columns, scorer.threshold)
 
 
-def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:
+def _examples(path: Path, this: Run, scorer: Scorer, labels: np.ndarray) -> None:
     """Normal and anomalous test images of each class with reconstruction and residual, as the paper's Figure 3."""
     sections = []
     classes = this.dataset.labels[this.split.test]
@@ -409,12 +412,12 @@ def _examples(path: Path, this: Run, judge: Scorer, labels: np.ndarray) -> None:
         at = np.flatnonzero(chosen)
         if len(at):
             at = at[np.linspace(0, len(at) - 1, min(_SHOWN_PER_CLASS, len(at))).astype(int)]
-            x, x_hat = judge.reconstruct(this.dataset.images[this.split.test[at]])
+            x, x_hat = scorer.reconstruct(this.dataset.images[this.split.test[at]])
             sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
-    if judge.sound:
-        scale, size = sound.scale_of(judge), (13.0, 0.7 + 1.7 * len(sections))
+    if scorer.sound:
+        scale, size = sound.scale_of(scorer), (13.0, 0.7 + 1.7 * len(sections))
         figures.drawn(
-            path, *size, lambda figure: spectrogram_plots.examples(figure, sections, scale, judge.residual_max)
+            path, *size, lambda figure: spectrogram_plots.examples(figure, sections, scale, scorer.residual_max)
         )
         return
-    image_grids.save(image_grids.titled_grid(sections, judge.residual_max), path)
+    image_grids.save(image_grids.titled_grid(sections, scorer.residual_max), path)

@@ -21,7 +21,7 @@ _WORDS = {
 }
 
 
-def figures(judge: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.ndarray, seed: int) -> dict[str, Any]:
+def figures(scorer: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.ndarray, seed: int) -> dict[str, Any]:
     """What metrics.json says by group.
 
     Args:
@@ -39,7 +39,7 @@ def figures(judge: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.nda
     rows = []
     for name in sorted(set(names.tolist()) - {""}):
         at = names == name
-        own = calibration.of_group(judge.calibration, name, judge.config.evaluate)
+        own = calibration.of_group(scorer.calibration, name, scorer.config.evaluate)
         normal, anomalous = scores[at & (labels == 0)], scores[at & (labels == 1)]
         rows.append(
             {

@@ -31,7 +31,7 @@ def mask_file(path: str) -> Path | None:
     return None
 
 
-def figures(judge: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -> dict[str, Any]:
+def figures(scorer: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -> dict[str, Any]:
     """`pixel_auroc`, `aupro_30` and `n_masks` for metrics.json; empty where no anomalous image has a mask.
 
     Args:
@@ -45,12 +45,12 @@ def figures(judge: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -
     found = {i: file for i in np.flatnonzero(labels).tolist() if (file := mask_file(paths[i]))}
     if not found:
         return {}
-    height, width, _ = judge.input_shape
-    masks = {i: read_mask(file, height, width, judge.config.data.fit) for i, file in found.items()}
+    height, width, _ = scorer.input_shape
+    masks = {i: read_mask(file, height, width, scorer.config.data.fit) for i, file in found.items()}
     chosen = np.array(sorted([*np.flatnonzero(labels == 0).tolist(), *found]))
-    size = judge.block
+    size = scorer.block
     values = np.concatenate(
-        [attribution.residual_maps(judge, raw[chosen[i : i + size]]).values for i in range(0, len(chosen), size)]
+        [attribution.residual_maps(scorer, raw[chosen[i : i + size]]).values for i in range(0, len(chosen), size)]
     )
     truth = np.stack([masks.get(i, np.zeros((height, width), bool)) for i in chosen.tolist()])
     valid = np.isfinite(values).all((1, 2))

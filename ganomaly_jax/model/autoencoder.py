@@ -140,7 +140,7 @@ class DenoisingAutoencoder:
         params = state.opt_state["average"] if self.average else state.params["autoencoder"]
         return {"params": params, "batch_stats": state.batch_stats["autoencoder"]}
 
-    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+    def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
         """The variables with batch norm's statistics taken afresh: the mean of those of clean `batches` [n, B, ...]."""
 
         def fresh(x: Array) -> Any:

@@ -237,7 +237,7 @@ class Ganomaly:
         own = {name: {"params": params[name], "batch_stats": state.batch_stats[name]} for name in params}
         return own["generator"] | ({"discriminator": own["discriminator"]} if self.contrast_weight else {})
 
-    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+    def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
         """The variables with batch norm's statistics taken afresh: the mean of those of `batches` [n, B, H, W, C].
 
         Averaged weights have never run with the running statistics of the last ones. The embedding's are those of
@@ -258,10 +258,10 @@ class Ganomaly:
 
         found = lax.map(lambda pair: of(*pair), (jnp.arange(len(batches)), batches))
         generator, discriminator = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), found)
-        settled = variables | {"batch_stats": generator}
+        recomputed = variables | {"batch_stats": generator}
         if self.contrast_weight:
-            settled["discriminator"] = variables["discriminator"] | {"batch_stats": discriminator}
-        return settled
+            recomputed["discriminator"] = variables["discriminator"] | {"batch_stats": discriminator}
+        return recomputed
 
     def _views(self, x: Array, step: Array) -> Array:
         """Two views of each image, [2 B, H, W, C], drawn by the step and the place in the whole batch."""

@@ -58,7 +58,7 @@ class Detector(Protocol):
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         """What the detector takes x [B, ...] for, of x's shape and range."""
 
-    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+    def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
         """The variables with batch norm's statistics taken afresh, of `batches` [n, B, ...] in [-1, 1]."""
 
     def examined(self, state: TrainState) -> Any:

@@ -8,7 +8,7 @@ from ganomaly_jax.core.config import DETECTORS, Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model import autoencoder, ganomaly
 from ganomaly_jax.model.protocol import Detector
-from ganomaly_jax.model.relative_brightness import Exposed
+from ganomaly_jax.model.relative_brightness import RelativeBrightness
 
 _MAKERS: dict[str, Callable[[Config, str | None], Detector]] = {
     "ganomaly": ganomaly.from_config,
@@ -25,4 +25,4 @@ def from_config(config: Config, axis_name: str | None = None) -> Detector:
     if config.model.detector not in _MAKERS:
         raise UserError(f"model.detector={config.model.detector!r}: wanted one of {', '.join(DETECTORS)}")
     made = _MAKERS[config.model.detector](config, axis_name)
-    return Exposed(made) if config.model.exposure else made
+    return RelativeBrightness(made) if config.model.exposure else made

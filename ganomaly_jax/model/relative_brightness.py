@@ -39,7 +39,7 @@ def absolute(seen: Array, x: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Exposed:
+class RelativeBrightness:
     """`network`, a detector of images, as one of `relative` images.
 
     All that a score is made of is what the network sees, `outputs["x"]` too; reconstructions are given back under
@@ -80,9 +80,9 @@ class Exposed:
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
         return absolute(self.network.reconstruct(variables, relative(x)), x)
 
-    def settle(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
+    def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
         seen = relative(batches.reshape(-1, *batches.shape[2:]))
-        return self.network.settle(variables, seen.reshape(batches.shape))
+        return self.network.recompute_batch_stats(variables, seen.reshape(batches.shape))
 
     def examined(self, state: TrainState) -> Any:
         return self.network.examined(state)

@@ -110,22 +110,22 @@ def _check_port(port: int) -> None:
             ) from None
 
 
-def first() -> bool:
+def is_primary() -> bool:
     """Whether this process is the one that prints and writes: process 0, or the only one."""
     return jax.process_index() == 0
 
 
-def agree(numbers: Any) -> np.ndarray:
+def all_gather(numbers: Any) -> np.ndarray:
     """What each process says: [processes, n] of int32 or uint8 numbers [n]. All have to ask."""
     own = np.asarray(numbers)
-    if not several():
+    if not is_distributed():
         return own[None]
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(own))
 
 
-def each(work: Callable[[], bytes]) -> list[bytes]:
+def all_gather_bytes(work: Callable[[], bytes]) -> list[bytes]:
     """What `work()` gives in every process, told to all of them; it has less than 2 GiB.
 
     Raises:
@@ -136,14 +136,14 @@ def each(work: Callable[[], bytes]) -> list[bytes]:
         own = work()
     except Exception as raised:
         error = raised
-    said = agree(np.array([len(own), error is not None], np.int32))
+    said = all_gather(np.array([len(own), error is not None], np.int32))
     if error is not None:
         raise error
     if said[:, 1].any():
         raise UserError(f"process {said[:, 1].argmax()} cannot go on; its own message says why")
     filled = np.zeros(max(int(said[:, 0].max()), 1), np.uint8)
     filled[: len(own)] = np.frombuffer(own, np.uint8)
-    return [row[:length].tobytes() for row, length in zip(agree(filled), said[:, 0], strict=True)]
+    return [row[:length].tobytes() for row, length in zip(all_gather(filled), said[:, 0], strict=True)]
 
 
 def own_part(count: int) -> range:
@@ -152,13 +152,13 @@ def own_part(count: int) -> range:
     return range(count * index // processes, count * (index + 1) // processes)
 
 
-def preempted(asked: int) -> bool:
+def is_preempted(asked: int) -> bool:
     """Whether JAX has told all processes that one of them is to be preempted; `asked` counts the calls, in all alike.
 
     JAX's own source of such notices is SIGTERM, which ends here in `loop.advance`; others reach it by its coordination
     service.
     """
-    if not several():
+    if not is_distributed():
         return False
     from jax.experimental import multihost_utils
 
@@ -168,10 +168,10 @@ def preempted(asked: int) -> bool:
         return False
 
 
-def of_first(number: float) -> float:
+def broadcast(number: float) -> float:
     """The number that process 0 has. All have to ask."""
     own = np.frombuffer(np.float64(number).tobytes(), np.uint8)
-    return float(np.frombuffer(agree(own)[0].tobytes(), np.float64)[0])
+    return float(np.frombuffer(all_gather(own)[0].tobytes(), np.float64)[0])
 
 
 def check_same(**what: str) -> None:
@@ -181,7 +181,7 @@ def check_same(**what: str) -> None:
       UserError: naming what differs, and which process differs from process 0.
     """
     for name, text in what.items():
-        digests = agree(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
+        digests = all_gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
         others = np.flatnonzero((digests != digests[0]).any(axis=1))
         if len(others):
             raise UserError(
@@ -190,17 +190,17 @@ def check_same(**what: str) -> None:
             )
 
 
-def together(work: Callable[[], Any]) -> Any:
+def run_on_primary(work: Callable[[], Any]) -> Any:
     """`work()` in process 0 alone, while the others wait; None there.
 
     Raises:
       UserError: there, where it did not go well in process 0, which raises its own error.
     """
     try:
-        result, error = (work() if first() else None), None
+        result, error = (work() if is_primary() else None), None
     except Exception as raised:
         result, error = None, raised
-    failed = agree(np.array([error is not None], np.int32))[0, 0]
+    failed = all_gather(np.array([error is not None], np.int32))[0, 0]
     if error is not None:
         raise error
     if failed:
@@ -208,14 +208,14 @@ def together(work: Callable[[], Any]) -> Any:
     return result
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there are other processes."""
     return jax.process_count() > 1
 
 
 def leave(code: int) -> None:
     """End this process at once where there are others: they might wait for it for minutes at the end of theirs."""
-    if several():
+    if is_distributed():
         _ends_well()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -177,7 +177,7 @@ def own_rows(mesh: Mesh) -> Callable[[Array, Array], Array]:
     return jax.shard_map(lambda images, rows: images[rows], mesh=mesh, in_specs=(split, split), out_specs=split)
 
 
-def settled(shardings: Any) -> Callable[[Any], Any]:
+def constrained(shardings: Any) -> Callable[[Any], Any]:
     """For `partitioned`: a state that stays where `shardings` say through a loop."""
     return lambda state: jax.tree.map(jax.lax.with_sharding_constraint, state, shardings)
 

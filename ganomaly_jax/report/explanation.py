@@ -13,7 +13,8 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.report import image_grids
-from ganomaly_jax.scoring import inference, residual_map, scorer
+from ganomaly_jax.scoring import inference, residual_map
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.attribution import Maps, in_file, integrated_gradients, residual_maps
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID
 from ganomaly_jax.scoring.scorer import Scorer
@@ -31,7 +32,7 @@ _BOX, _CONTOUR = (0, 190, 255), (255, 255, 255)
 _BLUE, _RED = np.array([33, 102, 172]), np.array([200, 68, 43])
 
 
-def picture(judge: Scorer, found: Maps, i: int, title: str, contributions: np.ndarray | None = None) -> Image.Image:
+def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.ndarray | None = None) -> Image.Image:
     """Image i explained: input, what normal would look like, its map, what was found, and contributions if given.
 
     Colours mean the same in all pictures of a detector: those of the map begin at its threshold, from the calibration
@@ -43,7 +44,7 @@ def picture(judge: Scorer, found: Maps, i: int, title: str, contributions: np.nd
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    values, threshold = found.values[i], judge.map_threshold
+    values, threshold = found.values[i], scorer.map_threshold
     x = image_grids.to_rgb(found.x[i])
     factor = max(1, -(-_PANEL // max(values.shape)))
     gap, top = 4 * image_grids.GAP, 58
@@ -58,7 +59,7 @@ def picture(judge: Scorer, found: Maps, i: int, title: str, contributions: np.nd
         ("found", over.astype(np.uint8)),
     ]
     if contributions is not None:
-        panels.append(("what raises the score", _diverging(contributions.sum(-1), judge.threshold)))
+        panels.append(("what raises the score", _diverging(contributions.sum(-1), scorer.threshold)))
     large, small = ImageFont.load_default(16), ImageFont.load_default(13)
     height, width = values.shape[0] * factor, values.shape[1] * factor
     # A narrow image still gets room for its words.
@@ -132,44 +133,44 @@ def folder_of(workdir: Path) -> Path:
     return workdir / FOLDER
 
 
-def explain(judge: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
+def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
     """A picture of one image file, and what is to say of it in lines.
 
     Raises:
       UserError: the file cannot be read, or has pixels that are not finite.
     """
-    raw, problems = judge.read([path])
+    raw, problems = scorer.read([path])
     if problems:
         raise UserError(f"{problems[0][0]}: {problems[0][1]}")
-    judged = judge.judge(raw)
+    judged = scorer.judge(raw)
     score, p_value, verdict = float(judged.scores[0]), float(judged.p_values[0]), judged.verdicts[0]
     if verdict == INVALID:
         raise UserError(f"{decode.shown(path)}: NaN or infinite pixels, there is nothing to explain")
-    found = residual_maps(judge, raw)
-    added = integrated_gradients(judge, found.x)
+    found = residual_maps(scorer, raw)
+    added = integrated_gradients(scorer, found.x)
     name = decode.shown(path)
-    title = title_of(name, verdict, score, p_value, judge.threshold)
+    title = title_of(name, verdict, score, p_value, scorer.threshold)
     height, width = decode.read_image(path)[0].shape[:2]
-    boxes = residual_map.regions(found.values[0], judge.map_threshold)
+    boxes = residual_map.regions(found.values[0], scorer.map_threshold)
     lines = [
         title,
-        f"{len(boxes)} region{'s' * (len(boxes) != 1)} above the map's threshold {judge.map_threshold:.4g}"
+        f"{len(boxes)} region{'s' * (len(boxes) != 1)} above the map's threshold {scorer.map_threshold:.4g}"
         + ", in pixels of the file:" * bool(boxes),
     ]
     for i, box in enumerate(boxes, 1):
-        left, top, wide, high = in_file(box, judge, height, width)
+        left, top, wide, high = in_file(box, scorer, height, width)
         lines.append(f"{i:3}  left {left}  top {top}  width {wide}  height {high}  peak {box.peak:.4g}")
     difference = added.scores[0] - added.baseline_scores[0]
     lines.append(
         f"the score differs by {difference:+.4g} from {added.baseline_scores[0]:.4g}, that of its reconstruction; the "
         f"pixels' contributions add up to {added.values[0].sum():+.4g}"
     )
-    drawn = picture(judge, found, 0, title, added.values[0])
+    drawn = picture(scorer, found, 0, title, added.values[0])
     return drawn, lines
 
 
 def write_maps(
-    judge: Scorer, folder: Path, files: Sequence[Path], judged: scorer.Judgement, chosen: Sequence[int]
+    scorer: Scorer, folder: Path, files: Sequence[Path], judged: scoring_scorer.Judgement, chosen: Sequence[int]
 ) -> None:
     """A PNG for each chosen file, numbered in the order of `chosen`; those of an earlier call are removed first.
 
@@ -182,41 +183,41 @@ def write_maps(
     """
     for old in folder.glob("[0-9][0-9][0-9][0-9]_*.png"):
         old.unlink(missing_ok=True)
-    size = min(inference.BUCKETS[1], judge.block)
+    size = min(inference.BUCKETS[1], scorer.block)
     with Progress(len(chosen), 0, "map") as progress:
         for begin in range(0, len(chosen), size):
             block = chosen[begin : begin + size]
-            found = residual_maps(judge, judge.read([files[i] for i in block])[0])
+            found = residual_maps(scorer, scorer.read([files[i] for i in block])[0])
             for k, i in enumerate(block):
                 name, verdict = decode.shown(files[i]), judged.verdicts[i]
-                title = title_of(name, verdict, float(judged.scores[i]), float(judged.p_values[i]), judge.threshold)
-                drawn = picture(judge, found, k, title)
+                title = title_of(name, verdict, float(judged.scores[i]), float(judged.p_values[i]), scorer.threshold)
+                drawn = picture(scorer, found, k, title)
                 path = folder / f"{begin + k + 1:04}_{image_grids.ascii_line(Path(name).stem, 60)}.png"
                 image_grids.save(drawn, path)
                 progress.update(begin + k + 1, path.name)
 
 
-def write_all(judge: Scorer, given: Any, files: Sequence[Path], judged: scorer.Judgement) -> None:
+def write_all(scorer: Scorer, given: Any, files: Sequence[Path], judged: scoring_scorer.Judgement) -> None:
     """`predict --maps`: pictures of the anomalous images, the most anomalous first, and how many as a line."""
     anomalous = [i for i in np.argsort(-judged.scores).tolist() if judged.verdicts[i] == ANOMALOUS]
     chosen = anomalous[: given.most_maps or None]
     out = Path(given.out) if given.out else None
     folder = out.with_name(f"{out.stem}_{FOLDER}") if out else folder_of(Path(given.workdir))
-    write_maps(judge, folder, files, judged, chosen)
+    write_maps(scorer, folder, files, judged, chosen)
     left = f", the most anomalous of {len(anomalous)} (--most-maps 0 draws all)" if len(chosen) < len(anomalous) else ""
     print(f"{len(chosen)} pictures in {folder}{left}")
 
 
-def main(given: Any, judge: Scorer) -> int:
+def main(given: Any, scorer: Scorer) -> int:
     """The verb `explain` of images: parsed arguments in, lines on standard output, the exit code back."""
-    if judge.columns:
+    if scorer.columns:
         raise UserError(
             f"{given.workdir} judges sensors, which have no picture: report.html draws them, and sensors.contributions "
             "says from Python what each adds to a score"
         )
     path = Path(given.image)
     out = Path(given.out) if given.out else folder_of(Path(given.workdir)) / f"{path.stem}.png"
-    drawn, lines = explain(judge, path)
+    drawn, lines = explain(scorer, path)
     image_grids.save(drawn, out)
     print("\n".join(lines))
     print(f"picture in {out}")

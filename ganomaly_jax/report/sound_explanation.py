@@ -15,43 +15,51 @@ from ganomaly_jax.data.images import decode
 from ganomaly_jax.report import explanation, figures, spectrogram_plots
 from ganomaly_jax.scoring import attribution, calibration, residual_map
 from ganomaly_jax.scoring.scorer import Scorer
-from ganomaly_jax.scoring.sound import NOT_FINITE, Heard, judge_recordings, of_patches, scale_of, window_of, write_files
+from ganomaly_jax.scoring.sound import (
+    NOT_FINITE,
+    JudgedRecording,
+    judge_recordings,
+    of_patches,
+    scale_of,
+    window_of,
+    write_files,
+)
 
 # Contributions are in full colour at this share of the threshold.
 _FULL = 0.02
 _PICTURE = (13.0, 3.6)
 
 
-def explain_window(judge: Scorer, wave: np.ndarray, name: str, begin: float, out: Path) -> list[str]:
+def explain_window(scorer: Scorer, wave: np.ndarray, name: str, begin: float, out: Path) -> list[str]:
     """A picture of one window [T] that begins at a second of a recording, and what is to say of it in lines.
 
     Raises:
       UserError: samples that are not finite; matplotlib is not installed; the picture cannot be written.
     """
-    judged = judge.judge(wave[None])
+    judged = scorer.judge(wave[None])
     if judged.verdicts[0] == calibration.INVALID:
         raise UserError(f"{name}: {NOT_FINITE}, there is nothing to explain")
     score, p_value = float(judged.scores[0]), float(judged.p_values[0])
-    seen = of_patches(judge)
-    patch = np.asarray(judge.unit(jnp.asarray(wave[None])))
+    seen = of_patches(scorer)
+    patch = np.asarray(scorer.unit(jnp.asarray(wave[None])))
     found = attribution.residual_maps(seen, patch)
     added = attribution.integrated_gradients(seen, patch)
-    boxes = residual_map.regions(found.values[0], judge.map_threshold)
-    scale = scale_of(judge, begin)
-    title = explanation.title_of(name, judged.verdicts[0], score, p_value, judge.threshold)
+    boxes = residual_map.regions(found.values[0], scorer.map_threshold)
+    scale = scale_of(scorer, begin)
+    title = explanation.title_of(name, judged.verdicts[0], score, p_value, scorer.threshold)
     contributions = added.values[0].sum(-1)
-    full = max(_FULL * abs(judge.threshold), float(np.abs(contributions).max()) / 2, 1e-12)
+    full = max(_FULL * abs(scorer.threshold), float(np.abs(contributions).max()) / 2, 1e-12)
 
     def draw(figure: Any) -> None:
         figure.suptitle(decode.shown(title), fontsize=11, parse_math=False)
         spectrogram_plots.explained(
-            figure, found.x[0], found.x_hat[0], found.values[0], judge.map_threshold, boxes, scale, contributions, full
+            figure, found.x[0], found.x_hat[0], found.values[0], scorer.map_threshold, boxes, scale, contributions, full
         )
 
     figures.drawn(out, *_PICTURE, draw)
     lines = [
         title,
-        f"{len(boxes)} region{'s' * (len(boxes) != 1)} above the map's threshold {judge.map_threshold:.4g}"
+        f"{len(boxes)} region{'s' * (len(boxes) != 1)} above the map's threshold {scorer.map_threshold:.4g}"
         + ", in the recording:" * bool(boxes),
     ]
     for i, box in enumerate(boxes, 1):
@@ -68,18 +76,18 @@ def explain_window(judge: Scorer, wave: np.ndarray, name: str, begin: float, out
     return lines
 
 
-def main(given: Any, judge: Scorer) -> int:
+def main(given: Any, scorer: Scorer) -> int:
     """The verb `explain` of sound: parsed arguments in, lines on standard output, the exit code back."""
-    wave, name, begin = window_of(judge, given.image)
+    wave, name, begin = window_of(scorer, given.image)
     stem = re.sub(r"[^\w.-]+", "_", Path(name).name)
     out = Path(given.out) if given.out else explanation.folder_of(Path(given.workdir)) / f"{stem}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    print("\n".join(explain_window(judge, wave, name, begin, out)))
+    print("\n".join(explain_window(scorer, wave, name, begin, out)))
     print(f"picture in {out}")
     return 0
 
 
-def write_maps(judge: Scorer, folder: Path, found: Sequence[Heard], most: int) -> tuple[int, int]:
+def write_maps(scorer: Scorer, folder: Path, found: Sequence[JudgedRecording], most: int) -> tuple[int, int]:
     """Pictures of the anomalous windows, the most anomalous first, `most` of them (0: all); (drawn, anomalous)."""
     each = [
         (score, one.path, start)
@@ -94,15 +102,15 @@ def write_maps(judge: Scorer, folder: Path, found: Sequence[Heard], most: int) -
     for old in folder.glob("[0-9][0-9][0-9][0-9]_*.png"):
         old.unlink(missing_ok=True)
     for i, (_, path, start) in enumerate(chosen, 1):
-        wave, name, begin = window_of(judge, f"{path}@{start:.6f}")
+        wave, name, begin = window_of(scorer, f"{path}@{start:.6f}")
         stem = re.sub(r"[^\w.-]+", "_", Path(name).name)[-60:]
-        explain_window(judge, wave, name, begin, folder / f"{i:04}_{stem}.png")
+        explain_window(scorer, wave, name, begin, folder / f"{i:04}_{stem}.png")
     return len(chosen), len(each)
 
 
-def predict(judge: Scorer, given: Any, out: Path) -> tuple[list[Heard], list[str]]:
+def predict(scorer: Scorer, given: Any, out: Path) -> tuple[list[JudgedRecording], list[str]]:
     """What `predict` does with recordings: rows a file beside the rows a window, pictures where asked for."""
-    found, notes = judge_recordings(judge, given.paths)
+    found, notes = judge_recordings(scorer, given.paths)
     beside = out.with_name(f"{out.stem}_files.csv")
     write_files(beside, found)
     notes = [*notes, f"a row a file in {beside}"]
@@ -112,7 +120,7 @@ def predict(judge: Scorer, given: Any, out: Path) -> tuple[list[Heard], list[str
             if given.out
             else explanation.folder_of(Path(given.workdir))
         )
-        drawn, anomalous = write_maps(judge, folder, found, given.most_maps)
+        drawn, anomalous = write_maps(scorer, folder, found, given.most_maps)
         left = f", the most anomalous of {anomalous} (--most-maps 0 draws all)" if drawn < anomalous else ""
         notes.append(f"{drawn} pictures in {folder}{left}")
     return found, notes

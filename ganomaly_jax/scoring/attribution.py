@@ -44,26 +44,26 @@ class Attribution:
     baseline_scores: np.ndarray
 
 
-def residual_maps(judge: Scorer, given: Any) -> Maps:
+def residual_maps(scorer: Scorer, given: Any) -> Maps:
     """Residual maps of images, as `Scorer.__call__` takes them; NaN where an image is invalid.
 
     Raises:
       UserError: as a call of the scorer.
     """
     if not hasattr(given, "dtype"):
-        given = judge.read([given] if isinstance(given, (str, Path)) else given)[0]
-    size = min(inference.BUCKETS[2], judge.block)
-    blocks = [judge.explained(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
+        given = scorer.read([given] if isinstance(given, (str, Path)) else given)[0]
+    size = min(inference.BUCKETS[2], scorer.block)
+    blocks = [scorer.explained(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
     return Maps(*(np.concatenate([block[i] for block in blocks]) for i in range(3)))
 
 
-def gradient(judge: Scorer, x: np.ndarray) -> np.ndarray:
+def gradient(scorer: Scorer, x: np.ndarray) -> np.ndarray:
     """The slope of the score by each pixel, [n, H, W, C] float32, of images x [n, H, W, C] float32 in [-1, 1]."""
-    slope, _ = _programs(judge)
-    return np.stack([np.asarray(slope(judge.variables, image[None]))[0] for image in np.asarray(x, np.float32)])
+    slope, _ = _programs(scorer)
+    return np.stack([np.asarray(slope(scorer.variables, image[None]))[0] for image in np.asarray(x, np.float32)])
 
 
-def integrated_gradients(judge: Scorer, x: np.ndarray, baseline: np.ndarray | None = None) -> Attribution:
+def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | None = None) -> Attribution:
     """Contributions of pixels to the score: Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
 
     The gradient of the score, through `Scorer.function`, is integrated along the straight line from the baseline to the
@@ -77,30 +77,30 @@ def integrated_gradients(judge: Scorer, x: np.ndarray, baseline: np.ndarray | No
     """
     x = np.asarray(x, np.float32)
     if baseline is None:
-        baseline = _reconstruction(judge, x)
+        baseline = _reconstruction(scorer, x)
     baseline = np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
-    _, path = _programs(judge)
-    found = [tuple(map(np.asarray, path(judge.variables, x[i], baseline[i]))) for i in range(len(x))]
+    _, path = _programs(scorer)
+    found = [tuple(map(np.asarray, path(scorer.variables, x[i], baseline[i]))) for i in range(len(x))]
     values, scores, baseline_scores = (np.stack([one[i] for one in found]) for i in range(3))
     return Attribution(values, scores, baseline_scores)
 
 
-def _reconstruction(judge: Scorer, x: np.ndarray) -> np.ndarray:
-    return np.concatenate([judge.reconstruct(_pixels(judge, image[None]))[1] for image in x])
+def _reconstruction(scorer: Scorer, x: np.ndarray) -> np.ndarray:
+    return np.concatenate([scorer.reconstruct(_pixels(scorer, image[None]))[1] for image in x])
 
 
-def _pixels(judge: Scorer, x: Any) -> Any:
+def _pixels(scorer: Scorer, x: Any) -> Any:
     """Images in [-1, 1] as the scorer takes floating point: in the range of the training where that was one."""
-    return x if judge.dtype != "float32" else judge.low + (x + 1) / 2 * (judge.high - judge.low)
+    return x if scorer.dtype != "float32" else scorer.low + (x + 1) / 2 * (scorer.high - scorer.low)
 
 
 @functools.lru_cache(maxsize=2)
-def _programs(judge: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array, Array]]]:
+def _programs(scorer: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array, Array]]]:
     """(gradient of the score for [n, H, W, C], integrated gradients of one image), compiled once a scorer."""
-    function, _ = judge.function()
+    function, _ = scorer.function()
 
     def score(variables: Any, x: Array) -> Array:
-        return function(variables, _pixels(judge, x))
+        return function(variables, _pixels(scorer, x))
 
     slope = jax.grad(lambda x, variables: score(variables, x).sum())
     nodes, weights = np.polynomial.legendre.leggauss(STEPS)
@@ -115,11 +115,11 @@ def _programs(judge: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple[
     return jax.jit(lambda variables, x: slope(x, variables)), jax.jit(path)
 
 
-def in_file(region: Region, judge: Scorer, height: int, width: int) -> tuple[int, int, int, int]:
+def in_file(region: Region, scorer: Scorer, height: int, width: int) -> tuple[int, int, int, int]:
     """(left, top, width, height) of a region in pixels of a file of that height and width, upright."""
-    rows, columns, _ = judge.input_shape
+    rows, columns, _ = scorer.input_shape
     inner = (rows, columns)
-    if judge.config.data.fit == "letterbox":
+    if scorer.config.data.fit == "letterbox":
         scale = min(rows / height, columns / width)
         inner = min(rows, max(1, round(height * scale))), min(columns, max(1, round(width * scale)))
     top, left = (rows - inner[0]) // 2, (columns - inner[1]) // 2

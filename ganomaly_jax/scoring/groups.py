@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.scoring import calibration, scorer
+from ganomaly_jax.scoring import calibration
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
 Given = str | os.PathLike[str] | Sequence[str]
@@ -76,18 +77,18 @@ def calibrated(scores: np.ndarray, names: np.ndarray) -> dict[str, list[float]]:
     return {name: np.sort(scores[names == name]).tolist() for name in sorted(set(names.tolist()) - {""})}
 
 
-def judge_by(judge: Scorer, judged: Judgement, names: np.ndarray) -> Judgement:
+def judge_by(scorer: Scorer, judged: Judgement, names: np.ndarray) -> Judgement:
     """p-values and verdicts by the calibration scores of each image's own group, where the detector has them.
 
     Conformal prediction within each group (Vovk, Lindsay, Nouretdinov and Gammerman 2003, "Mondrian Confidence
     Machine"), so that the promised rate holds in each. Scores stay; images of other groups are judged as by all.
     """
     p_values, verdicts = judged.p_values.copy(), list(judged.verdicts)
-    for name in set(names.tolist()) & judge.calibration.groups.keys():
+    for name in set(names.tolist()) & scorer.calibration.groups.keys():
         at = np.flatnonzero(names == name)
-        own = calibration.of_group(judge.calibration, name, judge.config.evaluate)
-        reference = jnp.asarray(judge.calibration.groups[name], jnp.float32)
+        own = calibration.of_group(scorer.calibration, name, scorer.config.evaluate)
+        reference = jnp.asarray(scorer.calibration.groups[name], jnp.float32)
         p_values[at] = np.asarray(calibration.p_values(reference, jnp.asarray(judged.scores[at])))
         for i, verdict in zip(at, calibration.verdicts(judged.scores[at], own.threshold, own.review), strict=True):
             verdicts[i] = verdict
-    return scorer.Judgement(judged.scores, p_values, verdicts)
+    return scoring_scorer.Judgement(judged.scores, p_values, verdicts)

@@ -16,7 +16,7 @@ from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.data.lazy import Images
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.scoring import calibration, scores, tile_adapter
-from ganomaly_jax.scoring.spectrogram_adapter import Heard
+from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
 from ganomaly_jax.scoring.tile_adapter import Judge
 
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
@@ -27,7 +27,7 @@ BUCKETS = (1, 8, 64, 256)
 def unit(detector: Judge, pixels: tuple[str, Any, Any], x: Array) -> Array:
     """Raw images [B, H, W, C] as the networks take them, see `Scorer.unit`; `pixels` as there. Pure."""
     dtype, low, high = pixels
-    if isinstance(detector, Heard):
+    if isinstance(detector, SpectrogramDetector):
         return detector.unit(low, high, x)
     floating = jnp.issubdtype(x.dtype, jnp.floating)
     if x.dtype == dtype or (floating and dtype == "float32"):

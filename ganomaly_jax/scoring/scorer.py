@@ -33,7 +33,7 @@ from ganomaly_jax.runs import checkpoint, sweep
 from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring import inference, tile_adapter
 from ganomaly_jax.scoring.calibration import Calibration
-from ganomaly_jax.scoring.spectrogram_adapter import Heard
+from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
 
 FOLDER = "detector"
 # Of raw pixels of large images that are held at once.
@@ -84,12 +84,12 @@ class Scorer:
     @property
     def sound(self) -> bool:
         """Whether it judges waveforms; `low` and `high` then have a log10 of power for each band of frequency."""
-        return isinstance(self.detector, Heard)
+        return isinstance(self.detector, SpectrogramDetector)
 
     @property
     def block(self) -> int:
         """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
-        if not isinstance(self.detector, tile_adapter.Tiled | Heard):
+        if not isinstance(self.detector, tile_adapter.TiledDetector | SpectrogramDetector):
             return inference.BUCKETS[-1]
         size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
         return max((size_of for size_of in inference.BUCKETS if size_of * size <= _BLOCK_BYTES), default=1)

@@ -37,7 +37,7 @@ class Judged:
     """What the user should know, a sentence each."""
 
 
-def judge_tables(judge: Scorer, paths: Sequence[str | Path]) -> Judged:
+def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> Judged:
     """A verdict for each row, or each window (every `data.stride` rows), of CSV or Parquet files or folders of them.
 
     The detector's sensors are taken from each table by their names, wherever they are in it.
@@ -57,8 +57,8 @@ def judge_tables(judge: Scorer, paths: Sequence[str | Path]) -> Judged:
     failed: list[str] = []
     for file in files:
         try:
-            table = tables.read(file, judge.columns)
-            x = judge.rows(table.values)
+            table = tables.read(file, scorer.columns)
+            x = scorer.rows(table.values)
         except UserError as error:
             failed.append(str(error))
             names.append(str(file))
@@ -70,13 +70,15 @@ def judge_tables(judge: Scorer, paths: Sequence[str | Path]) -> Judged:
         if counts.any():
             notes.append(
                 f"{table.name}: missing values: {tables.counted(table.columns, counts)}; data.missing="
-                f"{judge.config.data.missing}, as in training"
+                f"{scorer.config.data.missing}, as in training"
             )
-        parts.append(judge.judge(x))
-        last = np.arange(len(x)) * (judge.config.data.stride if x.ndim == 3 else 1) + (x.shape[1] if x.ndim == 3 else 1)
+        parts.append(scorer.judge(x))
+        last = np.arange(len(x)) * (scorer.config.data.stride if x.ndim == 3 else 1) + (
+            x.shape[1] if x.ndim == 3 else 1
+        )
         names += [f"{file}:{row}" for row in last]
         bad = ~np.isfinite(x) if x.ndim == 2 else (~np.isfinite(x)).any(1)
-        why = {i: _why(judge.columns, bad[i]) for i in np.flatnonzero(bad.any(1)).tolist()}
+        why = {i: _why(scorer.columns, bad[i]) for i in np.flatnonzero(bad.any(1)).tolist()}
         reasons += [why.get(i, "") for i in range(len(x))]
     if len(failed) == len(files):
         raise UserError(failed[0] if len(failed) == 1 else f"none of {len(failed)} tables can be judged: {failed[0]}")
@@ -112,7 +114,7 @@ class Contributions:
         return [(self.columns[k], float(self.values[i, k])) for k in order]
 
 
-def contributions(judge: Scorer, given: Any, steps: int = STEPS) -> Contributions:
+def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributions:
     """Integrated gradients of the score by sensor (Sundararajan, Taly and Yan 2017), summed over a window's rows.
 
     The gradient is taken along the straight line from the centre of all sensors, their medians in training, to the row
@@ -127,35 +129,35 @@ def contributions(judge: Scorer, given: Any, steps: int = STEPS) -> Contribution
     Raises:
       UserError: a detector of images, or as a call of the scorer.
     """
-    if len(judge.input_shape) == 3:
+    if len(scorer.input_shape) == 3:
         raise UserError("this detector is of images: explain.integrated_gradients says what its pixels add")
-    x, run = judge.rows(given), _program(judge, steps)
+    x, run = scorer.rows(given), _program(scorer, steps)
     size = inference.BUCKETS[2]
     found = []
     for begin in range(0, len(x), size):
         block = x[begin : begin + size]
         found.append(
-            [np.asarray(part) for part in run(judge.variables, inference.pad(block, inference.bucket(len(block))))]
+            [np.asarray(part) for part in run(scorer.variables, inference.pad(block, inference.bucket(len(block))))]
         )
     values, scores = (np.concatenate([one[i] for one in found])[: len(x)] for i in (0, 1))
-    return Contributions(values, scores, float(found[0][2]), judge.columns)
+    return Contributions(values, scores, float(found[0][2]), scorer.columns)
 
 
 @functools.lru_cache(maxsize=4)
-def _program(judge: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Array]]:
+def _program(scorer: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Array]]:
     """`attributed`, compiled."""
-    return jax.jit(attributed(judge, steps))
+    return jax.jit(attributed(scorer, steps))
 
 
-def attributed(judge: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tuple[Array, Array, Array]]:
+def attributed(scorer: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tuple[Array, Array, Array]]:
     """(variables, raw rows [B, ...]) -> contributions [B, D], scores [B] and the score of the centre. Pure, not
     compiled; see `contributions`."""
-    function, _ = judge.function()
+    function, _ = scorer.function()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     # Denser at the centre, by t = u ** 2: the logarithm in a fitted score is steepest there.
     u = (nodes + 1) / 2
     along, share = jnp.asarray(u**2, jnp.float32), jnp.asarray(weights * u, jnp.float32)
-    baseline = jnp.broadcast_to(jnp.asarray(row_splits.centre_of(judge.low, judge.high)), judge.input_shape)
+    baseline = jnp.broadcast_to(jnp.asarray(row_splits.centre_of(scorer.low, scorer.high)), scorer.input_shape)
 
     def run(variables: Any, x: Array) -> tuple[Array, Array, Array]:
         def one(row: Array) -> Array:

@@ -25,7 +25,7 @@ NOT_FINITE = "NaN or infinite samples"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Heard:
+class JudgedRecording:
     """What is said of a file."""
 
     path: str
@@ -46,7 +46,7 @@ class Heard:
         return [self.reason or NOT_FINITE * (verdict == calibration.INVALID) for verdict in self.judged.verdicts]
 
 
-def judge_recordings(judge: Scorer, paths: Sequence[str | Path]) -> tuple[list[Heard], list[str]]:
+def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[JudgedRecording], list[str]]:
     """A verdict for each window of recordings, or of folders of them, every `data.sound.stride` seconds; and what the
     user should know, a sentence each.
 
@@ -55,7 +55,7 @@ def judge_recordings(judge: Scorer, paths: Sequence[str | Path]) -> tuple[list[H
     Raises:
       UserError: no recordings, or a detector of something else.
     """
-    if not judge.sound:
+    if not scorer.sound:
         raise UserError("this detector is not of sound")
     listed: list[Path] = []
     for path in map(Path, paths):
@@ -63,26 +63,28 @@ def judge_recordings(judge: Scorer, paths: Sequence[str | Path]) -> tuple[list[H
     if not listed:
         wanted = " ".join(sorted(recordings.ENDINGS))
         raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: wanted {wanted}")
-    found: list[Heard] = []
+    found: list[JudgedRecording] = []
     heard: list[Recording] = []
     for path in listed:
-        recording, why = audio_windows.looked_through(path, judge.config.data.sound.channel)
+        recording, why = audio_windows.looked_through(path, scorer.config.data.sound.channel)
         try:
             if recording is None:
                 raise UserError(why)
-            windows, starts = audio_windows.of_recording(recording, judge.config.data)
-            found.append(Heard(str(path), starts, judge.judge(windows)))
+            windows, starts = audio_windows.of_recording(recording, scorer.config.data)
+            found.append(JudgedRecording(str(path), starts, scorer.judge(windows)))
             heard.append(recording)
         except UserError as error:
             nothing = np.full(1, np.nan, np.float32)
             reason = str(error).removeprefix(f"{decode.shown(path)}: ")
             found.append(
-                Heard(decode.shown(path), np.zeros(1), Judgement(nothing, nothing, [calibration.INVALID]), reason)
+                JudgedRecording(
+                    decode.shown(path), np.zeros(1), Judgement(nothing, nothing, [calibration.INVALID]), reason
+                )
             )
-    return found, audio_windows.notes(heard, judge.config.data)[1:] if heard else []
+    return found, audio_windows.notes(heard, scorer.config.data)[1:] if heard else []
 
 
-def together(found: Sequence[Heard]) -> Judgement:
+def together(found: Sequence[JudgedRecording]) -> Judgement:
     """What is said of all windows of all files, one after the other."""
     return Judgement(
         np.concatenate([one.judged.scores for one in found]),
@@ -91,7 +93,7 @@ def together(found: Sequence[Heard]) -> Judgement:
     )
 
 
-def write_files(path: Path, found: Sequence[Heard]) -> None:
+def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
     """A CSV with a row a file: path, windows, how many of them are anomalous, the highest score and where, the reason.
 
     Raises:
@@ -111,24 +113,24 @@ def write_files(path: Path, found: Sequence[Heard]) -> None:
     atomic_files.write_text(path, text.getvalue())
 
 
-def scale_of(judge: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
+def scale_of(scorer: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
     """What the patches of a detector's windows mean."""
-    return spectrogram_scale.Scale(judge.detector.spectrogram, judge.low, judge.high, begin)  # type: ignore[union-attr]
+    return spectrogram_scale.Scale(scorer.detector.spectrogram, scorer.low, scorer.high, begin)  # type: ignore[union-attr]
 
 
-def of_patches(judge: Scorer) -> Scorer:
+def of_patches(scorer: Scorer) -> Scorer:
     """The detector of the patches [B, bands, frames, 1] in [-1, 1] that it takes of waveforms: one of images."""
-    data = dataclasses.replace(judge.config.data, kind="images", low=-1.0, high=1.0)
+    data = dataclasses.replace(scorer.config.data, kind="images", low=-1.0, high=1.0)
     return dataclasses.replace(
-        judge,
-        detector=judge.detector.network,  # type: ignore[union-attr]
-        config=dataclasses.replace(judge.config, data=data),
+        scorer,
+        detector=scorer.detector.network,  # type: ignore[union-attr]
+        config=dataclasses.replace(scorer.config, data=data),
         low=-1.0,
         high=1.0,
     )
 
 
-def window_of(judge: Scorer, given: str) -> tuple[np.ndarray, str, float]:
+def window_of(scorer: Scorer, given: str) -> tuple[np.ndarray, str, float]:
     """The window [T] that `FILE@SECONDS` names, or the one of the highest score in FILE; its name and where it begins.
 
     Raises:
@@ -137,14 +139,14 @@ def window_of(judge: Scorer, given: str) -> tuple[np.ndarray, str, float]:
     path, second = Path(given), None
     if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)s?", given)):
         path, second = Path(match[1]), float(match[2])
-    settings = judge.config.data
+    settings = scorer.config.data
     recording, why = audio_windows.looked_through(path, settings.sound.channel)
     if recording is None:
         raise UserError(f"{decode.shown(path)}: {why}")
     size, rate = audio_windows.length(settings), settings.sound.rate
     if second is None:
         windows, starts = audio_windows.of_recording(recording, settings)
-        scores = judge(windows)
+        scores = scorer(windows)
         if not np.isfinite(scores).any():
             raise UserError(f"{decode.shown(path)}: {NOT_FINITE}, there is nothing to explain")
         at = int(np.nanargmax(scores))

@@ -14,7 +14,7 @@ from ganomaly_jax.model.protocol import Detector
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class SpectrogramDetector:
     """What scores waveforms of `shape` (T,) with a detector of their spectrograms (bands, frames, 1)."""
 
     network: Detector
@@ -29,6 +29,6 @@ class Heard:
         return audio_spectrogram.patches(self.spectrogram, low, high)(x)
 
 
-def from_config(config: Config) -> Heard:
+def from_config(config: Config) -> SpectrogramDetector:
     """What a resolved configuration of sound describes."""
-    return Heard(registry.from_config(config), audio_spectrogram.of_data(config.data))
+    return SpectrogramDetector(registry.from_config(config), audio_spectrogram.of_data(config.data))

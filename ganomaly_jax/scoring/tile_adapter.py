@@ -16,7 +16,7 @@ from ganomaly_jax.data.lazy import Images
 from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.scoring import residual_map, spectrogram_adapter
-from ganomaly_jax.scoring.spectrogram_adapter import Heard
+from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
 
 # Tiles that a network is given at once, so that memory does not grow with the size of the images.
 AT_ONCE = 256
@@ -25,7 +25,7 @@ _FEW = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Tiled:
+class TiledDetector:
     """What scores images of `shape` (H, W, C) with a detector of their tiles.
 
     `combine` says how the score of an image follows from its tiles': `max`, `mean`, or a share such as `0.9`, the
@@ -42,7 +42,7 @@ class Tiled:
         return tiling.grid(*self.shape[:2], self.network.shape[0], self.overlap)
 
 
-Judge = Detector | Tiled | Heard
+Judge = Detector | TiledDetector | SpectrogramDetector
 """What a scorer scores with."""
 
 
@@ -53,17 +53,17 @@ def from_config(config: Config) -> Judge:
     network, data = registry.from_config(config), config.data
     if not data.tile:
         return network
-    return Tiled(network, (data.height, data.width, data.channels), data.overlap, data.tile_score)
+    return TiledDetector(network, (data.height, data.width, data.channels), data.overlap, data.tile_score)
 
 
-def network(judge: Judge) -> Detector:
+def network(scorer: Judge) -> Detector:
     """The detector itself, of tiles, of spectrograms or of images."""
-    return judge.network if isinstance(judge, Tiled | Heard) else judge
+    return scorer.network if isinstance(scorer, TiledDetector | SpectrogramDetector) else scorer
 
 
-def inputs(judge: Judge, images: Images) -> Images:
+def inputs(scorer: Judge, images: Images) -> Images:
     """Images as the network takes them: themselves, or all their tiles, see `tiling.items`; waveforms as they are."""
-    return tiling.items(images, judge.grid) if isinstance(judge, Tiled) else images
+    return tiling.items(images, scorer.grid) if isinstance(scorer, TiledDetector) else images
 
 
 def tiles_of(data: Data) -> int:
@@ -71,17 +71,17 @@ def tiles_of(data: Data) -> int:
     return tiling.grid(data.height, data.width, data.tile, data.overlap).count if data.tile else 1
 
 
-def score(judge: Judge, of_tiles: Callable[[Detector, Array], Array], x: Array) -> Array:
+def score(scorer: Judge, of_tiles: Callable[[Detector, Array], Array], x: Array) -> Array:
     """The score [B] of images x [B, H, W, C], where `of_tiles(detector, x)` gives that of a network's inputs. Pure."""
-    if not isinstance(judge, Tiled):
-        return of_tiles(network(judge), x)
-    found = _each(lambda tiles: of_tiles(judge.network, tiles), tiling.cut(x, judge.grid))
-    if judge.combine == "max":
+    if not isinstance(scorer, TiledDetector):
+        return of_tiles(network(scorer), x)
+    found = _each(lambda tiles: of_tiles(scorer.network, tiles), tiling.cut(x, scorer.grid))
+    if scorer.combine == "max":
         return jnp.max(found, axis=1)
-    return jnp.mean(found, axis=1) if judge.combine == "mean" else jnp.quantile(found, float(judge.combine), axis=1)
+    return jnp.mean(found, axis=1) if scorer.combine == "mean" else jnp.quantile(found, float(scorer.combine), axis=1)
 
 
-def explained(judge: Judge, variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
+def explained(scorer: Judge, variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
     """x_hat [B, H, W, C] and the residual map [B, H, W] of images x in [-1, 1]; `variables` are the detector's. Pure.
 
     The map of rows or windows of sensors, [B, D] or [B, T, D], is |x - x_hat|.
@@ -90,13 +90,13 @@ def explained(judge: Judge, variables: dict[str, Any], x: Array) -> tuple[Array,
     """
 
     def one(tiles: Array) -> tuple[Array, Array]:
-        x_hat = network(judge).reconstruct(variables, tiles)
+        x_hat = network(scorer).reconstruct(variables, tiles)
         return x_hat, residual_map.residual_map(tiles, x_hat) if tiles.ndim == 4 else jnp.abs(tiles - x_hat)
 
-    if not isinstance(judge, Tiled):
+    if not isinstance(scorer, TiledDetector):
         return one(x)
-    x_hat, values = _each(one, tiling.cut(x, judge.grid))
-    return tiling.stitch(x_hat, judge.grid), tiling.stitch(values[..., None], judge.grid)[..., 0]
+    x_hat, values = _each(one, tiling.cut(x, scorer.grid))
+    return tiling.stitch(x_hat, scorer.grid), tiling.stitch(values[..., None], scorer.grid)[..., 0]
 
 
 def _each(function: Callable[[Array], Any], tiles: Array) -> Any:

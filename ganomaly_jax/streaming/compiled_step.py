@@ -63,15 +63,15 @@ class Step:
         return Judged(whole["score"], whole["p_value"], whole.get("z"), whole.get("values"))
 
 
-def outputs(judge: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Array]]:
+def outputs(scorer: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Array]]:
     """The pure function that `step` compiles; `steps` of the integral, 0: no contributions."""
-    network = None if isinstance(judge.detector, tile_adapter.Tiled) else tile_adapter.network(judge.detector)
-    attribute = sensors.attributed(judge, steps) if steps and judge.columns else None
+    network = None if isinstance(scorer.detector, tile_adapter.TiledDetector) else tile_adapter.network(scorer.detector)
+    attribute = sensors.attributed(scorer, steps) if steps and scorer.columns else None
 
     def run(variables: Any, x: Array) -> dict[str, Array]:
-        found = dict(judge.outputs(variables, x))
+        found = dict(scorer.outputs(variables, x))
         if network is not None:
-            found["z"] = network.outputs(variables["detector"], judge.unit(x))["z"]
+            found["z"] = network.outputs(variables["detector"], scorer.unit(x))["z"]
         if attribute is not None:
             found["values"] = attribute(variables, x)[0]
         return found
@@ -79,7 +79,7 @@ def outputs(judge: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Array
     return run
 
 
-def step(judge: Scorer, steps: int = STEPS) -> Step:
+def step(scorer: Scorer, steps: int = STEPS) -> Step:
     """Compile the step of a detector: seconds, once.
 
     Args:
@@ -90,17 +90,17 @@ def step(judge: Scorer, steps: int = STEPS) -> Step:
     """
     if steps < 0:
         raise UserError(f"{steps} steps of the integral: wanted 0, for no contributions, or more")
-    function, base = jax.jit(outputs(judge, steps)), float("nan")
-    kind = jnp.dtype(judge.dtype)
+    function, base = jax.jit(outputs(scorer, steps)), float("nan")
+    kind = jnp.dtype(scorer.dtype)
     # Large images are held one by one.
-    sizes = (1, BLOCK if judge.columns else min(BLOCK, judge.block))
-    shapes = {size: jax.ShapeDtypeStruct((size, *judge.input_shape), kind) for size in sizes}
-    compiled = {size: function.lower(judge.variables, shape).compile() for size, shape in shapes.items()}
-    if steps and judge.columns:
-        centre = np.asarray([judge.low, judge.high], np.float64).mean(0).astype(np.float32)
-        x = np.broadcast_to(centre, (1, *judge.input_shape)).astype(kind)
-        base = float(np.asarray(compiled[1](judge.variables, x)["score"])[0])
-    return Step(compiled, judge.variables, base)
+    sizes = (1, BLOCK if scorer.columns else min(BLOCK, scorer.block))
+    shapes = {size: jax.ShapeDtypeStruct((size, *scorer.input_shape), kind) for size in sizes}
+    compiled = {size: function.lower(scorer.variables, shape).compile() for size, shape in shapes.items()}
+    if steps and scorer.columns:
+        centre = np.asarray([scorer.low, scorer.high], np.float64).mean(0).astype(np.float32)
+        x = np.broadcast_to(centre, (1, *scorer.input_shape)).astype(kind)
+        base = float(np.asarray(compiled[1](scorer.variables, x)["score"])[0])
+    return Step(compiled, scorer.variables, base)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -117,16 +117,16 @@ class Many:
     length: int
 
 
-def many(judge: Scorer, streams: int) -> Many:
+def many(scorer: Scorer, streams: int) -> Many:
     """Compile one program for so many streams.
 
     Raises:
       UserError: a detector of images, or no streams.
     """
-    if not judge.columns or streams < 1:
+    if not scorer.columns or streams < 1:
         raise UserError(f"{streams} streams: wanted 1 or more, of a detector of sensors")
-    score = functools.partial(inference.scored, judge.detector, judge.parts, judge.pixels)
-    shape = judge.input_shape
+    score = functools.partial(inference.scored, scorer.detector, scorer.parts, scorer.pixels)
+    shape = scorer.input_shape
 
     def run(variables: Any, windows: Array, x: Array) -> tuple[Array, dict[str, Array]]:
         held = jnp.concatenate([windows[:, 1:], x[:, None]], axis=1) if len(shape) == 2 else x
@@ -135,8 +135,8 @@ def many(judge: Scorer, streams: int) -> Many:
     windows = jnp.zeros((streams, *shape), jnp.float32)
     row = jax.ShapeDtypeStruct((streams, shape[-1]), jnp.float32)
     # The windows go in and come out in the same memory.
-    compiled = jax.jit(run, donate_argnums=1).lower(judge.variables, windows, row).compile()
-    return Many(compiled, judge.variables, windows, 0, shape[0] if len(shape) == 2 else 1)
+    compiled = jax.jit(run, donate_argnums=1).lower(scorer.variables, windows, row).compile()
+    return Many(compiled, scorer.variables, windows, 0, shape[0] if len(shape) == 2 else 1)
 
 
 def advance(streams: Many, x: np.ndarray) -> tuple[Many, dict[str, np.ndarray]]:

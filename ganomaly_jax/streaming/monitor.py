@@ -24,7 +24,7 @@ import numpy as np
 
 from ganomaly_jax.core import atomic_files, sealed_folder
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.streaming import (
     alarms,
@@ -54,19 +54,19 @@ def main(given: Any) -> int:
     0 once the source has ended or after SIGTERM or SIGINT, 3 where verdicts are invalid.
     """
     _check(given)
-    judge = scorer.load(given.workdir)
-    if judge.sound:
+    scorer = scoring_scorer.load(given.workdir)
+    if scorer.sound:
         raise UserError("monitor watches rows of sensors and folders of images: `ganomaly predict` judges recordings")
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(_locked(given.state)) if given.state else {}
-        watch, known = _started(judge, given, saved)
-        source = inputs.opened(given.source, given.once, not judge.columns)
+        watch, known = _started(scorer, given, saved)
+        source = inputs.opened(given.source, given.once, not scorer.columns)
         stream, seen, first, printed = _resumed(watch, source, saved, given.out)
         out = stack.enter_context(_output(given.out))
-        view = dashboard.View(given.source, judge.threshold, len(judge.columns)) if given.live else None
+        view = dashboard.View(given.source, scorer.threshold, len(scorer.columns)) if given.live else None
         if view is not None:
             stack.callback(view.close)
-        told = _told(given, judge, stack)
+        told = _told(given, scorer, stack)
         stopping = stack.enter_context(_signals())
         run = _Run(given, watch, known, source, stream, seen, out, told, view, printed)
         before = seen.invalid
@@ -182,8 +182,8 @@ def _save(run: _Run, place: dict[str, Any]) -> None:
 def _report(run: _Run) -> None:
     from ganomaly_jax.streaming import plot
 
-    judge = run.watch.settings.judge
-    plot.watched(run.course, judge.threshold, run.given.source, Path(run.given.report))
+    scorer = run.watch.settings.scorer
+    plot.watched(run.course, scorer.threshold, run.given.source, Path(run.given.report))
 
 
 def _resumed(
@@ -233,37 +233,37 @@ def _since(file: Any, keep: int) -> int:
     return file.tell() - keep
 
 
-def _started(judge: Scorer, given: Any, saved: dict[str, Any]) -> tuple[streaming_watch.Watch, dict[str, Any]]:
+def _started(scorer: Scorer, given: Any, saved: dict[str, Any]) -> tuple[streaming_watch.Watch, dict[str, Any]]:
     """Everything that is made once: reference, compiled step, drift tests; and what of it the state keeps."""
     asked = drift.Settings(given.drift_window, *[given.drift_every] * 3)
-    key = [given.normals, given.drift_every, given.drift_window, judge.threshold, list(judge.columns)]
+    key = [given.normals, given.drift_every, given.drift_window, scorer.threshold, list(scorer.columns)]
     known = saved.get("known") or {}
     try:
         if known.get("key") == key:
             normal = sensor_checks.Normal(*(sensor_checks.array(known[name]) for name in ("low", "high", "runs")))
             drifting = None if known["drift"] is None else drift.from_dict(known["drift"])
         else:
-            normal, drifting = _learned(judge, given, asked)
+            normal, drifting = _learned(scorer, given, asked)
             known = {"key": key, "drift": None if drifting is None else drift.to_dict(drifting)}
             known |= {name: sensor_checks.plain(getattr(normal, name)) for name in ("low", "high", "runs")}
-        if normal.low.shape != (len(judge.columns),):
+        if normal.low.shape != (len(scorer.columns),):
             raise ValueError("another number of sensors")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"the --state cannot be used ({error}); remove it to begin anew") from None
     checks = sensor_checks.Settings(given.silent, given.stuck)
-    step = compiled_step.step(judge, given.steps if given.top else 0)
-    settings = streaming_watch.Settings(judge, step, normal, checks, given.top, given.drift_step)
+    step = compiled_step.step(scorer, given.steps if given.top else 0)
+    settings = streaming_watch.Settings(scorer, step, normal, checks, given.top, given.drift_step)
     alarm = alarms.start(given.alarm, given.cool_down)
     return streaming_watch.start(settings, alarm, drifting, given.format, given.time), known
 
 
-def _learned(judge: Scorer, given: Any, asked: drift.Settings) -> tuple[sensor_checks.Normal, drift.State | None]:
-    known = reference.learn(judge, Path(given.workdir), given.normals)
+def _learned(scorer: Scorer, given: Any, asked: drift.Settings) -> tuple[sensor_checks.Normal, drift.State | None]:
+    known = reference.learn(scorer, Path(given.workdir), given.normals)
     for note in known.notes:
         _note(note)
-    scores = np.asarray(judge.variables["calibration"]) if known.scores is None else known.scores
+    scores = np.asarray(scorer.variables["calibration"]) if known.scores is None else known.scores
     if not given.drift_every:
         return known.normal, None
     if len(scores) < drift.LEAST:
@@ -272,7 +272,7 @@ def _learned(judge: Scorer, given: Any, asked: drift.Settings) -> tuple[sensor_c
     return known.normal, drift.start(asked, scores, known.latents)
 
 
-def _told(given: Any, judge: Scorer, stack: contextlib.ExitStack) -> list[streaming_sinks.Sink]:
+def _told(given: Any, scorer: Scorer, stack: contextlib.ExitStack) -> list[streaming_sinks.Sink]:
     if not given.sink:
         return []
     if given.spool:

@@ -36,7 +36,7 @@ class Reference:
     notes: tuple[str, ...] = ()
 
 
-def learn(judge: Scorer, workdir: Path, source: str = "") -> Reference:
+def learn(scorer: Scorer, workdir: Path, source: str = "") -> Reference:
     """From the run's own data, or from `source`, normal items in its place.
 
     Where the run's data cannot be read, ranges come from the scaling alone and there are no latents; a note says so.
@@ -45,12 +45,12 @@ def learn(judge: Scorer, workdir: Path, source: str = "") -> Reference:
       UserError: `source` cannot be read, or has nothing normal.
     """
     try:
-        items, every = _of_source(judge, source) if source else _of_run(judge, workdir)
+        items, every = _of_source(scorer, source) if source else _of_run(scorer, workdir)
     except UserError as error:
         if source:
             raise
         return Reference(
-            _without(judge),
+            _without(scorer),
             None,
             None,
             (
@@ -58,63 +58,63 @@ def learn(judge: Scorer, workdir: Path, source: str = "") -> Reference:
                 "and drift of latents is not tested; --normals DATA gives normal items",
             ),
         )
-    normal = _normal(judge, items, every) if judge.columns else _without(judge)
+    normal = _normal(scorer, items, every) if scorer.columns else _without(scorer)
     calibration = items[1]
     scores = None
     if source:
-        scores = judge(calibration)
+        scores = scorer(calibration)
         scores = scores[np.isfinite(scores)]
-    if isinstance(judge.detector, tile_adapter.Tiled):
+    if isinstance(scorer.detector, tile_adapter.TiledDetector):
         return Reference(
             normal, None, scores, ("images in tiles have no latent of their own: its drift is not tested",)
         )
     if len(calibration) < drift.LEAST:
         note = f"{len(calibration)} calibration items: drift of latents needs {drift.LEAST}"
         return Reference(normal, None, scores, (note,))
-    return Reference(normal, _latents(judge, calibration), scores)
+    return Reference(normal, _latents(scorer, calibration), scores)
 
 
-def _without(judge: Scorer) -> Normal:
-    low, high = (np.atleast_1d(np.asarray(side, np.float64)) for side in (judge.low, judge.high))
+def _without(scorer: Scorer) -> Normal:
+    low, high = (np.atleast_1d(np.asarray(side, np.float64)) for side in (scorer.low, scorer.high))
     centre, spread = (low + high) / 2, (high - low) / 2
-    d = len(judge.columns)
+    d = len(scorer.columns)
     if not d:
         return Normal(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return Normal(centre - _WITHOUT * spread, centre + _WITHOUT * spread, np.zeros(d, np.int64))
 
 
-def _of_run(judge: Scorer, workdir: Path) -> tuple[tuple[Any, Any], int]:
+def _of_run(scorer: Scorer, workdir: Path) -> tuple[tuple[Any, Any], int]:
     """((trained on, calibrated with), items from one to the next that shares no row)."""
     before = run_folder.stored_environment(workdir).get("data_hash")
     if before is None:
         raise UserError(f"{workdir} is no run's folder")
-    this = resolution.resolve(judge.config)
+    this = resolution.resolve(scorer.config)
     if datasets.content_hash(this.dataset) != before:
         raise UserError(f"the data {this.dataset.name} have changed since the training")
     parts = tuple(lazy.select(this.dataset.images, part) for part in (this.split.train, this.split.calibration))
-    return (parts[0], parts[1]), _apart(judge)
+    return (parts[0], parts[1]), _apart(scorer)
 
 
-def _of_source(judge: Scorer, source: str) -> tuple[tuple[Any, Any], int]:
-    settings = judge.reading(source)
+def _of_source(scorer: Scorer, source: str) -> tuple[tuple[Any, Any], int]:
+    settings = scorer.reading(source)
     dataset = sources.read(settings)
     normal = splits.normal_classes(dataset, settings.abnormal if settings.abnormal in dataset.classes else "")
     chosen = np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])
     if not len(chosen):
         raise UserError(f"--normals {source}: nothing in it is normal")
-    return (lazy.select(dataset.images, chosen),) * 2, _apart(judge)
+    return (lazy.select(dataset.images, chosen),) * 2, _apart(scorer)
 
 
-def _apart(judge: Scorer) -> int:
-    return -(-judge.input_shape[0] // judge.config.data.stride) if len(judge.input_shape) == 2 else 1
+def _apart(scorer: Scorer) -> int:
+    return -(-scorer.input_shape[0] // scorer.config.data.stride) if len(scorer.input_shape) == 2 else 1
 
 
-def _normal(judge: Scorer, items: tuple[Any, Any], every: int) -> Normal:
-    d = len(judge.columns)
+def _normal(scorer: Scorer, items: tuple[Any, Any], every: int) -> Normal:
+    d = len(scorer.columns)
     parts = [np.asarray(part[:_ROWS][::every], np.float64).reshape(-1, d)[-_ROWS:] for part in items]
     both = np.concatenate(parts)
     seen = np.isfinite(both).any(0)
-    fallback = _without(judge)
+    fallback = _without(scorer)
     low, high = fallback.low.copy(), fallback.high.copy()
     low[seen], high[seen] = np.nanmin(both[:, seen], axis=0), np.nanmax(both[:, seen], axis=0)
     low, high = low.astype(np.float32).astype(np.float64), high.astype(np.float32).astype(np.float64)
@@ -125,12 +125,12 @@ def _normal(judge: Scorer, items: tuple[Any, Any], every: int) -> Normal:
     return Normal(low, high, np.where(constant, -1, np.maximum(runs, 0)).astype(np.int64))
 
 
-def _latents(judge: Scorer, items: Any) -> np.ndarray:
-    network = tile_adapter.network(judge.detector)
+def _latents(scorer: Scorer, items: Any) -> np.ndarray:
+    network = tile_adapter.network(scorer.detector)
     encode = jax.jit(lambda variables, x: network.outputs(variables, x)["z"])
     chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), drift.REFERENCE)).astype(int))
     size, found = inference.BUCKETS[-1], []
-    for block in inference.blocks(judge.detector, judge.pixels, lazy.select(items, chosen)):
-        found.append(np.asarray(encode(judge.variables["detector"], inference.pad(block, size)))[: len(block)])
+    for block in inference.blocks(scorer.detector, scorer.pixels, lazy.select(items, chosen)):
+        found.append(np.asarray(encode(scorer.variables["detector"], inference.pad(block, size)))[: len(block)])
     z = np.concatenate(found)
     return z[np.isfinite(z).all(1)]

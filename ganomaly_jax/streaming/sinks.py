@@ -30,7 +30,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the next try; doubled after each that failed."""
 _REFUSED = "refused"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class RefusedError(Exception):
@@ -40,10 +40,10 @@ class RefusedError(Exception):
 class Sink:
     """One receiver with its queue and its thread."""
 
-    def __init__(self, target: str, spool: Path, say: Say, most: int = MOST, first_wait: float = FIRST_WAIT) -> None:
+    def __init__(self, target: str, spool: Path, log: Log, most: int = MOST, first_wait: float = FIRST_WAIT) -> None:
         self.name, self._deliver = _shown(target), _deliverer(target)
         self.folder = spool / hashlib.sha256(target.encode()).hexdigest()[:16]
-        self._say, self.most, self._first_wait = say, most, first_wait
+        self._say, self.most, self._first_wait = log, most, first_wait
         self.dropped = 0
         self._stop, self._wake = threading.Event(), threading.Event()
         try:

@@ -60,7 +60,7 @@ class Said:
 class Settings:
     """What does not change while a stream runs."""
 
-    judge: Scorer
+    scorer: Scorer
     step: compiled_step.Step
     normal: sensor_checks.Normal
     checks: sensor_checks.Settings
@@ -100,21 +100,21 @@ def start(
     clock: str = "",
 ) -> Watch:
     """Before the first row."""
-    judge = settings.judge
-    d = len(judge.columns)
+    scorer = settings.scorer
+    d = len(scorer.columns)
     return Watch(
         settings,
-        row_parser.Form(judge.columns, kind, clock),
+        row_parser.Form(scorer.columns, kind, clock),
         sensor_checks.start(d),
         alarm,
-        np.full((2 * _length(judge), d), np.nan, np.float32),
+        np.full((2 * _length(scorer), d), np.nan, np.float32),
         np.full(d, np.nan, np.float32),
         drifting,
     )
 
 
-def _length(judge: Scorer) -> int:
-    return judge.input_shape[0] if len(judge.input_shape) == 2 else 1
+def _length(scorer: Scorer) -> int:
+    return scorer.input_shape[0] if len(scorer.input_shape) == 2 else 1
 
 
 def take(watch: Watch, lines: Sequence[Line]) -> list[Said]:
@@ -131,7 +131,7 @@ def take(watch: Watch, lines: Sequence[Line]) -> list[Said]:
             continue
         if line.path:
             watch.row += 1
-            image, why = _image(watch.settings.judge, line.text)
+            image, why = _image(watch.settings.scorer, line.text)
             inputs += [] if image is None else [image]
             found.append(
                 _Found(watch.row, [], line.arrived, None if image is None else len(inputs) - 1, why, line.text)
@@ -180,10 +180,10 @@ def _why(watch: Watch, x: np.ndarray) -> str:
     return f"missing or infinite values: {tables.listed([watch.form.columns[k] for k in np.flatnonzero(bad).tolist()])}"
 
 
-def _image(judge: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:
+def _image(scorer: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:
     """One image of the detector's type, or why it cannot be used."""
-    x, problems = judge.read([os.fsdecode(path)])
-    return (None, problems[0][1]) if problems else (x[0].astype(judge.dtype, copy=False), "")
+    x, problems = scorer.read([os.fsdecode(path)])
+    return (None, problems[0][1]) if problems else (x[0].astype(scorer.dtype, copy=False), "")
 
 
 def _of_header(watch: Watch) -> list[Event]:
@@ -200,27 +200,27 @@ def _of_header(watch: Watch) -> list[Event]:
 def _enter(watch: Watch, row: row_parser.Row) -> tuple[list[Event], np.ndarray | None]:
     """Check a row and put it into the ring: what is to tell, and what is to be scored, if anything."""
     settings = watch.settings
-    judge = settings.judge
-    events, kind = sensor_checks.check(watch.health, judge.columns, settings.normal, settings.checks, row)
-    window = len(judge.input_shape) == 2
+    scorer = settings.scorer
+    events, kind = sensor_checks.check(watch.health, scorer.columns, settings.normal, settings.checks, row)
+    window = len(scorer.input_shape) == 2
     # A late row has no place in a window, but can be judged by itself.
     if kind == "duplicated" or (kind == "late" and window):
         return events, None
     with np.errstate(over="ignore"):
         x = row.values.astype(np.float32)
-    way = judge.config.data.missing
+    way = scorer.config.data.missing
     if way == "last":
         x = np.where(np.isnan(x), watch.carried, x)
         watch.carried = x
     elif way == "mask":
-        x = row_splits.filled(x, row_splits.centre_of(judge.low, judge.high))
+        x = row_splits.filled(x, row_splits.centre_of(scorer.low, scorer.high))
     if not window:
         return events, x
-    length = _length(judge)
+    length = _length(scorer)
     at = watch.filled % length
     watch.ring[at] = watch.ring[at + length] = x
     watch.filled += 1
-    if watch.filled < length or (watch.filled - length) % judge.config.data.stride:
+    if watch.filled < length or (watch.filled - length) % scorer.config.data.stride:
         return events, None
     return events, watch.ring[at + 1 : at + 1 + length].copy()
 
@@ -243,18 +243,18 @@ def _say(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> Said
 
 def _verdict(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> Event:
     settings, at = watch.settings, one.at
-    judge = settings.judge
+    scorer = settings.scorer
     found: Event = {"row": one.row} | ({"path": os.fsdecode(one.path)} if one.path else {})
     found |= {"score": None, "p_value": None, "verdict": calibration.INVALID, "top": []}
     if at is None or judged is None or not math.isfinite(judged.scores[at]):
         return found | {"reason": one.why or "the score is not finite"}
     score = float(judged.scores[at])
-    (word,) = calibration.verdicts(judged.scores[at : at + 1], judge.threshold, judge.calibration.review)
+    (word,) = calibration.verdicts(judged.scores[at : at + 1], scorer.threshold, scorer.calibration.review)
     found |= {"score": score, "p_value": float(judged.p_values[at]), "verdict": word}
     if judged.values is not None:
         values = judged.values[at].astype(np.float64)
         order = np.argsort(-values, kind="stable")[: settings.top].tolist()
-        top = [[judge.columns[k], float(values[k])] for k in order]
+        top = [[scorer.columns[k], float(values[k])] for k in order]
         others = float(values.sum()) - sum(value for _, value in top)
         found |= {"top": top, "others": others, "base": settings.step.base}
         found["error"] = score - settings.step.base - float(values.sum())
@@ -271,13 +271,13 @@ def _of_alarm(watch: Watch, change: alarms.Change, verdict: Event) -> Event:
     )
 
 
-def stride_of_drift(judge: Scorer) -> int:
+def stride_of_drift(scorer: Scorer) -> int:
     """Verdicts from one item of the drift tests to the next: windows that share no row."""
-    return -(-_length(judge) // judge.config.data.stride) if len(judge.input_shape) == 2 else 1
+    return -(-_length(scorer) // scorer.config.data.stride) if len(scorer.input_shape) == 2 else 1
 
 
 def _drifting(watch: Watch, score: float, latent: np.ndarray | None) -> list[Event]:
-    every = watch.settings.drift_step or stride_of_drift(watch.settings.judge)
+    every = watch.settings.drift_step or stride_of_drift(watch.settings.scorer)
     if watch.drift is None or (watch.items - 1) % every:
         return []
     usable = latent is not None and bool(np.isfinite(latent).all())
@@ -289,7 +289,7 @@ def _drifting(watch: Watch, score: float, latent: np.ndarray | None) -> list[Eve
             watch.told[one.test] = (passed + 1, until)
             continue
         watch.told[one.test] = (0, watch.drift.seen + QUIET * watch.drift.settings.window)
-        rows_between = one.between * every * watch.settings.judge.config.data.stride
+        rows_between = one.between * every * watch.settings.scorer.config.data.stride
         found.append(
             {
                 "event": "drift",
@@ -326,7 +326,7 @@ def to_dict(watch: Watch) -> dict[str, Any]:
     ring = [sensor_checks.plain(one) for one in watch.ring[: len(watch.ring) // 2]]
     return {
         "sensors": watch.form.columns,
-        "shape": watch.settings.judge.input_shape,
+        "shape": watch.settings.scorer.input_shape,
         "form": {"kind": watch.form.kind, "time": watch.form.time, "header": watch.form.header},
         "health": sensor_checks.to_dict(watch.health),
         "alarm": dataclasses.asdict(watch.alarm),
@@ -348,7 +348,7 @@ def resume(watch: Watch, values: Mapping[str, Any]) -> None:
     """
     try:
         same = tuple(values["sensors"]) == watch.form.columns
-        if not same or tuple(values["shape"]) != watch.settings.judge.input_shape:
+        if not same or tuple(values["shape"]) != watch.settings.scorer.input_shape:
             raise UserError("the state is that of another detector, with other sensors; start with another --state")
         form = values["form"]
         watch.form = dataclasses.replace(watch.form, kind=str(form["kind"]), header=tuple(map(str, form["header"])))

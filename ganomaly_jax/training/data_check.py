@@ -21,7 +21,7 @@ from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.splits import Split
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import findings as training_findings
 from ganomaly_jax.training.findings import UNUSABLE, Finding, Headers
@@ -44,7 +44,7 @@ class Check:
         return all(finding.weight != UNUSABLE for finding in self.findings)
 
 
-def check(settings: Config, judge: Scorer | None = None, progress: bool = False) -> Check:
+def check(settings: Config, scorer: Scorer | None = None, progress: bool = False) -> Check:
     """Look through data, each item once, without holding them where they are files.
 
     Args:
@@ -56,13 +56,13 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
       UserError: a source that is not there or cannot be understood, or nothing in it that can be read.
     """
     settings = copy.deepcopy(settings)
-    if judge is not None:
-        settings.data = dataclasses.replace(judge.reading(settings.data.source), low=0, high=0)
+    if scorer is not None:
+        settings.data = dataclasses.replace(scorer.reading(settings.data.source), low=0, high=0)
     validation.check(settings)
     headers = _headers(settings.data.source, settings.data.abnormal)
     # Shared, files are looked through and let go, and read again where they are needed.
     dataset = sources.read(settings.data, progress=progress, shared=True)
-    if judge is not None and settings.data.abnormal not in dataset.classes:
+    if scorer is not None and settings.data.abnormal not in dataset.classes:
         settings.data.abnormal = ""
     found: list[Finding] = []
     looked = _look(dataset, progress)
@@ -79,10 +79,10 @@ def check(settings: Config, judge: Scorer | None = None, progress: bool = False)
     training_findings.shapes(dataset, headers, settings, found)
     if split is not None:
         training_findings.enough(split, settings, found)
-    if judge is not None:
-        training_findings.fits(judge, dataset, looked, headers, found)
+    if scorer is not None:
+        training_findings.fits(scorer, dataset, looked, headers, found)
         if normal is not None:
-            training_findings.scores(judge, dataset, looked, normal, settings.data.source, found)
+            training_findings.scores(scorer, dataset, looked, normal, settings.data.source, found)
     found.sort(key=lambda finding: training_findings.WEIGHTS.index(finding.weight))
     size = " x ".join(map(str, dataset.images.shape[1:]))
     if dataset.recordings:
@@ -215,8 +215,8 @@ def describe(found: Check) -> str:
 
 def main(given: Any, settings: Config) -> bool:
     """The verb `check`: whether everything can be used."""
-    judge = scorer.load(given.workdir) if given.workdir else None
-    found = check(settings, judge, progress=True)
+    scorer = scoring_scorer.load(given.workdir) if given.workdir else None
+    found = check(settings, scorer, progress=True)
     print(describe(found))
     if given.json:
         held = dataclasses.asdict(found) | {"usable": found.usable}

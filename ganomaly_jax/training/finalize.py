@@ -16,7 +16,7 @@ from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import build, scorer, tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
-from ganomaly_jax.training.loop import Course, Say
+from ganomaly_jax.training.loop import Course, Log
 
 # Batches that batch norm's statistics are taken from for averaged weights.
 _SETTLED = 20
@@ -28,7 +28,7 @@ def finish(
     variables: Any,
     step: int,
     environment: dict[str, Any],
-    say: Say,
+    log: Log,
     into: str = scorer.FOLDER,
 ) -> Scorer:
     """Calibrate a trained model on the images of `this`, and write the detector into the run's folder.
@@ -37,20 +37,20 @@ def finish(
     """
     before = _recalibrated(course.folder / into)
     if before is not None and before.provenance.get("step") == step and before.config.seed == this.config.seed:
-        say(
+        log(
             f"note: the threshold {before.threshold:.6g} that `ganomaly recalibrate` has set is kept; "
             f"`ganomaly recalibrate --workdir {course.folder}` sets another"
         )
         return before
     if before is not None:
-        say(
+        log(
             f"note: the threshold that `ganomaly recalibrate` had set was for the weights of step "
             f"{before.provenance.get('step')}; those of step {step} are calibrated as configured"
         )
     chosen = this.split.calibration if len(this.split.calibration) else this.split.train
     made = build.make(
         tile_adapter.from_config(this.config),
-        _settled(course.run, registry.from_config(this.config), jax.device_put(variables)),
+        _with_recomputed_batch_stats(course.run, registry.from_config(this.config), jax.device_put(variables)),
         this.config,
         this.pixels,
         lazy.select(this.dataset.images, this.split.train),
@@ -74,7 +74,7 @@ def _recalibrated(folder: Path) -> Scorer | None:
     return before if before.provenance.get(scorer.RECALIBRATED) else None
 
 
-def _settled(this: Run, detector: Detector, variables: Any) -> Any:
+def _with_recomputed_batch_stats(this: Run, detector: Detector, variables: Any) -> Any:
     """Averaged weights with batch norm's statistics of some training batches."""
     size = this.config.train.batch_size
     count = min(_SETTLED, len(this.split.train) // size)
@@ -82,5 +82,5 @@ def _settled(this: Run, detector: Detector, variables: Any) -> Any:
         return variables
     drawn = np.random.default_rng(this.config.seed).permutation(this.split.train)[: count * size]
     raw = this.dataset.images[np.sort(drawn)].reshape(count, size, *detector.shape)
-    unit = jax.jit(lambda v, raw: detector.settle(v, preprocess.to_unit(raw, *this.pixels[1:])))
+    unit = jax.jit(lambda v, raw: detector.recompute_batch_stats(v, preprocess.to_unit(raw, *this.pixels[1:])))
     return unit(variables, raw)

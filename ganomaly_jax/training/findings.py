@@ -249,19 +249,19 @@ def enough(split: Split, settings: Config, found: list[Finding]) -> None:
         found.append(Finding(WARNING, "batch", what, f"--config.train.batch_size={max(len(split.train) // 4, 2)}"))
 
 
-def fits(judge: Scorer, dataset: Dataset, looked: Looked, headers: Headers, found: list[Finding]) -> None:
+def fits(scorer: Scorer, dataset: Dataset, looked: Looked, headers: Headers, found: list[Finding]) -> None:
     """Whether they are of the kind that a detector was trained on."""
-    if str(dataset.images.dtype) != judge.dtype:
-        what = f"these are {dataset.images.dtype}, the detector was trained on {judge.dtype}"
+    if str(dataset.images.dtype) != scorer.dtype:
+        what = f"these are {dataset.images.dtype}, the detector was trained on {scorer.dtype}"
         found.append(Finding(WARNING, "type", what, "convert them as the training images were"))
     elif looked.columns is None and not dataset.recordings:
-        outside = np.flatnonzero(looked.finite & ((looked.low < judge.low) | (looked.high > judge.high)))
+        outside = np.flatnonzero(looked.finite & ((looked.low < scorer.low) | (looked.high > scorer.high)))
         if len(outside):
-            what = f"{len(outside)} items have values beyond the detector's range {judge.low:g} to {judge.high:g}"
+            what = f"{len(outside)} items have values beyond the detector's range {scorer.low:g} to {scorer.high:g}"
             do = "look whether the exposure or the unit has changed; `ganomaly train` anew if it has for good"
             found.append(Finding(WARNING, "range", what, do, _named(dataset, outside)))
     colour = [path for path, (_, _, mode) in headers.items() if "colour" in sort_of(mode)]
-    channels = judge.input_shape[-1]
+    channels = scorer.input_shape[-1]
     if headers and channels in (1, 3):
         other = colour if channels == 1 else [path for path in headers if path not in set(colour)]
         if other:
@@ -273,7 +273,7 @@ def fits(judge: Scorer, dataset: Dataset, looked: Looked, headers: Headers, foun
 
 
 def scores(
-    judge: Scorer, dataset: Dataset, looked: Looked, normal: frozenset[str], source: str, found: list[Finding]
+    scorer: Scorer, dataset: Dataset, looked: Looked, normal: frozenset[str], source: str, found: list[Finding]
 ) -> None:
     """Whether a detector scores these normal items as those that it was calibrated on."""
     is_normal = np.array([dataset.classes[label] in normal for label in dataset.labels])
@@ -281,16 +281,16 @@ def scores(
     if not len(chosen):
         return
     try:
-        scores = judge(lazy.select(dataset.images, chosen))
+        scores = scorer(lazy.select(dataset.images, chosen))
     except UserError as error:
         found.append(Finding(UNUSABLE, "not_scored", f"the detector cannot score them: {error}", "convert them"))
         return
-    before = np.asarray(judge.variables["calibration"])
+    before = np.asarray(scorer.variables["calibration"])
     distance, p_value = acceptance.two_samples(before, scores)
-    flagged = int((scores > judge.threshold).sum())
+    flagged = int((scores > scorer.threshold).sum())
     numbers = (
         f"of {len(scores)} normal items {flagged} are flagged ({flagged / len(scores):.1%}, promised "
-        f"{judge.calibration.rate:.1%}); median score {np.median(scores):.4g}, of the {len(before)} calibration items "
+        f"{scorer.calibration.rate:.1%}); median score {np.median(scores):.4g}, of the {len(before)} calibration items "
         f"{np.median(before):.4g}; Kolmogorov-Smirnov distance {distance:.2f}, p value {p_value:.2g}"
     )
     if p_value >= acceptance.SHIFTED:

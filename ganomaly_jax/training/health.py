@@ -63,7 +63,7 @@ class Sample:
     """Whether it is not trained on them: only then is their loss told."""
 
 
-def looker(
+def measurer(
     detector: Detector, samples: Sequence[Sample], together: bool = False
 ) -> Callable[[TrainState], list[dict[str, Any]]]:
     """`look(state)`: what is measured of each model at its sample, but for what is not finite.
@@ -103,7 +103,7 @@ def interval(asked: int, epoch_steps: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Waiting:
+class EarlyStopping:
     """How long the loss on held-out images has not become smaller. In the meta of every checkpoint, as a dict."""
 
     smallest: float | None = None
@@ -112,10 +112,10 @@ class Waiting:
     looks: int = 0
     """Since then."""
 
-    def after(self, step: int, loss: float) -> Waiting:
+    def after(self, step: int, loss: float) -> EarlyStopping:
         """With one more look; a loss that is NaN, for want of held-out images, is none."""
         if math.isfinite(loss) and (self.smallest is None or loss < self.smallest):
-            return Waiting(loss, step, 0)
+            return EarlyStopping(loss, step, 0)
         return self if math.isnan(loss) else dataclasses.replace(self, looks=self.looks + 1)
 
     def over(self, patience: int) -> bool:

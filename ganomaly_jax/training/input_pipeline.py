@@ -75,7 +75,7 @@ def _streams(this: Run, mesh: Any) -> bool:
             room = cost.device_memory()
             here = room is not None and size // mesh.size > lazy.SHARE * room
     # All processes run one program.
-    return bool(processes.agree(np.array([here], np.int32)).any())
+    return bool(processes.all_gather(np.array([here], np.int32)).any())
 
 
 def _held(course: Course, mesh: Any) -> Feed:

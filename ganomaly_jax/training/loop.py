@@ -28,7 +28,7 @@ from ganomaly_jax.runs import checkpoint, diagnostics, resolution
 from ganomaly_jax.runs.history import HISTORY, History
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.training import health
-from ganomaly_jax.training.health import Waiting
+from ganomaly_jax.training.health import EarlyStopping
 from ganomaly_jax.training.train_step import STEPS_A_CALL
 
 CHECKPOINTS = "checkpoints"
@@ -36,7 +36,7 @@ CHECKPOINTS = "checkpoints"
 _SECONDS_A_CALL = 1.0
 _WAITING = "waiting"
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,8 +102,8 @@ def advance(
     state: TrainState,
     at: np.ndarray,
     draw: Callable[[int, TrainState], None] | None,
-    waiting: Waiting,
-    say: Say,
+    waiting: EarlyStopping,
+    log: Log,
 ) -> TrainState:
     """Take every model from the step `at` [models] to its last one; `whole` is the configuration that is kept.
 
@@ -125,7 +125,7 @@ def advance(
         if not together:
             raise _diverged(workdir, at_step, what)
         alive[m], at[m] = False, totals[m]
-        say(f"member {courses[m].name} diverged at step {at_step:,}: {what}; the others go on")
+        log(f"member {courses[m].name} diverged at step {at_step:,}: {what}; the others go on")
         if not alive.any():
             raise _diverged(workdir, at_step, "the last member's")
 
@@ -150,7 +150,7 @@ def advance(
     with ExitStack() as stack:
         came = stack.enter_context(_signals())  # first, and so until the last save is written
         saver = stack.enter_context(checkpoint.Saver())
-        here = processes.first()
+        here = processes.is_primary()
         progress = stack.enter_context(Progress(last, step, "step", quiet=not here))
         histories = []
         for course, first in zip(courses, at, strict=True):
@@ -179,9 +179,9 @@ def advance(
             """(steps that a call takes, the signal that came or 0), so that all processes run the same calls."""
             nonlocal calls
             calls += 1
-            if processes.preempted(calls):
+            if processes.is_preempted(calls):
                 came.append(signal.SIGTERM)
-            said = processes.agree(np.array([count, came[0] if came else 0], np.int32))
+            said = processes.all_gather(np.array([count, came[0] if came else 0], np.int32))
             return int(said[0, 0]), int(said[:, 1].max())
 
         began = time.monotonic()
@@ -216,7 +216,7 @@ def advance(
                     histories[m].look(int(at[m]), look(step)[m])
                 # A last look out of turn would count for a run that goes on, and not for one that never ended there.
                 if to_look == length and not together:
-                    waiting = waiting.after(step, processes.of_first(look(step)[0].get(checkpoint.LOSS, np.nan)))
+                    waiting = waiting.after(step, processes.broadcast(look(step)[0].get(checkpoint.LOSS, np.nan)))
                     better = waiting.step == step and settings.choose == "best"
             if to_save == length or better:
                 save(step)
@@ -248,9 +248,9 @@ def steps_to_save(step: int, save_every: int) -> int:
     return min(save_every - step % save_every, (save_every // 2 - step) % save_every or save_every)
 
 
-def waiting_of(meta: dict[str, Any]) -> Waiting:
+def waiting_of(meta: dict[str, Any]) -> EarlyStopping:
     """How long the run has waited for a smaller loss that this checkpoint's meta is of."""
-    return Waiting(**meta.get(_WAITING, {}))
+    return EarlyStopping(**meta.get(_WAITING, {}))
 
 
 @jax.jit

@@ -21,7 +21,7 @@ def make_chunk(
     high: float | Array,
     augmentation: Callable[[Array, Array], Array] | None = None,
     take: Callable[[Array, Array], Array] = lambda images, rows: images[rows],
-    settle: Callable[[TrainState], TrainState] = lambda state: state,
+    constrain: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> Callable[..., tuple[TrainState, Array]]:
     """`chunk(state, images, index, count)`: `count` steps in one program, and the losses before each,
     [steps, L] in the order of `detector.losses`.
@@ -29,8 +29,8 @@ def make_chunk(
     `images` [N, H, W, C] are raw pixels, the whole training part; `index` [steps, B] int32 says which of them each step
     takes; `augmentation`, if any, gets those scaled and the step (`augment.make`). The number of steps is an argument,
     not a shape, so that one executable serves calls of every length and a resumed run computes the same bits as one
-    that was never stopped (`lax.scan` is this loop with a fixed count). `take` and `settle` are for a program that XLA
-    parts by itself: how a batch is taken, and where a state lies (`sharding.own_rows`, `sharding.settled`).
+    that was never stopped (`lax.scan` is this loop with a fixed count). `take` and `constrain` are for a program that
+    XLA parts by itself: how a batch is taken, and where a state lies (`sharding.own_rows`, `sharding.constrained`).
     """
 
     def chunk(state: TrainState, images: Array, index: Array, count: Array) -> tuple[TrainState, Array]:
@@ -40,7 +40,7 @@ def make_chunk(
             if augmentation is not None:
                 x = augmentation(x, state.step)
             state, metrics = detector.update(state, x)
-            return settle(state), history.at[i].set(jnp.stack([metrics[name] for name in detector.losses]))
+            return constrain(state), history.at[i].set(jnp.stack([metrics[name] for name in detector.losses]))
 
         return lax.fori_loop(0, count, one, (state, jnp.zeros((index.shape[0], len(detector.losses)), jnp.float32)))
 

@@ -32,9 +32,9 @@ from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import augment, cost, finalize, health, input_pipeline, loop
-from ganomaly_jax.training.health import Waiting
+from ganomaly_jax.training.health import EarlyStopping
 from ganomaly_jax.training.input_pipeline import Feed
-from ganomaly_jax.training.loop import CHECKPOINTS, Course, Program, Say
+from ganomaly_jax.training.loop import CHECKPOINTS, Course, Log, Program
 from ganomaly_jax.training.train_step import STEPS_A_CALL, make_chunk, make_members_chunk
 
 _PICTURED = 16
@@ -44,7 +44,7 @@ def train(
     settings: Config,
     workdir: str | os.PathLike[str],
     arrays: Any = None,
-    say: Say = print,
+    log: Log = print,
     fall_back: bool = False,
     into: str = scorer.FOLDER,
 ) -> Scorer:
@@ -76,56 +76,56 @@ def train(
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
     workdir = Path(workdir)
     mesh = sharding.global_mesh(settings.mesh.devices)
-    if settings.data.tile and processes.several():
+    if settings.data.tile and processes.is_distributed():
         raise UserError("data.tile works within one process: wanted data.tile=0, or no --distributed")
-    if not processes.first():
-        say = _silent
-    this = resolution.resolve(settings, arrays, mesh.size, processes.first(), processes.several())
-    if this.dataset.recordings and processes.several():
+    if not processes.is_primary():
+        log = _silent
+    this = resolution.resolve(settings, arrays, mesh.size, processes.is_primary(), processes.is_distributed())
+    if this.dataset.recordings and processes.is_distributed():
         raise UserError("recordings are trained on within one process: wanted no --distributed")
     sharding.check_batch(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
-    say = _in_words(this, say)
+    log = _in_words(this, log)
     data_hash = datasets.content_hash(this.dataset)
     processes.check_same(configuration=_comparable(this.config), data=data_hash)
-    processes.together(lambda: _open(workdir, this, data_hash))
+    processes.run_on_primary(lambda: _open(workdir, this, data_hash))
     detector = registry.from_config(this.config, None if this.config.mesh.shard_from else sharding.axis_name(mesh))
-    state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, say)
+    state, waiting = _restored(workdir, jax.jit(detector.init)(jax.random.key(this.config.seed)), fall_back, log)
     course = Course(resolution.of_inputs(this), workdir)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
     sizes = " + ".join(f"{count:.1f} M {name}" for name, count in parameters.items())
     step, what = int(state.step), "tiles" if this.config.data.tile else "images"
-    say(splits.describe(this.dataset, this.split))
+    log(splits.describe(this.dataset, this.split))
     for note in this.notes:
-        say(note)
-    say(
+        log(note)
+    log(
         f"{sharding.describe(mesh)} | {course.images:,} {what} {_size(course.run)} | parameters {sizes} | "
         f"{course.total:,} steps of {this.config.train.batch_size}{f', from step {step:,}' if step else ''}"
     )
     with _others(workdir):
         if step < course.total and waiting.over(this.config.train.patience):
-            say(f"no step is left: train.patience={this.config.train.patience} has ended this training before")
+            log(f"no step is left: train.patience={this.config.train.patience} has ended this training before")
         elif step < course.total:
             with _memory(this.config, mesh.size), input_pipeline.opened(course, mesh, step) as fed:
                 if fed.note:
-                    say(fed.note)
+                    log(fed.note)
                 state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
-                program = _alone(course, detector, mesh, state, fed, say)
+                program = _alone(course, detector, mesh, state, fed, log)
                 draw = _make_picture(course.run, workdir / "pictures", detector)
                 at = np.array([step])
-                state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, say)
+                state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, log)
         if this.config.train.choose == "best":
-            state = _best(workdir, state, say)
+            state = _best(workdir, state, log)
         variables = sharding.whole(detector.variables(state))
         environment = run_folder.environment(this, data_hash, workdir)
-        made = finalize.finish(course, this, variables, int(state.step), environment, say, into)
+        made = finalize.finish(course, this, variables, int(state.step), environment, log, into)
     for sentence in diagnostics.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
-        say(f"note: {sentence}")
+        log(f"note: {sentence}")
     return made
 
 
 def train_members(
-    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, say: Say = print, fall_back: bool = False
+    settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, log: Log = print, fall_back: bool = False
 ) -> dict[str, Scorer | None]:
     """Train several independent detectors together: every class of `members.classes` abnormal in turn, times seeds.
 
@@ -143,7 +143,7 @@ def train_members(
     validation.check(settings)
     if not config.has_members(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
-    if processes.several():
+    if processes.is_distributed():
         raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")
     if settings.train.choose != Train.choose:
         raise UserError("train.choose is for one model: the checkpoints of members are of all together")
@@ -168,12 +168,12 @@ def train_members(
     environments = [_open(course.folder, course.run, data_hash) for course in courses]
     run_folder.write_json(workdir / run_folder.ENVIRONMENT, environments[0])
     keys = jnp.stack([jax.random.key(one.seed) for one in team])
-    state, _ = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, say)
+    state, _ = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, log)
     at = np.array(state.step)
     for note in courses[0].run.notes:
-        say(note)
+        log(note)
     steps = [course.total for course in courses]
-    say(
+    log(
         f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(one.name for one in team)}\n"
         f"{sharding.describe(mesh)} | {len(dataset.images):,} images {_size(courses[0].run)} for all | {min(steps):,} "
         f"to {max(steps):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
@@ -181,14 +181,14 @@ def train_members(
     if (at < steps).any():
         with _memory(resolved, 1):
             state = sharding.put_members(_filled(state, mesh.size), mesh)
-            program = _together(courses, detector, mesh, state, say)
-            state = loop.advance(courses, workdir, resolved, program, state, at, None, Waiting(), say)
+            program = _together(courses, detector, mesh, state, log)
+            state = loop.advance(courses, workdir, resolved, program, state, at, None, EarlyStopping(), log)
     variables, steps_done = jax.device_get((detector.variables(state), state.step))
     alive = np.asarray(jax.vmap(loop.finite)(state))
 
     def finish(m: int) -> Scorer:
         own = jax.tree.map(lambda leaf: leaf[m], variables)
-        return finalize.finish(courses[m], courses[m].run, own, int(steps_done[m]), environments[m], say)
+        return finalize.finish(courses[m], courses[m].run, own, int(steps_done[m]), environments[m], log)
 
     return {course.name: finish(m) if alive[m] else None for m, course in enumerate(courses)}
 
@@ -218,34 +218,34 @@ def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     return environment
 
 
-def _restored(workdir: Path, fresh: TrainState, fall_back: bool, say: Say) -> tuple[TrainState, Waiting]:
+def _restored(workdir: Path, fresh: TrainState, fall_back: bool, log: Log) -> tuple[TrainState, EarlyStopping]:
     """What the latest checkpoint holds, or with `fall_back` the latest that is whole; `fresh` where there is none."""
     root = workdir / CHECKPOINTS
     if not checkpoint.steps(root):
-        return fresh, Waiting()
+        return fresh, EarlyStopping()
     if not fall_back:
         _, state, meta = checkpoint.restore(root, fresh)
         return state, loop.waiting_of(meta)
     step, state, meta, damaged = checkpoint.restore_latest_good(root, fresh)
     for sentence in damaged:
-        say(f"note: {sentence}; passed over, the training goes on from step {step:,}")
+        log(f"note: {sentence}; passed over, the training goes on from step {step:,}")
     return state, loop.waiting_of(meta)
 
 
-def _best(workdir: Path, last: TrainState, say: Say) -> TrainState:
+def _best(workdir: Path, last: TrainState, log: Log) -> TrainState:
     """The kept state with the smallest loss on the calibration images, the last one where nothing is known of that."""
     step = checkpoint.best(workdir / CHECKPOINTS)
     if step is None:
-        say("note: there are no calibration images to choose a step by: the last one is taken")
+        log("note: there are no calibration images to choose a step by: the last one is taken")
         return last
-    say(f"the detector is that of step {step:,}, which reconstructs the calibration images best")
+    log(f"the detector is that of step {step:,}, which reconstructs the calibration images best")
     return checkpoint.restore(workdir / CHECKPOINTS, last, step)[1]
 
 
 def _check_mesh(settings: Config, mesh: Any) -> None:
     """Refuse ways of spreading a step that do not go together."""
     sharding.check_group(settings.mesh.batch_norm_group, mesh)
-    if settings.mesh.transform == "pmap" and processes.several():
+    if settings.mesh.transform == "pmap" and processes.is_distributed():
         raise UserError("mesh.transform='pmap' works within one process: wanted 'shard_map', which works among several")
     if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
         raise UserError(
@@ -261,8 +261,8 @@ def _comparable(settings: Config) -> str:
     return json.dumps(values)
 
 
-def _in_words(this: Run, say: Say) -> Say:
-    return lambda line: say(config.in_words(this.config.data, line))
+def _in_words(this: Run, log: Log) -> Log:
+    return lambda line: log(config.in_words(this.config.data, line))
 
 
 def _silent(_: str) -> None:
@@ -291,7 +291,7 @@ def _others(workdir: Path) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not processes.several():
+        if not processes.is_distributed():
             raise
         kept = checkpoint.steps(workdir / CHECKPOINTS)
         last = f"the last checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint yet"
@@ -301,7 +301,7 @@ def _others(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed: Feed, say: Say) -> Program:
+def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed: Feed, log: Log) -> Program:
     """One model, each batch spread over the devices, of which each gets the images of its own places only."""
     this = course.run
     settings, axes = this.config, (0, 1, None)
@@ -309,7 +309,7 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed
     pixels = this.pixels[1:]
     if settings.mesh.shard_from:
         lies = sharding.divided(state, mesh, settings.mesh.shard_from)
-        steps = make_chunk(detector, *pixels, augmentation, sharding.own_rows(mesh), sharding.settled(lies))
+        steps = make_chunk(detector, *pixels, augmentation, sharding.own_rows(mesh), sharding.constrained(lies))
         chunk = sharding.partitioned(steps, mesh, lies, axes)
     else:
         steps = make_chunk(detector, *pixels, augmentation)
@@ -318,7 +318,7 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed
     def steps_of(step: int, count: int) -> tuple[Array, Array]:
         return sharding.put_batch(fed.index(step, count), mesh, 1), sharding.replicate(np.int32(count), mesh)
 
-    compiled = _compile(chunk, state, (fed.like, *steps_of(int(state.step), 1)), say)
+    compiled = _compile(chunk, state, (fed.like, *steps_of(int(state.step), 1)), log)
 
     def advance(state: TrainState, at: np.ndarray, counts: np.ndarray) -> tuple[TrainState, Array]:
         step, count = int(at[0]), int(counts[0])
@@ -336,10 +336,10 @@ def _look(courses: Sequence[Course], together: bool = False) -> Callable[[TrainS
         this, held_out = course.run, len(course.run.split.calibration) > 0
         chosen = (this.split.calibration if held_out else this.split.train)[: health.MOST_IMAGES]
         samples.append(health.Sample(this.dataset.images[chosen], *this.pixels[1:], held_out))
-    return health.looker(registry.from_config(courses[0].run.config), samples, together)
+    return health.measurer(registry.from_config(courses[0].run.config), samples, together)
 
 
-def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: TrainState, say: Say) -> Program:
+def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: TrainState, log: Log) -> Program:
     """Many models, dealt out over the devices, on one data set."""
     team, slots = len(courses), len(state.step)
     images = sharding.replicate(courses[0].run.dataset.images, mesh)
@@ -359,7 +359,7 @@ def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: T
         each[:team] = counts
         return images, *sharding.put_members((index, each), mesh), *own
 
-    compiled = _compile(chunk, state, arguments(np.zeros(team, int), np.ones(team, int)), say)
+    compiled = _compile(chunk, state, arguments(np.zeros(team, int), np.ones(team, int)), log)
     finite = jax.jit(jax.vmap(loop.finite))
     return Program(
         lambda state, at, counts: compiled(state, *arguments(at, counts)),
@@ -380,10 +380,10 @@ def _filled(tree: Any, devices: int) -> Any:
     return jax.tree.map(fill, tree)
 
 
-def _compile(chunk: Any, state: TrainState, arguments: Sequence[Any], say: Say) -> Any:
+def _compile(chunk: Any, state: TrainState, arguments: Sequence[Any], log: Log) -> Any:
     begin = time.monotonic()
     compiled = chunk.lower(state, *arguments).compile()
-    say(f"compiled in {time.monotonic() - begin:.1f} s")
+    log(f"compiled in {time.monotonic() - begin:.1f} s")
     return compiled
 
 
@@ -404,7 +404,7 @@ def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int,
 
     def picture(epoch: int, state: TrainState) -> None:
         variables = sharding.whole(detector.variables(state))
-        if not processes.first():
+        if not processes.is_primary():
             return
         x, x_hat = map(np.asarray, both(variables, raw))
         if this.dataset.recordings:

@@ -28,10 +28,11 @@ from ganomaly_jax.evaluation import acceptance
 from ganomaly_jax.runs import checkpoint as runs_checkpoint
 from ganomaly_jax.runs import resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
-from ganomaly_jax.scoring import scorer, tile_adapter
+from ganomaly_jax.scoring import scorer as scoring_scorer
+from ganomaly_jax.scoring import tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import trainer
-from ganomaly_jax.training.loop import CHECKPOINTS, Say
+from ganomaly_jax.training.loop import CHECKPOINTS, Log
 
 DECISION = "update.json"
 CANDIDATE, REFUSED = "candidate", "refused"
@@ -55,7 +56,7 @@ class Update:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Parent:
-    judge: Scorer
+    scorer: Scorer
     run: Run
     checkpoint: Path
     data_hash: str
@@ -69,7 +70,7 @@ def update(
     margin: float = acceptance.MARGIN,
     change: Callable[[Config], None] = lambda settings: None,
     old_source: str = "",
-    say: Say = print,
+    log: Log = print,
 ) -> Update:
     """Train the detector of a run further, on new normal images and a replay of the old ones, into a new run's folder.
 
@@ -111,16 +112,16 @@ def update(
     split, known = _fresh(parent, new, cut)
     kind = config.items(parent.run.config.data)
     if known:
-        say(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
+        log(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
     parts = _parts(parent, new, settings_of_new, split, replay)
     used, had = len(parts[0].train), len(parent.run.split.train)
-    say(f"trained on: {len(split.train):,} new normal {kind}, {used:,} of {had:,} old ones replayed")
-    settings = _settings(parent, sum(len(part.train) for part in parts), change, say)
+    log(f"trained on: {len(split.train):,} new normal {kind}, {used:,} of {had:,} old ones replayed")
+    settings = _settings(parent, sum(len(part.train) for part in parts), change, log)
     settings.data.source = str(out / mixture.NAME)
     lineage = {
         "parent": workdir.resolve().name,
         "parent_data_hash": parent.data_hash,
-        "parent_step": parent.judge.provenance["step"],
+        "parent_step": parent.scorer.provenance["step"],
         "checkpoint_hash": hashlib.sha256((parent.checkpoint / sealed_folder.MANIFEST).read_bytes()).hexdigest(),
         "new_data": source,
         "new_data_hash": parts[1].content_hash,
@@ -128,14 +129,14 @@ def update(
     }
     done = _opened(out, lineage, settings)
     if done is not None:
-        say(f"this update is done already, see {out / DECISION}")
+        log(f"this update is done already, see {out / DECISION}")
         return done
     mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
-    judge = parent.judge
+    scorer = parent.scorer
     _begin(out, lineage, parts, parent, settings)
     del parent, new
-    candidate = trainer.train(settings, out, mixed, say, into=CANDIDATE)
-    figures = acceptance.compare(judge, candidate, mixed, mixture.origins(parts))
+    candidate = trainer.train(settings, out, mixed, log, into=CANDIDATE)
+    figures = acceptance.compare(scorer, candidate, mixed, mixture.origins(parts))
     reasons = acceptance.decide(figures, margin)
     lines = [config.in_words(settings.data, line) for line in acceptance.describe(figures, str(workdir), source)]
     if scaling is not None:
@@ -153,25 +154,25 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     settings = run_folder.stored_config(workdir)
     if settings is None:
         raise UserError(f"no run in {workdir}: wanted the --workdir of a finished `ganomaly train`")
-    if not (workdir / scorer.FOLDER).is_dir():
+    if not (workdir / scoring_scorer.FOLDER).is_dir():
         refused = (workdir / REFUSED).is_dir()
         why = "holds an update that was refused" if refused else "holds a run that is not finished"
         do = "take the run that it came from" if refused else "run `ganomaly train` again to go on with it first"
         raise UserError(f"{workdir} {why}: {do}")
-    judge = scorer.load(workdir)
+    scorer = scoring_scorer.load(workdir)
     root = workdir / CHECKPOINTS
-    step, steps = judge.provenance.get("step"), runs_checkpoint.steps(root)
+    step, steps = scorer.provenance.get("step"), runs_checkpoint.steps(root)
     if step not in steps:
         raise UserError(
             f"{workdir} has no checkpoint of the step {step} that its detector was made of, so that there is nothing "
             "to train further: wanted a run of `ganomaly train` with its checkpoints/"
         )
-    if steps[-1] > step and judge.config.train.choose == "last":
+    if steps[-1] > step and scorer.config.train.choose == "last":
         raise UserError(
             f"the training in {workdir} has gone on to step {steps[-1]:,} and its detector is that of step {step:,}: "
             "run `ganomaly train` again to finish it first"
         )
-    resolved = dataclasses.replace(judge.config, data=dataclasses.replace(settings.data))
+    resolved = dataclasses.replace(scorer.config, data=dataclasses.replace(settings.data))
     resolved.data.source = old_source or settings.data.source
     if not resolved.data.source:
         raise UserError(
@@ -187,7 +188,7 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
         )
     if this.dataset.recordings:
         raise UserError(f"{workdir} is a detector of sound: an update is for images and rows, train anew on all of it")
-    return _Parent(judge, this, root / f"{step:08d}", now)
+    return _Parent(scorer, this, root / f"{step:08d}", now)
 
 
 def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
@@ -195,7 +196,7 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
     old = parent.run.config.data
     share = old.calibration or config.Data.calibration
     settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
-    settings.columns = parent.judge.reading(source).columns
+    settings.columns = parent.scorer.reading(source).columns
     dataset = mixture.as_taken(sources.read(settings, progress=True), settings, parent.run.scaling)
     if (dataset.spans is None) != (parent.run.scaling is None):
         kinds = ("images", "rows of sensors")
@@ -206,9 +207,9 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
     if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
         wanted, got = (set_.images.shape[1:] for set_ in (parent.run.dataset, dataset))
         raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: wanted items of that size")
-    if dataset.images.dtype != parent.judge.dtype:
+    if dataset.images.dtype != parent.scorer.dtype:
         raise UserError(
-            f"{dataset.name} has {dataset.images.dtype} pixels, the detector was trained on {parent.judge.dtype}: "
+            f"{dataset.name} has {dataset.images.dtype} pixels, the detector was trained on {parent.scorer.dtype}: "
             "convert them as the old images were"
         )
     return dataset, settings
@@ -253,16 +254,16 @@ def _parts(parent: _Parent, new: Dataset, settings: config.Data, split: Split, r
     ]
 
 
-def _settings(parent: _Parent, images: int, change: Callable[[Config], None], say: Say) -> Config:
+def _settings(parent: _Parent, images: int, change: Callable[[Config], None], log: Log) -> Config:
     """The configuration of the training that goes on."""
     old = parent.run.config
     settings = copy.deepcopy(old)
     settings.data = dataclasses.replace(settings.data, abnormal="", limit=0)
     if parent.run.scaling is None:  # that of rows is in the mixture, a value for each sensor
-        settings.data.low, settings.data.high = parent.judge.low, parent.judge.high
+        settings.data.low, settings.data.high = parent.scorer.low, parent.scorer.high
     if settings.evaluate.threshold_by == "given":
         settings.evaluate.threshold_by = "rate"
-        say("note: the old threshold was given as a number, which means nothing for other weights: it is set by rate")
+        log("note: the old threshold was given as a number, which means nothing for other weights: it is set by rate")
     settings.train.batch_size = min(settings.train.batch_size, images)
     epoch = images // settings.train.batch_size
     settings.train.steps = max(round(LENGTH * resolution.total_steps(old, len(parent.run.split.train))), epoch)
@@ -314,7 +315,7 @@ def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Paren
         run_folder.write_json(out / run_folder.ENVIRONMENT, {run_folder.LINEAGE: lineage})
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
     if not runs_checkpoint.steps(out / CHECKPOINTS):
-        like = jax.eval_shape(tile_adapter.network(parent.judge.detector).init, jax.random.key(0))
+        like = jax.eval_shape(tile_adapter.network(parent.scorer.detector).init, jax.random.key(0))
         state, _ = runs_checkpoint.read(parent.checkpoint, like)
         state = dataclasses.replace(state, step=np.zeros((), np.int32))
         runs_checkpoint.save(
@@ -337,7 +338,7 @@ def _settle(
 
 
 def _moved(out: Path, kept: bool) -> None:
-    target = out / (scorer.FOLDER if kept else REFUSED)
+    target = out / (scoring_scorer.FOLDER if kept else REFUSED)
     if (out / CANDIDATE).is_dir():
         sealed_folder.put(out / CANDIDATE, target)
         shutil.rmtree(out / CANDIDATE, ignore_errors=True)

@@ -34,7 +34,7 @@ def test_every_variant_keeps_the_structure_of_its_state_and_gives_the_scores_par
         assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state), name
         assert set(metrics) == set(made.losses)
         batches = jax.ShapeDtypeStruct((2, *batch.shape), batch.dtype)
-        variables = jax.eval_shape(made.settle, jax.eval_shape(made.variables, state), batches)
+        variables = jax.eval_shape(made.recompute_batch_stats, jax.eval_shape(made.variables, state), batches)
         found = jax.eval_shape(lambda variables, x, made=made: ablation_variants.described(made, variables, x),
                                variables, batch)  # fmt: skip
         assert found["z"].shape == (8, 16 if name == "latent_16" else 6)
@@ -133,7 +133,7 @@ def test_the_rotation_head_learns_and_scores(batch):
     variables = made.variables(state)
     head = variables["discriminator"]["params"]
     variables["discriminator"]["params"] = {**head, "embedding": jax.tree.map(jnp.zeros_like, head["embedding"])}
-    settled = jax.jit(made.settle)(variables, jnp.stack([batch, batch]))
+    settled = jax.jit(made.recompute_batch_stats)(variables, jnp.stack([batch, batch]))
     moved = settled["discriminator"]["batch_stats"]["pyramid"]["down_0_norm"]["var"]
     assert np.abs(moved - 1).max() > 0.1
     np.testing.assert_allclose(made.outputs(settled, batch)["rotation"], np.log(4), rtol=1e-5)

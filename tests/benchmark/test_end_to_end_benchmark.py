@@ -125,7 +125,7 @@ def calls(monkeypatch):
     """The commands that were asked for, none of which runs."""
     made = []
 
-    def cli(arguments, say=print):
+    def cli(arguments, log=print):
         made.append(arguments)
         if arguments[0] == "train":
             return fake_run(Path(arguments[arguments.index("--workdir") + 1]))

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.speed import latency, latency_make, latency_page, latency_sides
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 
 SIDE, COUNT, SHAPE = 20, 10, (16, 16, 3)
 # A side without JAX: the mean of the images, 0 for files.
@@ -44,15 +44,15 @@ def test_every_way_gives_the_scores_of_the_scorer(name, made):
     make, folder = latency_sides.SIDES[name]
     if not (made[0] / folder).exists():
         pytest.skip("no ONNX export without jax2onnx")
-    judge, ways = scorer.load(made[0] / "detector"), make(str(made[0] / folder))
+    scorer, ways = scoring_scorer.load(made[0] / "detector"), make(str(made[0] / folder))
     small, large = (np.load(made[1] / f"{mode}.npy") for mode in ("device", "arrays"))
     files = [str(path) for path in sorted((made[1] / "files").iterdir())]
     assert small.shape == (COUNT, *SHAPE) and large.shape == (COUNT, SIDE, SIDE, 3)
     for found, wanted in (
-        (ways.device(ways.place(small)), judge(small)),
-        (ways.arrays(large), judge(large)),
-        (ways.files(files), judge(files)),
-        (ways.files(files[:1]), judge(files[:1])),
+        (ways.device(ways.place(small)), scorer(small)),
+        (ways.arrays(large), scorer(large)),
+        (ways.files(files), scorer(files)),
+        (ways.files(files[:1]), scorer(files[:1])),
     ):
         assert np.ptp(wanted) > 0 or len(wanted) == 1
         np.testing.assert_allclose(found, wanted, rtol=1e-4)

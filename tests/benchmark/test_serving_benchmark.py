@@ -53,9 +53,9 @@ def test_the_files_are_the_images():
 def test_the_same_in_process(trained, monkeypatch):
     sizes, answers = [], batching.answers
 
-    def counted(judge, read, mapped):
+    def counted(scorer, read, mapped):
         sizes.append(len(read))
-        found = answers(judge, read, mapped)
+        found = answers(scorer, read, mapped)
         assert all(isinstance(one, batching.Answer) for one in found)
         return found
 

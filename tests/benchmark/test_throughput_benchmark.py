@@ -308,7 +308,7 @@ def test_a_process_that_cannot_measure_memory_takes_nothing_else_with_it(faked, 
 
 
 def test_a_case_that_fails_is_a_row_and_the_next_one_runs(tmp_path, monkeypatch):
-    def measure(work, shape, batch, options, say):
+    def measure(work, shape, batch, options, log):
         raise ValueError("strange")
 
     monkeypatch.setattr(throughput, "measure", measure)
@@ -319,7 +319,7 @@ def test_a_case_that_fails_is_a_row_and_the_next_one_runs(tmp_path, monkeypatch)
 
 
 def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch, capsys):
-    def measure(work, shape, batch, options, say):
+    def measure(work, shape, batch, options, log):
         if work == "score":
             raise KeyboardInterrupt
         return {"work": work, "shape": shape, "batch": batch, "status": "out of memory", "left_out": {}}

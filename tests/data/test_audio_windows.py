@@ -84,7 +84,7 @@ def trained(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("sound")
     settings = sound_config(steps=150)
     settings.data.source = str(folder)
-    return workdir, gj.train(settings, workdir, say=quiet)
+    return workdir, gj.train(settings, workdir, log=quiet)
 
 
 def said(capsys, *arguments):
@@ -261,7 +261,7 @@ def test_loudness_counts_where_it_shall(level):
 def test_the_other_detector_takes_spectrograms(folder, tmp_path):
     settings = sound_config(steps=60)
     settings.data.source, settings.model.detector, settings.evaluate.score = str(folder), "autoencoder", "squared"
-    gj.train(settings, tmp_path, say=quiet)
+    gj.train(settings, tmp_path, log=quiet)
     assert evaluate.evaluate(tmp_path).metrics["auroc"] > 0.9
 
 

@@ -222,14 +222,14 @@ def assert_same_bits(a, b):
 @pytest.fixture(scope="module")
 def in_memory(packed, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("memory")
-    scorer = trainer.train(settings_for(packed[0], "never"), workdir, say=quiet)
+    scorer = trainer.train(settings_for(packed[0], "never"), workdir, log=quiet)
     evaluate.evaluate(workdir)
     return workdir, scorer
 
 
 def test_a_streamed_training_gives_the_same_bits(packed, in_memory, have_grain, tmp_path):
     lines = []
-    scorer = trainer.train(settings_for(packed[1], "always"), tmp_path, say=lines.append)
+    scorer = trainer.train(settings_for(packed[1], "always"), tmp_path, log=lines.append)
     assert any("read while it trains" in line for line in lines)
     assert_same_bits(final(tmp_path), final(in_memory[0]))
     assert scorer.threshold == in_memory[1].threshold
@@ -242,7 +242,7 @@ def test_it_goes_on_in_the_middle_on_either_way(packed, in_memory, have_grain, t
     total = resolution.total_steps(tiny_config(epochs=2), 44)
     for steps, stream in ((4, "always"), (7, "never"), (total, "always")):
         source = packed[1] if stream == "always" else packed[0]
-        trainer.train(settings_for(source, stream, steps=steps), tmp_path, say=quiet)
+        trainer.train(settings_for(source, stream, steps=steps), tmp_path, log=quiet)
     assert_same_bits(final(tmp_path), final(in_memory[0]))
 
 
@@ -251,7 +251,7 @@ def test_several_devices_get_the_images_of_their_places(packed, have_grain, tmp_
     for stream in ("never", "always"):
         settings = settings_for(packed[1], stream, steps=3)
         settings.mesh.devices = 4
-        trainer.train(settings, tmp_path / stream, say=quiet)
+        trainer.train(settings, tmp_path / stream, log=quiet)
         found[stream] = final(tmp_path / stream)
     assert_same_bits(found["always"], found["never"])
 
@@ -284,13 +284,13 @@ def test_what_reading_meets_ends_the_training(packed, have_grain, tmp_path):
     said["checks"] = [0] * len(said["checks"])
     array_record.note_path(shard).write_text(array_record.encode(said))
     with pytest.raises(DamagedError, match="was altered"):
-        trainer.train(settings_for(shard, "always"), tmp_path / "run", say=quiet)
+        trainer.train(settings_for(shard, "always"), tmp_path / "run", log=quiet)
 
 
 def test_without_grain_it_says_so(packed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     with pytest.raises(UserError, match=r"needs grain .*ganomaly-jax\[data\].*--config\.data\.stream=never"):
-        trainer.train(settings_for(packed[1], "always"), tmp_path, say=quiet)
+        trainer.train(settings_for(packed[1], "always"), tmp_path, log=quiet)
 
 
 def test_auto_looks_at_the_free_memory(packed, monkeypatch):

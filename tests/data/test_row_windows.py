@@ -68,7 +68,7 @@ def labelled():
 def trained(request, labelled, tmp_path_factory):
     """(workdir, scorer) of a finished run; look, do not touch."""
     workdir = tmp_path_factory.mktemp("rows")
-    return workdir, gj.train(rows_config(request.param, steps=300), workdir, labelled, say=quiet)
+    return workdir, gj.train(rows_config(request.param, steps=300), workdir, labelled, log=quiet)
 
 
 def write(path, values, names=COLUMNS, labels=None, time=False):
@@ -203,9 +203,9 @@ def test_an_export_gives_the_same_scores(trained, labelled, tmp_path):
 
 @pytest.mark.parametrize("window", [0, 8])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(labelled, tmp_path, window):
-    whole = gj.train(rows_config(window, steps=12), tmp_path / "whole", labelled, say=quiet)
-    gj.train(rows_config(window, steps=5), tmp_path / "parts", labelled, say=quiet)
-    parts = gj.train(rows_config(window, steps=12), tmp_path / "parts", labelled, say=quiet)
+    whole = gj.train(rows_config(window, steps=12), tmp_path / "whole", labelled, log=quiet)
+    gj.train(rows_config(window, steps=5), tmp_path / "parts", labelled, log=quiet)
+    parts = gj.train(rows_config(window, steps=12), tmp_path / "parts", labelled, log=quiet)
     x = labelled[0][-30:]
     np.testing.assert_array_equal(parts(x), whole(x))
 
@@ -215,7 +215,7 @@ def test_two_devices_compute_what_one_does(labelled, tmp_path):
     for devices in (1, 2):
         settings = rows_config(8, steps=6)
         settings.mesh.devices = devices
-        found.append(gj.train(settings, tmp_path / str(devices), labelled, say=quiet)(labelled[0][-30:]))
+        found.append(gj.train(settings, tmp_path / str(devices), labelled, log=quiet)(labelled[0][-30:]))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-3)
 
 
@@ -259,9 +259,9 @@ def test_convolutions_along_time_are_those_of_lax():
 
 def test_members_compute_what_they_would_alone(labelled, tmp_path):
     settings = rows_config(0, steps=6)
-    alone = gj.train(settings, tmp_path / "alone", labelled, say=quiet)
+    alone = gj.train(settings, tmp_path / "alone", labelled, log=quiet)
     settings.members.seeds = "0,1"
-    team = gj.train_members(settings, tmp_path / "team", labelled, say=quiet)
+    team = gj.train_members(settings, tmp_path / "team", labelled, log=quiet)
     np.testing.assert_allclose(team["seed0"](labelled[0][-30:]), alone(labelled[0][-30:]), rtol=1e-4)
 
 
@@ -427,7 +427,7 @@ def test_the_real_process_is_told_from_its_faults(tmp_path):
     settings = rows_config(0, steps=150)
     settings.data.columns, settings.model.latent_size = "", 8
     dataset = row_windows.from_rows(x, labels, parts=parts, settings=settings.data)
-    gj.train(settings, tmp_path / "run", dataset, say=quiet)
+    gj.train(settings, tmp_path / "run", dataset, log=quiet)
     assert evaluate.evaluate(tmp_path / "run", own=dataset).metrics["auroc"] > 0.95
 
 
@@ -445,17 +445,17 @@ def test_other_tables_are_taken_by_the_names_of_their_sensors(tmp_path):
     settings = rows_config(steps=2)
     settings.data.columns = ""
     settings.data.source = str(write(tmp_path / "old.csv", plant(200, 0)))
-    gj.train(settings, tmp_path / "run", say=quiet)
+    gj.train(settings, tmp_path / "run", log=quiet)
     same, other = write(tmp_path / "same.csv", plant(150, 1)), tmp_path / "other.csv"
     rows_of = [line.split(",")[::-1] for line in same.read_text().splitlines()]
     other.write_text("\n".join(",".join(cells) for cells in rows_of) + "\n")
-    judge = gj.load(tmp_path / "run")
+    scorer = gj.load(tmp_path / "run")
     asked, normals = [], []
     for source in (same, other):
         checked = config.Config()
         checked.data.source = str(source)
-        asked.append([(one.code, one.what) for one in data_check.check(checked, judge).findings])
-        normals.append(reference.learn(judge, tmp_path / "run", str(source)).normal)
+        asked.append([(one.code, one.what) for one in data_check.check(checked, scorer).findings])
+        normals.append(reference.learn(scorer, tmp_path / "run", str(source)).normal)
     assert asked[0] == asked[1]
     np.testing.assert_array_equal(normals[0].low, normals[1].low)
     thresholds = [recalibrate(tmp_path / "run", str(source)).threshold for source in (same, other)]

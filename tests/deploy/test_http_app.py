@@ -22,7 +22,7 @@ from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import batching, http_app, openapi
 from ganomaly_jax.deploy import page as deploy_page
-from ganomaly_jax.scoring import scorer
+from ganomaly_jax.scoring import scorer as scoring_scorer
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 
@@ -30,13 +30,13 @@ LIMITS = http_app.Limits(body=20_000, pixels=10_000, batch=8, queue=6, body_s=0.
 
 
 @pytest.fixture(scope="module")
-def judge(trained):
+def scorer(trained):
     return trained[1]
 
 
 @pytest.fixture(scope="module")
-def served(judge):
-    running = Served(http_app.application(judge, LIMITS), LIMITS)
+def served(scorer):
+    running = Served(http_app.application(scorer, LIMITS), LIMITS)
     running.until_ready()
     yield running
     running.close()
@@ -63,9 +63,9 @@ def error(answer, status):
     return said["error"]
 
 
-def test_the_scorers_own_verdicts(served, judge):
+def test_the_scorers_own_verdicts(served, scorer):
     images = np.concatenate([blobs(3, 5), blobs(3, 6, anomalous=True)])
-    judged = judge.judge(images)
+    judged = scorer.judge(images)
     assert len(set(judged.verdicts)) > 1
     for i, image in enumerate(images):
         status, headers, body = served.ask("POST", "/score", png(image))
@@ -73,10 +73,10 @@ def test_the_scorers_own_verdicts(served, judge):
         assert status == 200 and headers["X-Content-Type-Options"] == "nosniff"
         assert found["score"] == pytest.approx(judged.scores[i], rel=1e-5)
         assert found["p_value"] == pytest.approx(judged.p_values[i], rel=1e-5)
-        assert (found["verdict"], found["threshold"]) == (judged.verdicts[i], judge.threshold)
+        assert (found["verdict"], found["threshold"]) == (judged.verdicts[i], scorer.threshold)
 
 
-def test_what_came_meanwhile_is_one_batch(served, held, judge):
+def test_what_came_meanwhile_is_one_batch(served, held, scorer):
     images = blobs(6, 7)
     before = batch_count(served)
     with ThreadPoolExecutor(6) as pool:
@@ -86,7 +86,7 @@ def test_what_came_meanwhile_is_one_batch(served, held, judge):
         wait_for(lambda: served.state.jobs.qsize() == 5)
         held.set()
         found = [json.loads(answer.result()[2])["score"] for answer in answers]
-    np.testing.assert_allclose(found, judge(images), rtol=1e-5)
+    np.testing.assert_allclose(found, scorer(images), rtol=1e-5)
     assert batch_count(served) == before + 2
 
 
@@ -213,8 +213,8 @@ def test_who_asks_for_heads_alone(served):
     assert (status, body) == (200, b"") and int(headers["Content-Length"]) == len(b'{"status":"alive"}')
 
 
-def test_a_threshold_that_nothing_passes(served, judge, monkeypatch):
-    monkeypatch.setattr(scorer.Scorer, "threshold", math.inf)
+def test_a_threshold_that_nothing_passes(served, scorer, monkeypatch):
+    monkeypatch.setattr(scoring_scorer.Scorer, "threshold", math.inf)
     assert json.loads(served.ask("POST", "/score", png(blobs(1, 1)[0]))[2])["threshold"] is None
 
 
@@ -264,10 +264,10 @@ def test_the_page_runs_nothing_but_its_own_script(served):
     assert deploy_page._digest(re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]) in deploy_page.POLICY
 
 
-def test_before_it_is_ready_and_after_it_broke(judge, monkeypatch, capsys):
+def test_before_it_is_ready_and_after_it_broke(scorer, monkeypatch, capsys):
     go = threading.Event()
     monkeypatch.setattr(batching, "warm", lambda *given: go.wait(30) and 1 / 0)
-    running = Served(http_app.application(judge, LIMITS), LIMITS)
+    running = Served(http_app.application(scorer, LIMITS), LIMITS)
     try:
         wait_for(lambda: running.server.started)
         assert running.ask("GET", "/healthz")[0] == 200 and running.ask("GET", "/readyz")[0] == 503
@@ -282,14 +282,14 @@ def test_before_it_is_ready_and_after_it_broke(judge, monkeypatch, capsys):
     assert "ZeroDivisionError" in capsys.readouterr().err
 
 
-def test_who_has_gone_is_passed_over(judge):
+def test_who_has_gone_is_passed_over(scorer):
     async def scene():
         loop, jobs = asyncio.get_running_loop(), asyncio.Queue()
         given = [batching.Job((image, (0.0, 255.0)), False, loop.create_future()) for image in blobs(2, 3)]
         given[0].answer.cancel()
         for job in given:
             jobs.put_nowait(job)
-        working = asyncio.create_task(batching.work(judge, jobs, 8, lambda size: None))
+        working = asyncio.create_task(batching.work(scorer, jobs, 8, lambda size: None))
         found = await given[1].answer
         working.cancel()
         return found
@@ -297,7 +297,7 @@ def test_who_has_gone_is_passed_over(judge):
     assert asyncio.run(scene()).verdict in ("normal", "review", "anomalous")
 
 
-def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
+def test_what_cannot_be_served(trained, scorer, capsys, monkeypatch, tmp_path):
     workdir = str(trained[0])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -321,10 +321,10 @@ def test_what_cannot_be_served(trained, judge, capsys, monkeypatch, tmp_path):
     assert main.main(["serve", "--workdir", str(tmp_path)]) == 2
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(UserError, match=r"pip install 'ganomaly-jax\[serve\]'"):
-        http_app.application(judge)
+        http_app.application(scorer)
 
 
-def test_sensors_are_refused(judge, monkeypatch):
-    monkeypatch.setattr(scorer.Scorer, "input_shape", (5,))
+def test_sensors_are_refused(scorer, monkeypatch):
+    monkeypatch.setattr(scoring_scorer.Scorer, "input_shape", (5,))
     with pytest.raises(UserError, match="ganomaly monitor"):
-        http_app.application(judge)
+        http_app.application(scorer)

@@ -98,10 +98,10 @@ def pixels(content):
 
 
 def test_chosen_files_get_the_scorers_verdicts_and_maps(page, trained, tmp_path):
-    judge = trained[1]
+    scorer = trained[1]
     images = np.concatenate([blobs(1, 5), blobs(1, 6, anomalous=True)])
     chosen(page, tmp_path, one=png(images[0]), two=png(images[1]))
-    judged = judge.judge(images)
+    judged = scorer.judge(images)
     assert set(judged.verdicts) == {"normal", "anomalous"}
     for i, card in enumerate(cards(page, 2)):
         name, verdict, numbers = card.text.splitlines()
@@ -109,13 +109,13 @@ def test_chosen_files_get_the_scorers_verdicts_and_maps(page, trained, tmp_path)
         sign = ">" if verdict == "anomalous" else "\u2264"
         shown = [float(word.strip(",")) for word in numbers.split() if word[0].isdigit()]
         assert numbers.startswith("score ") and f" {sign} threshold " in numbers and ", p-value " in numbers
-        wanted = [judged.scores[i], judge.threshold, judged.p_values[i]]
+        wanted = [judged.scores[i], scorer.threshold, judged.p_values[i]]
         assert shown == pytest.approx(wanted, rel=6e-3)
         picture = card.find_element("tag name", "img")
         assert picture.is_displayed() and "difference beyond normal" in picture.get_attribute("alt")
         seen = pixels(base64.b64decode(page.execute_script(SHOWN, picture)))
-        title = explanation.title_of("", verdict, judged.scores[i], judged.p_values[i], judge.threshold).strip()
-        drawn = np.asarray(explanation.picture(judge, attribution.residual_maps(judge, images[i : i + 1]), 0, title))
+        title = explanation.title_of("", verdict, judged.scores[i], judged.p_values[i], scorer.threshold).strip()
+        drawn = np.asarray(explanation.picture(scorer, attribution.residual_maps(scorer, images[i : i + 1]), 0, title))
         assert seen.shape == drawn.shape and np.abs(seen.astype(int) - drawn).mean() < 0.5
 
 

@@ -24,7 +24,7 @@ from ganomaly_jax.core.errors import DamagedError, UserError  # noqa: E402
 from ganomaly_jax.data import pack  # noqa: E402
 from ganomaly_jax.data.formats import array_record  # noqa: E402
 from ganomaly_jax.deploy import ray_engine, ray_inputs  # noqa: E402
-from ganomaly_jax.scoring import scorer  # noqa: E402
+from ganomaly_jax.scoring import scorer as scoring_scorer  # noqa: E402
 
 COLUMNS = ["path", "label", "score", "p_value", "verdict", "reason"]
 
@@ -97,7 +97,7 @@ def test_a_killed_worker_loses_nothing(
             yield row
 
     monkeypatch.setattr(ray_engine, "_scored", with_a_death)
-    found = ray_engine.predict(trained[0], sources, out, workers=2, part_size=1, say=said.append)
+    found = ray_engine.predict(trained[0], sources, out, workers=2, part_size=1, log=said.append)
     assert not ray.is_initialized()
     assert not capfd.readouterr().out
     assert len(found.workers) > 2, "the dead worker was not replaced"
@@ -245,11 +245,11 @@ def without_a_cluster(monkeypatch):
     """`predict` up to where Ray would start; gives back what was to be scored."""
     ran = []
 
-    def scored(ray, parts, missing, where, workers, say):
+    def scored(ray, parts, missing, where, workers, log):
         ran.append(list(missing))
-        judge = scorer.load(where[0])
+        scorer = scoring_scorer.load(where[0])
         for i in missing:
-            yield {"part": i, "parquet": ray_engine.judged(judge, parts[i], where[2]), "worker": "here:1"}
+            yield {"part": i, "parquet": ray_engine.judged(scorer, parts[i], where[2]), "worker": "here:1"}
 
     monkeypatch.setattr(ray_engine, "package", lambda name, _: pq if name == "pyarrow.parquet" else None)
     monkeypatch.setattr(ray_engine, "_cluster", lambda *_: contextlib.nullcontext())

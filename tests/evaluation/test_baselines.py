@@ -29,10 +29,10 @@ def workdir(trained, tmp_path):
 @pytest.fixture(scope="module")
 def compared(trained):
     """(scorer, calibration items, test items, labels, all partners and combinations on them)."""
-    judge = trained[1]
+    scorer = trained[1]
     normals, test = blobs(100, 11), np.concatenate([blobs(50, 12), blobs(30, 13, anomalous=True)])
     labels = np.repeat([0, 1], [50, 30])
-    return judge, normals, test, labels, baselines.compare(judge, blobs(120, 10), normals, test, labels)
+    return scorer, normals, test, labels, baselines.compare(scorer, blobs(120, 10), normals, test, labels)
 
 
 def test_t2_and_q_of_a_worked_matrix():
@@ -100,8 +100,8 @@ def test_every_partner_and_combination_has_its_figures(compared):
 
 
 def test_nothing_but_the_figures_depends_on_the_labels(compared):
-    judge, normals, test, _, found = compared
-    again = baselines.compare(judge, blobs(120, 10), normals, test, None)
+    scorer, normals, test, _, found = compared
+    again = baselines.compare(scorer, blobs(120, 10), normals, test, None)
     for name, scores in found.scores.items():
         np.testing.assert_array_equal(scores, again.scores[name])
         assert again.figures.get(name, again.combinations.get(name))["auroc"] is None
@@ -109,13 +109,13 @@ def test_nothing_but_the_figures_depends_on_the_labels(compared):
 
 
 def test_p_values_are_those_of_the_calibration_items(compared):
-    judge, normals, test, _, found = compared
-    own = calibration.p_values(np.sort(judge(normals)), judge(test))
+    scorer, normals, test, _, found = compared
+    own = calibration.p_values(np.sort(scorer(normals)), scorer(test))
     np.testing.assert_allclose(found.p_values["detector"], own, rtol=1e-6)
 
 
 def test_the_convention_of_each_library(compared):
-    judge, normals, test, labels, _ = compared
+    scorer, normals, test, labels, _ = compared
 
     class LikePyOD:
         """Higher is more anomalous."""
@@ -142,42 +142,42 @@ def test_the_convention_of_each_library(compared):
         "opposite": baselines.outside(Opposite(), on="x", higher="normal"),
         "on_z": baselines.outside(LikePyOD(), on="z"),
     }
-    found = baselines.compare(judge, blobs(120, 10), normals, test, labels, detectors, combine="")
+    found = baselines.compare(scorer, blobs(120, 10), normals, test, labels, detectors, combine="")
     for name in ("lof", "steps", "pyod", "steps_pyod", "opposite"):
         assert found.figures[name]["auroc"] > 0.9, name
     np.testing.assert_allclose(found.scores["pyod"], found.scores["opposite"])
     assert found.scores["on_z"].max() != found.scores["pyod"].max()
     assert found.combinations == {}
     # The forest of config.PARTNERS has the sign of scikit-learn too.
-    forest = baselines.compare(judge, blobs(120, 10), normals, test, labels, "forest", combine="")
+    forest = baselines.compare(scorer, blobs(120, 10), normals, test, labels, "forest", combine="")
     assert forest.figures["forest"]["auroc"] > 0.9
 
 
 def test_invalid_items_have_no_score(compared):
-    judge, normals, test, labels, found = compared
+    scorer, normals, test, labels, found = compared
     spoilt = test.astype(np.float32) / 127.5 - 1
     spoilt[3, 2, 2] = np.nan
-    again = baselines.compare(judge, blobs(120, 10), normals, spoilt, labels, "pca_t2,neighbours", "stouffer")
+    again = baselines.compare(scorer, blobs(120, 10), normals, spoilt, labels, "pca_t2,neighbours", "stouffer")
     for scores in again.scores.values():
         assert np.flatnonzero(np.isnan(scores)).tolist() == [3]
     np.testing.assert_allclose(np.delete(again.scores["pca_t2"], 3), np.delete(found.scores["pca_t2"], 3), rtol=1e-4)
 
 
 def test_what_cannot_be_used_is_refused(compared, monkeypatch):
-    judge, normals, test, labels, _ = compared
+    scorer, normals, test, labels, _ = compared
     with pytest.raises(UserError, match="nearest is 'pca_q'"):
-        baselines.compare(judge, normals, normals, test, labels, "pca_w")
+        baselines.compare(scorer, normals, normals, test, labels, "pca_w")
     with pytest.raises(UserError, match="nearest is 'stouffer'"):
-        baselines.compare(judge, normals, normals, test, labels, "pca_q", "stoufer")
+        baselines.compare(scorer, normals, normals, test, labels, "pca_q", "stoufer")
     with pytest.raises(UserError, match="has no decision_function"):
-        baselines.compare(judge, normals, normals, test, labels, {"mine": preprocessing.StandardScaler()})
+        baselines.compare(scorer, normals, normals, test, labels, {"mine": preprocessing.StandardScaler()})
     with pytest.raises(UserError, match="none of them called 'detector'"):
-        baselines.compare(judge, normals, normals, test, labels, {})
+        baselines.compare(scorer, normals, normals, test, labels, {})
     with pytest.raises(UserError, match=r"test items \(80, 8, 8, 1\)"):
-        baselines.compare(judge, normals, normals, test[:, :8, :8], labels, "pca_q")
+        baselines.compare(scorer, normals, normals, test[:, :8, :8], labels, "pca_q")
     bad = baselines.Partner(lambda x, seed: None, lambda fitted, x: np.full(len(x), np.inf))
     with pytest.raises(UserError, match="partner mine gave scores"):
-        baselines.compare(judge, normals, normals, test, labels, {"mine": bad})
+        baselines.compare(scorer, normals, normals, test, labels, {"mine": bad})
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"ganomaly-jax\[partners\]"):

@@ -132,7 +132,7 @@ def blank(init):
 def training_program(settings, devices, workdir):
     """The program of a call of many steps, as `train` and `train_members` make it."""
 
-    def hand_over(chunk, state, arguments, say):
+    def hand_over(chunk, state, arguments, log):
         raise Handed(chunk, jax.tree.map(shape_of, (state, *arguments)))
 
     settings.mesh.devices = devices
@@ -142,7 +142,7 @@ def training_program(settings, devices, workdir):
         patch.setattr(trainer, "_compile", hand_over)
         for kind in (Ganomaly, DenoisingAutoencoder):
             patch.setattr(kind, "init", blank(kind.init))
-        run(settings, workdir, zeros(settings), say=lambda line: None)
+        run(settings, workdir, zeros(settings), log=lambda line: None)
     chunk, arguments = handed.value.args
     of_one = functools.partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct(leaf.shape[several:], leaf.dtype))
     if several:  # no more devices than members

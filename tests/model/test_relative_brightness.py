@@ -41,7 +41,7 @@ def test_what_is_black_or_far_too_bright_stays_in_range():
 @pytest.mark.parametrize("kind", [Ganomaly, DenoisingAutoencoder])
 def test_it_is_the_network_on_relative_images(images, kind):
     network = kind(shape=SHAPE, latent_size=4, features=4)
-    made = relative_brightness.Exposed(network)
+    made = relative_brightness.RelativeBrightness(network)
     state, x = made.init(jax.random.key(0)), jnp.asarray(images)
     seen = relative_brightness.relative(x)
     both = jax.jit(lambda state, x, seen: (made.update(state, x), network.update(state, seen)))
@@ -55,7 +55,7 @@ def test_it_is_the_network_on_relative_images(images, kind):
     np.testing.assert_allclose(made.reconstruct(variables, x), back, atol=1e-6)
     looked = made.examine(made.examined(state), x)
     np.testing.assert_allclose(looked["x_hat"], back, atol=1e-5)
-    settled = [one.settle(variables, batch[None]) for one, batch in ((made, x), (network, seen))]
+    settled = [one.recompute_batch_stats(variables, batch[None]) for one, batch in ((made, x), (network, seen))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *settled)
 
 
@@ -71,7 +71,7 @@ def test_the_whole_way(tmp_path):
         settings.model.exposure = exposed
         settings.data.calibration = 0.25
         settings.evaluate.score = "squared+pixel+residual_mahalanobis"
-        made = train(settings, tmp_path / str(exposed), arrays=images, say=lambda line: None)
+        made = train(settings, tmp_path / str(exposed), arrays=images, log=lambda line: None)
         read = load(tmp_path / str(exposed))
         assert read.config.model.exposure is exposed
         scored = made(tests)
@@ -86,7 +86,7 @@ def test_the_whole_way(tmp_path):
 
 
 def test_the_parts_of_a_score_are_of_what_the_network_sees(images):
-    made = relative_brightness.Exposed(Ganomaly(shape=SHAPE, latent_size=4, features=4))
+    made = relative_brightness.RelativeBrightness(Ganomaly(shape=SHAPE, latent_size=4, features=4))
     variables = {"detector": made.variables(made.init(jax.random.key(0)))}
     x = jnp.asarray(images)
     outputs = made.outputs(variables["detector"], x)
@@ -106,4 +106,4 @@ def test_rows_have_no_exposure(tmp_path):
     settings.train.batch_size, settings.train.epochs = 8, 1
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     with pytest.raises(UserError, match="only images have one, and this is rows"):
-        train(settings, tmp_path, arrays=rows, say=lambda line: None)
+        train(settings, tmp_path, arrays=rows, log=lambda line: None)

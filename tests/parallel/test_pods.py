@@ -312,14 +312,14 @@ def test_arguments_that_do_not_go_together(given, wanted):
 
 
 def test_one_process_agrees_with_itself():
-    np.testing.assert_array_equal(processes.agree([1, 2]), [[1, 2]])
+    np.testing.assert_array_equal(processes.all_gather([1, 2]), [[1, 2]])
     processes.check_same(anything="at all")
-    assert processes.first() and not processes.several()
-    assert processes.together(lambda: 3) == 3
-    assert processes.each(lambda: b"so") == [b"so"]
+    assert processes.is_primary() and not processes.is_distributed()
+    assert processes.run_on_primary(lambda: 3) == 3
+    assert processes.all_gather_bytes(lambda: b"so") == [b"so"]
     assert processes.own_part(7) == range(7)
     with pytest.raises(KeyError):
-        processes.together(lambda: {}["absent"])
+        processes.run_on_primary(lambda: {}["absent"])
 
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "pods.md"

@@ -95,7 +95,7 @@ def runs(tmp_path_factory, arrays):
         for key, value in values.items():
             setattr(settings.mesh, key, value)
         workdir = tmp_path_factory.mktemp(name)
-        made[name] = workdir, train(settings, workdir, arrays, say=lambda line: None)
+        made[name] = workdir, train(settings, workdir, arrays, log=lambda line: None)
     return made
 
 
@@ -118,7 +118,7 @@ def test_a_run_goes_on_from_the_same_state_on_other_devices(runs, arrays, tmp_pa
     settings.optimizer.learning_rate = 2e-4
     settings.train.shift, settings.train.flip = 1, True
     settings.mesh.devices = devices
-    after = train(settings, copy, arrays, say=lambda line: None)
+    after = train(settings, copy, arrays, log=lambda line: None)
     np.testing.assert_allclose(after(arrays[0]), before(arrays[0]), rtol=1e-6)
 
 
@@ -127,9 +127,9 @@ def test_going_on_on_other_devices_takes_the_same_batches(runs, arrays, tmp_path
     settings = tiny_config(steps=25, save_every=25, batch_size=16)
     settings.optimizer.learning_rate = 2e-4
     settings.train.shift, settings.train.flip = 1, True
-    train(settings, tmp_path, arrays, say=lambda line: None)
+    train(settings, tmp_path, arrays, log=lambda line: None)
     settings.train.steps, settings.mesh.devices = 50, 8
-    train(settings, tmp_path, arrays, say=lambda line: None)
+    train(settings, tmp_path, arrays, log=lambda line: None)
     found, wanted = (checkpoint.restore(path / "checkpoints", None)[1] for path in (tmp_path, runs["one"][0]))
     leaves_close(found["batch_stats"], wanted["batch_stats"], 1e-4)
 
@@ -159,7 +159,7 @@ def test_ways_that_do_not_go_together_are_refused(arrays, tmp_path):
     settings = tiny_config()
     settings.mesh.shard_from, settings.mesh.batch_norm_group = 64, 1
     with pytest.raises(UserError, match="batch_norm_group=0 beside it"):
-        train(settings, tmp_path, arrays, say=lambda line: None)
+        train(settings, tmp_path, arrays, log=lambda line: None)
 
 
 def test_the_axis_of_a_group_is_seen_by_the_mean():

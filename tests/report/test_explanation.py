@@ -103,8 +103,8 @@ def test_boxes_are_those_of_the_file(trained, fit, expected):
     """A file of 80 rows and 160 columns."""
     scorer = trained[1]
     settings = dataclasses.replace(scorer.config, data=dataclasses.replace(scorer.config.data, fit=fit))
-    judge = dataclasses.replace(scorer, config=settings)
-    assert attribution.in_file(Region(8, 4, 2, 6, 12, 1.0), judge, 80, 160) == expected
+    scorer = dataclasses.replace(scorer, config=settings)
+    assert attribution.in_file(Region(8, 4, 2, 6, 12, 1.0), scorer, 80, 160) == expected
 
 
 def panels(image):

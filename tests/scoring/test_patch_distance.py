@@ -138,7 +138,7 @@ def test_the_whole_way(tmp_path):
     settings.evaluate.score = "patches_medium+components"
     settings.data.calibration = 0.25
     images = blobs(96, 3)
-    made = train(settings, tmp_path, arrays=images, say=lambda line: None)
+    made = train(settings, tmp_path, arrays=images, log=lambda line: None)
     read = load(tmp_path)
     images = np.concatenate([images[:8], blobs(24, 9)])  # some that were trained on, and others
     found = made(images)
@@ -161,4 +161,4 @@ def test_rows_have_no_patches(tmp_path):
     settings.train.batch_size, settings.train.epochs = 8, 1
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     with pytest.raises(UserError, match="are of images"):
-        train(settings, tmp_path, arrays=rows, say=lambda line: None)
+        train(settings, tmp_path, arrays=rows, log=lambda line: None)

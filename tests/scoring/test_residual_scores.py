@@ -82,7 +82,7 @@ def test_rows_the_whole_way(tmp_path, window):
     settings.model.detector, settings.model.latent_size, settings.model.features = "autoencoder", 2, 4
     settings.evaluate.score = "residual_mahalanobis+residual_local"
     settings.train.steps, settings.train.batch_size, settings.train.picture_every = 20, 32, 0
-    made = train(settings, tmp_path, arrays=x, say=lambda line: None)
+    made = train(settings, tmp_path, arrays=x, log=lambda line: None)
     items = x[:64].reshape(-1, 4, 4) if window else x[:64]
     found = made(items)
     np.testing.assert_array_equal(load(tmp_path)(items), found)
@@ -116,5 +116,5 @@ def test_a_large_input_is_refused_before_training(tmp_path):
     settings.evaluate.score, settings.data.kind, settings.data.window = "residual_local", "rows", 128
     rows = np.random.default_rng(6).normal(size=(6000, 17)).astype(np.float32)
     with pytest.raises(UserError, match=r"up to 2,048 numbers, these have 128 x 17 = 2,176"):
-        train(settings, tmp_path, arrays=rows, say=lambda line: None)
+        train(settings, tmp_path, arrays=rows, log=lambda line: None)
     assert not (tmp_path / "checkpoints").exists()

@@ -21,42 +21,42 @@ from ganomaly_jax.scoring import scorer as scoring_scorer
 
 
 def test_loaded_is_what_was_trained(trained):
-    workdir, scorer = trained
+    workdir, scoring_scorer = trained
     images = blobs(20, 7)
     loaded = ganomaly_jax.load(workdir)
-    np.testing.assert_array_equal(loaded(images), scorer(images))
-    np.testing.assert_array_equal(ganomaly_jax.load(workdir / "detector")(images), scorer(images))
+    np.testing.assert_array_equal(loaded(images), scoring_scorer(images))
+    np.testing.assert_array_equal(ganomaly_jax.load(workdir / "detector")(images), scoring_scorer(images))
     assert loaded.input_shape == (16, 16, 1)
-    assert loaded.calibration == scorer.calibration
+    assert loaded.calibration == scoring_scorer.calibration
 
 
 def test_a_score_does_not_depend_on_its_batch(trained):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     images = np.concatenate([blobs(40, 7), blobs(30, 8, anomalous=True)])
-    together = scorer(images)
+    together = scoring_scorer(images)
     assert together.shape == (70,)
     assert together.dtype == np.float32
     assert len(np.unique(together)) == 70
     order = np.random.default_rng(0).permutation(70)
-    np.testing.assert_array_equal(scorer(images[order]), together[order])
-    alone = np.concatenate([scorer(image[None]) for image in images[:5]])
+    np.testing.assert_array_equal(scoring_scorer(images[order]), together[order])
+    alone = np.concatenate([scoring_scorer(image[None]) for image in images[:5]])
     np.testing.assert_allclose(alone, together[:5], rtol=1e-5)
 
 
 def test_one_program_serves_all_sizes_of_a_bucket(trained):
-    scorer = ganomaly_jax.load(trained[0])
+    scoring_scorer = ganomaly_jax.load(trained[0])
     images = blobs(257, 0)
     inference.compiled.clear_cache()
     for n in range(1, 258):
-        assert scorer(images[:n]).shape == (n,)
+        assert scoring_scorer(images[:n]).shape == (n,)
     assert inference.compiled._cache_size() == len(inference.BUCKETS)
 
 
-def on(scorer, devices):
+def on(scoring_scorer, devices):
     """The same scorer for so many devices."""
-    settings = copy.deepcopy(scorer.config)
+    settings = copy.deepcopy(scoring_scorer.config)
     settings.mesh.devices = devices
-    return dataclasses.replace(scorer, config=settings)
+    return dataclasses.replace(scoring_scorer, config=settings)
 
 
 @pytest.mark.parametrize("n", [16, 17, 16 * 8, 16 * 8 + 3, 16 * 11 + 12])
@@ -101,10 +101,10 @@ def test_the_detector_finds_what_it_should(trained):
 
 
 def test_the_function_is_pure_and_composes(trained):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     images = blobs(6, 7)
-    function, variables = scorer.function()
-    expected = scorer(images)
+    function, variables = scoring_scorer.function()
+    expected = scoring_scorer(images)
     np.testing.assert_allclose(jax.jit(function)(variables, images), expected, rtol=1e-5)
     one_by_one = jax.jit(jax.vmap(lambda image: function(variables, image[None])[0]))(jnp.asarray(images))
     np.testing.assert_allclose(one_by_one, expected, rtol=1e-5)
@@ -116,27 +116,27 @@ def test_the_function_is_pure_and_composes(trained):
 
 
 def test_pixel_types_mean_what_they_say(trained):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     images = blobs(6, 7)
-    expected = scorer(images)
-    np.testing.assert_allclose(scorer(images.astype(np.uint16) * 257), expected, rtol=1e-4)
-    np.testing.assert_allclose(scorer(images[..., 0]), expected, rtol=1e-6)
+    expected = scoring_scorer(images)
+    np.testing.assert_allclose(scoring_scorer(images.astype(np.uint16) * 257), expected, rtol=1e-4)
+    np.testing.assert_allclose(scoring_scorer(images[..., 0]), expected, rtol=1e-6)
     with pytest.raises(UserError, match=r"\[-1, 1\]"):
-        scorer(images.astype(np.float32))
+        scoring_scorer(images.astype(np.float32))
     with pytest.raises(UserError, match="int64"):
-        scorer(images.astype(np.int64))
+        scoring_scorer(images.astype(np.int64))
 
 
 def test_nan_and_infinity_are_invalid_and_harm_no_neighbour(trained):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     unit = (blobs(5, 7) / 127.5 - 1).astype(np.float32)
-    expected = scorer(unit)
+    expected = scoring_scorer(unit)
     unit[1, 3, 3] = np.nan
     unit[3, 0, 0] = np.inf
     with pytest.raises(UserError, match="inf"):
-        scorer(unit)
+        scoring_scorer(unit)
     unit[3, 0, 0] = np.nan
-    judged = scorer.judge(unit)
+    judged = scoring_scorer.judge(unit)
     assert [v == "invalid" for v in judged.verdicts] == [False, True, False, True, False]
     np.testing.assert_array_equal(judged.scores[[0, 2, 4]], expected[[0, 2, 4]])
     assert np.isnan(judged.p_values[[1, 3]]).all()
@@ -149,17 +149,17 @@ def test_other_channels_are_refused(trained, shape):
 
 
 def test_files_are_scored_as_their_pixels(trained, tmp_path):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     images = blobs(4, 7)
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image[..., 0]).save(path)
-    np.testing.assert_array_equal(scorer(paths), scorer(images))
-    np.testing.assert_array_equal(scorer(paths[0]), scorer(images[:1]))
+    np.testing.assert_array_equal(scoring_scorer(paths), scoring_scorer(images))
+    np.testing.assert_array_equal(scoring_scorer(paths[0]), scoring_scorer(images[:1]))
     paths[2].write_bytes(b"")
-    scores = scorer(paths)
+    scores = scoring_scorer(paths)
     assert np.isnan(scores[2])
-    np.testing.assert_allclose(scores[[0, 1, 3]], scorer(images)[[0, 1, 3]], rtol=1e-4)
+    np.testing.assert_allclose(scores[[0, 1, 3]], scoring_scorer(images)[[0, 1, 3]], rtol=1e-4)
 
 
 @pytest.fixture
@@ -174,18 +174,18 @@ def files(trained, tmp_path, monkeypatch):
 
 
 def test_files_are_judged_as_if_read_block_by_block(trained, files):
-    scorer = trained[1]
-    judged, problems = scorer.judge_files(files, workers=3)
+    scoring_scorer = trained[1]
+    judged, problems = scoring_scorer.judge_files(files, workers=3)
     assert [(name, reason[:13]) for name, reason in problems] == [(str(files[5]), "damaged image")]
     for i in range(0, 10, 4):
-        alone = scorer.judge(scorer.read(files[i : i + 4])[0])
+        alone = scoring_scorer.judge(scoring_scorer.read(files[i : i + 4])[0])
         np.testing.assert_array_equal(judged.scores[i : i + 4], alone.scores)
         np.testing.assert_array_equal(judged.p_values[i : i + 4], alone.p_values)
         assert judged.verdicts[i : i + 4] == alone.verdicts
     assert [i for i, verdict in enumerate(judged.verdicts) if verdict == "invalid"] == [5]
-    np.testing.assert_array_equal(scorer(files), judged.scores)
+    np.testing.assert_array_equal(scoring_scorer(files), judged.scores)
     with pytest.raises(UserError, match="no image files"):
-        scorer.judge_files([])
+        scoring_scorer.judge_files([])
 
 
 def test_the_next_files_are_read_while_scores_are_waited_for(trained, files, monkeypatch):
@@ -234,12 +234,12 @@ def test_a_failing_device_or_an_interrupt_leaves_no_thread(trained, files, monke
 
 def test_other_sizes_are_resized_to_one_score_each(trained, monkeypatch):
     monkeypatch.setattr(inference, "BUCKETS", (1, 8))
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     large = np.random.default_rng(0).permuted(blobs(20, 5).repeat(5, 1).repeat(3, 2), axis=2)
-    expected = scorer(np.stack([preprocess.fit_image(image, 16, 16, 1) for image in large]))
+    expected = scoring_scorer(np.stack([preprocess.fit_image(image, 16, 16, 1) for image in large]))
     assert len(np.unique(expected)) == 20
-    np.testing.assert_array_equal(scorer(large), expected)
-    np.testing.assert_allclose(scorer(large[:1]), expected[:1], rtol=1e-5)
+    np.testing.assert_array_equal(scoring_scorer(large), expected)
+    np.testing.assert_allclose(scoring_scorer(large[:1]), expected[:1], rtol=1e-5)
 
 
 def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
@@ -257,12 +257,12 @@ def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
 
 
 def test_scoring_that_takes_long_shows_how_far_it_is(trained, capsys, monkeypatch):
-    scorer = trained[1]
+    scoring_scorer = trained[1]
     images = np.repeat(blobs(200, 5), 3, axis=0)
-    quiet = scorer.judge(images, progress=True).scores
+    quiet = scoring_scorer.judge(images, progress=True).scores
     assert capsys.readouterr().out == ""  # nothing of what is soon done
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
-    np.testing.assert_array_equal(scorer.judge(images, progress=True).scores, quiet)
+    np.testing.assert_array_equal(scoring_scorer.judge(images, progress=True).scores, quiet)
     assert capsys.readouterr().out.splitlines() == [f"image {n}/600  scored" for n in (256, 512, 600)]
-    scorer.judge(images)
+    scoring_scorer.judge(images)
     assert capsys.readouterr().out == ""

@@ -89,7 +89,7 @@ def test_averaged_weights_and_their_statistics(state, batch):
     newer = later.params["generator"]["encoder"]["head"]["kernel"]
     found = CONTRAST.variables(later)["params"]["encoder"]["head"]["kernel"]
     np.testing.assert_allclose(found, 0.9 * average + 0.1 * newer, atol=1e-7)
-    settled = jax.jit(CONTRAST.settle)(CONTRAST.variables(after), jnp.stack([batch, batch]))
+    settled = jax.jit(CONTRAST.recompute_batch_stats)(CONTRAST.variables(after), jnp.stack([batch, batch]))
     assert jax.tree.structure(settled) == jax.tree.structure(CONTRAST.variables(after))
     first = next(iter(settled["batch_stats"]["encoder"]["pyramid"].values()))
     x = CONTRAST.generator.bind(CONTRAST.variables(after))
@@ -137,7 +137,7 @@ def test_the_whole_way(tmp_path):
     settings.evaluate.score = "latent_density+embedding_angle+pixel"
     settings.train.epochs, settings.data.calibration = 2, 0.25
     images = blobs(96, 3)
-    made = train(settings, tmp_path, arrays=images, say=lambda line: None)
+    made = train(settings, tmp_path, arrays=images, log=lambda line: None)
     read = load(tmp_path)
     found = made(images)
     np.testing.assert_array_equal(read(images), found)

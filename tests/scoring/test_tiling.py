@@ -19,7 +19,7 @@ from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import tiling
 from ganomaly_jax.deploy import export, export_runtime
 from ganomaly_jax.runs import resolution
-from ganomaly_jax.scoring import attribution, build, inference, residual_map, scorer, tile_adapter
+from ganomaly_jax.scoring import attribution, build, inference, residual_map, scorer as scoring_scorer, tile_adapter
 from ganomaly_jax.training.trainer import train, train_members
 
 SIDE, TILE = 40, 16
@@ -54,7 +54,7 @@ def arrays():
 def trained(tmp_path_factory, arrays):
     """(workdir, scorer) of a run on tiles."""
     workdir = tmp_path_factory.mktemp("tiles")
-    return workdir, train(settings(steps=300, save_every=150), workdir, arrays, say=lambda line: None)
+    return workdir, train(settings(steps=300, save_every=150), workdir, arrays, log=lambda line: None)
 
 
 @pytest.mark.parametrize("length", [16, 17, 31, 32, 40, 100])
@@ -140,31 +140,31 @@ def test_a_batch_is_of_tiles(arrays):
 
 
 def test_the_score_of_an_image_is_the_highest_of_its_tiles(trained, arrays):
-    judge = trained[1]
-    assert judge.input_shape == (SIDE, SIDE, 1) and tile_adapter.network(judge.detector).shape == (TILE, TILE, 1)
+    scorer = trained[1]
+    assert scorer.input_shape == (SIDE, SIDE, 1) and tile_adapter.network(scorer.detector).shape == (TILE, TILE, 1)
     images = arrays[0][70:90]
     where = tiling.grid(SIDE, SIDE, TILE, 0.25)
-    alone = dataclasses.replace(judge, detector=tile_adapter.network(judge.detector))
+    alone = dataclasses.replace(scorer, detector=tile_adapter.network(scorer.detector))
     of_tiles = alone(tiling.cut(images, where).reshape(-1, TILE, TILE, 1)).reshape(len(images), -1)
-    np.testing.assert_allclose(judge(images), of_tiles.max(1), rtol=1e-5)
+    np.testing.assert_allclose(scorer(images), of_tiles.max(1), rtol=1e-5)
     assert len(np.unique(of_tiles.argmax(1))) > 2
     for combine, wanted in (("mean", of_tiles.mean(1)), ("0.75", np.quantile(of_tiles, 0.75, axis=1))):
-        other = dataclasses.replace(judge, detector=dataclasses.replace(judge.detector, combine=combine))
+        other = dataclasses.replace(scorer, detector=dataclasses.replace(scorer.detector, combine=combine))
         np.testing.assert_allclose(other(images), wanted, rtol=1e-4, err_msg=combine)
     damaged = images.astype(np.float32) / 127.5 - 1
     damaged[3, 5, 5] = np.nan
-    assert np.isnan(judge(damaged)).tolist() == [i == 3 for i in range(20)]
+    assert np.isnan(scorer(damaged)).tolist() == [i == 3 for i in range(20)]
 
 
 def test_many_tiles_are_scored_a_few_at_a_time(trained, arrays, monkeypatch):
     """Images one after the other, and tiles of one as well: the same scores, maps and gradients."""
-    judge, images = trained[1], arrays[0][76:79]
-    unit = judge.unit(jnp.asarray(images))
-    function, variables = judge.function()
+    scorer, images = trained[1], arrays[0][76:79]
+    unit = scorer.unit(jnp.asarray(images))
+    function, variables = scorer.function()
 
     def everything():
         slope = jax.grad(lambda x: function(variables, x).sum())
-        return jax.jit(lambda x: (function(variables, x), slope(x), *tile_adapter.explained(judge.detector, own, x)))(
+        return jax.jit(lambda x: (function(variables, x), slope(x), *tile_adapter.explained(scorer.detector, own, x)))(
             unit
         )
 
@@ -174,18 +174,18 @@ def test_many_tiles_are_scored_a_few_at_a_time(trained, arrays, monkeypatch):
     monkeypatch.setattr(tile_adapter, "AT_ONCE", 4)
     for one, other in zip(everything(), by_image, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
-    np.testing.assert_allclose(by_image[0], judge(images), rtol=1e-4)
-    np.testing.assert_allclose(by_image[3], attribution.residual_maps(judge, images).values, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(by_image[0], scorer(images), rtol=1e-4)
+    np.testing.assert_allclose(by_image[3], attribution.residual_maps(scorer, images).values, rtol=1e-3, atol=1e-5)
     assert float(jnp.abs(by_image[1]).max()) > 0
 
 
 def test_calibration_is_of_images(trained, arrays):
-    judge = trained[1]
-    this = resolution.resolve(judge.config, arrays)
-    own = judge(arrays[0][this.split.calibration])
-    np.testing.assert_allclose(judge.variables["calibration"], np.sort(own), rtol=1e-6)
+    scorer = trained[1]
+    this = resolution.resolve(scorer.config, arrays)
+    own = scorer(arrays[0][this.split.calibration])
+    np.testing.assert_allclose(scorer.variables["calibration"], np.sort(own), rtol=1e-6)
     loaded = ganomaly_jax.load(trained[0])
-    np.testing.assert_array_equal(loaded(arrays[0][:9]), judge(arrays[0][:9]))
+    np.testing.assert_array_equal(loaded(arrays[0][:9]), scorer(arrays[0][:9]))
 
 
 def area(scores, labels):
@@ -195,16 +195,16 @@ def area(scores, labels):
 
 def test_a_small_defect_in_a_large_image_is_found(trained, arrays, tmp_path):
     """The same detector on the shrunken image sees less of it; neither has seen these images."""
-    shrunken = train(settings(0, steps=300, save_every=300), tmp_path / "small", arrays, say=lambda line: None)
+    shrunken = train(settings(0, steps=300, save_every=300), tmp_path / "small", arrays, log=lambda line: None)
     images = np.concatenate([textures(60, 11), textures(60, 12, defect=True)])
     labels = np.repeat([0, 1], 60)
-    tiles, whole = (area(judge(images), labels) for judge in (trained[1], shrunken))
+    tiles, whole = (area(scorer(images), labels) for scorer in (trained[1], shrunken))
     assert tiles > 0.85 and tiles > whole + 0.1, (tiles, whole)
 
 
 def weights(workdir):
-    judge = ganomaly_jax.load(workdir)
-    return jax.tree.leaves(judge.variables)
+    scorer = ganomaly_jax.load(workdir)
+    return jax.tree.leaves(scorer.variables)
 
 
 def test_a_training_computes_the_same_however_it_runs(arrays, tmp_path):
@@ -218,7 +218,7 @@ def test_a_training_computes_the_same_however_it_runs(arrays, tmp_path):
         for steps in stops:
             asked = settings(steps=steps, save_every=100)
             asked.mesh.devices, asked.data.stream = devices, stream
-            train(asked, tmp_path / name, arrays, say=lambda line: None)
+            train(asked, tmp_path / name, arrays, log=lambda line: None)
         if name == "spread":
             for one, other in zip(weights(tmp_path / name), weights(tmp_path / "whole"), strict=True):
                 np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-3)
@@ -240,20 +240,20 @@ def test_the_export_is_the_live_detector(trained, arrays, tmp_path, monkeypatch)
 
 
 def test_maps_are_stitched_from_those_of_the_tiles(trained, arrays):
-    judge, images = trained[1], arrays[0][100:103]
-    found = attribution.residual_maps(judge, images)
+    scorer, images = trained[1], arrays[0][100:103]
+    found = attribution.residual_maps(scorer, images)
     assert found.x_hat.shape == (3, SIDE, SIDE, 1) and found.values.shape == (3, SIDE, SIDE)
     where = tiling.grid(SIDE, SIDE, TILE, 0.25)
-    alone = dataclasses.replace(judge, detector=tile_adapter.network(judge.detector))
+    alone = dataclasses.replace(scorer, detector=tile_adapter.network(scorer.detector))
     one = attribution.residual_maps(alone, tiling.cut(images[1], where))
     wanted = tiling.stitch(jnp.asarray(one.values)[None, ..., None], where)[0, ..., 0]
     np.testing.assert_allclose(found.values[1], wanted, rtol=1e-4, atol=1e-6)
-    x = np.asarray(judge.unit(jnp.asarray(images)))
+    x = np.asarray(scorer.unit(jnp.asarray(images)))
     np.testing.assert_allclose(found.x, x, atol=1e-6)
-    assert judge.map_threshold == pytest.approx(
+    assert scorer.map_threshold == pytest.approx(
         residual_map.threshold(
             attribution.residual_maps(
-                judge, arrays[0][resolution.resolve(judge.config, arrays).split.calibration]
+                scorer, arrays[0][resolution.resolve(scorer.config, arrays).split.calibration]
             ).values
         )
     )
@@ -291,13 +291,13 @@ def test_from_files_to_maps(tmp_path, arrays, capsys):
 
 
 def test_scores_that_are_fitted_are_fitted_on_tiles(trained, arrays):
-    judge = trained[1]
+    scorer = trained[1]
     asked = settings()
     asked.evaluate.score = "latent_density+pixel"
     this = resolution.resolve(asked, arrays)
     made = build.make(
-        judge.detector,
-        judge.variables["detector"],
+        scorer.detector,
+        scorer.variables["detector"],
         this.config,
         this.pixels,
         arrays[0][this.split.train],
@@ -313,14 +313,14 @@ def test_scores_that_are_fitted_are_fitted_on_tiles(trained, arrays):
 
 
 def test_large_images_are_held_a_few_at_a_time(trained, arrays, monkeypatch):
-    judge = trained[1]
-    assert judge.block == inference.BUCKETS[-1]
-    wanted = judge(arrays[0])
-    monkeypatch.setattr(scorer, "_BLOCK_BYTES", 9 * SIDE * SIDE)
-    assert judge.block == 8
-    np.testing.assert_allclose(judge(arrays[0]), wanted, rtol=3e-5)
-    monkeypatch.setattr(scorer, "_BLOCK_BYTES", 1)
-    assert judge.block == 1
+    scorer = trained[1]
+    assert scorer.block == inference.BUCKETS[-1]
+    wanted = scorer(arrays[0])
+    monkeypatch.setattr(scoring_scorer, "_BLOCK_BYTES", 9 * SIDE * SIDE)
+    assert scorer.block == 8
+    np.testing.assert_allclose(scorer(arrays[0]), wanted, rtol=3e-5)
+    monkeypatch.setattr(scoring_scorer, "_BLOCK_BYTES", 1)
+    assert scorer.block == 1
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_members_and_several_processes_are_refused(arrays, tmp_path, monkeypatch
     asked.members.seeds = "0,1"
     with pytest.raises(UserError, match=r"data\.tile"):
         train_members(asked, tmp_path, arrays)
-    monkeypatch.setattr("ganomaly_jax.parallel.processes.several", lambda: True)
+    monkeypatch.setattr("ganomaly_jax.parallel.processes.is_distributed", lambda: True)
     with pytest.raises(UserError, match="within one process"):
         train(settings(), tmp_path, arrays)
 

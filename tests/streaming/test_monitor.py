@@ -58,15 +58,15 @@ def finished(folder, window):
     settings = rows_config(window, steps=150)
     settings.data.source = str(write(folder / "normal.csv", plant(700, 0)))
     settings.data.calibration = 0.3
-    return folder / "run", gj.train(settings, folder / "run", say=quiet)
+    return folder / "run", gj.train(settings, folder / "run", log=quiet)
 
 
 @pytest.fixture(scope="module")
 def settings(trained):
     """What does not change while a stream runs, compiled once."""
-    judge = trained[1]
+    scorer = trained[1]
     normal = sensor_checks.Normal(np.array([48.0, 30, 49, 40]), np.array([52.0, 70, 51, 60]), np.zeros(4, np.int64))
-    return streaming_watch.Settings(judge, compiled_step.step(judge), normal, sensor_checks.Settings())
+    return streaming_watch.Settings(scorer, compiled_step.step(scorer), normal, sensor_checks.Settings())
 
 
 def watch_of(settings, **more):
@@ -95,13 +95,13 @@ def names(events):
 
 
 def test_verdicts_are_those_of_the_scorer_and_contributions_add_up(settings):
-    judge, x = settings.judge, np.concatenate([plant(60, 3), plant(40, 4, broken=True)])
+    scorer, x = settings.scorer, np.concatenate([plant(60, 3), plant(40, 4, broken=True)])
     events, verdicts = taken(watch_of(settings), csv_lines(x))
-    theirs = judge.judge(x)
+    theirs = scorer.judge(x)
     assert [one["verdict"] for one in verdicts] == theirs.verdicts and "anomalous" in theirs.verdicts
     np.testing.assert_allclose([one["score"] for one in verdicts], theirs.scores, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose([one["p_value"] for one in verdicts], theirs.p_values, atol=0.01)
-    length = judge.input_shape[0] if len(judge.input_shape) == 2 else 1
+    length = scorer.input_shape[0] if len(scorer.input_shape) == 2 else 1
     assert [one["row"] for one in verdicts] == list(range(length, 101))
     for one in verdicts:
         assert len(one["top"]) == 3 and {name for name, _ in one["top"]} <= set(COLUMNS) and one["latency_ms"] > 0
@@ -123,20 +123,20 @@ def test_nothing_is_compiled_while_a_stream_runs(settings):
         taken(watch, csv_lines(plant(130, 2))[1:], size)
     assert not [name for name in compiled if "compile" in name]
     with pytest.raises(TypeError):
-        settings.step.sizes[1](settings.step.variables, np.zeros((2, *settings.judge.input_shape), np.float32))
+        settings.step.sizes[1](settings.step.variables, np.zeros((2, *settings.scorer.input_shape), np.float32))
 
 
 def test_many_streams_at_once_are_as_each_alone(trained):
-    judge = trained[1]
+    scorer = trained[1]
     x = np.stack([plant(20, seed) for seed in range(5)], axis=1)  # [20, 5, 4]
-    streams = compiled_step.many(judge, 5)
+    streams = compiled_step.many(scorer, 5)
     for row in x[:-1]:
         streams, found = compiled_step.advance(streams, row)
     x[-1, 2, 1] = np.nan
     streams, found = compiled_step.advance(streams, x[-1])
-    length = judge.input_shape[0] if len(judge.input_shape) == 2 else 1
+    length = scorer.input_shape[0] if len(scorer.input_shape) == 2 else 1
     for i in (0, 1, 3, 4):
-        alone = judge(x[-length:, i] if length > 1 else x[-1:, i])
+        alone = scorer(x[-length:, i] if length > 1 else x[-1:, i])
         np.testing.assert_allclose(found["score"][i], alone[0], rtol=1e-4, atol=1e-6)
     assert np.isnan(found["score"][2]) and np.isnan(found["p_value"][2])
 
@@ -237,7 +237,7 @@ def test_units_are_told_from_sensors_that_go_astray():
 def test_rows_late_or_twice_are_named_and_not_judged_twice(settings):
     x, times = plant(40, 7), [1000 + 10 * i for i in range(40)]
     lines = csv_lines(x, times)
-    window = len(settings.judge.input_shape) == 2
+    window = len(settings.scorer.input_shape) == 2
     _, alone = taken(watch_of(settings), lines)
     mixed = [*lines[:21], lines[20], *lines[21:31], csv_lines(x[:1] + 0.001, [1205])[1], *lines[31:]]
     events, verdicts = taken(watch_of(settings), mixed)
@@ -286,12 +286,12 @@ def test_alarms_by_hand():
 
 
 def test_drift_is_told_with_its_stated_time_and_then_rests(settings):
-    judge = settings.judge
+    scorer = settings.scorer
     asked = drift.Settings(20, 1000, 0, 1000)
-    state = drift.start(asked, np.asarray(judge.variables["calibration"]))
+    state = drift.start(asked, np.asarray(scorer.variables["calibration"]))
     watch = watch_of(settings, drifting=state)
-    every = streaming_watch.stride_of_drift(judge)
-    assert every == (8 if len(judge.input_shape) == 2 else 1)
+    every = streaming_watch.stride_of_drift(scorer)
+    assert every == (8 if len(scorer.input_shape) == 2 else 1)
     x = plant(40 * every, 8, broken=True)
     events, verdicts = taken(watch, csv_lines(x))
     drifts = [event for event in events if event["event"] == "drift"]
@@ -374,7 +374,7 @@ def test_states_that_cannot_be_used_are_refused(windowed, tmp_path, capsys):
 
 def test_a_process_that_gets_rows_and_a_signal(windowed, tmp_path):
     """Standard input, SIGTERM with rows on their way, and the start after it."""
-    workdir, judge = windowed
+    workdir, scorer = windowed
     x, state = plant(40, 9), tmp_path / "state.json"
     lines = [line.text.decode() + "\n" for line in csv_lines(x)]
     call = [sys.executable, "-m", "ganomaly_jax", "monitor", "--workdir", str(workdir), "--state", str(state)]
@@ -405,9 +405,9 @@ def test_a_process_that_gets_rows_and_a_signal(windowed, tmp_path):
         assert ran.returncode == 0, errors
     found = [json.loads(line) for line in out.read_text().splitlines()]
     verdicts = [one for one in found if "verdict" in one]
-    length = judge.input_shape[0] if len(judge.input_shape) == 2 else 1
+    length = scorer.input_shape[0] if len(scorer.input_shape) == 2 else 1
     assert [one["row"] for one in verdicts] == list(range(length, 41))
-    np.testing.assert_allclose([one["score"] for one in verdicts], judge(x), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose([one["score"] for one in verdicts], scorer(x), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_flags_that_cannot_be_are_refused(windowed, tmp_path, flags, capsys):
 def test_a_folder_of_images(arrays, tmp_path, capsys):
     settings = tiny_config(steps=5)
     workdir, inbox = tmp_path / "run", tmp_path / "inbox"
-    gj.train(settings, workdir, arrays, say=quiet)
+    gj.train(settings, workdir, arrays, log=quiet)
     inbox.mkdir()
 
     def put(name, image):
@@ -476,7 +476,7 @@ def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):
 
 def course_of(settings):
     watch, seen = watch_of(settings), summary.Course()
-    state = drift.start(drift.Settings(20, 1000, 0, 1000), np.asarray(settings.judge.variables["calibration"]))
+    state = drift.start(drift.Settings(20, 1000, 0, 1000), np.asarray(settings.scorer.variables["calibration"]))
     watch.drift = state
     lines = csv_lines(np.concatenate([plant(100, 3), plant(100, 4, broken=True)]))
     for said in streaming_watch.take(watch, lines):
@@ -489,7 +489,7 @@ def test_the_view_shows_scores_threshold_drift_and_events(settings):
     shown = console.Console(file=io.StringIO(), width=100, record=True)
     seen = course_of(settings)
     seen.events[-1]["words"] = "\x1b[2J[red]"
-    shown.print(dashboard.drawn(seen, "plant [1]", settings.judge.threshold, 80))
+    shown.print(dashboard.drawn(seen, "plant [1]", settings.scorer.threshold, 80))
     text = shown.export_text()
     for word in ("plant [1]", "verdicts", "threshold", "drift ks", "alarm", "most from"):
         assert word in text, word
@@ -499,7 +499,7 @@ def test_the_view_shows_scores_threshold_drift_and_events(settings):
 
 
 def test_the_picture_of_the_report_is_drawn(settings, tmp_path):
-    path = plot.watched(course_of(settings), settings.judge.threshold, "plant", tmp_path / "watch.png")
+    path = plot.watched(course_of(settings), settings.scorer.threshold, "plant", tmp_path / "watch.png")
     with Image.open(path) as picture:
         assert picture.size[0] == 1350 and np.asarray(picture.convert("L")).std() > 5
     plot.watched(summary.Course(), 1.0, "nothing yet", tmp_path / "empty.png")

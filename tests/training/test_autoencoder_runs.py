@@ -20,7 +20,7 @@ from ganomaly_jax.training.trainer import train, train_members
 def run(tmp_path_factory, arrays):
     """(workdir, scorer) of a finished run; look, do not touch."""
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, train(settings(epochs=12, save_every=100, picture_every=12), workdir, arrays, say=quiet)
+    return workdir, train(settings(epochs=12, save_every=100, picture_every=12), workdir, arrays, log=quiet)
 
 
 def test_a_score_is_of_its_own_image_and_corrupts_nothing(run):
@@ -74,21 +74,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, arrays):
         for steps in ends:
             made = settings(steps=steps, save_every=8, shift=1)
             made.optimizer.average, made.evaluate.score = 0.9, "latent_density+pixel+multiscale"
-            scorer = train(made, tmp_path / name, arrays, say=quiet)
+            scorer = train(made, tmp_path / name, arrays, log=quiet)
     assert scorer.detector.average == 0.9
     np.testing.assert_array_equal(ganomaly_jax.load(tmp_path / "whole")(arrays[0]), scorer(arrays[0]))
     assert_same_bits(final(tmp_path / "parts"), final(tmp_path / "whole"))
     with pytest.raises(UserError, match=r"model\.detector: the run has 'autoencoder', asked is 'ganomaly'"):
-        train(tiny_config(steps=32, save_every=8, shift=1), tmp_path / "whole", arrays, say=quiet)
+        train(tiny_config(steps=32, save_every=8, shift=1), tmp_path / "whole", arrays, log=quiet)
 
 
 def test_members_are_what_they_would_be_alone(tmp_path, arrays):
     """The second one draws its own noise."""
     made = settings(steps=12, save_every=100)
     made.members.seeds = "0,3"
-    members = train_members(made, tmp_path / "both", arrays, say=quiet)
+    members = train_members(made, tmp_path / "both", arrays, log=quiet)
     made.members.seeds, made.seed = "", 3
-    alone = train(made, tmp_path / "alone", arrays, say=quiet)
+    alone = train(made, tmp_path / "alone", arrays, log=quiet)
     found = members["seed3"]
     leaves_close(found.variables["detector"], alone.variables["detector"], 1e-4)
     np.testing.assert_allclose(found(arrays[0]), alone(arrays[0]), rtol=1e-4)

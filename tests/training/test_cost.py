@@ -61,10 +61,10 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path, monkeypatch, said):
 
     monkeypatch.setattr(trainer.loop, "advance", exhausted)
     with pytest.raises(UserError, match=r"batch of 8; a batch of 4 would fit: --config\.train\.batch_size=4"):
-        trainer.train(sized(), tmp_path, blobs(40, 0), say=lambda line: None)
+        trainer.train(sized(), tmp_path, blobs(40, 0), log=lambda line: None)
     monkeypatch.setattr(cost, "device_memory", lambda: 1000)
     with pytest.raises(UserError, match="not even a batch of 2"):
-        trainer.train(sized(), tmp_path, blobs(40, 0), say=lambda line: None)
+        trainer.train(sized(), tmp_path, blobs(40, 0), log=lambda line: None)
 
 
 def test_the_verb(capsys):

@@ -133,10 +133,10 @@ def test_files_are_looked_through_and_let_go(good, monkeypatch):
 
 
 def test_data_beside_a_detector(trained, tmp_path, capsys):
-    workdir, judge = trained
+    workdir, scorer = trained
     write(tmp_path / "same", blobs(60, 50)[..., 0])
     write(tmp_path / "brighter", np.minimum(blobs(60, 51)[..., 0].astype(int) + 60, 255).astype(np.uint8))
-    same = codes(data_check.check(settings(tmp_path / "same"), judge))
+    same = codes(data_check.check(settings(tmp_path / "same"), scorer))
     assert "shifted" not in same
     assert "look like the calibration's" in same["scores"].what
     assert main.main(["check", str(tmp_path / "brighter"), "--workdir", str(workdir)]) == 0
@@ -144,10 +144,10 @@ def test_data_beside_a_detector(trained, tmp_path, capsys):
     assert "their scores are not the calibration's" in said
     assert "ganomaly update" in said
     write(tmp_path / "colour", np.repeat(blobs(20, 52), 3, axis=3))
-    colour = data_check.check(settings(tmp_path / "colour"), judge)
+    colour = data_check.check(settings(tmp_path / "colour"), scorer)
     assert len(codes(colour)["channels"].items) == 20
     np.savez(tmp_path / "deep.npz", images=blobs(20, 53).astype(np.uint16) * 257)
-    deep = data_check.check(settings(tmp_path / "deep.npz"), judge)
+    deep = data_check.check(settings(tmp_path / "deep.npz"), scorer)
     assert "uint16" in codes(deep)["type"].what
 
 

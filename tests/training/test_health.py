@@ -50,7 +50,7 @@ def test_a_look_measures_the_model_that_scores_and_each_of_several(tiny):
     detector, state, _ = tiny
     images = blobs(12, 5)
     samples = [health.Sample(images, 0, 255, True), health.Sample(images[:7], 0, 200, False)]
-    first = health.looker(detector, samples[:1])(state)[0]
+    first = health.measurer(detector, samples[:1])(state)[0]
     x = 2 * images.astype(np.float32) / 255 - 1
     x_hat, z, _ = detector.generator.apply(detector.variables(state), x, train=False)
     assert first[checkpoint.LOSS] == pytest.approx(float(np.abs(x - x_hat).mean()), rel=1e-5)
@@ -59,7 +59,7 @@ def test_a_look_measures_the_model_that_scores_and_each_of_several(tiny):
     assert (first["images"], first["of"]) == (12, "calibration")
     other = jax.jit(TINY.init)(jax.random.key(3))
     both = jax.tree.map(lambda *leaves: np.stack(leaves), other, state, state)
-    twice = health.looker(detector, [samples[1], samples[0]], together=True)(both)
+    twice = health.measurer(detector, [samples[1], samples[0]], together=True)(both)
     assert len(twice) == 2, "a model that only fills up the devices is not looked at"
     for name in diagnostics.CURVES:
         assert twice[1][name] == pytest.approx(first[name], rel=1e-4)
@@ -70,9 +70,9 @@ def test_a_look_measures_the_model_that_scores_and_each_of_several(tiny):
 def test_a_look_leaves_out_what_is_not_defined(tiny):
     detector, state, _ = tiny
     same = np.repeat(blobs(1, 5), 4, axis=0)
-    assert diagnostics.VARIANCE not in health.looker(detector, [health.Sample(same, 0, 255, True)])(state)[0]
+    assert diagnostics.VARIANCE not in health.measurer(detector, [health.Sample(same, 0, 255, True)])(state)[0]
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan) if leaf.dtype == np.float32 else leaf, state)
-    found = health.looker(detector, [health.Sample(blobs(4, 0), 0, 255, True)])(broken)[0]
+    found = health.measurer(detector, [health.Sample(blobs(4, 0), 0, 255, True)])(broken)[0]
     json.dumps(found, allow_nan=False)
     assert diagnostics.RANK not in found
 
@@ -114,13 +114,13 @@ def test_words_of_a_healthy_training():
 
 
 def test_waiting():
-    waiting = health.Waiting()
+    waiting = health.EarlyStopping()
     for step, loss in ((10, 0.5), (20, 0.4), (30, 0.4), (40, float("nan")), (50, 0.45)):
         waiting = waiting.after(step, loss)
-    assert waiting == health.Waiting(0.4, 20, 2)
+    assert waiting == health.EarlyStopping(0.4, 20, 2)
     assert [waiting.over(patience) for patience in (0, 1, 2, 3)] == [False, True, True, False]
-    assert waiting.after(60, 0.39) == health.Waiting(0.39, 60, 0)
-    assert loop.waiting_of({}) == health.Waiting()
+    assert waiting.after(60, 0.39) == health.EarlyStopping(0.39, 60, 0)
+    assert loop.waiting_of({}) == health.EarlyStopping()
 
 
 def test_the_interval_of_looks():
@@ -150,7 +150,7 @@ def made(monkeypatch):
 
 def test_a_training_stops_early_and_says_when_and_why(tmp_path, arrays, made):
     said = []
-    scorer = train(settings(), tmp_path, arrays, say=said.append)
+    scorer = train(settings(), tmp_path, arrays, log=said.append)
     assert scorer.provenance["step"] == 24
     wanted = "stopped early, at step 24 of 60.* in 3 looks since step 12, where it was 0.3.*train.patience=0 goes on"
     assert sum("stopped early" in line for line in said) == 1
@@ -159,7 +159,7 @@ def test_a_training_stops_early_and_says_when_and_why(tmp_path, arrays, made):
 
 
 def test_a_stopped_training_stops_at_the_same_step_through_an_interruption(tmp_path, arrays, made):
-    train(settings(), tmp_path / "whole", arrays, say=quiet)
+    train(settings(), tmp_path / "whole", arrays, log=quiet)
     add, calls = history.History.look, []
 
     def stop_at_20(self, step, values):
@@ -171,11 +171,11 @@ def test_a_stopped_training_stops_at_the_same_step_through_an_interruption(tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history.History, "look", stop_at_20)
         with pytest.raises(StoppedError):
-            train(settings(), tmp_path / "parts", arrays, say=quiet)
+            train(settings(), tmp_path / "parts", arrays, log=quiet)
     assert calls
     # A step out of turn: its look counts for nothing.
-    train(settings(steps=21), tmp_path / "parts", arrays, say=quiet)
-    scorer = train(settings(), tmp_path / "parts", arrays, say=quiet)
+    train(settings(steps=21), tmp_path / "parts", arrays, log=quiet)
+    scorer = train(settings(), tmp_path / "parts", arrays, log=quiet)
     assert scorer.provenance["step"] == 24
     assert_same_bits(final(tmp_path / "parts"), final(tmp_path / "whole"))
     metas = [
@@ -186,25 +186,25 @@ def test_a_stopped_training_stops_at_the_same_step_through_an_interruption(tmp_p
 
 
 def test_a_stopped_training_stays_stopped_and_goes_on_without_patience(tmp_path, arrays, made):
-    train(settings(), tmp_path, arrays, say=quiet)
+    train(settings(), tmp_path, arrays, log=quiet)
     before = len(made)
     said = []
-    assert train(settings(), tmp_path, arrays, say=said.append).provenance["step"] == 24
+    assert train(settings(), tmp_path, arrays, log=said.append).provenance["step"] == 24
     assert len(made) == before
     assert any("no step is left: train.patience=3" in line for line in said)
     assert any("stopped early, at step 24" in line for line in said)
-    assert train(settings(patience=4), tmp_path, arrays, say=quiet).provenance["step"] == 28
+    assert train(settings(patience=4), tmp_path, arrays, log=quiet).provenance["step"] == 28
     said.clear()
-    assert train(settings(patience=0, steps=40), tmp_path, arrays, say=said.append).provenance["step"] == 40
+    assert train(settings(patience=0, steps=40), tmp_path, arrays, log=said.append).provenance["step"] == 40
     assert not any("stopped early" in line for line in said)
-    train(settings(patience=0, steps=40), tmp_path / "never", arrays, say=quiet)
+    train(settings(patience=0, steps=40), tmp_path / "never", arrays, log=quiet)
     assert_same_bits(final(tmp_path), final(tmp_path / "never"))
 
 
 def test_the_best_of_a_stopped_training_is_that_of_its_smallest_loss(tmp_path, arrays, made):
     """Step 12 is no multiple of `save_every`: it is saved because it is the best so far."""
     said = []
-    scorer = train(settings(choose="best"), tmp_path, arrays, say=said.append)
+    scorer = train(settings(choose="best"), tmp_path, arrays, log=said.append)
     assert any("that of step 12" in line for line in said)
     stored = checkpoint.restore(tmp_path / "checkpoints", None, 12)[1]
     jax.tree.map(np.testing.assert_array_equal, scorer.variables["detector"]["params"], stored["params"]["generator"])
@@ -214,7 +214,7 @@ def test_patience_without_held_out_images_or_with_members_is_refused(tmp_path):
     none = settings()
     none.data.calibration = 0.0
     with pytest.raises(UserError, match=r"train\.patience=3: wanted 0, or data\.calibration above 0"):
-        train(none, tmp_path, blobs(40, 0), say=quiet)
+        train(none, tmp_path, blobs(40, 0), log=quiet)
     several = settings()
     several.members.seeds = "0,1"
     with pytest.raises(UserError, match=r"train\.patience=3: wanted 0: members are not"):
@@ -225,7 +225,7 @@ def test_patience_without_held_out_images_or_with_members_is_refused(tmp_path):
 def test_without_held_out_images_health_is_that_of_the_training_ones(tmp_path):
     run = tiny_config(steps=6, save_every=100, check_every=4)
     run.data.calibration = 0.0
-    train(run, tmp_path, blobs(40, 0), say=quiet)
+    train(run, tmp_path, blobs(40, 0), log=quiet)
     looks = [one for one in history.read(tmp_path / "history.jsonl") if "images" in one]
     assert [look["step"] for look in looks] == [4, 6]
     assert all(look["of"] == "training" and checkpoint.LOSS not in look for look in looks)
@@ -265,5 +265,5 @@ def test_the_health_is_drawn_and_the_losses_are_the_same_beside_it(tmp_path):
 
 
 def test_process_0_has_the_say():
-    assert processes.of_first(0.1) == 0.1
-    assert np.isnan(processes.of_first(float("nan")))
+    assert processes.broadcast(0.1) == 0.1
+    assert np.isnan(processes.broadcast(float("nan")))

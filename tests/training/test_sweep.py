@@ -43,7 +43,7 @@ def config(**train_values):
 def together(tmp_path_factory, classes):
     """(workdir, scorers) of all six members, on one device; look, do not touch."""
     workdir = tmp_path_factory.mktemp("members")
-    return workdir, train_members(config(), workdir, classes, say=quiet)
+    return workdir, train_members(config(), workdir, classes, log=quiet)
 
 
 def final(workdir):
@@ -68,7 +68,7 @@ def test_a_member_is_the_same_model_trained_alone(together, classes, tmp_path):
     for m in (3,):
         alone = tmp_path / team[m].name
         settings = sweep.settings_of(config(), team[m])
-        theirs = train(settings, alone, classes, say=quiet)
+        theirs = train(settings, alone, classes, log=quiet)
         assert_same(jax.tree.map(lambda leaf, m=m: leaf[m], whole), final(alone))
         ours = ganomaly_jax.load(sweep.folder(workdir, team[m]))
         np.testing.assert_allclose(ours(classes[0]), theirs(classes[0]), rtol=1e-5)
@@ -95,13 +95,13 @@ def test_over_several_devices_and_through_a_stop_the_members_are_the_same(togeth
     with monkeypatch.context() as patch:
         patch.setattr(history.History, "add", add_and_stop)
         with pytest.raises(StoppedError, match="SIGTERM"):
-            train_members(settings, tmp_path, classes, say=quiet)
+            train_members(settings, tmp_path, classes, log=quiet)
     stopped = final(tmp_path)
     assert stopped["step"].shape == (6,)
     assert (stopped["step"] < final(together[0])["step"]).all()
     settings.mesh.devices = 2
     said = []
-    train_members(settings, tmp_path, classes, say=said.append)
+    train_members(settings, tmp_path, classes, log=said.append)
     assert any("2 of 8 devices" in line and ", from " in line for line in said)
     assert_same(final(tmp_path), final(together[0]), 1e-5)
 
@@ -109,9 +109,9 @@ def test_over_several_devices_and_through_a_stop_the_members_are_the_same(togeth
 def test_more_epochs_go_on_for_each_from_where_it_ended(together, classes, tmp_path):
     settings = config()
     settings.train.epochs = 1
-    train_members(settings, tmp_path, classes, say=quiet)
+    train_members(settings, tmp_path, classes, log=quiet)
     first = final(tmp_path)["step"]
-    train_members(config(), tmp_path, classes, say=quiet)
+    train_members(config(), tmp_path, classes, log=quiet)
     assert_same(final(tmp_path), final(together[0]))
     np.testing.assert_array_equal(final(tmp_path)["step"], 2 * first)
 
@@ -119,7 +119,7 @@ def test_more_epochs_go_on_for_each_from_where_it_ended(together, classes, tmp_p
 def test_a_member_that_diverged_does_not_stop_the_others(together, classes, tmp_path, monkeypatch):
     settings = config()
     settings.train.epochs = 1
-    train_members(settings, tmp_path, classes, say=quiet)
+    train_members(settings, tmp_path, classes, log=quiet)
     restore = checkpoint.restore
 
     def poisoned(*arguments):
@@ -130,7 +130,7 @@ def test_a_member_that_diverged_does_not_stop_the_others(together, classes, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "restore", poisoned)
-        found = train_members(config(), tmp_path, classes, say=quiet)
+        found = train_members(config(), tmp_path, classes, log=quiet)
     lost = list(found)[2]
     assert [name for name, one in found.items() if one is None] == [lost]
     theirs, ours = final(together[0]), final(tmp_path)
@@ -146,7 +146,7 @@ def test_a_loss_that_becomes_infinite_names_its_member(classes, tmp_path):
     settings.optimizer.learning_rate = 1e30
     said = []
     with pytest.raises(DivergedError, match="diverged"):
-        train_members(settings, tmp_path, classes, say=said.append)
+        train_members(settings, tmp_path, classes, log=said.append)
     assert sum("the others go on" in line for line in said) >= 5
 
 
@@ -192,7 +192,7 @@ def test_bad_wishes_are_told(together, classes, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="are empty"):
         train_members(tiny_config(), tmp_path, classes)
     with pytest.raises(UserError, match="another configuration: members"):
-        train_members(members_of("all", "0"), workdir, classes, say=quiet)
+        train_members(members_of("all", "0"), workdir, classes, log=quiet)
     for wish, match in (
         (members_of("lying,standign", ""), "'standign' is no class of .*nearest is 'standing'"),
         (members_of("all", "0,0"), "different numbers"),
@@ -200,15 +200,15 @@ def test_bad_wishes_are_told(together, classes, tmp_path, monkeypatch, capsys):
         (members_of("lying,lying", ""), "different names"),
     ):
         with pytest.raises(UserError, match=match):
-            train_members(wish, tmp_path, classes, say=quiet)
+            train_members(wish, tmp_path, classes, log=quiet)
     wide = config(batch_size=90)
     with pytest.raises(UserError, match=r"--config\.train\.batch_size=\d+ is one that every member can fill"):
-        train_members(wide, tmp_path, classes, say=quiet)
+        train_members(wide, tmp_path, classes, log=quiet)
     state = sum(leaf[0].nbytes for leaf in jax.tree.leaves(final(workdir)))
     # Room for three and a half, and for the one that is being computed and its step.
     monkeypatch.setattr(cost, "device_memory", lambda: int((classes[0].nbytes + 5.5 * state) / 0.9))
     with pytest.raises(UserError, match=r"6 members need .*at most 3 fit"):
-        train_members(config(), tmp_path, classes, say=quiet)
+        train_members(config(), tmp_path, classes, log=quiet)
     assert not list(tmp_path.iterdir())
     assert main.main(["evaluate", "--workdir", str(workdir), "--data", "x"]) == 2
     assert "several members" in capsys.readouterr().err

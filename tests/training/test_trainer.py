@@ -43,7 +43,7 @@ def assert_same_bits(a, b):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, arrays):
     workdir = tmp_path_factory.mktemp("whole")
-    train(tiny_config(epochs=2, save_every=10), workdir, arrays, say=quiet)
+    train(tiny_config(epochs=2, save_every=10), workdir, arrays, log=quiet)
     return workdir
 
 
@@ -94,7 +94,7 @@ training.train(support.tiny_config(epochs=2, save_every=10), sys.argv[3], (data[
     kept = checkpoint.steps(resumed / "checkpoints")
     assert kept
     assert not (resumed / "detector").exists(), "the run had come to its end before it was killed"
-    train(tiny_config(epochs=2, save_every=10), resumed, arrays, say=quiet)
+    train(tiny_config(epochs=2, save_every=10), resumed, arrays, log=quiet)
     assert_same_bits(final(resumed), final(uninterrupted))
     lines = [(folder / "history.jsonl").read_text().count("\n") for folder in (resumed, uninterrupted)]
     assert lines[0] == lines[1]
@@ -114,11 +114,11 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(tmp_path, arrays, uninter
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history.History, "add", add)
         with pytest.raises(StoppedError, match="SIGTERM at step") as stopped:
-            train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, say=quiet)
+            train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, log=quiet)
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert 0 < checkpoint.steps(tmp_path / "checkpoints")[-1] < 36
-    train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, log=quiet)
     assert_same_bits(final(tmp_path), final(uninterrupted))
 
 
@@ -133,21 +133,21 @@ def test_these_signals_are_noted_and_given_back(number):
 
 
 def test_more_epochs_go_on_where_fewer_ended(tmp_path, arrays, uninterrupted):
-    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
-    train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, log=quiet)
+    train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, log=quiet)
     assert_same_bits(final(tmp_path), final(uninterrupted))
 
 
 def test_divergence_stops_and_keeps_the_last_finite_checkpoint(tmp_path, arrays):
     config = tiny_config(epochs=2, save_every=10)
-    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, log=quiet)
     kept = checkpoint.steps(tmp_path / "checkpoints")
     # What a step computes is fixed in the folder; the weights are what can go wrong.
     step, state, meta = checkpoint.restore(tmp_path / "checkpoints", _abstract(config))
     worse = jax.tree.map(lambda a: a * np.float32(1e20) if a.dtype == np.float32 else a, state.params)
     checkpoint.save(tmp_path / "checkpoints", step, state.replace(params=worse), meta, 2)
     with pytest.raises(DivergedError, match=r"diverged at step 19.*checkpoint is that of step 18") as diverged:
-        train(config, tmp_path, arrays, say=quiet)
+        train(config, tmp_path, arrays, log=quiet)
     assert diverged.value.exit_code == 4
     assert checkpoint.steps(tmp_path / "checkpoints") == kept
 
@@ -162,35 +162,35 @@ def test_another_configuration_or_other_data_are_refused(uninterrupted, arrays):
     config = tiny_config(epochs=2, save_every=10)
     config.model.latent_size = 5
     with pytest.raises(UserError, match=r"model\.latent_size: the run has 4, asked is 5"):
-        train(config, uninterrupted, arrays, say=quiet)
+        train(config, uninterrupted, arrays, log=quiet)
     with pytest.raises(UserError, match="other data"):
-        train(tiny_config(epochs=2), uninterrupted, (arrays[0][::-1], arrays[1][::-1]), say=quiet)
+        train(tiny_config(epochs=2), uninterrupted, (arrays[0][::-1], arrays[1][::-1]), log=quiet)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path, arrays):
-    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=1, save_every=10), tmp_path, arrays, log=quiet)
     largest = max(checkpoint_folders(tmp_path)[-1].rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     largest.write_bytes(largest.read_bytes()[:-10])
     with pytest.raises(DamagedError, match=largest.name) as damaged:
-        train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, say=quiet)
+        train(tiny_config(epochs=2, save_every=10), tmp_path, arrays, log=quiet)
     assert damaged.value.exit_code == 5
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, arrays):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be written|Not a directory"):
-        train(tiny_config(), tmp_path / "file" / "run", arrays, say=quiet)
+        train(tiny_config(), tmp_path / "file" / "run", arrays, log=quiet)
 
 
 def test_a_full_disk_is_said_and_the_checkpoints_before_it_are_intact(tmp_path, arrays, monkeypatch):
-    train(tiny_config(epochs=1, save_every=18), tmp_path, arrays, say=quiet)
+    train(tiny_config(epochs=1, save_every=18), tmp_path, arrays, log=quiet)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "_save_arrays", full)
     with pytest.raises(UserError, match="No space left on device"):
-        train(tiny_config(epochs=2, save_every=18), tmp_path, arrays, say=quiet)
+        train(tiny_config(epochs=2, save_every=18), tmp_path, arrays, log=quiet)
     assert checkpoint.steps(tmp_path / "checkpoints") == [9, 18]
     sealed_folder.verify(tmp_path / "checkpoints" / "00000018")
 
@@ -198,10 +198,10 @@ def test_a_full_disk_is_said_and_the_checkpoints_before_it_are_intact(tmp_path, 
 def test_fewer_images_than_a_batch(tmp_path):
     config = tiny_config(epochs=1, batch_size=64)
     said = []
-    train(config, tmp_path, blobs(12, 0), say=said.append)
+    train(config, tmp_path, blobs(12, 0), log=said.append)
     assert any("batch 64 -> 8" in line for line in said)
     with pytest.raises(UserError, match="at least 2"):
-        train(config, tmp_path / "other", blobs(2, 0), say=quiet)
+        train(config, tmp_path / "other", blobs(2, 0), log=quiet)
 
 
 def test_nothing_is_compiled_after_warm_up(tmp_path, arrays, monkeypatch):
@@ -221,7 +221,7 @@ def test_nothing_is_compiled_after_warm_up(tmp_path, arrays, monkeypatch):
     monkeypatch.setattr(history.History, "add", count)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(tiny_config(epochs=4, save_every=7, picture_every=1), tmp_path, arrays, say=quiet)
+        train(tiny_config(epochs=4, save_every=7, picture_every=1), tmp_path, arrays, log=quiet)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     after_warm_up = {compiled for first, compiled in seen if first >= 18}
@@ -243,14 +243,14 @@ def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays
     settings = tiny_config(steps=20, save_every=8)
     settings.train.choose = "best"
     said = []
-    best = train(settings, tmp_path, arrays, say=said.append)
+    best = train(settings, tmp_path, arrays, log=said.append)
     assert checkpoint.steps(tmp_path / "checkpoints") == [8, 16, 20]
     assert checkpoint.best(tmp_path / "checkpoints") == 8
     assert any("that of step 8" in line for line in said)
     stored = checkpoint.restore(tmp_path / "checkpoints", None, 8)[1]
     jax.tree.map(np.testing.assert_array_equal, best.variables["detector"]["params"], stored["params"]["generator"])
     settings.train.choose = "last"
-    last = train(settings, tmp_path, arrays, say=said.append)
+    last = train(settings, tmp_path, arrays, log=said.append)
     assert last.provenance["step"] == 20
 
 
@@ -265,13 +265,13 @@ def test_the_calibration_loss_is_the_error_of_the_reconstructions(trained, array
 
 def test_a_damaged_checkpoint_is_passed_over_when_told(tmp_path, arrays):
     settings = tiny_config(steps=8, save_every=8)
-    train(settings, tmp_path, arrays, say=lambda line: None)
+    train(settings, tmp_path, arrays, log=lambda line: None)
     damaged = tmp_path / "checkpoints" / "00000008" / "meta.json"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     settings.train.steps = 12
     with pytest.raises(DamagedError, match="good: 4"):
-        train(settings, tmp_path, arrays, say=lambda line: None)
+        train(settings, tmp_path, arrays, log=lambda line: None)
     said = []
-    scorer = train(settings, tmp_path, arrays, say=said.append, fall_back=True)
+    scorer = train(settings, tmp_path, arrays, log=said.append, fall_back=True)
     assert any("00000008" in line and "goes on from step 4" in line for line in said)
     assert scorer.provenance["step"] == 12

@@ -47,7 +47,7 @@ def kept(old, tmp_path_factory):
     root = tmp_path_factory.mktemp("kept")
     np.savez(root / "new.npz", images=brighter(150, 20))
     before, said = contents(old[0]), []
-    done = update.update(old[0], str(root / "new.npz"), root / "run", old_source=str(old[1]), say=said.append)
+    done = update.update(old[0], str(root / "new.npz"), root / "run", old_source=str(old[1]), log=said.append)
     assert contents(old[0]) == before
     return root / "run", done, said
 
@@ -114,7 +114,7 @@ def test_again_it_says_that_it_is_done(kept, old):
     folder, done, _ = kept
     before, said = contents(folder), []
     source = str(folder.parent / "new.npz")
-    again = update.update(old[0], source, folder, old_source=str(old[1]), say=said.append)
+    again = update.update(old[0], source, folder, old_source=str(old[1]), log=said.append)
     assert (again.kept, again.figures) == (done.kept, done.figures)
     assert any("done already" in line for line in said)
     assert contents(folder) == before
@@ -154,9 +154,9 @@ def test_stopped_it_goes_on_to_the_same_bits(kept, old, tmp_path, monkeypatch):
 
     monkeypatch.setattr(update.training, "train", stopped)
     with pytest.raises(StoppedError):
-        update.update(old[0], source, out, old_source=str(old[1]), say=lambda line: None)
+        update.update(old[0], source, out, old_source=str(old[1]), log=lambda line: None)
     monkeypatch.undo()
-    again = update.update(old[0], source, out, old_source=str(old[1]), say=lambda line: None)
+    again = update.update(old[0], source, out, old_source=str(old[1]), log=lambda line: None)
     assert again.figures == done.figures
     images = brighter(20, 5)
     np.testing.assert_array_equal(ganomaly_jax.load(out)(images), ganomaly_jax.load(folder)(images))
@@ -207,11 +207,11 @@ def test_a_recalibrated_threshold_outlives_another_train(trained, arrays, tmp_pa
     settings, said = tiny_config(epochs=12, save_every=100, picture_every=12), []
     made = recalibrate(workdir, false_positive_rate=0.25)
     assert made.threshold != trained[1].threshold
-    assert train(settings, workdir, arrays, say=said.append).threshold == made.threshold
+    assert train(settings, workdir, arrays, log=said.append).threshold == made.threshold
     assert ganomaly_jax.load(workdir).threshold == made.threshold
     assert any("is kept" in line for line in said)
     settings.train.steps = 230  # other weights: the threshold is not theirs
-    longer = train(settings, workdir, arrays, say=said.append)
+    longer = train(settings, workdir, arrays, log=said.append)
     assert longer.calibration.rate == trained[1].calibration.rate
     assert any("calibrated as configured" in line for line in said)
 
@@ -288,7 +288,7 @@ def test_rows_of_sensors(tmp_path, window, missing):
     settings.data.source, settings.data.missing = str(write(tmp_path / "old.csv", plant(400, 0))), missing
     settings.evaluate.false_positive_rate = 0.05
     folder, new = tmp_path / "run", plant(300, 1)
-    train(settings, folder, say=lambda line: None)
+    train(settings, folder, log=lambda line: None)
     old = ganomaly_jax.load(folder)
     moved = new.copy()
     moved[:, 0] += 6 * new[:, 0].std()
@@ -298,7 +298,7 @@ def test_rows_of_sensors(tmp_path, window, missing):
         moved[50, 1] = np.nan
     source = write(tmp_path / "new.csv", moved)
     said = []
-    done = update.update(folder, str(source), tmp_path / "two", say=said.append)
+    done = update.update(folder, str(source), tmp_path / "two", log=said.append)
     assert done.kept, done.reasons
     assert any("new normal windows" in line if window else "new normal rows" in line for line in said)
     made = ganomaly_jax.load(tmp_path / "two")
@@ -312,14 +312,14 @@ def test_rows_of_sensors(tmp_path, window, missing):
     assert datasets.content_hash(again.dataset) == run_folder.stored_environment(tmp_path / "two")["data_hash"]
     assert len(np.unique(again.dataset.spans[:, 0])) == 2
     assert np.isfinite(np.asarray(again.dataset.images[:])).all()
-    assert update.update(folder, str(source), tmp_path / "two", say=said.append).kept
+    assert update.update(folder, str(source), tmp_path / "two", log=said.append).kept
     assert "this update is done already" in said[-1]
 
 
 def test_rows_with_other_sensors_and_images_for_a_detector_of_rows_are_refused(tmp_path):
     settings = rows_config(steps=2)
     settings.data.source = str(write(tmp_path / "old.csv", plant(200, 0)))
-    train(settings, tmp_path / "run", say=lambda line: None)
+    train(settings, tmp_path / "run", log=lambda line: None)
     (tmp_path / "other.csv").write_text("x,y\n1,2\n3,4\n")
     with pytest.raises(UserError, match="no column"):
         update.update(tmp_path / "run", str(tmp_path / "other.csv"), tmp_path / "two")

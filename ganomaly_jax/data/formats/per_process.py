@@ -55,7 +55,7 @@ def read(
         kind = look(None)
         return json.dumps(None if kind is None else dataclasses.asdict(kind)).encode()
 
-    said = [json.loads(text) for text in processes.each(first)]
+    said = [json.loads(text) for text in processes.all_gather_bytes(first)]
     kind = scan.common(scan.Kind(**values) for values in said if values is not None)
 
     def second() -> bytes:
@@ -66,7 +66,7 @@ def read(
         told = {"hashes": [one.hex() for one in hashes or ()], "kept": [own[i] for i in kept], "problems": problems}
         return json.dumps(told).encode()
 
-    told = [json.loads(text) for text in processes.each(second)]
+    told = [json.loads(text) for text in processes.all_gather_bytes(second)]
     kept = [i for part in told for i in part["kept"]]
     hashes = [bytes.fromhex(one) for part in told for one in part["hashes"]]
     problems = [(path, reason) for part in told for path, reason in part["problems"]]
@@ -107,7 +107,7 @@ def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
         blocks = lazy.blocks(unread, np.arange(part.start, part.stop))
         return b"".join(datasets.image_hash(image) for block in blocks for image in block)
 
-    told = b"".join(processes.each(hashed))
+    told = b"".join(processes.all_gather_bytes(hashed))
     hashes = [told[i : i + 32] for i in range(0, len(told), 32)]
 
     def read(indices: np.ndarray) -> np.ndarray:
