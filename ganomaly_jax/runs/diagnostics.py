@@ -1,0 +1,76 @@
+"""The health of a training in words and curves, from its history."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.data.images import preprocess
+from ganomaly_jax.model import losses
+from ganomaly_jax.parallel import sharding
+from ganomaly_jax.runs.checkpoint import LOSS
+from ganomaly_jax.model.protocol import Detector, TrainState
+
+ACCURACY, VARIANCE, RANK = "discriminator_accuracy", "reconstruction_variance", "latent_rank"
+CURVES = {
+    LOSS: "calibration loss",
+    ACCURACY: "discriminator\naccuracy",
+    VARIANCE: "variance,\n$\\hat{x}$ over $x$",
+    RANK: "effective rank\nof the latent",
+}
+IMAGES, STOPPED = "images", "stopped"
+
+# Of so many logits on the right side of 0 nearly all lie far from it: the loss is flat there, and so are its gradients.
+HAS_WON = 0.99
+# The best linear reconstruction has the variance that it explains: below a quarter, three quarters of what tells one
+# normal image from another are missing.
+NEARLY_THE_SAME = 0.25
+# A latent that uses less than a tenth of its room could be a tenth as long, or has collapsed.
+COLLAPSED = 0.1
+
+
+def words(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
+    """Plain sentences about what is not well at the end of a training, from the records of its history."""
+    records = list(records)
+    said = []
+    if records and isinstance(records[-1].get(STOPPED), str):
+        said.append(records[-1][STOPPED])
+    looks = curves(records)
+    if ACCURACY in looks:
+        steps, values = looks[ACCURACY]
+        since = len(values)
+        while since and values[since - 1] >= HAS_WON:
+            since -= 1
+        if since < len(values):
+            said.append(
+                f"The discriminator tells real from reconstructed images in {values[-1]:.0%} of cases since step "
+                f"{steps[since]:,}: its loss no longer teaches the generator."
+            )
+    if VARIANCE in looks and (ratio := looks[VARIANCE][1][-1]) < NEARLY_THE_SAME:
+        said.append(
+            f"Reconstructions vary {ratio:.0%} as much as the inputs: nearly the same picture comes out for all."
+        )
+    if RANK in looks:
+        images = next((r[IMAGES] for r in reversed(records) if isinstance(r.get(IMAGES), int)), latent_size + 1)
+        if (rank := looks[RANK][1][-1]) < COLLAPSED * min(latent_size, images - 1):
+            said.append(f"The latent uses about {rank:.0f} of {latent_size} dimensions.")
+    return said
+
+
+def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Sequence[int], Sequence[float]]]:
+    """(steps, values) of each of `CURVES` that the records of a history hold; of two for one step the later."""
+    found: dict[str, dict[int, float]] = {name: {} for name in CURVES}
+    for record in records:
+        for name, values in found.items():
+            value = record.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                values[record["step"]] = float(value)
+    return {name: (sorted(v), [v[step] for step in sorted(v)]) for name, v in found.items() if v}

@@ -1,0 +1,117 @@
+"""`history.jsonl`: the losses of a training and its health, as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax.core import atomic_files
+from ganomaly_jax.core.errors import UserError
+
+HISTORY = "history.jsonl"
+# The losses on the progress line; another one has its own name there.
+_SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generator": "G", "discriminator": "D"}
+
+
+class History:
+    """`history.jsonl`: a line every few steps with the mean losses of those, and lines of their own for the looks at
+    other images; lines beyond a resumed step go.
+
+    `losses` are their names. Without a path nothing is written.
+    """
+
+    def __init__(self, path: Path | None, step: int, epoch_steps: int, every: int, losses: Sequence[str]) -> None:
+        self._epoch_steps, self._every, self._losses = epoch_steps, every, losses
+        self._window: list[np.ndarray] = []
+        self._step, self._last = step, np.full(len(losses), np.nan)
+        self._speed = 0.0
+        self._file = None
+        self._looked = 0
+        if path is None:
+            return
+        kept = []
+        try:
+            if path.exists():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    try:
+                        record = json.loads(line)
+                        if record["step"] <= step:
+                            kept.append(line)
+                            self._looked = max(self._looked, record["step"] if "images" in record else 0)
+                    except (ValueError, KeyError, TypeError):
+                        continue  # a line that a kill cut short
+            atomic_files.write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from None
+
+    def add(self, first: int, losses: np.ndarray, images_per_second: float) -> None:
+        """The losses [n, L] of the steps first + 1 ... first + n."""
+        self._speed = images_per_second or self._speed
+        for row in losses:
+            self._window.append(row)
+            self._step += 1
+            if self._step % self._every == 0:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write what has come since the last line."""
+        if not self._window:
+            return
+        self._last = np.mean(self._window, axis=0)
+        self._window = []
+        values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
+        values |= {"images_per_second": round(self._speed, 1)}
+        values |= {name: float(value) for name, value in zip(self._losses, self._last, strict=True)}
+        self._write(values)
+
+    def look(self, step: int, values: Mapping[str, Any]) -> None:
+        """A line with what was measured on other images, their number under `images`; once for a step."""
+        if step > self._looked:
+            self._write({"step": step, "epoch": round(step / self._epoch_steps, 4), **values})
+            self._looked = step
+
+    def note(self, step: int, values: Mapping[str, Any]) -> None:
+        """A line with anything else that happened."""
+        self._write({"step": step, **values})
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+        except OSError as error:
+            raise UserError(f"{HISTORY} cannot be written: {error.strerror}; the checkpoints are intact") from None
+
+    def line(self, images_per_second: float) -> str:
+        """The latest losses for the progress bar."""
+        last = np.mean(self._window, axis=0) if self._window else self._last
+        short = (_SHORT.get(name, name) for name in self._losses)
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(short, last, strict=True))
+        return f"{images_per_second:,.0f} images/s  {losses}" if images_per_second else losses
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole records of a history, in the order of the file; none where it cannot be read."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record

@@ -1,0 +1,110 @@
+"""What a run's folder holds besides its checkpoints: configuration, environment, lineage."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ganomaly_jax import __version__
+from ganomaly_jax.core import atomic_files, config_values, validation
+from ganomaly_jax.data import datasets, sources
+from ganomaly_jax.data.audio import splits as audio_splits, windows as audio_windows
+from ganomaly_jax.data.images import tiling
+from ganomaly_jax.data.rows import splits as row_splits
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.splits import Split
+from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.runs.resolution import Run
+
+CONFIG = "config.json"
+ENVIRONMENT = "env.json"
+LINEAGE = "lineage"
+
+
+def stored_config(workdir: Path) -> Config | None:
+    """The configuration of the run in this folder, None where there is no run.
+
+    Raises:
+      DamagedError: `config.json` is there and cannot be read.
+    """
+    path = workdir / CONFIG
+    try:
+        return config_values.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError) as error:  # UserError and JSONDecodeError are ValueErrors
+        raise DamagedError(f"{path} cannot be read ({error}); restore it or start in another --workdir") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON whole or not at all; NaN and infinity are refused, they are not JSON."""
+    atomic_files.write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def environment(run: Run, data_hash: str, workdir: Path | None = None) -> dict[str, Any]:
+    """What `env.json` holds: versions, devices, hash of the data, seed; and the lineage that the one in `workdir` has,
+    where the run goes on from another one's weights."""
+    import jax
+
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chex", "pillow")
+    versions = {"ganomaly-jax": __version__, "python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    devices = jax.local_devices()
+    return {
+        "versions": versions,
+        "devices": [device.device_kind for device in devices],
+        "platform": devices[0].platform,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "data_hash": data_hash,
+        "images": len(run.dataset.images),
+        "seed": run.config.seed,
+    } | (
+        {} if workdir is None else {key: value for key, value in stored_environment(workdir).items() if key == LINEAGE}
+    )
+
+
+def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
+    """Make the folder of a run, or make sure that the run in it is the one asked for.
+
+    Raises:
+      UserError: the folder holds another run (says what differs), other data, or cannot be written.
+    """
+    stored = stored_config(workdir)
+    if stored is not None:
+        other = config_values.differences(stored, resolved)
+        if other:
+            raise UserError(
+                f"{workdir} holds a run of another configuration: {'; '.join(other)}. "
+                "Take another --workdir, or the same configuration to go on"
+            )
+        before = stored_environment(workdir).get("data_hash")
+        if before is not None and before != data_hash:
+            raise UserError(
+                f"{workdir} holds a run on other data: their hash was {before[:12]}, now it is {data_hash[:12]}. "
+                "Take another --workdir, or the same data to go on"
+            )
+    write_json(workdir / CONFIG, config_values.to_dict(resolved))
+
+
+def stored_environment(workdir: Path) -> dict[str, Any]:
+    """`env.json` of a run, empty where it is missing or cannot be read."""
+    try:
+        return json.loads((workdir / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
