@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
-
-from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.model import losses
-from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs.checkpoint import LOSS
-from ganomaly_jax.model.protocol import Detector, TrainState
 
 ACCURACY, VARIANCE, RANK = "discriminator_accuracy", "reconstruction_variance", "latent_rank"
 CURVES = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import os
 import platform
@@ -11,17 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ganomaly_jax import __version__
-from ganomaly_jax.core import atomic_files, config_values, validation
-from ganomaly_jax.data import datasets, sources
-from ganomaly_jax.data.audio import splits as audio_splits, windows as audio_windows
-from ganomaly_jax.data.images import tiling
-from ganomaly_jax.data.rows import splits as row_splits
+from ganomaly_jax.core import atomic_files, config_values
 from ganomaly_jax.core.config import Config
-from ganomaly_jax.data.datasets import Dataset
-from ganomaly_jax.data.splits import Split
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.runs.resolution import Run
 

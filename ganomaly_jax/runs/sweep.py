@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ganomaly_jax.core import config
-from ganomaly_jax.runs import run_folder
 from ganomaly_jax.core.config import Config
-from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.runs import run_folder
 
 FOLDER = "members"
 _LIST = "members.json"

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, sealed_folder
+from ganomaly_jax.core import atomic_files, sealed_folder, signals
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -67,7 +66,7 @@ def main(given: Any) -> int:
         if view is not None:
             stack.callback(view.close)
         told = _told(given, scorer, stack)
-        stopping = stack.enter_context(_signals())
+        stopping = stack.enter_context(signals.noted())
         run = _Run(given, watch, known, source, stream, seen, out, told, view, printed)
         before = seen.invalid
         # What is there by now stays: looking through it again and again for garbage takes tens of milliseconds.
@@ -342,25 +341,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--state {path} is no state of a monitor ({error}); remove it to begin anew") from None
     return held
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that the first SIGTERM or SIGINT goes into; the second one acts as ever."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[number])
-
-    for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-        before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _note(line: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core import config, config_values
+from ganomaly_jax.core import config, config_values, signals
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DivergedError, StoppedError
 from ganomaly_jax.core.progress import Progress
@@ -148,7 +147,8 @@ def advance(
             saver.wait()  # nothing lies half-way
 
     with ExitStack() as stack:
-        came = stack.enter_context(_signals())  # first, and so until the last save is written
+        # First, and so until the last save is written.
+        came = stack.enter_context(signals.noted(*signals.STOP, signal.SIGUSR1))
         saver = stack.enter_context(checkpoint.Saver())
         here = processes.is_primary()
         progress = stack.enter_context(Progress(last, step, "step", quiet=not here))
@@ -266,25 +266,3 @@ def _diverged(workdir: Path, step: int, what: str) -> DivergedError:
         f"training diverged at step {step:,}: {what}; {last}. Lower --config.optimizer.learning_rate, or look for "
         "extreme pixel values in the data"
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list to which SIGINT, SIGTERM and SIGUSR1 are added; a second one ends the process as usual."""
-    came: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

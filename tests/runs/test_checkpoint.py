@@ -14,8 +14,8 @@ import optax
 import pytest
 
 from ganomaly_jax.core import sealed_folder
-from ganomaly_jax.runs import checkpoint
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.runs import checkpoint
 
 
 @flax.struct.dataclass

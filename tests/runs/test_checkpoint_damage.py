@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.runs.test_checkpoint import assert_same, hidden, small
 
 from ganomaly_jax.core import sealed_folder
-from ganomaly_jax.runs import checkpoint
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.runs import checkpoint
+from tests.runs.test_checkpoint import assert_same, hidden, small
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, DivergedError, StoppedError, UserError
 from ganomaly_jax.data import batch_order
 from ganomaly_jax.runs import checkpoint, history, resolution
-from ganomaly_jax.training import loop, trainer
+from ganomaly_jax.training import trainer
 from ganomaly_jax.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,16 +120,6 @@ def test_a_signal_saves_and_leaves_and_the_run_goes_on(tmp_path, arrays, uninter
     assert 0 < checkpoint.steps(tmp_path / "checkpoints")[-1] < 36
     train(tiny_config(epochs=2, save_every=1000), tmp_path, arrays, log=quiet)
     assert_same_bits(final(tmp_path), final(uninterrupted))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_these_signals_are_noted_and_given_back(number):
-    before = signal.getsignal(number)
-    with loop._signals() as came:
-        os.kill(os.getpid(), number)
-        assert came == [number]
-        assert signal.getsignal(number) is before  # a second one ends the process as usual
-    assert signal.getsignal(number) is before
 
 
 def test_more_epochs_go_on_where_fewer_ended(tmp_path, arrays, uninterrupted):
