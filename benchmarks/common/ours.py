@@ -61,7 +61,7 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
     state = sharding.replicate(jax.jit(detector.init)(jax.random.key(0)), mesh)
     pixels = sharding.replicate(timing.pictures(images, detector.shape), mesh)
     rows = np.random.default_rng(1).integers(0, images, (STEPS_A_CALL, batch), np.int32)
-    index = sharding.put_batch(rows, mesh, 1)
+    index = sharding.shard_batch(rows, mesh, 1)
     made, lowered, compiled, _ = stepping(program, state, pixels, index, mesh)
     return dataclasses.replace(made, device_peak=_device_peak(), facts=counted(lowered, compiled))
 

@@ -56,17 +56,17 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
     sizes = options.shape, options.latent, options.features
     detector = ganomaly.Ganomaly(*sizes, axis_name=axis, batch_norm_group=int(way == GROUP))
     state = jax.jit(detector.init)(jax.random.key(0))
-    lies = sharding.divided(state, mesh, options.shard_from if way == DIVIDED else 0)
-    state = sharding.put(state, lies)
+    lies = sharding.state_shardings(state, mesh, options.shard_from if way == DIVIDED else 0)
+    state = sharding.place(state, lies)
     if way == DIVIDED:
-        steps = train_step.make_chunk(detector, 0, 255, None, sharding.own_rows(mesh), sharding.constrained(lies))
+        steps = train_step.make_chunk(detector, 0, 255, None, sharding.take_local_rows(mesh), sharding.constrain(lies))
         program = sharding.partitioned(steps, mesh, lies, (0, 1, None))
     else:
         program = sharding.data_parallel(train_step.make_chunk(detector, 0, 255), mesh, (None, 0, 1, None), donate=0)
     each = ours.IMAGES // devices
-    pixels = sharding.put_rows(timing.pictures(ours.IMAGES, detector.shape), np.arange(each * devices), mesh)
+    pixels = sharding.shard_rows(timing.pictures(ours.IMAGES, detector.shape), np.arange(each * devices), mesh)
     rows = np.random.default_rng(1).integers(0, each, (train_step.STEPS_A_CALL, batch), np.int32)
-    made, _, compiled, last = ours.stepping(program, state, pixels, sharding.put_batch(rows, mesh, 1), mesh)
+    made, _, compiled, last = ours.stepping(program, state, pixels, sharding.shard_batch(rows, mesh, 1), mesh)
     facts = {"moved": collectives.moved(compiled.as_text()), "state": lambda: last[0]}
     return dataclasses.replace(made, facts=facts)
 
@@ -198,7 +198,7 @@ def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, A
     places = batch_order.columns(0, options.images, batch)
     columns_s = time.perf_counter() - begin
     begin = time.perf_counter()
-    sharding.put_rows(images, places.ravel(), mesh).block_until_ready()
+    sharding.shard_rows(images, places.ravel(), mesh).block_until_ready()
     put_s = time.perf_counter() - begin
     first = (np.arange(batch) * places.shape[1]).astype(np.int32)
     at = itertools.count()
@@ -206,11 +206,11 @@ def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, A
     def name(count: int) -> None:  # as `training._alone` does before a call of so many steps
         rows = np.zeros((train_step.STEPS_A_CALL, batch), np.int32)
         rows[:count] = batch_order.batch_rows(0, options.images, batch, next(at) * count, count)
-        sharding.put_batch(first + rows, mesh, 1).block_until_ready()
+        sharding.shard_batch(first + rows, mesh, 1).block_until_ready()
 
     def gather() -> None:
         rows = batch_order.batch_rows(0, options.images, batch, next(at), 1)[0]
-        sharding.put_batch(images[places[np.arange(batch), rows]], mesh, 0).block_until_ready()
+        sharding.shard_batch(images[places[np.arange(batch), rows]], mesh, 0).block_until_ready()
 
     # The loop asks for about a second of steps a call.
     a_call = int(np.clip(1 / step_s, 1, train_step.STEPS_A_CALL))

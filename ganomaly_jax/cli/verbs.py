@@ -102,7 +102,7 @@ def plan(given: Given, rest: Sequence[str]) -> int:
     open_sides = settings.data.kind != "rows" and 0 in sides
     if (open_sides or 0 in config.input_shape(settings.data)) and settings.data.source:
         settings = resolution.resolve(settings, devices=mesh.size, progress=True).config
-    sharding.check_batch(settings.train.batch_size, mesh)
+    sharding.check_batch_size(settings.train.batch_size, mesh)
     print(cost.describe(cost.plan(settings, mesh.size)))
     return 0
 
@@ -139,7 +139,7 @@ def _join(given: Given) -> None:
     if given.distributed:
         from ganomaly_jax.parallel import processes
 
-        processes.start(given.coordinator_address, given.num_processes, given.process_id, given.wait)
+        processes.initialize(given.coordinator_address, given.num_processes, given.process_id, given.wait)
     from ganomaly_jax.runs import orbax_logging
 
     orbax_logging.failed_writes()
@@ -148,7 +148,7 @@ def _join(given: Given) -> None:
 def leave(code: int) -> None:
     from ganomaly_jax.parallel import processes
 
-    processes.leave(code)
+    processes.exit_now(code)
 
 
 def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> int:

@@ -101,7 +101,7 @@ def judge_together(scorer: Scorer, own: datasets.Dataset) -> Judgement:
     def part() -> bytes:
         this = resolution.resolve(scorer.config, own)
         size = inference.BUCKETS[-1]
-        mine = processes.own_part(-(-len(this.split.test) // size))
+        mine = processes.local_range(-(-len(this.split.test) // size))
         chosen = this.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):
             return b""

@@ -1,4 +1,4 @@
-"""Several processes of one training: how they find each other, agree, and part."""
+"""Coordination of the processes of a distributed run: start-up, collectives on small host values, and exit."""
 
 from __future__ import annotations
 
@@ -19,60 +19,64 @@ import numpy as np
 
 from ganomaly_jax.core.errors import UserError
 
-# A process that does not answer for so long ends the others.
+# Seconds without a heartbeat after which the other processes end.
 _HEARTBEAT_S = 30
-# JAX ends a process whose fellows are gone by aborting it, which no code in it outlives: a second one has to say why.
-_WATCH = """import sys
+# JAX aborts a process when another one is gone, and no code in it survives that: a watcher process prints the reason.
+_WATCHER_PROGRAM = """import sys
 if not sys.stdin.read():
-    print("ganomaly: this process was ended from outside, or because another process of this training is gone; start "
-          "all of them again to go on from the last checkpoint", file=sys.stderr)
+    print("ganomaly: this process was killed, or another process of this training is gone; restart all processes to "
+          "resume from the last checkpoint", file=sys.stderr)
 """
 _watcher: list[subprocess.Popen[str]] = []
 
 
-def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 300) -> None:
-    """Join the other processes; before anything else is asked of JAX.
+def initialize(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 300) -> None:
+    """Joins the other processes of a distributed run; call it before any other use of JAX.
 
-    Without arguments JAX finds them where SLURM, Open MPI, Cloud TPU, GKE or Kubernetes started them.
+    Without arguments JAX detects the cluster: SLURM, Open MPI, Cloud TPU, GKE and Kubernetes are supported.
 
     Args:
-      address: HOST:PORT of process 0, the same for all.
-      processes: how many there are.
-      index: of this one, from 0.
-      wait_s: seconds to wait for all of them. Then this process ends with a message and exit code 2, whatever the
-        others do: JAX gives no other way out of that wait.
+      address: HOST:PORT of process 0, the same in every process.
+      processes: number of processes.
+      index: index of this process, from 0.
+      wait_s: seconds to wait for all processes. After that this process prints a message and exits with code 2,
+        since JAX offers no other way to leave that wait.
 
     Raises:
-      UserError: arguments that do not go together, or no arguments where none can be found.
+      UserError: only some of the arguments are given, one is out of range, or no cluster is detected.
     """
-    given = (bool(address), processes > 0, index >= 0)
-    if any(given) and not all(given):
-        raise UserError("wanted --coordinator-address, --num-processes and --process-id together, or none of them")
-    if all(given):
+    provided = (bool(address), processes > 0, index >= 0)
+    if any(provided) and not all(provided):
+        raise UserError(
+            "--coordinator-address, --num-processes and --process-id have to be given together or not at all"
+        )
+    if all(provided):
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdigit() and 0 < int(port) < 2**16):
-            raise UserError(f"--coordinator-address {address!r}: wanted HOST:PORT, such as 10.0.0.1:8476")
+            raise UserError(f"--coordinator-address {address!r}: expected HOST:PORT, such as 10.0.0.1:8476")
         if index >= processes:
-            raise UserError(f"--process-id {index}: wanted one from 0 to {processes - 1}")
+            raise UserError(f"--process-id {index}: expected a number from 0 to {processes - 1}")
         if index == 0:
             _check_port(int(port))
 
     def give_up() -> None:
-        who = f"the {processes} processes at {address}" if address else "the processes of this job"
+        which = f"the {processes} processes at {address}" if address else "the processes of this job"
         print(
-            f"ganomaly: not all of {who} came within {wait_s} s: is process 0 running, its port open, and every "
-            "process started with the same address and number?",
+            f"ganomaly: not all of {which} connected within {wait_s} s: check that process 0 is running, that its port "
+            "is open, and that every process was started with the same address and number of processes",
             file=sys.stderr,
             flush=True,
         )
-        _ends_well()
+        _dismiss_watcher()
         os._exit(UserError.exit_code)
 
     _watcher.append(
-        subprocess.Popen([sys.executable, "-S", "-c", _WATCH], stdin=subprocess.PIPE, text=True, start_new_session=True)
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", _WATCHER_PROGRAM], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
     )
-    atexit.register(_ends_well)
-    # On CPUs programs under way at once can wait for each other across the processes; elsewhere it says nothing.
+    atexit.register(_dismiss_watcher)
+    # On CPUs concurrent programs can deadlock across processes; on other platforms the option has no effect.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     timer = threading.Timer(wait_s, give_up)
     timer.daemon = True
@@ -86,115 +90,137 @@ def start(address: str = "", processes: int = 0, index: int = -1, wait_s: int = 
             heartbeat_timeout_seconds=_HEARTBEAT_S,
         )
     except (ValueError, RuntimeError) as error:
-        said = str(error).partition("\n")[0].rstrip(".")
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"--distributed: {said}; under another launcher than SLURM, Open MPI, Cloud TPU, GKE or Kubernetes give "
+            f"--distributed: {reason}; with a launcher other than SLURM, Open MPI, Cloud TPU, GKE or Kubernetes pass "
             "--coordinator-address, --num-processes and --process-id"
         ) from None
     finally:
         timer.cancel()
-        # To JAX it is a notice of preemption, which it would tell on late; `loop.advance` has a handler of its own.
+        # JAX treats SIGTERM as a notice of preemption and passes it on late; `loop.advance` has its own handler.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _check_port(port: int) -> None:
-    """Refuse a port that cannot be opened, on which JAX would end the process by a fault."""
-    with socket.socket() as here:
-        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Raises a UserError if the port cannot be opened; JAX would crash the process instead."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            here.bind(("", port))
+            server.bind(("", port))
         except OSError as error:
             raise UserError(
-                f"port {port} cannot be opened on this machine, which is that of process 0 ({error.strerror}): give "
-                "all processes a --coordinator-address with another one"
+                f"port {port} cannot be opened on this machine, which runs process 0 ({error.strerror}): pass another "
+                "port in the --coordinator-address of every process"
             ) from None
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that prints and writes: process 0, or the only one."""
+    """Returns True in process 0, the only one that prints and writes files."""
     return jax.process_index() == 0
 
 
 def all_gather(numbers: Any) -> np.ndarray:
-    """What each process says: [processes, n] of int32 or uint8 numbers [n]. All have to ask."""
-    own = np.asarray(numbers)
+    """Gathers a small array from every process; a collective that all processes have to call.
+
+    Args:
+      numbers: array [n] of int32 or uint8, of the same shape in every process.
+
+    Returns:
+      Array [processes, n], the same in every process.
+    """
+    local = np.asarray(numbers)
     if not is_distributed():
-        return own[None]
+        return local[None]
     from jax.experimental import multihost_utils
 
-    return np.asarray(multihost_utils.process_allgather(own))
+    return np.asarray(multihost_utils.process_allgather(local))
 
 
 def all_gather_bytes(work: Callable[[], bytes]) -> list[bytes]:
-    """What `work()` gives in every process, told to all of them; it has less than 2 GiB.
+    """Runs `work` in every process and gathers the results; a collective.
+
+    Args:
+      work: returns the bytes of this process, less than 2 GiB.
+
+    Returns:
+      The bytes of every process, in the order of the processes.
 
     Raises:
-      UserError: where it did not go well in another process, which raises its own error.
+      UserError: `work` failed in another process. The process in which it failed raises the original error.
     """
-    own, error = b"", None
+    local, error = b"", None
     try:
-        own = work()
+        local = work()
     except Exception as raised:
         error = raised
-    said = all_gather(np.array([len(own), error is not None], np.int32))
+    lengths_and_failures = all_gather(np.array([len(local), error is not None], np.int32))
     if error is not None:
         raise error
-    if said[:, 1].any():
-        raise UserError(f"process {said[:, 1].argmax()} cannot go on; its own message says why")
-    filled = np.zeros(max(int(said[:, 0].max()), 1), np.uint8)
-    filled[: len(own)] = np.frombuffer(own, np.uint8)
-    return [row[:length].tobytes() for row, length in zip(all_gather(filled), said[:, 0], strict=True)]
+    if lengths_and_failures[:, 1].any():
+        raise UserError(f"process {lengths_and_failures[:, 1].argmax()} cannot go on; its local message says why")
+    padded = np.zeros(max(int(lengths_and_failures[:, 0].max()), 1), np.uint8)
+    padded[: len(local)] = np.frombuffer(local, np.uint8)
+    return [row[:length].tobytes() for row, length in zip(all_gather(padded), lengths_and_failures[:, 0], strict=True)]
 
 
-def own_part(count: int) -> range:
-    """Which of so many things are this process's, where each has about as many, in order."""
+def local_range(count: int) -> range:
+    """Returns the contiguous share of `range(count)` that belongs to this process."""
     processes, index = jax.process_count(), jax.process_index()
     return range(count * index // processes, count * (index + 1) // processes)
 
 
-def is_preempted(asked: int) -> bool:
-    """Whether JAX has told all processes that one of them is to be preempted; `asked` counts the calls, in all alike.
+def is_preempted(step: int) -> bool:
+    """Returns True once JAX has announced to all processes that one of them is about to be preempted.
 
-    JAX's own source of such notices is SIGTERM, which ends here in `loop.advance`; others reach it by its coordination
-    service.
+    SIGTERM, JAX's own source of such notices, is handled by `loop.advance`; other sources reach JAX through its
+    coordination service.
+
+    Args:
+      step: number of previous calls, the same in every process.
     """
     if not is_distributed():
         return False
     from jax.experimental import multihost_utils
 
     try:
-        return bool(multihost_utils.reached_preemption_sync_point(asked))
+        return bool(multihost_utils.reached_preemption_sync_point(step))
     except RuntimeError:  # JAX_ENABLE_PREEMPTION_SERVICE=0
         return False
 
 
 def broadcast(number: float) -> float:
-    """The number that process 0 has. All have to ask."""
-    own = np.frombuffer(np.float64(number).tobytes(), np.uint8)
-    return float(np.frombuffer(all_gather(own)[0].tobytes(), np.float64)[0])
+    """Returns the number that process 0 passed, in every process; a collective."""
+    local = np.frombuffer(np.float64(number).tobytes(), np.uint8)
+    return float(np.frombuffer(all_gather(local)[0].tobytes(), np.float64)[0])
 
 
-def check_same(**what: str) -> None:
-    """Refuse to begin where the processes do not have the same text under one of these names.
+def check_same(**texts: str) -> None:
+    """Checks that all processes pass the same texts; a collective.
+
+    Args:
+      **texts: what is compared, by the name under which the message mentions it.
 
     Raises:
-      UserError: naming what differs, and which process differs from process 0.
+      UserError: a text differs from that of process 0; the message names the text and the process.
     """
-    for name, text in what.items():
+    for name, text in texts.items():
         digests = all_gather(np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8))
         others = np.flatnonzero((digests != digests[0]).any(axis=1))
         if len(others):
             raise UserError(
-                f"process {others[0]} has another {name} than process 0: start all with the same command on the same "
-                "data, and the same version of everything"
+                f"process {others[0]} has a different {name} than process 0: start every process with the same "
+                "command, data and versions of all packages"
             )
 
 
 def run_on_primary(work: Callable[[], Any]) -> Any:
-    """`work()` in process 0 alone, while the others wait; None there.
+    """Runs `work` in process 0 while the others wait; a collective.
+
+    Returns:
+      The result of `work` in process 0, None in the others.
 
     Raises:
-      UserError: there, where it did not go well in process 0, which raises its own error.
+      UserError: in the other processes, if `work` failed in process 0, which raises the original error.
     """
     try:
         result, error = (work() if is_primary() else None), None
@@ -204,26 +230,26 @@ def run_on_primary(work: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     if failed:
-        raise UserError("process 0 cannot go on; its own message says why")
+        raise UserError("process 0 failed; see its own message")
     return result
 
 
 def is_distributed() -> bool:
-    """Whether there are other processes."""
+    """Returns True if the run has more than one process."""
     return jax.process_count() > 1
 
 
-def leave(code: int) -> None:
-    """End this process at once where there are others: they might wait for it for minutes at the end of theirs."""
+def exit_now(code: int) -> None:
+    """Exits immediately with `code` in a distributed run: a normal exit could wait for other processes for minutes."""
     if is_distributed():
-        _ends_well()
+        _dismiss_watcher()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _ends_well() -> None:
-    """Whatever there is to say is said: the watcher need not."""
+def _dismiss_watcher() -> None:
+    """Tells the watcher process that this process exits on purpose, so that it prints nothing."""
     for watcher in _watcher:
         if watcher.stdin is not None and not watcher.stdin.closed:
             with contextlib.suppress(OSError):

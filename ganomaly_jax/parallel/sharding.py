@@ -1,7 +1,7 @@
-"""One step on many devices, of one process or of several.
+"""Meshes, shardings, and transforms that run one step on many devices, of one process or several.
 
-The step is written once, for one replica, with an axis name; here it is spread. Every process runs the same program on
-its own devices and puts only what these need (`hosts.py` starts the processes and lets them agree).
+A step is written once, for one replica, with an axis name; the transforms here spread it over a mesh. Every process
+runs the same program on its own devices and provides only the data that these need (see `processes.py`).
 """
 
 from __future__ import annotations
@@ -17,95 +17,106 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ganomaly_jax.core.errors import UserError
 
-AXIS = "data"
-MEMBER = "member"
+DATA_AXIS = "data"
+MEMBER_AXIS = "member"
 
 
 def local_devices() -> list[jax.Device]:
-    """The devices of this process.
+    """Returns the devices of this process.
 
     Raises:
-      UserError: the backend that JAX_PLATFORMS asks for is unknown or absent.
+      UserError: the backend named by JAX_PLATFORMS is unknown or not available.
     """
     try:
         return jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # the latter for a platform that is known and not installed
         reason = str(error).partition("\n")[0] or "its support is not installed"
         raise UserError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: no such device here ({reason}); unset it to take "
-            "what there is, or install what it needs: pip install -e '.[cuda]' for an NVIDIA GPU, '.[tpu]' for a TPU"
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: no such device here ({reason}); unset it to "
+            "use the devices that are available, or install support for it: pip install -e '.[cuda]' for an NVIDIA "
+            "GPU, '.[tpu]' for a TPU"
         ) from None
 
 
 def local_mesh(count: int = 0) -> Mesh:
-    """A mesh of the first `count` local devices, 0 for all, along one axis, `AXIS`.
+    """Returns a mesh of local devices along one axis, `DATA_AXIS`.
+
+    Args:
+      count: number of devices, taken from the first on; 0 for all.
 
     Raises:
-      UserError: there are not so many, or none of the backend that is asked for.
+      UserError: there are fewer devices, or the requested backend is not available.
     """
     devices = local_devices()
     if count > len(devices):
-        raise UserError(f"mesh.devices={count}: there are {len(devices)} local devices; take as many, or 0 for all")
-    return Mesh(np.asarray(devices[: count or None]), (AXIS,))
+        raise UserError(f"mesh.devices={count}: this process has only {len(devices)} devices; use 0 for all of them")
+    return Mesh(np.asarray(devices[: count or None]), (DATA_AXIS,))
 
 
 def global_mesh(count: int = 0) -> Mesh:
-    """`local_mesh`, or among several processes the devices of all of them.
+    """Returns a mesh of the devices of all processes along `DATA_AXIS`; in a single process, `local_mesh`.
+
+    Args:
+      count: number of devices; with several processes 0 or the number of all devices.
 
     Raises:
-      UserError: as `local_mesh`; a part of the devices of several processes.
+      UserError: there are fewer devices, or several processes would leave some of them unused.
     """
     if jax.process_count() == 1:
         return local_mesh(count)
     if count not in (0, jax.device_count()):
         raise UserError(
-            f"mesh.devices={count}: {jax.process_count()} processes use all of their {jax.device_count()} devices"
+            f"mesh.devices={count}: {jax.process_count()} processes use all of their {jax.device_count()} devices (0)"
         )
-    return Mesh(np.asarray(jax.devices()), (AXIS,))
+    return Mesh(np.asarray(jax.devices()), (DATA_AXIS,))
 
 
 def describe(mesh: Mesh) -> str:
-    """`8 of 8 devices (cpu)`."""
+    """Returns a short description of the mesh, such as `8 of 8 devices (cpu)`."""
     processes = jax.process_count()
     among = f" in {processes} processes" if processes > 1 else ""
     return f"{mesh.size} of {jax.device_count()} devices{among} ({mesh.devices.flat[0].device_kind})"
 
 
 def member_mesh(members: int, count: int = 0) -> Mesh:
-    """A mesh along `MEMBER` of the local devices that so many members can use, at most `count` of them (0: all).
+    """Returns a mesh of local devices along `MEMBER_AXIS`, for the members of a sweep.
+
+    Args:
+      members: number of members; no more devices than this are used.
+      count: maximum number of devices; 0 for all.
 
     Raises:
-      UserError: there are not so many devices.
+      UserError: there are fewer than `count` devices.
     """
-    return Mesh(local_mesh(count).devices[:members], (MEMBER,))
+    return Mesh(local_mesh(count).devices[:members], (MEMBER_AXIS,))
 
 
 def axis_name(mesh: Mesh) -> str | None:
-    """The axis to average over, or None on a single device, where there is nothing to average."""
-    return AXIS if mesh.size > 1 else None
+    """Returns the name of the axis to average over, or None on a single device."""
+    return DATA_AXIS if mesh.size > 1 else None
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Refuse a global batch that the devices do not divide.
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Checks that the devices of the mesh divide a global batch.
 
     Raises:
-      UserError: naming the batches that fit.
+      UserError: they do not; the message names the nearest sizes that work.
     """
     if batch_size % mesh.size:
         fit = batch_size // mesh.size * mesh.size
         names = f"{fit + mesh.size}" if not fit else f"{fit} or {fit + mesh.size}"
-        raise UserError(f"a batch of {batch_size} does not divide over {mesh.size} devices; take {names}")
+        raise UserError(f"a batch of {batch_size} cannot be divided over {mesh.size} devices; use {names}")
 
 
-def check_group(group: int, mesh: Mesh) -> None:
-    """Refuse groups of batch norm that the devices do not divide into.
+def check_batch_norm_group(group: int, mesh: Mesh) -> None:
+    """Checks that groups of `group` devices divide the mesh; 0 (one group of all devices) always does.
 
     Raises:
-      UserError: naming the groups that fit.
+      UserError: they do not; the message names the sizes that work.
     """
     if group and mesh.size % group:
         fit = ", ".join(str(size) for size in range(1, mesh.size + 1) if mesh.size % size == 0)
-        raise UserError(f"mesh.batch_norm_group={group} does not divide {mesh.size} devices; take 0 or one of {fit}")
+        raise UserError(f"mesh.batch_norm_group={group} does not divide {mesh.size} devices; use 0 or one of {fit}")
 
 
 def data_parallel(
@@ -115,11 +126,14 @@ def data_parallel(
     donate: int | None = None,
     transform: str = "shard_map",
 ) -> Any:
-    """`step` under `jax.jit`, to run once a device, each on its part of the batch.
+    """Returns `step`, jitted, to run once per device, each on its shard of the batch.
 
-    `batch_axes` gives for each argument the array axis that is split over the devices, None for what every device
-    holds whole; all results are equal on all devices. `donate` is the argument whose memory the result may reuse.
-    `transform` is `shard_map` or `pmap`, which compute the same; with `pmap` all devices are of this process.
+    Args:
+      step: function of arrays, written for one replica; its results have to be equal on all devices.
+      mesh: the devices.
+      batch_axes: for each argument the array axis that is sharded over the devices, None for replicated arguments.
+      donate: index of the argument whose buffers the result may reuse.
+      transform: `shard_map` or `pmap`. Both compute the same; `pmap` needs all devices in one process.
     """
     donated = () if donate is None else (donate,)
     if mesh.size == 1:
@@ -127,165 +141,192 @@ def data_parallel(
     if transform == "pmap":
         return jax.jit(_pmapped(step, mesh, batch_axes), donate_argnums=donated)
     specs = tuple(PartitionSpec() if axis is None else _along(axis) for axis in batch_axes)
-    # With check_vma=True, jax.grad by replicated weights sums over the axis by itself, and averaging afterwards gives
-    # gradients as many times too large as there are devices, which Adam hides.
+    # With check_vma=True, jax.grad with respect to replicated weights already sums over the axis; averaging afterwards
+    # would leave gradients too large by the number of devices, which Adam hides.
     spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     return jax.jit(spread, donate_argnums=donated)
 
 
 def _pmapped(step: Callable[..., Any], mesh: Mesh, batch_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """Returns `step` under `jax.pmap`, reshaping the arguments that are sharded."""
     axes = tuple(batch_axes)
-    mapped = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, devices=list(mesh.devices.flat))
+    mapped = jax.pmap(step, DATA_AXIS, in_axes=axes, out_axes=None, devices=list(mesh.devices.flat))
 
-    def cut(argument: Any, axis: int | None) -> Any:
+    def split(argument: Any, axis: int | None) -> Any:
         if axis is None:
             return argument
         shape = argument.shape
         return argument.reshape(*shape[:axis], mesh.size, shape[axis] // mesh.size, *shape[axis + 1 :])
 
-    return lambda *arguments: mapped(*map(cut, arguments, axes))
+    return lambda *arguments: mapped(*map(split, arguments, axes))
 
 
-def side_by_side(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
-    """`function(whole, rows)` run once a device, each on its part of `rows` alone; the results' rows are together.
+def row_parallel(function: Callable[[Any, Any], Any], mesh: Mesh) -> Callable[[Any, Any], Any]:
+    """Returns `function(replicated, rows)`, spread over the mesh by rows.
 
-    Under `jax.jit`. The rows of a result depend on their own row of `rows`, and nothing is sent between the devices.
+    To be called under `jax.jit`. No device communicates: each row of a result may depend only on its own row of `rows`.
     """
-    split = PartitionSpec(AXIS)
+    split = PartitionSpec(DATA_AXIS)
     return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)
 
 
-def everywhere(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device of the mesh holds whole."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of arrays of which every device of the mesh has a full copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def partitioned(step: Callable[..., Any], mesh: Mesh, state: Any, batch_axes: Sequence[int | None]) -> Any:
-    """`step(state, *arguments)` to (state, results), written for the whole batch, under `jax.jit`: XLA parts it.
+    """Returns `step(state, *arguments) -> (state, results)`, jitted and partitioned by XLA.
 
-    `state` are the shardings of its first argument, whose memory the first result takes over (`divided`), `batch_axes`
-    those of the others as in `data_parallel`.
+    Args:
+      step: function of the state and further arguments, written for the global batch.
+      mesh: the devices.
+      state: shardings of the state (see `state_shardings`), whose buffers are donated.
+      batch_axes: for each further argument the array axis that is sharded, None for replicated arguments.
     """
-    whole = NamedSharding(mesh, PartitionSpec())
-    others = (whole if axis is None else NamedSharding(mesh, _along(axis)) for axis in batch_axes)
-    return jax.jit(step, in_shardings=(state, *others), out_shardings=(state, whole), donate_argnums=0)
+    others = (replicated(mesh) if axis is None else NamedSharding(mesh, _along(axis)) for axis in batch_axes)
+    return jax.jit(step, in_shardings=(state, *others), out_shardings=(state, replicated(mesh)), donate_argnums=0)
 
 
-def own_rows(mesh: Mesh) -> Callable[[Array, Array], Array]:
-    """`take(images, rows)` for `partitioned`: each device takes, of its own images, those at its own part of `rows`."""
-    split = PartitionSpec(AXIS)
+def take_local_rows(mesh: Mesh) -> Callable[[Array, Array], Array]:
+    """Returns `take(images, rows)` for `partitioned`: each device indexes its own images by its shard of `rows`."""
+    split = PartitionSpec(DATA_AXIS)
     return jax.shard_map(lambda images, rows: images[rows], mesh=mesh, in_specs=(split, split), out_specs=split)
 
 
-def constrained(shardings: Any) -> Callable[[Any], Any]:
-    """For `partitioned`: a state that stays where `shardings` say through a loop."""
+def constrain(shardings: Any) -> Callable[[Any], Any]:
+    """Returns a function that keeps a state at the given shardings inside a loop of `partitioned`."""
     return lambda state: jax.tree.map(jax.lax.with_sharding_constraint, state, shardings)
 
 
-def divided(tree: Any, mesh: Mesh, least: int) -> Any:
-    """Shardings for the arrays of a state: from `least` elements on along the largest axis that the devices divide.
+def state_shardings(tree: Any, mesh: Mesh, least: int) -> Any:
+    """Returns shardings for the arrays of a state, splitting the large ones.
 
-    0, and arrays without such an axis: whole on every device.
+    Args:
+      tree: pytree of arrays or shapes.
+      mesh: the devices.
+      least: minimum number of elements of an array that is split, along its largest axis that the devices divide. With
+        0, and for arrays without such an axis, the array is replicated.
     """
 
-    def place(leaf: Any) -> NamedSharding:
+    def choose(leaf: Any) -> NamedSharding:
         fit = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
         if not least or leaf.size < least or not fit:
-            return NamedSharding(mesh, PartitionSpec())
+            return replicated(mesh)
         return NamedSharding(mesh, _along(max(fit, key=leaf.shape.__getitem__)))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(choose, tree)
 
 
 def _along(axis: int) -> PartitionSpec:
-    return PartitionSpec(*[None] * axis, AXIS)
+    """Returns the partition spec of an array that is sharded along one axis."""
+    return PartitionSpec(*[None] * axis, DATA_AXIS)
 
 
-def member_parallel(step: Callable[..., Any], mesh: Mesh, own: Sequence[bool], donate: int | None = None) -> Any:
-    """`step` over several models under `jax.jit`, each device running it on its share of them.
+def member_parallel(step: Callable[..., Any], mesh: Mesh, per_member: Sequence[bool], donate: int | None = None) -> Any:
+    """Returns `step` over the members of a sweep, jitted, each device running it on its share of the members.
 
-    `own` says of each argument whether its arrays have a leading axis of members, which is dealt out (a multiple of the
-    devices), or are the same for all; the results have that axis.
+    Args:
+      step: function whose results all have a leading axis of members.
+      mesh: mesh along `MEMBER_AXIS`.
+      per_member: for each argument, True if its arrays have a leading axis of members (a multiple of the devices),
+        False if all members share it.
+      donate: index of the argument whose buffers the result may reuse.
     """
     donated = () if donate is None else (donate,)
     if mesh.size == 1:
         return jax.jit(step, donate_argnums=donated)
-    specs = tuple(PartitionSpec(MEMBER) if mine else PartitionSpec() for mine in own)
-    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MEMBER), check_vma=False)
+    specs = tuple(PartitionSpec(MEMBER_AXIS) if split else PartitionSpec() for split in per_member)
+    spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(MEMBER_AXIS), check_vma=False)
     return jax.jit(spread, donate_argnums=donated)
 
 
-def put_members(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a pytree, dealt out along their leading axis of members."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(MEMBER)))
+def shard_members(tree: Any, mesh: Mesh) -> Any:
+    """Places the arrays of a pytree on the mesh, sharded along their leading axis of members."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(MEMBER_AXIS)))
 
 
-def put(tree: Any, shardings: Any) -> Any:
-    """The arrays of a pytree, each as its sharding says; every process gives the same ones and puts its own part."""
+def place(tree: Any, shardings: Any) -> Any:
+    """Places the arrays of a pytree on devices; every process passes the same arrays and transfers only its shards.
+
+    Args:
+      tree: pytree of arrays.
+      shardings: pytree of shardings of the same structure.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def own(leaf: Any, sharding: NamedSharding) -> Array:
-        held = np.asarray(leaf)
-        return jax.make_array_from_callback(held.shape, sharding, held.__getitem__)
+    def from_host(leaf: Any, sharding: NamedSharding) -> Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
 
-    return jax.tree.map(own, tree, shardings)
+    return jax.tree.map(from_host, tree, shardings)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a pytree, whole on every device of the mesh."""
-    return put(tree, jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), tree))
+    """Places a full copy of the arrays of a pytree on every device of the mesh."""
+    return place(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def put_batch(batch: Array | np.ndarray, mesh: Mesh, axis: int) -> Array:
-    """An array split along `axis` over the devices of the mesh."""
-    return put(batch, NamedSharding(mesh, _along(axis)))
+def shard_batch(batch: Array | np.ndarray, mesh: Mesh, axis: int) -> Array:
+    """Places an array on the mesh, sharded along `axis`."""
+    return place(batch, NamedSharding(mesh, _along(axis)))
 
 
-def put_rows(array: Any, rows: np.ndarray, mesh: Mesh) -> Array:
-    """`array[rows]` split along its first axis over the devices; a process takes only its own part of `array`.
+def shard_rows(array: Any, rows: np.ndarray, mesh: Mesh) -> Array:
+    """Places `array[rows]` on the mesh, sharded along the first axis.
 
-    `array` may be read on demand.
+    Args:
+      array: array-like that may load rows on demand; a process reads only the rows of its own devices.
+      rows: indices [n], n a multiple of the devices.
+      mesh: the devices.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+    sharding = NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
-    def own(index: Any) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         return array[rows[index[0]]]
 
-    return jax.make_array_from_callback((len(rows), *array.shape[1:]), sharding, own)
+    return jax.make_array_from_callback((len(rows), *array.shape[1:]), sharding, read)
 
 
-def own_parts(mesh: Mesh) -> list[int]:
-    """Which parts of a batch are this process's: the places of its devices along the mesh."""
+def local_shards(mesh: Mesh) -> list[int]:
+    """Returns the indices along the mesh of the devices of this process, which are those of its shards of a batch."""
     return [i for i, device in enumerate(mesh.devices.flat) if device.process_index == jax.process_index()]
 
 
-def put_parts(parts: Mapping[int, np.ndarray], shape: Sequence[int], mesh: Mesh) -> Array:
-    """An array of that shape, split along its first axis over the devices, from the parts of `own_parts`."""
+def from_local_shards(parts: Mapping[int, np.ndarray], shape: Sequence[int], mesh: Mesh) -> Array:
+    """Returns a global array, sharded along its first axis, assembled from the shards of each process.
+
+    Args:
+      parts: the shards of this process by their index (see `local_shards`).
+      shape: shape of the global array.
+      mesh: the devices.
+    """
     rows = shape[0] // mesh.size
 
-    def own(index: Any) -> np.ndarray:
+    def read(index: Any) -> np.ndarray:
         return parts[(index[0].start or 0) // rows]
 
-    return jax.make_array_from_callback(tuple(shape), NamedSharding(mesh, PartitionSpec(AXIS)), own)
+    return jax.make_array_from_callback(tuple(shape), NamedSharding(mesh, PartitionSpec(DATA_AXIS)), read)
 
 
-def rows_like(shape: Sequence[int], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Shape, type and place of what `put_parts` makes, to compile for."""
-    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, PartitionSpec(AXIS)))
+def batch_struct(shape: Sequence[int], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns shape, dtype and sharding of what `from_local_shards` makes, to compile for."""
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 
-def whole(tree: Any) -> Any:
-    """The arrays of a pytree as numpy arrays, put together from the devices of all processes."""
+def to_host(tree: Any) -> Any:
+    """Returns the arrays of a pytree as NumPy arrays, gathered from the devices of all processes."""
 
-    def together(leaf: Any) -> np.ndarray:
+    def gather(leaf: Any) -> np.ndarray:
         if isinstance(leaf, Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
             assert isinstance(leaf.sharding, NamedSharding)
-            leaf = jax.jit(_same, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
+            leaf = jax.jit(_identity, out_shardings=NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
         return np.asarray(leaf)
 
-    return jax.tree.map(together, tree)
+    return jax.tree.map(gather, tree)
 
 
-def _same(x: Array) -> Array:
+def _identity(x: Array) -> Array:
+    """Returns its argument, to be jitted with another sharding of the result."""
     return x

@@ -67,7 +67,7 @@ def compiled_side_by_side(
     x: Array,
 ) -> dict[str, Array]:
     """`scored` on each device of the mesh for its own part of x [devices * B, ...]."""
-    return sharding.side_by_side(functools.partial(scored, detector, parts, pixels), mesh)(variables, x)
+    return sharding.row_parallel(functools.partial(scored, detector, parts, pixels), mesh)(variables, x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

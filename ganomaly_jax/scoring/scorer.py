@@ -139,7 +139,7 @@ class Scorer:
 
     @functools.cached_property
     def _everywhere(self) -> dict[str, Any]:
-        return jax.device_put(self.variables, sharding.everywhere(self._mesh))
+        return jax.device_put(self.variables, sharding.replicated(self._mesh))
 
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
         """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
@@ -231,7 +231,7 @@ class Scorer:
             return self._outputs(self.variables, inference.pad(blocks[0], inference.bucket(len(blocks[0]))))
         size, devices = inference.BUCKETS[-1], self._mesh.size
         own = {i: inference.pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
-        x = sharding.put_parts(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
+        x = sharding.from_local_shards(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
         return inference.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
     def _array(self, given: Any) -> np.ndarray:

@@ -82,7 +82,7 @@ def measurer(
 
     def look(state: TrainState) -> list[dict[str, Any]]:
         # Put together by all processes; each then computes for itself.
-        whole = sharding.whole(detector.examined(state))
+        whole = sharding.to_host(detector.examined(state))
         looks = []
         for m, sample in enumerate(samples):
             own = jax.tree.map(operator.itemgetter(m), whole) if together else whole

@@ -69,7 +69,7 @@ def _streams(this: Run, mesh: Any) -> bool:
     if asked == "auto" and not here and importlib.util.find_spec("grain") is not None:
         size = images.nbytes // len(images) * len(this.split.train)
         if jax.local_devices()[0].platform == "cpu":
-            held = len(sharding.own_parts(mesh)) / mesh.size if isinstance(images, lazy.LazyImages) else 1
+            held = len(sharding.local_shards(mesh)) / mesh.size if isinstance(images, lazy.LazyImages) else 1
             here = lazy.wanted(asked, int(size * held))
         else:
             room = cost.device_memory()
@@ -81,7 +81,7 @@ def _streams(this: Run, mesh: Any) -> bool:
 def _held(course: Course, mesh: Any) -> Feed:
     """Each device holds the images of its own places."""
     this, places = course.run, course.places
-    images = sharding.put_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
+    images = sharding.shard_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
     first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
     return Feed(lambda *_: images, lambda step, count: first + course.rows(step, count), images, STEPS_A_CALL)
 
@@ -89,7 +89,7 @@ def _held(course: Course, mesh: Any) -> Feed:
 @contextmanager
 def _streamed(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
     images, batch = course.run.dataset.images, course.run.config.train.batch_size
-    own, share = sharding.own_parts(mesh), batch // mesh.size
+    own, share = sharding.local_shards(mesh), batch // mesh.size
     shape, size = images.shape[1:], images.nbytes // len(images)
     most = int(np.clip(BUFFER_BYTES // (share * size), 1, STEPS_A_CALL))
     whole = (mesh.size * most * share, *shape)
@@ -108,11 +108,11 @@ def _streamed(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
             for i in range(count):
                 pixels[:, i * share : (i + 1) * share] = next(batches).reshape(len(own), share, *shape)
             position = at + count
-            return sharding.put_parts(dict(zip(own, pixels, strict=True)), whole, mesh)
+            return sharding.from_local_shards(dict(zip(own, pixels, strict=True)), whole, mesh)
 
         mebibytes = len(own) * most * share * size / 2**20
         note = f"images are read while it trains: at most {most} steps a call, {mebibytes:.1f} MiB of pixels each"
-        yield Feed(next_images, lambda *_: index, sharding.rows_like(whole, images.dtype, mesh), most, note)
+        yield Feed(next_images, lambda *_: index, sharding.batch_struct(whole, images.dtype, mesh), most, note)
 
 
 def reader(course: Course, places: np.ndarray) -> Callable[[int], np.ndarray]:

@@ -30,7 +30,8 @@ def make_chunk(
     takes; `augmentation`, if any, gets those scaled and the step (`augment.make`). The number of steps is an argument,
     not a shape, so that one executable serves calls of every length and a resumed run computes the same bits as one
     that was never stopped (`lax.scan` is this loop with a fixed count). `take` and `constrain` are for a program that
-    XLA parts by itself: how a batch is taken, and where a state lies (`sharding.own_rows`, `sharding.constrained`).
+    XLA partitions: how a batch is taken, and the shardings of the state (`sharding.take_local_rows`,
+    `sharding.constrain`).
     """
 
     def chunk(state: TrainState, images: Array, index: Array, count: Array) -> tuple[TrainState, Array]:

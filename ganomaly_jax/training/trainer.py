@@ -83,7 +83,7 @@ def train(
     this = resolution.resolve(settings, arrays, mesh.size, processes.is_primary(), processes.is_distributed())
     if this.dataset.recordings and processes.is_distributed():
         raise UserError("recordings are trained on within one process: wanted no --distributed")
-    sharding.check_batch(this.config.train.batch_size, mesh)
+    sharding.check_batch_size(this.config.train.batch_size, mesh)
     _check_mesh(this.config, mesh)
     log = _in_words(this, log)
     data_hash = datasets.content_hash(this.dataset)
@@ -109,14 +109,14 @@ def train(
             with _memory(this.config, mesh.size), input_pipeline.opened(course, mesh, step) as fed:
                 if fed.note:
                     log(fed.note)
-                state = sharding.put(state, sharding.divided(state, mesh, this.config.mesh.shard_from))
+                state = sharding.place(state, sharding.state_shardings(state, mesh, this.config.mesh.shard_from))
                 program = _alone(course, detector, mesh, state, fed, log)
                 draw = _make_picture(course.run, workdir / "pictures", detector)
                 at = np.array([step])
                 state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, log)
         if this.config.train.choose == "best":
             state = _best(workdir, state, log)
-        variables = sharding.whole(detector.variables(state))
+        variables = sharding.to_host(detector.variables(state))
         environment = run_folder.environment(this, data_hash, workdir)
         made = finalize.finish(course, this, variables, int(state.step), environment, log, into)
     for sentence in diagnostics.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
@@ -180,7 +180,7 @@ def train_members(
     )
     if (at < steps).any():
         with _memory(resolved, 1):
-            state = sharding.put_members(_filled(state, mesh.size), mesh)
+            state = sharding.shard_members(_filled(state, mesh.size), mesh)
             program = _together(courses, detector, mesh, state, log)
             state = loop.advance(courses, workdir, resolved, program, state, at, None, EarlyStopping(), log)
     variables, steps_done = jax.device_get((detector.variables(state), state.step))
@@ -244,7 +244,7 @@ def _best(workdir: Path, last: TrainState, log: Log) -> TrainState:
 
 def _check_mesh(settings: Config, mesh: Any) -> None:
     """Refuse ways of spreading a step that do not go together."""
-    sharding.check_group(settings.mesh.batch_norm_group, mesh)
+    sharding.check_batch_norm_group(settings.mesh.batch_norm_group, mesh)
     if settings.mesh.transform == "pmap" and processes.is_distributed():
         raise UserError("mesh.transform='pmap' works within one process: wanted 'shard_map', which works among several")
     if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
@@ -308,15 +308,15 @@ def _alone(course: Course, detector: Detector, mesh: Any, state: TrainState, fed
     augmentation = augment.make(settings.seed, settings.train.shift, settings.train.flip, detector.axis_name)
     pixels = this.pixels[1:]
     if settings.mesh.shard_from:
-        lies = sharding.divided(state, mesh, settings.mesh.shard_from)
-        steps = make_chunk(detector, *pixels, augmentation, sharding.own_rows(mesh), sharding.constrained(lies))
+        lies = sharding.state_shardings(state, mesh, settings.mesh.shard_from)
+        steps = make_chunk(detector, *pixels, augmentation, sharding.take_local_rows(mesh), sharding.constrain(lies))
         chunk = sharding.partitioned(steps, mesh, lies, axes)
     else:
         steps = make_chunk(detector, *pixels, augmentation)
         chunk = sharding.data_parallel(steps, mesh, (None, *axes), donate=0, transform=settings.mesh.transform)
 
     def steps_of(step: int, count: int) -> tuple[Array, Array]:
-        return sharding.put_batch(fed.index(step, count), mesh, 1), sharding.replicate(np.int32(count), mesh)
+        return sharding.shard_batch(fed.index(step, count), mesh, 1), sharding.replicate(np.int32(count), mesh)
 
     compiled = _compile(chunk, state, (fed.like, *steps_of(int(state.step), 1)), log)
 
@@ -346,7 +346,7 @@ def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: T
     # A slot that only fills up the devices repeats the last member and takes no step.
     ranges = np.array([course.run.pixels[1:] for course in courses], np.float32)
     seeds = np.array([course.run.config.seed for course in courses], np.uint32)
-    own = sharding.put_members(_filled((ranges, seeds), mesh.size), mesh)
+    own = sharding.shard_members(_filled((ranges, seeds), mesh.size), mesh)
     settings = courses[0].run.config.train
     steps = make_members_chunk(detector, lambda seed: augment.make(seed, settings.shift, settings.flip))
     chunk = sharding.member_parallel(steps, mesh, (True, False, True, True, True, True), donate=0)
@@ -357,7 +357,7 @@ def _together(courses: Sequence[Course], detector: Detector, mesh: Any, state: T
             index[m] = course.run.split.train[course.index(at[m], counts[m])]
         each = np.zeros(slots, np.int32)
         each[:team] = counts
-        return images, *sharding.put_members((index, each), mesh), *own
+        return images, *sharding.shard_members((index, each), mesh), *own
 
     compiled = _compile(chunk, state, arguments(np.zeros(team, int), np.ones(team, int)), log)
     finite = jax.jit(jax.vmap(loop.finite))
@@ -403,7 +403,7 @@ def _make_picture(this: Run, folder: Path, detector: Detector) -> Callable[[int,
         return x, detector.reconstruct(variables, x)
 
     def picture(epoch: int, state: TrainState) -> None:
-        variables = sharding.whole(detector.variables(state))
+        variables = sharding.to_host(detector.variables(state))
         if not processes.is_primary():
             return
         x, x_hat = map(np.asarray, both(variables, raw))

@@ -80,7 +80,7 @@ def test_only_what_is_asked_for_is_decoded(settings, decoded):
 
 
 def test_a_process_looks_through_its_own_part(settings, decoded, monkeypatch):
-    monkeypatch.setattr(processes, "own_part", lambda count: range(count // 2, count))
+    monkeypatch.setattr(processes, "local_range", lambda count: range(count // 2, count))
     found = sources.load(settings, shared=True)
     assert sorted(decoded) == [f"good/{i:03}.png" for i in range(16, 40)]
     assert len(found.images) == 24  # nobody told of the other half
@@ -210,5 +210,5 @@ def test_the_parts_of_the_processes_are_everything_once(monkeypatch):
     found = []
     for index in range(3):
         monkeypatch.setattr(processes.jax, "process_index", lambda index=index: index)
-        found += processes.own_part(10)
+        found += processes.local_range(10)
     assert found == list(range(10))

@@ -106,9 +106,9 @@ def test_each_step_and_each_seed_corrupt_otherwise(state, batch):
 @pytest.mark.parametrize(("count", "transform"), [(4, "shard_map"), (8, "pmap")])
 def test_many_devices_are_one(state, batch, on_one, count, transform):
     mesh = sharding.local_mesh(count)
-    detector = dataclasses.replace(TINY, axis_name=sharding.AXIS)
+    detector = dataclasses.replace(TINY, axis_name=sharding.DATA_AXIS)
     spread = sharding.data_parallel(detector.gradients, mesh, (None, 0), transform=transform)
-    leaves_close(spread(sharding.replicate(state, mesh), sharding.put_batch(batch, mesh, 0)), on_one, 1e-4)
+    leaves_close(spread(sharding.replicate(state, mesh), sharding.shard_batch(batch, mesh, 0)), on_one, 1e-4)
 
 
 def test_the_score_by_hand(state):

@@ -67,8 +67,8 @@ def test_devices_draw_for_their_part_of_the_batch():
     x, mesh = pictures(8, 16, 16, 1), sharding.local_mesh(4)
 
     def part(x):
-        first = jax.lax.axis_index(sharding.AXIS) * len(x)
-        return jax.lax.all_gather(corruption.corrupt(KEY, x, 0.1, 0.25, first), sharding.AXIS, tiled=True)
+        first = jax.lax.axis_index(sharding.DATA_AXIS) * len(x)
+        return jax.lax.all_gather(corruption.corrupt(KEY, x, 0.1, 0.25, first), sharding.DATA_AXIS, tiled=True)
 
-    spread = sharding.data_parallel(part, mesh, (0,))(sharding.put_batch(x, mesh, 0))
+    spread = sharding.data_parallel(part, mesh, (0,))(sharding.shard_batch(x, mesh, 0))
     np.testing.assert_allclose(spread, corrupt(KEY, x, 0.1, 0.25), atol=1e-6)

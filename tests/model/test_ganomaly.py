@@ -244,7 +244,7 @@ def test_gradients_on_many_devices_are_those_on_one(tiny):
         mesh = sharding.local_mesh(count)
         on_many = Ganomaly(detector.shape, latent_size=4, features=4, axis_name=sharding.axis_name(mesh))
         spread = sharding.data_parallel(on_many.gradients, mesh, (None, 0))
-        many, many_stats, many_losses = spread(state, sharding.put_batch(x, mesh, 0))
+        many, many_stats, many_losses = spread(state, sharding.shard_batch(x, mesh, 0))
         leaves_close(many, grads, 1e-5)
         leaves_close(many_stats, stats, 1e-5)
         leaves_close(many_losses, losses, 1e-5)
@@ -281,7 +281,7 @@ def test_unsynchronised_batch_norm_would_be_seen(tiny):
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UserError, match="8 or 12"):
-        sharding.check_batch(10, sharding.local_mesh(4))
+        sharding.check_batch_size(10, sharding.local_mesh(4))
 
 
 def test_defaults_stand_once():

@@ -215,7 +215,7 @@ def test_another_file_in_one_process_is_refused(folder, tmp_path):
     data = ("--data", str(folder), f"--config.train.steps={STEPS}")
     for code, output in map(end, begin_two(tmp_path / "run", *data, second=("--data", str(tmp_path / "files")))):
         assert code == 2
-        assert "process 1 has another list of images than process 0" in output
+        assert "process 1 has a different list of images than process 0" in output
 
 
 def test_a_killed_process_ends_the_other_with_a_sentence(tmp_path):
@@ -279,14 +279,14 @@ def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
 
 def test_a_port_in_use_is_refused():
     """JAX would end the process by a segmentation fault."""
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="another one"):
-        processes.start(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="pass another port"):
+        processes.initialize(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0)
 
 
 def test_another_configuration_in_one_process_is_refused(tmp_path):
     for code, output in map(end, begin_two(tmp_path, second=("--config.loss.contextual=49",))):
         assert code == 2
-        assert "process 1 has another configuration than process 0" in output
+        assert "process 1 has a different configuration than process 0" in output
     assert not (tmp_path / "config.json").exists()
 
 
@@ -294,21 +294,23 @@ def test_a_coordinator_that_is_not_there_is_waited_for_and_no_longer(tmp_path):
     more = ("--coordinator-address", "127.0.0.1:9", "--num-processes", "2", "--process-id", "1", "--wait", "2")
     code, output = end(begin(tmp_path, 1, *more), 60)
     assert code == 2
-    assert output.splitlines()[-1].startswith("ganomaly: not all of the 2 processes at 127.0.0.1:9 came within 2 s")
+    assert output.splitlines()[-1].startswith(
+        "ganomaly: not all of the 2 processes at 127.0.0.1:9 connected within 2 s"
+    )
 
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (("here:1", 0, -1), "together, or none of them"),
-        (("here", 2, 0), "wanted HOST:PORT"),
-        (("here:99999", 2, 0), "wanted HOST:PORT"),
-        (("here:80", 2, 2), "wanted one from 0 to 1"),
+        (("here:1", 0, -1), "together or not at all"),
+        (("here", 2, 0), "expected HOST:PORT"),
+        (("here:99999", 2, 0), "expected HOST:PORT"),
+        (("here:80", 2, 2), "expected a number from 0 to 1"),
     ],
 )
 def test_arguments_that_do_not_go_together(given, wanted):
     with pytest.raises(UserError, match=wanted):
-        processes.start(*given)
+        processes.initialize(*given)
 
 
 def test_one_process_agrees_with_itself():
@@ -317,7 +319,7 @@ def test_one_process_agrees_with_itself():
     assert processes.is_primary() and not processes.is_distributed()
     assert processes.run_on_primary(lambda: 3) == 3
     assert processes.all_gather_bytes(lambda: b"so") == [b"so"]
-    assert processes.own_part(7) == range(7)
+    assert processes.local_range(7) == range(7)
     with pytest.raises(KeyError):
         processes.run_on_primary(lambda: {}["absent"])
 

@@ -17,7 +17,7 @@ from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import checkpoint
 from ganomaly_jax.training.trainer import train
 
-ON_MANY = dataclasses.replace(TINY, axis_name=sharding.AXIS)
+ON_MANY = dataclasses.replace(TINY, axis_name=sharding.DATA_AXIS)
 
 
 def leaves_close(found, wanted, relative):
@@ -47,14 +47,14 @@ def on_one(tiny, batch):
 def test_gradients_statistics_losses_and_weights_are_those_of_one_device(tiny, batch, on_one, count, transform):
     mesh = sharding.local_mesh(count)
     spread = sharding.data_parallel(step(ON_MANY), mesh, (None, 0), transform=transform)
-    found = spread(sharding.replicate(tiny[1], mesh), sharding.put_batch(batch, mesh, 0))
+    found = spread(sharding.replicate(tiny[1], mesh), sharding.shard_batch(batch, mesh, 0))
     leaves_close(found, on_one, 1e-5)
 
 
 def test_the_compilers_own_partition_says_the_same(tiny, batch, on_one):
     """The oracle: nothing in it is written for several devices."""
     mesh = sharding.local_mesh(8)
-    x = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(sharding.AXIS)))
+    x = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(sharding.DATA_AXIS)))
     leaves_close(jax.jit(step(TINY))(sharding.replicate(tiny[1], mesh), x), on_one, 1e-5)
 
 
@@ -62,7 +62,7 @@ def statistics_of(tiny, x, group, count):
     mesh = sharding.local_mesh(count)
     detector = dataclasses.replace(ON_MANY, batch_norm_group=group)
     spread = sharding.data_parallel(detector.gradients, mesh, (None, 0))
-    return spread(sharding.replicate(tiny[1], mesh), sharding.put_batch(x, mesh, 0))[1]["generator"]
+    return spread(sharding.replicate(tiny[1], mesh), sharding.shard_batch(x, mesh, 0))[1]["generator"]
 
 
 def test_groups_of_batch_norm_pool_their_own_batches_only(tiny, batch):
@@ -78,8 +78,8 @@ def test_groups_of_batch_norm_pool_their_own_batches_only(tiny, batch):
 
 
 def test_groups_that_do_not_divide_are_refused():
-    with pytest.raises(UserError, match="batch_norm_group=3 does not divide 8 devices; take 0 or one of 1, 2, 4, 8"):
-        sharding.check_group(3, sharding.local_mesh(8))
+    with pytest.raises(UserError, match="batch_norm_group=3 does not divide 8 devices; use 0 or one of 1, 2, 4, 8"):
+        sharding.check_batch_norm_group(3, sharding.local_mesh(8))
 
 
 @pytest.fixture(scope="module")
@@ -137,20 +137,20 @@ def test_going_on_on_other_devices_takes_the_same_batches(runs, arrays, tmp_path
 def test_a_state_is_divided_along_its_largest_fitting_axis():
     mesh = sharding.local_mesh(4)
     tree = {"kernel": np.zeros((4, 4, 8, 16)), "odd": np.zeros((3, 5)), "small": np.zeros(4)}
-    shardings = sharding.divided(tree, mesh, 15)
-    assert shardings["kernel"].spec == PartitionSpec(None, None, None, sharding.AXIS)
+    shardings = sharding.state_shardings(tree, mesh, 15)
+    assert shardings["kernel"].spec == PartitionSpec(None, None, None, sharding.DATA_AXIS)
     assert shardings["odd"].spec == shardings["small"].spec == PartitionSpec()
-    put = sharding.put(tree, shardings)
+    put = sharding.place(tree, shardings)
     assert put["kernel"].addressable_shards[0].data.shape == (4, 4, 8, 4)
-    assert all(s.spec == PartitionSpec() for s in sharding.divided(tree, mesh, 0).values())
-    np.testing.assert_array_equal(sharding.whole(put)["kernel"], tree["kernel"])
+    assert all(s.spec == PartitionSpec() for s in sharding.state_shardings(tree, mesh, 0).values())
+    np.testing.assert_array_equal(sharding.to_host(put)["kernel"], tree["kernel"])
 
 
 def test_a_device_holds_its_own_rows_only():
     mesh = sharding.local_mesh(4)
     images = np.arange(40, dtype=np.uint8).reshape(10, 4)
     rows = np.array([9, 1, 2, 3, 4, 5, 6, 0])
-    put = sharding.put_rows(images, rows, mesh)
+    put = sharding.shard_rows(images, rows, mesh)
     np.testing.assert_array_equal(put, images[rows])
     assert put.addressable_shards[1].data.shape == (2, 4)
 
@@ -167,10 +167,10 @@ def test_the_axis_of_a_group_is_seen_by_the_mean():
 
     mesh = sharding.local_mesh(4)
     mean = jax.shard_map(
-        Replicas(sharding.AXIS, 2).mean,
+        Replicas(sharding.DATA_AXIS, 2).mean,
         mesh=mesh,
-        in_specs=PartitionSpec(sharding.AXIS),
-        out_specs=PartitionSpec(sharding.AXIS),
+        in_specs=PartitionSpec(sharding.DATA_AXIS),
+        out_specs=PartitionSpec(sharding.DATA_AXIS),
         check_vma=False,
     )
     np.testing.assert_array_equal(jax.jit(mean)(jnp.arange(4.0)), [0.5, 0.5, 2.5, 2.5])

@@ -75,9 +75,9 @@ def test_contrast_reaches_the_discriminator_alone(tiny, state, batch, on_one):
 @pytest.mark.parametrize("transform", ["shard_map", "pmap"])
 def test_eight_devices_are_one(state, batch, on_one, transform):
     mesh = sharding.local_mesh(8)
-    detector = dataclasses.replace(CONTRAST, axis_name=sharding.AXIS)
+    detector = dataclasses.replace(CONTRAST, axis_name=sharding.DATA_AXIS)
     spread = sharding.data_parallel(detector.gradients, mesh, (None, 0), transform=transform)
-    leaves_close(spread(sharding.replicate(state, mesh), sharding.put_batch(batch, mesh, 0)), on_one, 1e-4)
+    leaves_close(spread(sharding.replicate(state, mesh), sharding.shard_batch(batch, mesh, 0)), on_one, 1e-4)
 
 
 def test_averaged_weights_and_their_statistics(state, batch):

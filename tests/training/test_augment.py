@@ -75,9 +75,9 @@ def test_devices_draw_for_their_part_of_the_batch():
     mesh = sharding.local_mesh(4)
     alone = augment.make(3, 2, True)(x, STEP)
     part = augment.make(3, 2, True, sharding.axis_name(mesh))
-    gather = lambda x, step: jax.lax.all_gather(part(x, step), sharding.AXIS, tiled=True)  # noqa: E731
+    gather = lambda x, step: jax.lax.all_gather(part(x, step), sharding.DATA_AXIS, tiled=True)  # noqa: E731
     spread = sharding.data_parallel(gather, mesh, (0, None))
-    np.testing.assert_array_equal(spread(sharding.put_batch(x, mesh, 0), STEP), alone)
+    np.testing.assert_array_equal(spread(sharding.shard_batch(x, mesh, 0), STEP), alone)
 
 
 @flax.struct.dataclass

@@ -41,7 +41,7 @@ def read(
     """
     base = os.path.commonpath([path.parent for path in files])
     processes.check_same(**{"list of images": "\n".join(decode.shown(path.relative_to(base)) for path in files)})
-    own = processes.own_part(len(files))
+    own = processes.local_range(len(files))
     paths = [files[i] for i in own]
     looked: list[tuple[scan.Kind | None, list[bytes] | None, list[int], list[tuple[str, str]]]] = []
 
@@ -101,7 +101,7 @@ def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
 
     keep = images.keep if isinstance(images, LazyImages) else True
     unread = LazyImages(fitted, (len(images), *size), images.dtype, keep)
-    part = processes.own_part(len(unread))
+    part = processes.local_range(len(unread))
 
     def hashed() -> bytes:
         blocks = lazy.blocks(unread, np.arange(part.start, part.stop))
