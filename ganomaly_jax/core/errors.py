@@ -1,28 +1,30 @@
-"""The errors a user can cause, each with the exit code that the command line gives for it."""
+"""The errors a user can cause, each with the exit code that the command line returns for it."""
+
+from ganomaly_jax.core import exit_codes
 
 
 class UserError(ValueError):
     """Something from outside cannot be used; the message says what was got, what was wanted and what to do."""
 
-    exit_code = 2
+    exit_code = exit_codes.USAGE
 
 
 class PartialError(UserError):
-    """Some of the inputs failed; the others were dealt with."""
+    """Some of the inputs failed; the others were processed."""
 
-    exit_code = 3
+    exit_code = exit_codes.INCOMPLETE
 
 
 class DivergedError(RuntimeError):
     """Training met a NaN or an infinity."""
 
-    exit_code = 4
+    exit_code = exit_codes.DIVERGED
 
 
 class DamagedError(RuntimeError):
     """A stored artefact (checkpoint, detector folder) is incomplete or was altered."""
 
-    exit_code = 5
+    exit_code = exit_codes.DAMAGED
 
 
 class StoppedError(RuntimeError):
@@ -30,16 +32,16 @@ class StoppedError(RuntimeError):
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_codes.of_signal(signal_number)
 
 
 class LostError(RuntimeError):
     """Another process of the same training is gone."""
 
-    exit_code = 1
+    exit_code = exit_codes.PROCESS_LOST
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of what an error of a library says, which is where most of them put the cause."""
+    """Returns the last line of a library's error message, where most of them put the cause, cut to 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

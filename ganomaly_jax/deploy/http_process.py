@@ -8,13 +8,13 @@ import math
 import select
 import signal
 import socket
-import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import http_app
 from ganomaly_jax.deploy.http_app import Limits
-from ganomaly_jax.scoring import scorer as scoring_scorer
+from ganomaly_jax.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
     import uvicorn
@@ -23,57 +23,64 @@ if TYPE_CHECKING:
 # Seconds that a request in work may take beyond the time for its body, once nothing new is accepted; and between the
 # end of listening and that of idle connections: who has connected says what is wanted.
 _LAST_S, _SETTLE_S, _DOOR_S = 10, 0.2, 0.001
-_MAX_BODY_MIB, _MAX_S = 1024, 3600
 
 
-def main(given: Any) -> int:
-    """The verb `serve`: parsed arguments in, the exit code back once it was told to end: 3 where it cut requests off.
+def serve(
+    scorer: Scorer,
+    limits: Limits,
+    host: str,
+    port: int,
+    drain_s: float,
+    ready: Callable[[str], None],
+    log: Callable[[str], None],
+) -> int:
+    """Serves a detector over HTTP until SIGTERM or SIGINT; a second signal ends it at once.
+
+    Args:
+      scorer: the detector.
+      limits: what a request may take.
+      host, port: where to listen; port 0: a free one.
+      drain_s: seconds after the signal in which it reports that it is not ready, and still answers.
+      ready: called with the address once requests are accepted.
+      log: called with a line when it begins to drain.
+
+    Returns:
+      How many requests were cut off at the end.
 
     Raises:
-      UserError: what `application` raises; the address is taken, or not of this machine; a flag makes no sense.
+      UserError: what `application` raises; the extra `serve` is not installed; the address is taken, or not of this
+        machine.
     """
     try:
         import uvicorn
     except ImportError as error:
         raise http_app.missing(error) from None
-    if not 0 <= given.drain <= _MAX_S:
-        raise UserError(f"--drain {given.drain:g}: wanted 0 to {_MAX_S} seconds")
-    if not 0 < given.max_body <= _MAX_BODY_MIB:
-        raise UserError(f"--max-body {given.max_body:g}: wanted more than 0 and at most {_MAX_BODY_MIB} MiB")
-    if not 0 < given.body_timeout <= _MAX_S:
-        raise UserError(f"--body-timeout {given.body_timeout:g}: wanted more than 0 and at most {_MAX_S} seconds")
-    scorer = scoring_scorer.load(given.workdir)
-    limits = Limits(int(given.max_body * 2**20), given.max_pixels, given.max_batch, given.queue, given.body_timeout)
 
     def started() -> None:
-        """Take the signals from Uvicorn, which would stop listening at once; a second one ends all."""
+        """Takes the signals from Uvicorn, which would stop listening at once."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, drain, loop)
-        print(f"{given.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once", flush=True)
+        ready(address)
 
     def drain(loop: asyncio.AbstractEventLoop) -> None:
         shared = app.state.shared
         if shared.draining:
             server.should_exit = server.force_exit = True
         shared.draining = True
-        print(f"ganomaly: draining, {shared.inside} in work", file=sys.stderr, flush=True)
-        loop.call_later(given.drain, leave, loop, server, listener)
+        log(f"draining, {shared.inside} in work")
+        loop.call_later(drain_s, leave, loop, server, listener)
 
     app = http_app.application(scorer, limits, started)
-    with _listening(given.host, given.port) as listener:
-        name = f"[{given.host}]" if ":" in given.host else given.host
+    with _listening(host, port) as listener:
+        name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
         server = uvicorn.Server(configuration(app, limits))
         server.run(sockets=[listener])
     shared = app.state.shared
     if shared.error:
         raise UserError(shared.error)
-    if shared.given_up:
-        print(f"ganomaly: {shared.given_up} requests were cut off", file=sys.stderr)
-        return 3
-    print("ganomaly: all answers are out", file=sys.stderr)
-    return 0
+    return shared.given_up
 
 
 def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: socket.socket, tries: int = 1000) -> None:
@@ -90,7 +97,7 @@ def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: soc
 
 def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
     """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB;
-    asyncio's loop, whose listening `main` ends; no websockets.
+    asyncio's loop, whose listening `serve` ends; no websockets.
     """
     import uvicorn
 

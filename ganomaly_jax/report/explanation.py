@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -197,28 +197,23 @@ def write_maps(
                 progress.update(begin + k + 1, path.name)
 
 
-def write_all(scorer: Scorer, given: Any, files: Sequence[Path], judged: scoring_scorer.Judgement) -> None:
-    """`predict --maps`: pictures of the anomalous images, the most anomalous first, and how many as a line."""
+def write_most_anomalous(
+    scorer: Scorer, folder: Path, files: Sequence[Path], judged: scoring_scorer.Judgement, most: int
+) -> tuple[int, int]:
+    """Draws the anomalous images, the most anomalous first.
+
+    Args:
+      folder: where the pictures go, see `write_maps`.
+      files, judged: as given to and by `Scorer.judge_files`.
+      most: draw at most this many; 0: all.
+
+    Returns:
+      How many were drawn, and how many are anomalous.
+
+    Raises:
+      UserError: a picture cannot be written.
+    """
     anomalous = [i for i in np.argsort(-judged.scores).tolist() if judged.verdicts[i] == ANOMALOUS]
-    chosen = anomalous[: given.most_maps or None]
-    out = Path(given.out) if given.out else None
-    folder = out.with_name(f"{out.stem}_{FOLDER}") if out else folder_of(Path(given.workdir))
+    chosen = anomalous[: most or None]
     write_maps(scorer, folder, files, judged, chosen)
-    left = f", the most anomalous of {len(anomalous)} (--most-maps 0 draws all)" if len(chosen) < len(anomalous) else ""
-    print(f"{len(chosen)} pictures in {folder}{left}")
-
-
-def main(given: Any, scorer: Scorer) -> int:
-    """The verb `explain` of images: parsed arguments in, lines on standard output, the exit code back."""
-    if scorer.columns:
-        raise UserError(
-            f"{given.workdir} judges sensors, which have no picture: report.html draws them, and sensors.contributions "
-            "says from Python what each adds to a score"
-        )
-    path = Path(given.image)
-    out = Path(given.out) if given.out else folder_of(Path(given.workdir)) / f"{path.stem}.png"
-    drawn, lines = explain(scorer, path)
-    image_grids.save(drawn, out)
-    print("\n".join(lines))
-    print(f"picture in {out}")
-    return 0
+    return len(chosen), len(anomalous)

@@ -18,11 +18,9 @@ from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.scoring.sound import (
     NOT_FINITE,
     JudgedRecording,
-    judge_recordings,
     of_patches,
     scale_of,
     window_of,
-    write_files,
 )
 
 # Contributions are in full colour at this share of the threshold.
@@ -76,17 +74,6 @@ def explain_window(scorer: Scorer, wave: np.ndarray, name: str, begin: float, ou
     return lines
 
 
-def main(given: Any, scorer: Scorer) -> int:
-    """The verb `explain` of sound: parsed arguments in, lines on standard output, the exit code back."""
-    wave, name, begin = window_of(scorer, given.image)
-    stem = re.sub(r"[^\w.-]+", "_", Path(name).name)
-    out = Path(given.out) if given.out else explanation.folder_of(Path(given.workdir)) / f"{stem}.png"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    print("\n".join(explain_window(scorer, wave, name, begin, out)))
-    print(f"picture in {out}")
-    return 0
-
-
 def write_maps(scorer: Scorer, folder: Path, found: Sequence[JudgedRecording], most: int) -> tuple[int, int]:
     """Pictures of the anomalous windows, the most anomalous first, `most` of them (0: all); (drawn, anomalous)."""
     each = [
@@ -106,21 +93,3 @@ def write_maps(scorer: Scorer, folder: Path, found: Sequence[JudgedRecording], m
         stem = re.sub(r"[^\w.-]+", "_", Path(name).name)[-60:]
         explain_window(scorer, wave, name, begin, folder / f"{i:04}_{stem}.png")
     return len(chosen), len(each)
-
-
-def predict(scorer: Scorer, given: Any, out: Path) -> tuple[list[JudgedRecording], list[str]]:
-    """What `predict` does with recordings: rows a file beside the rows a window, pictures where asked for."""
-    found, notes = judge_recordings(scorer, given.paths)
-    beside = out.with_name(f"{out.stem}_files.csv")
-    write_files(beside, found)
-    notes = [*notes, f"a row a file in {beside}"]
-    if given.maps:
-        folder = (
-            out.with_name(f"{out.stem}_{explanation.FOLDER}")
-            if given.out
-            else explanation.folder_of(Path(given.workdir))
-        )
-        drawn, anomalous = write_maps(scorer, folder, found, given.most_maps)
-        left = f", the most anomalous of {anomalous} (--most-maps 0 draws all)" if drawn < anomalous else ""
-        notes.append(f"{drawn} pictures in {folder}{left}")
-    return found, notes

@@ -134,25 +134,3 @@ def _normals(made: Scorer, source: str, arrays: Any) -> tuple[datasets.Dataset, 
     # Fresh normal images seldom come with the class that was abnormal in the training.
     normal = splits.normal_classes(dataset, resolved.abnormal if resolved.abnormal in dataset.classes else "")
     return dataset, np.flatnonzero([dataset.classes[i] in normal for i in dataset.labels])
-
-
-def main(given: Any) -> int:
-    """The verb `recalibrate`: parsed arguments in, what happened on standard output, the exit code back."""
-    before = scorer.load(given.workdir).threshold
-    made = recalibrate(
-        given.workdir,
-        given.data,
-        None,
-        given.false_positive_rate,
-        given.quantile,
-        given.tail,
-        given.threshold,
-        given.review,
-        given.groups,
-    )
-    print(f"threshold {before:.6g} -> {made.threshold:.6g}: {made.calibration.source}")
-    for name in made.calibration.groups:
-        own = calibration.of_group(made.calibration, name, made.config.evaluate)
-        print(f"group {name}: threshold {own.threshold:.6g}: {own.source}")
-    print(f"written into {given.workdir}; `ganomaly evaluate` gives the figures at this threshold")
-    return 0

@@ -38,50 +38,67 @@ from ganomaly_jax.streaming import (
 )
 from ganomaly_jax.streaming import sinks as streaming_sinks
 from ganomaly_jax.streaming import watch as streaming_watch
+from ganomaly_jax.streaming.options import Options
 
 FORMAT = 1
-_SOME_FAILED = 3
 # Seconds between drawings of the live view, and between pictures of the report.
 _VIEW, _REPORT = 0.25, 60.0
 # Seconds that are waited for receivers at the end.
 _DRAIN = 3.0
 
 
-def main(given: Any) -> int:
-    """The verb: parsed arguments in, verdicts and events as lines of JSON out, the exit code back.
+Log = Callable[[str], None]
+"""Takes a line for the user."""
 
-    0 once the source has ended or after SIGTERM or SIGINT, 3 where verdicts are invalid.
+
+def monitor(workdir: str, options: Options, log: Log) -> int:
+    """Watches a stream until its source ends or SIGTERM or SIGINT arrives.
+
+    Verdicts and events are written as lines of JSON to `options.out` or standard output.
+
+    Args:
+      workdir: folder of a finished run, or a detector folder.
+      options: what is watched, and how.
+      log: called with a line about what the user should know.
+
+    Returns:
+      How many verdicts of this call are `invalid`.
+
+    Raises:
+      UserError: options that cannot be used, a source or a state that cannot be read, an output that cannot be written.
     """
-    _check(given)
-    scorer = scoring_scorer.load(given.workdir)
+    if options.format not in ("", *row_parser.FORMATS):
+        raise UserError(f"--format {options.format}: wanted {' or '.join(row_parser.FORMATS)}")
+    scorer = scoring_scorer.load(workdir)
     if scorer.sound:
         raise UserError("monitor watches rows of sensors and folders of images: `ganomaly predict` judges recordings")
     with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(_locked(given.state)) if given.state else {}
-        watch, known = _started(scorer, given, saved)
-        source = inputs.opened(given.source, given.once, not scorer.columns)
-        stream, seen, first, printed = _resumed(watch, source, saved, given.out)
-        out = stack.enter_context(_output(given.out))
-        view = dashboard.View(given.source, scorer.threshold, len(scorer.columns)) if given.live else None
+        saved = stack.enter_context(_locked(options.state)) if options.state else {}
+        watch, known = _started(scorer, workdir, options, saved, log)
+        source = inputs.opened(options.source, options.once, not scorer.columns)
+        stream, seen, first, printed = _resumed(watch, source, saved, options.out)
+        out = stack.enter_context(_output(options.out))
+        view = dashboard.View(options.source, scorer.threshold, len(scorer.columns)) if options.live else None
         if view is not None:
             stack.callback(view.close)
-        told = _told(given, scorer, stack)
+        sinks = _sinks(workdir, options, stack, log)
         stopping = stack.enter_context(signals.noted())
-        run = _Run(given, watch, known, source, stream, seen, out, told, view, printed)
+        run = _Run(options, log, watch, known, source, stream, seen, out, sinks, view, printed)
         before = seen.invalid
         # What is there by now stays: looking through it again and again for garbage takes tens of milliseconds.
         gc.collect()
         gc.freeze()
         stack.callback(gc.unfreeze)
         _watched(run, first, stopping)
-    return _SOME_FAILED if seen.invalid > before else 0
+    return seen.invalid - before
 
 
 @dataclasses.dataclass(eq=False)
 class _Run:
     """What the loop needs."""
 
-    given: Any
+    options: Options
+    log: Log
     watch: streaming_watch.Watch
     known: dict[str, Any]
     """What the stream is compared with, as the state keeps it: a restart needs no training data."""
@@ -98,7 +115,7 @@ class _Run:
 
 def _watched(run: _Run, first: list[streaming_watch.Line], stopping: list[int]) -> None:
     """Judge what comes until nothing more does; whatever happens, the state of what was said is saved."""
-    given, now = run.given, time.monotonic
+    options, now = run.options, time.monotonic
     shown = drawn = now()
     saved = -math.inf  # at once: a kill within the first seconds leaves output too, and events under this stream's id
     lines, whole = first, True
@@ -112,32 +129,32 @@ def _watched(run: _Run, first: list[streaming_watch.Line], stopping: list[int]) 
             if run.view is not None and now() - shown > _VIEW:
                 run.view.show(run.course)
                 shown = now()
-            if given.state and now() - saved > given.save_every:
-                _tried(_save, run, place)
+            if options.state and now() - saved > options.save_every:
+                _tried(run.log, _save, run, place)
                 saved = now()
-            if given.report and now() - drawn > _REPORT:
-                _tried(_report, run)
+            if options.report and now() - drawn > _REPORT:
+                _tried(run.log, _report, run)
                 drawn = now()
             if stopping:
                 run.source.stop()
             if run.source.ended:
                 break
-            lines = run.source.read(given.poll)
+            lines = run.source.read(options.poll)
     finally:
-        if given.state and whole:  # otherwise some rows are in the windows and not in the output
+        if options.state and whole:  # otherwise some rows are in the windows and not in the output
             _save(run, place)
         if run.view is not None:
             run.view.show(run.course)
-    if given.report:
+    if options.report:
         _report(run)
 
 
-def _tried(function: Callable[..., None], *arguments: Any) -> None:
+def _tried(log: Log, function: Callable[..., None], *arguments: Any) -> None:
     """What may fail for now, as on a full disk, without an end to the watch; at the end it counts."""
     try:
         function(*arguments)
     except UserError as error:
-        _note(str(error))
+        log(str(error))
 
 
 def _say(run: _Run, said: list[streaming_watch.Said]) -> None:
@@ -150,7 +167,7 @@ def _say(run: _Run, said: list[streaming_watch.Said]) -> None:
             name = f"{run.stream}-{one.row}-{k}"
             if not all([sink.put(name, event) for sink in run.sinks]) and not run.full:
                 run.full = True
-                _note("the queue of a sink is full: events are left out of it until there is room")
+                run.log("the queue of a sink is full: events are left out of it until there is room")
         spoken.append(streaming_watch.text(one))
     try:
         run.out.write("".join(spoken))
@@ -163,7 +180,7 @@ def _say(run: _Run, said: list[streaming_watch.Said]) -> None:
 
 def _save(run: _Run, place: dict[str, Any]) -> None:
     """The state, whole or not at all."""
-    written = os.path.getsize(run.given.out) if run.given.out else 0
+    written = os.path.getsize(run.options.out) if run.options.out else 0
     values = {
         "format": FORMAT,
         "stream": run.stream,
@@ -173,7 +190,7 @@ def _save(run: _Run, place: dict[str, Any]) -> None:
         "watch": streaming_watch.to_dict(run.watch),
         "course": summary.to_dict(run.course),
     }
-    with atomic_files.replacing(run.given.state) as temporary:
+    with atomic_files.replacing(run.options.state) as temporary:
         temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
         sealed_folder.sync_one(temporary)
 
@@ -182,11 +199,11 @@ def _report(run: _Run) -> None:
     from ganomaly_jax.streaming import plot
 
     scorer = run.watch.settings.scorer
-    plot.watched(run.course, scorer.threshold, run.given.source, Path(run.given.report))
+    plot.watched(run.course, scorer.threshold, run.options.source, Path(run.options.report))
 
 
 def _resumed(
-    watch: streaming_watch.Watch, source: inputs.Source, saved: dict[str, Any], out: str | None
+    watch: streaming_watch.Watch, source: inputs.Source, saved: dict[str, Any], out: str
 ) -> tuple[str, summary.Course, list[streaming_watch.Line], int]:
     """(id of the stream, its course, what is to be told at once, the last row that the output has)."""
     if not saved:
@@ -232,17 +249,19 @@ def _since(file: Any, keep: int) -> int:
     return file.tell() - keep
 
 
-def _started(scorer: Scorer, given: Any, saved: dict[str, Any]) -> tuple[streaming_watch.Watch, dict[str, Any]]:
+def _started(
+    scorer: Scorer, workdir: str, options: Options, saved: dict[str, Any], log: Log
+) -> tuple[streaming_watch.Watch, dict[str, Any]]:
     """Everything that is made once: reference, compiled step, drift tests; and what of it the state keeps."""
-    asked = drift.Settings(given.drift_window, *[given.drift_every] * 3)
-    key = [given.normals, given.drift_every, given.drift_window, scorer.threshold, list(scorer.columns)]
+    asked = drift.Settings(options.drift_window, options.drift_every, options.drift_every, options.drift_every)
+    key = [options.normals, options.drift_every, options.drift_window, scorer.threshold, list(scorer.columns)]
     known = saved.get("known") or {}
     try:
         if known.get("key") == key:
             normal = sensor_checks.Normal(*(sensor_checks.array(known[name]) for name in ("low", "high", "runs")))
             drifting = None if known["drift"] is None else drift.from_dict(known["drift"])
         else:
-            normal, drifting = _learned(scorer, given, asked)
+            normal, drifting = _learned(scorer, workdir, options, asked, log)
             known = {"key": key, "drift": None if drifting is None else drift.to_dict(drifting)}
             known |= {name: sensor_checks.plain(getattr(normal, name)) for name in ("low", "high", "runs")}
         if normal.low.shape != (len(scorer.columns),):
@@ -251,55 +270,57 @@ def _started(scorer: Scorer, given: Any, saved: dict[str, Any]) -> tuple[streami
         if isinstance(error, UserError):
             raise
         raise UserError(f"the --state cannot be used ({error}); remove it to begin anew") from None
-    checks = sensor_checks.Settings(given.silent, given.stuck)
-    step = compiled_step.step(scorer, given.steps if given.top else 0)
-    settings = streaming_watch.Settings(scorer, step, normal, checks, given.top, given.drift_step)
-    alarm = alarms.start(given.alarm, given.cool_down)
-    return streaming_watch.start(settings, alarm, drifting, given.format, given.time), known
+    checks = sensor_checks.Settings(options.silent, options.stuck)
+    step = compiled_step.step(scorer, options.steps if options.top else 0)
+    settings = streaming_watch.Settings(scorer, step, normal, checks, options.top, options.drift_step)
+    alarm = alarms.start(options.alarm, options.cool_down)
+    return streaming_watch.start(settings, alarm, drifting, options.format, options.time), known
 
 
-def _learned(scorer: Scorer, given: Any, asked: drift.Settings) -> tuple[sensor_checks.Normal, drift.State | None]:
-    known = reference.learn(scorer, Path(given.workdir), given.normals)
+def _learned(
+    scorer: Scorer, workdir: str, options: Options, asked: drift.Settings, log: Log
+) -> tuple[sensor_checks.Normal, drift.State | None]:
+    known = reference.learn(scorer, Path(workdir), options.normals)
     for note in known.notes:
-        _note(note)
+        log(note)
     scores = np.asarray(scorer.variables["calibration"]) if known.scores is None else known.scores
-    if not given.drift_every:
+    if not options.drift_every:
         return known.normal, None
     if len(scores) < drift.LEAST:
-        _note(f"{len(scores)} calibration scores: drift is not tested, that needs {drift.LEAST}; see --normals")
+        log(f"{len(scores)} calibration scores: drift is not tested, that needs {drift.LEAST}; see --normals")
         return known.normal, None
     return known.normal, drift.start(asked, scores, known.latents)
 
 
-def _told(given: Any, scorer: Scorer, stack: contextlib.ExitStack) -> list[streaming_sinks.Sink]:
-    if not given.sink:
+def _sinks(workdir: str, options: Options, stack: contextlib.ExitStack, log: Log) -> list[streaming_sinks.Sink]:
+    if not options.sinks:
         return []
-    if given.spool:
-        spool = Path(given.spool)
-    elif given.state:
-        spool = Path(f"{given.state}.spool")
-    elif (Path(given.workdir) / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{given.workdir} is a detector folder, which nothing may be written into: wanted --spool DIR")
+    if options.spool:
+        spool = Path(options.spool)
+    elif options.state:
+        spool = Path(f"{options.state}.spool")
+    elif (Path(workdir) / sealed_folder.MANIFEST).exists():
+        raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --spool DIR")
     else:
-        spool = Path(given.workdir) / "spool"
+        spool = Path(workdir) / "spool"
     made = []
-    for target in dict.fromkeys(given.sink):
-        sink = streaming_sinks.Sink(target, spool, _note)
-        stack.callback(_closed, sink)
+    for target in dict.fromkeys(options.sinks):
+        sink = streaming_sinks.Sink(target, spool, log)
+        stack.callback(_closed, sink, log)
         made.append(sink)
     return made
 
 
-def _closed(sink: streaming_sinks.Sink) -> None:
+def _closed(sink: streaming_sinks.Sink, log: Log) -> None:
     left = sink.close(_DRAIN)
     if left:
-        _note(f"{left} events for {sink.name} wait in {sink.folder}; the next start delivers them")
+        log(f"{left} events for {sink.name} wait in {sink.folder}; the next start delivers them")
     if sink.dropped:
-        _note(f"{sink.dropped} events for {sink.name} were left out, the queue was full")
+        log(f"{sink.dropped} events for {sink.name} were left out, the queue was full")
 
 
 @contextlib.contextmanager
-def _output(path: str | None) -> Iterator[Any]:
+def _output(path: str) -> Iterator[Any]:
     if not path:
         yield sys.stdout
         return
@@ -341,25 +362,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"--state {path} is no state of a monitor ({error}); remove it to begin anew") from None
     return held
-
-
-def _note(line: str) -> None:
-    print(f"ganomaly: {line}", file=sys.stderr, flush=True)
-
-
-def _check(given: Any) -> None:
-    """
-    Raises:
-      UserError: flags that cannot be.
-    """
-    for name in ("top", "steps", "silent", "stuck", "drift_step"):
-        value = getattr(given, name)
-        if value < 0:
-            raise UserError(f"--{name.replace('_', '-')} {value}: wanted a number from 0")
-    if given.format not in ("", *row_parser.FORMATS):
-        raise UserError(f"--format {given.format}: wanted {' or '.join(row_parser.FORMATS)}")
-    for name in ("poll", "save_every"):
-        if not 0 < getattr(given, name) <= 3600:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(given, name)}: wanted seconds above 0, 3600 at most")
-    if given.live and not given.out and sys.stdout.isatty():
-        raise UserError("--live: verdicts would be printed across the view; wanted --out FILE, or a pipe")

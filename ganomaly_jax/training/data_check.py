@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, validation
+from ganomaly_jax.core import validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
@@ -21,7 +19,6 @@ from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.splits import Split
-from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import findings as training_findings
 from ganomaly_jax.training.findings import UNUSABLE, Finding, Headers
@@ -211,14 +208,3 @@ def describe(found: Check) -> str:
     if not found.findings:
         lines.append("nothing wrong was found")
     return "\n".join(lines)
-
-
-def main(given: Any, settings: Config) -> bool:
-    """The verb `check`: whether everything can be used."""
-    scorer = scoring_scorer.load(given.workdir) if given.workdir else None
-    found = check(settings, scorer, progress=True)
-    print(describe(found))
-    if given.json:
-        held = dataclasses.asdict(found) | {"usable": found.usable}
-        atomic_files.write_text(Path(given.json), json.dumps(held, indent=1, allow_nan=False) + "\n")
-    return found.usable

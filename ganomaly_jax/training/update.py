@@ -342,24 +342,3 @@ def _moved(out: Path, kept: bool) -> None:
     if (out / CANDIDATE).is_dir():
         sealed_folder.put(out / CANDIDATE, target)
         shutil.rmtree(out / CANDIDATE, ignore_errors=True)
-
-
-def main(given: Any, change: Callable[[Config], None]) -> bool:
-    """The verb `update`: parsed arguments in, what happened on standard output; whether the new detector is kept."""
-    done = update(
-        given.workdir,
-        given.data,
-        given.out,
-        given.replay,
-        given.margin,
-        change,
-        given.old_data,
-        lambda line: print(line, flush=True),
-    )
-    print("\n".join(done.lines))
-    if not done.kept:
-        print(f"refused, {given.workdir} stays in use: {'; '.join(done.reasons)}")
-        print(f"the new detector is in {Path(given.out) / REFUSED}, to look at; nothing loads it by itself")
-    else:
-        print(f"kept: the new detector is in {given.out}; {given.workdir} is as it was")
-    return done.kept

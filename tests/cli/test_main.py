@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tests.support import blobs
 
-from ganomaly_jax.cli import main, verbs
+from ganomaly_jax.cli import arguments, environment, main
 from ganomaly_jax.core import validation
 
 SMALL = [
@@ -153,18 +153,18 @@ def test_every_config_resolves():
     files = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
     assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
     for file in files:
-        validation.check(verbs._config_from(str(file)))
+        validation.check(arguments.read_config(str(file)))
 
 
 def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):
     """The command starts itself again with the setting, unless it was told not to, has it, or cannot have it."""
     started = []
-    monkeypatch.setattr(main.os, "execve", lambda *call: started.append(call))
-    monkeypatch.setattr(main.sys, "orig_argv", ["python", "-m", "ganomaly_jax", "evaluate"])
+    monkeypatch.setattr(environment.os, "execve", lambda *call: started.append(call))
+    monkeypatch.setattr(environment.sys, "orig_argv", ["python", "-m", "ganomaly_jax", "evaluate"])
     thp = tmp_path / "enabled"
     thp.write_text("always [madvise] never\n")
-    monkeypatch.setattr(main, "_THP", thp)
-    monkeypatch.setattr(main.os, "confstr", lambda name: "glibc 2.36")
+    monkeypatch.setattr(environment, "_THP", thp)
+    monkeypatch.setattr(environment.os, "confstr", lambda name: "glibc 2.36")
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
 
     def command(*more):
@@ -175,7 +175,7 @@ def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys
     said = command()
     assert said.count("glibc.malloc.hugetlb=1 (--no-huge-pages leaves it out)") == 1
     ((program, words, environment),) = started
-    assert program == words[0] == main.sys.executable
+    assert program == words[0] == environment.sys.executable
     assert words[1:] == ["-m", "ganomaly_jax", "evaluate"]
     assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert environment["PATH"]
@@ -185,7 +185,7 @@ def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys
     monkeypatch.delenv("GLIBC_TUNABLES")
     for text, library in (("[always] madvise never", "glibc 2.36"), ("always [madvise] never", "glibc 2.31")):
         thp.write_text(text)
-        monkeypatch.setattr(main.os, "confstr", lambda name, library=library: library)
+        monkeypatch.setattr(environment.os, "confstr", lambda name, library=library: library)
         assert "in huge pages" not in command()
     thp.unlink()
     command()

@@ -1,0 +1,183 @@
+"""What the verbs share: common options, configuration overrides, and the sentences about options that do not exist."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ganomaly_jax.core import config_values
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.core.errors import UserError
+
+Overrides = Sequence[tuple[str, str]]
+"""(key, value) of each `--config.KEY=VALUE`, in order."""
+
+RUN = "folder of a finished run"
+RUN_OR_DETECTOR = "folder of a finished run, or a detector folder"
+_PREFIX = "--config."
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that raises instead of printing its usage, so that every mistake is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def new_verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """Returns the parser of a new verb; `text` is its line in `ganomaly --help`."""
+    return subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+
+
+def add_data(parser: argparse.ArgumentParser, text: str = "folder or file of data; the same as --data") -> None:
+    """Adds the data, by position or as `--data`."""
+    parser.add_argument("folder", nargs="?", metavar="DATA", help=text)
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help="a folder, a file (npz, idx, array_record, csv, parquet, wav, ...), tfds:NAME, mnist5k or elpv",
+    )
+
+
+def add_config(parser: argparse.ArgumentParser, preset: bool = True, note: str = "") -> None:
+    """Adds `--config` (unless not `preset`) and the overrides of single values."""
+    if preset:
+        parser.add_argument("--config", metavar="FILE", help="a Python file with a function get_config()")
+    parser.add_argument("--config.KEY", metavar="VALUE", dest="_", help=f"set one value of the configuration{note}")
+    parser.set_defaults(takes_overrides=True)
+
+
+def add_huge_pages(parser: argparse.ArgumentParser) -> None:
+    """Adds `--no-huge-pages`."""
+    parser.add_argument(
+        "--no-huge-pages",
+        dest="huge_pages",
+        action="store_false",
+        help="do not restart the process with its memory in huge pages",
+    )
+
+
+def add_rate(parser: Any) -> None:
+    """Adds `--false-positive-rate`."""
+    parser.add_argument("--false-positive-rate", type=float, metavar="R", help="share of normals that may be flagged")
+
+
+def settings(args: argparse.Namespace, overrides: Overrides) -> Config:
+    """Returns the configuration that `--config`, the data and the overrides ask for.
+
+    Raises:
+      UserError: data given twice, a configuration file that cannot be used, an unknown key, a value of another type.
+    """
+    if args.folder and args.data:
+        raise UserError(f"both {args.folder!r} and --data {args.data!r} are given: wanted one of them")
+    found = read_config(args.config) if args.config else Config()
+    apply(found, overrides)
+    found.data.source = args.folder or args.data or found.data.source
+    return found
+
+
+def apply(config: Config, overrides: Overrides) -> None:
+    """Sets the overridden values of a configuration, in place."""
+    for key, value in overrides:
+        config_values.set_value(config, key, value)
+
+
+def read_config(path: str) -> Config:
+    """Returns the `Config` that `get_config()` of a Python file returns.
+
+    Raises:
+      UserError: no such file, or it does not run, or it returns something else.
+    """
+    spec = importlib.util.spec_from_file_location("ganomaly_config", path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise UserError(f"--config {path}: wanted a Python file with a function get_config(), such as configs/mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = module.get_config()
+    except Exception as error:  # the user's own code may do anything
+        raise UserError(f"--config {path} does not run: {type(error).__name__}: {error}") from None
+    if not isinstance(found, Config):
+        raise UserError(f"--config {path}: get_config() returned {type(found).__name__}, wanted ganomaly_jax.Config")
+    return found
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of a command line.
+
+    Returns:
+      The other words, and the (key, value) pairs.
+
+    Raises:
+      UserError: a key without a value.
+    """
+    plain: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    left = iter(words)
+    for word in left:
+        key, equals, value = word.partition("=")
+        if not key.startswith(_PREFIX):
+            plain.append(word)
+            continue
+        if not equals:
+            value = next(left, "")
+            if not value or value.startswith("--"):
+                raise UserError(f"{key} has no value: wanted {key}=VALUE")
+        overrides.append((key.removeprefix(_PREFIX), value))
+    return plain, overrides
+
+
+def check_verb(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Raises UserError where the first word is no verb of the parser."""
+    verbs = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    if words and not words[0].startswith("-") and words[0] not in verbs:
+        near = difflib.get_close_matches(words[0], verbs, n=1)
+        raise UserError(
+            f"unknown verb: {words[0]}; "
+            + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(verbs)}")
+        )
+
+
+def check_unknown(
+    rest: Sequence[str], words: Sequence[str], overrides: Overrides, verb: argparse.ArgumentParser
+) -> None:
+    """Raises UserError for the first word that a verb does not know, with the nearest option that exists.
+
+    Args:
+      rest: what the parser did not recognise of
+      words: the command line without overrides.
+      overrides: those of the configuration.
+      verb: the parser of the verb.
+    """
+    takes_overrides = bool(verb.get_default("takes_overrides"))
+    if overrides and not takes_overrides:
+        raise UserError(f"unknown option: {_PREFIX}{overrides[0][0]}; `{verb.prog}` takes no --config options")
+    if not rest:
+        return
+    word, _, value = rest[0].partition("=")
+    if not word.startswith("-"):
+        raise UserError(f"unexpected argument: {word}; see `{verb.prog} --help`")
+    if not value:
+        following = words[words.index(rest[0]) + 1 :][:1]
+        value = next((one for one in following if not one.startswith("-")), "VALUE")
+    hint = _nearest(word, value, verb, takes_overrides)
+    raise UserError(f"unknown option: {word}; " + (f"did you mean {hint}?" if hint else f"see `{verb.prog} --help`"))
+
+
+def _nearest(word: str, value: str, verb: argparse.ArgumentParser, takes_overrides: bool) -> str:
+    """Returns the options that may have been meant, empty where none is near."""
+    name = word.lstrip("-").replace("-", "_")
+    keys = list(config_values.flatten(config_values.to_dict(Config()))) if takes_overrides else []
+    meant = [key for key in keys if name in (key, key.rpartition(".")[2])]
+    if not meant:
+        options = {option: option for action in verb._actions for option in action.option_strings}
+        by_name = options | {f"--{key.rpartition('.')[2].replace('_', '-')}": key for key in reversed(keys)} | options
+        near = difflib.get_close_matches(word, by_name, n=1, cutoff=0.7)
+        if near and near[0] in options:
+            return near[0]
+        meant = [by_name[one] for one in near]
+    return " or ".join(f"{_PREFIX}{key}={value}" for key in meant)

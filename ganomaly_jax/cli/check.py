@@ -1,0 +1,39 @@
+"""The verb `check`: inspects data before a training."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ganomaly_jax.cli import arguments
+from ganomaly_jax.core import atomic_files, exit_codes
+from ganomaly_jax.core.errors import UserError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(
+        subparsers, "check", "inspect data before training: what is wrong with it, and what to do"
+    )
+    arguments.add_data(parser)
+    parser.add_argument("--workdir", help="folder of a finished run whose detector the data are compared with")
+    parser.add_argument("--json", metavar="FILE", help="write the findings to this file too, as JSON")
+    arguments.add_config(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    settings = arguments.settings(args, overrides)
+    if not settings.data.source:
+        raise UserError("no data: wanted `ganomaly check DATA`, DATA as in train")
+    from ganomaly_jax.scoring import scorer
+    from ganomaly_jax.training import data_check
+
+    found = data_check.check(settings, scorer.load(args.workdir) if args.workdir else None, progress=True)
+    print(data_check.describe(found))
+    if args.json:
+        held = dataclasses.asdict(found) | {"usable": found.usable}
+        atomic_files.write_text(Path(args.json), json.dumps(held, indent=1, allow_nan=False) + "\n")
+    return exit_codes.DONE if found.usable else exit_codes.INCOMPLETE

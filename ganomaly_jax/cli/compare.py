@@ -1,0 +1,24 @@
+"""The verb `compare`: tests whether one of two runs separates better."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ganomaly_jax.cli import arguments
+from ganomaly_jax.core import exit_codes
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(
+        subparsers, "compare", "test whether one of two runs separates better on the same test data"
+    )
+    parser.add_argument("workdirs", nargs=2, metavar="W", help="folders of two evaluated runs")
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    from ganomaly_jax.evaluation import comparison
+
+    print("\n".join(comparison.describe(comparison.compare(*args.workdirs))))
+    return exit_codes.DONE

@@ -1,0 +1,31 @@
+"""The verb `demo`: trains on 5,000 real digits and shows what the detector finds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ganomaly_jax.cli import arguments, train
+from ganomaly_jax.core import config, exit_codes, presets
+from ganomaly_jax.core.errors import UserError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(subparsers, "demo", "train on 5,000 real digits and show the result, in about a minute")
+    parser.add_argument("--workdir", default="runs/demo", help="folder of the run (default: %(default)s)")
+    arguments.add_config(parser, preset=False)
+    arguments.add_huge_pages(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    settings = presets.get_config()
+    arguments.apply(settings, overrides)
+    if config.has_members(settings):
+        raise UserError("the demo trains one model; `ganomaly train --config.members...` trains several")
+    found = train.train_and_evaluate(settings, args.workdir)
+    if found is not None and found.misses:
+        print("worst misses (a picture of each is in the report):")
+        for case in found.misses:
+            print(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
+    return exit_codes.DONE

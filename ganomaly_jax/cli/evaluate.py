@@ -1,0 +1,122 @@
+"""The verb `evaluate`: scores the test set of a run and writes metrics, predictions, pictures and the report."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ganomaly_jax.cli import arguments
+from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.errors import UserError
+
+if TYPE_CHECKING:
+    from ganomaly_jax.data.datasets import Dataset
+    from ganomaly_jax.evaluation.evaluate import Evaluation
+    from ganomaly_jax.scoring.scorer import Judgement
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(
+        subparsers, "evaluate", "score the test set of a run: metrics, curves, worst cases, report"
+    )
+    parser.add_argument("--workdir", required=True, help=arguments.RUN)
+    parser.add_argument("--data", default="", metavar="DATA", help="other labelled data to test on")
+    arguments.add_rate(parser)
+    parser.add_argument("--groups", metavar="FILE", help="CSV with the columns path,group: metrics for each group too")
+    parser.add_argument(
+        "--partners",
+        metavar="NAMES",
+        help="statistical baselines to compare with: pca_t2,pca_q,mahalanobis,neighbours,forest, or all",
+    )
+    parser.add_argument(
+        "--combine", metavar="NAMES", help="how detector and baselines are combined: mean,maximum,stouffer"
+    )
+    arguments.add_huge_pages(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    from ganomaly_jax.runs import sweep
+
+    if sweep.stored(Path(args.workdir)):
+        for option in ("data", "partners", "combine", "groups"):
+            if getattr(args, option):
+                raise UserError(
+                    f"--{option}: {args.workdir} holds several members; name one, {args.workdir}/members/NAME"
+                )
+        return evaluate_members_and_print(args.workdir, args.false_positive_rate)
+    beside = (args.partners, args.combine)
+    found = evaluate_and_print(args.workdir, args.data, args.false_positive_rate, by=args.groups, beside=beside)
+    failed = found.metrics["n_invalid"] or found.metrics["n_unreadable"]
+    return exit_codes.INCOMPLETE if failed else exit_codes.DONE
+
+
+def evaluate_and_print(
+    workdir: str,
+    source: str = "",
+    rate: float | None = None,
+    own: Dataset | None = None,
+    judged: Judgement | None = None,
+    by: str | None = None,
+    printed: Sequence[str] = (),
+    beside: tuple[str | None, str | None] = (None, None),
+) -> Evaluation:
+    """Evaluates a run and prints what was found.
+
+    Args:
+      printed: lines that are on the terminal already; a warning among them is not repeated.
+      beside: names of baselines and of the ways to combine them.
+
+    The others are those of `evaluation.evaluate.evaluate`.
+    """
+    from ganomaly_jax.evaluation import baselines, group_metrics
+    from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
+
+    found = evaluation_evaluate.evaluate(workdir, source, None, rate, own, judged, by, *beside)
+    values = found.metrics
+
+    def shown(name: str) -> str:
+        return "not defined" if values[name] is None else f"{values[name]:.4f}"
+
+    of, protocol = f"anomalous {values['items']}", values["protocol"]
+    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {of} ({protocol})")
+    print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
+    if len(values["per_class"]) > 1:
+        print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
+    print(
+        f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
+        f"{shown('true_positive_rate')} of the {of}"
+    )
+    if "n_masks" in values:
+        where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
+        print(f"maps against {values['n_masks']} masks: {where}")
+    if rate is not None:
+        print(f"threshold from {values['threshold_source']}")
+    if by:
+        print("\n".join(group_metrics.lines(values["groups"])))
+    if "partners" in values:
+        print("\n".join(baselines.lines(values["partners"] | values["combinations"]) + values["partners_notes"]))
+    for note in (f"note: {warning}" for warning in values["warnings"]):
+        if note not in printed:
+            print(note)
+    if found.page is not None:
+        print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
+    return found
+
+
+def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:
+    """Evaluates every member of a sweep, prints and writes their summary, and returns the exit code."""
+    from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
+    from ganomaly_jax.evaluation import sweep_summary
+    from ganomaly_jax.runs import sweep
+
+    found = evaluation_evaluate.evaluate_members(workdir, rate, own)
+    summary = sweep_summary.summarise(sweep.stored(Path(workdir)), found)
+    print("AUROC, running statistics, last step")
+    print("\n".join(sweep_summary.lines(summary)))
+    for name in summary["diverged"]:
+        print(f"note: {name} diverged and is in no figure")
+    print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {sweep.FOLDER}/")
+    return exit_codes.DIVERGED if summary["diverged"] else exit_codes.DONE

@@ -1,0 +1,28 @@
+"""The verb `pack`: decodes images once into a file that a training reads as it goes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ganomaly_jax.cli import arguments
+from ganomaly_jax.core import exit_codes, validation
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(subparsers, "pack", "decode images once, for sets that are larger than memory")
+    parser.add_argument("folder", metavar="DIR", help="a folder of images, or other data as in train")
+    parser.add_argument("out", metavar="OUT.array_record", help="file to write; a JSON file is written beside it")
+    arguments.add_config(parser)
+    parser.set_defaults(data=None)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    settings = arguments.settings(args, overrides)
+    validation.check(settings)
+    from ganomaly_jax.data import pack
+
+    packed = pack.pack(settings.data, args.out, progress=True)
+    print(pack.describe(packed))
+    return exit_codes.INCOMPLETE if packed.problems else exit_codes.DONE

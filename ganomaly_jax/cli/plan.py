@@ -1,0 +1,48 @@
+"""The verb `plan`: tells what a training would cost."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ganomaly_jax.cli import arguments
+from ganomaly_jax.core import config, exit_codes, validation
+from ganomaly_jax.core.errors import UserError
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    parser = arguments.new_verb(
+        subparsers, "plan", "tell what a training would cost: parameters, FLOPs, memory, the largest batch"
+    )
+    arguments.add_data(parser, "data to take the sizes from; the same as --data")
+    arguments.add_config(parser)
+    return parser
+
+
+def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    settings = arguments.settings(args, overrides)
+    validation.check(settings)
+    from ganomaly_jax.data import sources
+    from ganomaly_jax.model import registry
+    from ganomaly_jax.parallel import sharding
+    from ganomaly_jax.runs import resolution, sweep
+    from ganomaly_jax.training import cost
+
+    if config.has_members(settings):
+        if not settings.data.source:
+            raise UserError("members are counted from the data: wanted `ganomaly plan DATA`")
+        dataset = sources.read(settings.data, progress=True)
+        team = sweep.expand(settings, dataset)
+        one = resolution.resolve(sweep.settings_of(settings, team[0]), dataset).config
+        devices = sharding.member_mesh(len(team), settings.mesh.devices).size
+        print(cost.describe(cost.plan(one)))
+        print(cost.describe_members(registry.from_config(one), len(team), devices, dataset.images.nbytes))
+        return exit_codes.DONE
+    mesh = sharding.local_mesh(settings.mesh.devices)
+    sides = (settings.data.height, settings.data.width)
+    open_sides = settings.data.kind != "rows" and 0 in sides
+    if (open_sides or 0 in config.input_shape(settings.data)) and settings.data.source:
+        settings = resolution.resolve(settings, devices=mesh.size, progress=True).config
+    sharding.check_batch_size(settings.train.batch_size, mesh)
+    print(cost.describe(cost.plan(settings, mesh.size)))
+    return exit_codes.DONE
