@@ -174,11 +174,11 @@ def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys
 
     said = command()
     assert said.count("glibc.malloc.hugetlb=1 (--no-huge-pages leaves it out)") == 1
-    ((program, words, environment),) = started
+    ((program, words, passed_on),) = started
     assert program == words[0] == environment.sys.executable
     assert words[1:] == ["-m", "ganomaly_jax", "evaluate"]
-    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    assert environment["PATH"]
+    assert passed_on["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert passed_on["PATH"]
     command("--no-huge-pages")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     assert "in huge pages" not in command()
