@@ -1,1 +1,1 @@
-"""Measurements beside PyTorch; see README.md. No part of the installed package."""
+"""Measurements of speed, accuracy and robustness; see README.md. Not part of the installed package."""

@@ -1,9 +1,9 @@
 """The demo with a denoising autoencoder in place of GANomaly: half the network, one loss, no discriminator.
 
-    ganomaly train --config configs/autoencoder.py --workdir runs/autoencoder
+    ganomaly train --config autoencoder --workdir runs/autoencoder
 
-Digits, size, length and rate are those of configs/mnist5k.py, noise and hidden share the defaults, set before the first
-run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2), where GANomaly has .861, .894, .876.
+Digits, size, length and learning rate are those of configs/mnist5k.py; noise and hidden share are the defaults, set
+before the first run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2), where GANomaly has .861, .894, .876.
 """
 
 from ganomaly_jax import Config

@@ -1,8 +1,9 @@
-"""GANomaly on CIFAR-10 as published (arXiv 1805.06725, table 3): one class abnormal, 32x32x3, 15 epochs, 80/20 split.
+"""GANomaly on CIFAR-10 as published (arXiv 1805.06725, table 3): one class anomalous, 32x32x3, 15 epochs, 80/20 split.
 
-ganomaly train --config configs/cifar10.py --data DIR --workdir W --config.data.abnormal=bird
+    ganomaly train --config cifar10 --data DIR --workdir W --config.data.abnormal=bird
 
-`--data tfds:cifar10` reads a prepared TensorFlow data set. Not run in full yet: hours on a CPU, and no GPU was at hand.
+`--data tfds:cifar10` reads a prepared TensorFlow data set. Not run in full yet: it takes hours on a CPU, and no GPU was
+available.
 """
 
 from ganomaly_jax import Config

@@ -1,18 +1,19 @@
-"""GANomaly for things anywhere in an image, where what is odd is a part of it or a shape of its own: X-rays of baggage.
+"""GANomaly for anomalies anywhere in an image, a part of it or a shape of its own: X-rays of baggage.
 
-The paper's networks and training with averaged weights. The score is a mean of three, each standardised on the
-calibration part: the squared residual of the image, its brightness apart, outside the principal components of normal
-ones; the direction of the latent z beside its nearest ones; and, counted twice, how far the image's patches, contrast
-normalised, are from patches of training images. The last alone, which needs no network, is better still on X-rays:
+The paper's networks and training with averaged weights. The score is the mean of three parts, each standardised on the
+calibration images: the squared residual of the image, its brightness removed, outside the principal components of
+normal images; the direction of the latent z relative to its nearest neighbours; and, counted twice, the distance of the
+image's patches, contrast normalised, to patches of training images. On X-rays the last part alone, which needs no
+network, is better still:
 
-    ganomaly train DATA --config configs/inspection.py --workdir W
-    ganomaly train DATA --config configs/inspection.py --config.evaluate.score=patches_medium --workdir W
+    ganomaly train DATA --config inspection --workdir W
+    ganomaly train DATA --config inspection --config.evaluate.score=patches_medium --workdir W
 
-configs/surface.py is for surfaces and parts that always lie the same way. benchmarks/README.md has what it gives and
-how it was found.
+configs/surface.py is for surfaces and parts that always lie the same way. benchmarks/accuracy/README.md has its results
+and how it was found.
 """
 
-from ganomaly_jax.core.config import Config
+from ganomaly_jax import Config
 
 
 def get_config() -> Config:

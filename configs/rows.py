@@ -1,10 +1,10 @@
-"""Sensors in place of images: rows of a table, 20 of them judged together.
+"""Sensors instead of images: rows of a table, 20 of them scored together.
 
-    ganomaly train rows.csv --config configs/rows.py --workdir W
+    ganomaly train rows.csv --config rows --workdir W
 
-Columns of numbers are the sensors, a column `label` (0, or another word for normal; anything else is anomalous) is
-what is tested with. The first normal rows are trained on, the last tested on; or DIR/train and DIR/test say it.
-`--config.data.window=0` judges each row by itself. What comes out on the Tennessee Eastman process: docs/rows.md.
+Numeric columns are the sensors; a column `label` (0, or a word for normal; anything else is anomalous) is used for
+testing. The first normal rows are trained on and the last tested on, unless there are folders DIR/train and DIR/test.
+`--config.data.window=0` scores each row by itself. Results on the Tennessee Eastman process: docs/rows.md.
 """
 
 from ganomaly_jax import Config
@@ -18,7 +18,7 @@ def get_config() -> Config:
     config.model.features = 32
     config.optimizer.learning_rate = 1e-3
     config.train.steps = 2000
-    # On generated sensors that follow two hidden waves, what breaks the rule between them is seen in x_hat (AUROC .96)
-    # and hardly in the latents, whose distance is the default (.58): tests/test_rows.py has them.
+    # On generated sensors that follow two hidden waves, a broken relation between them is visible in x_hat (AUROC .96)
+    # and hardly in the latents, whose distance is the default (.58): see tests/data/test_row_windows.py.
     config.evaluate.score = "pixel"
     return config

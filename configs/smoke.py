@@ -1,6 +1,6 @@
-"""Does it run at all? 120 steps on generated images, saving every 8, 20 s with compilation on 2 CPU cores (measured).
+"""Smoke test: 120 steps on generated images, saving every 8, 20 s with compilation on 2 CPU cores (measured).
 
-ganomaly train --config configs/smoke.py --workdir W
+ganomaly train --config smoke --workdir W
 """
 
 from ganomaly_jax import Config

@@ -1,17 +1,17 @@
-"""GANomaly for surfaces and parts that always lie the same way, under light that varies: solar cells, boards, textiles.
+"""GANomaly for surfaces and parts that always lie the same way, under varying light: solar cells, boards, textiles.
 
 The paper's networks and training with averaged weights; the networks see the brightness of an image relative to its
-mean. The score is a mean of three, each standardised on the calibration part: the squared residual of the image, its
-brightness apart, outside the principal components of normal ones; the direction of the latent z beside its nearest
-ones; and the reconstruction's residual by the covariance that it has on training images.
+mean. The score is the mean of three parts, each standardised on the calibration images: the squared residual of the
+image, its brightness removed, outside the principal components of normal images; the direction of the latent z relative
+to its nearest neighbours; and the reconstruction's residual by its covariance over training images.
 
-    ganomaly train DATA --config configs/surface.py --workdir W
+    ganomaly train DATA --config surface --workdir W
 
-Not where how bright an image is tells something, as in X-rays, nor for things anywhere in the image: that is what
-configs/inspection.py is for. benchmarks/README.md has what it gives and how it was found.
+Not for images whose brightness carries information, such as X-rays, nor for anomalies anywhere in the image:
+configs/inspection.py is for those. benchmarks/accuracy/README.md has its results and how it was found.
 """
 
-from ganomaly_jax.core.config import Config
+from ganomaly_jax import Config
 
 
 def get_config() -> Config:

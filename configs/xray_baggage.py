@@ -1,6 +1,6 @@
 """X-ray baggage: benign crops against gun, shuriken and razor, 64x64 grey as the paper's X-ray sets.
 
-    ganomaly train --config configs/xray_baggage.py --data DIR --workdir W
+    ganomaly train --config xray_baggage --data DIR --workdir W
 
 DIR is in the MVTec layout: train/good, test/good, test/gun, test/shuriken, test/razor.
 Measured: 5 to 8 minutes on 2 CPU cores; AUROC over 3 seeds .787 (.759 to .815), gun .958, shuriken .800, razor .604.

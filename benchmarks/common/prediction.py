@@ -58,7 +58,7 @@ def measure(workdir: str, folder: str, out: str, rounds: int) -> dict[str, Any]:
 
 
 def _one_pass(scorer: Any, folder: str, out: str, workers: int) -> dict[str, float]:
-    """Seconds of the parts of one `predict`, see README.md; `listing`, `decoding`, `scoring`, `writing` add up."""
+    """Seconds of the parts of one `predict`: `listing`, `decoding`, `scoring`, `writing` add up (speed/README.md)."""
     import jax
 
     from ganomaly_jax.data.images import files as image_files
