@@ -26,7 +26,7 @@ PROGRAM = "import sys; from ganomaly_jax.cli import main; sys.exit(main.command(
 # Writes down to which step the loop has sent the device before it does so: the most that can have been computed.
 _NOTING = """
 import dataclasses, os
-from ganomaly_jax import loop
+from ganomaly_jax.training import loop
 def noted(courses, workdir, whole, program, *rest, advance=loop.advance):
     file = os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     def send(state, at, counts):

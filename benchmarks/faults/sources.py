@@ -20,16 +20,18 @@ _IMAGES = 40
 # What a child does to itself before the verb: disks do not fail on request.
 _PROGRAM = """
 import errno, io, os, sys, time
-from ganomaly_jax import cli, images, sources
+from ganomaly_jax.cli import main
+from ganomaly_jax.data import sources
+from ganomaly_jax.data.images import decode, files
 bad = sys.argv.pop(1).split(os.pathsep)
-scan, opened = images.scan_folder, images._opened
+scan, opened = files.scan_folder, decode._opened
 def after_listing(spoil):
     def scanned(folder):
         found = scan(folder)
         for path in bad:
             spoil(path)
         return found
-    images.scan_folder = sources.scan_folder = scanned
+    files.scan_folder = sources.scan_folder = scanned
 def reading(kind, which):
     def opening(path):
         file = opened(path)
@@ -37,7 +39,7 @@ def reading(kind, which):
             return file
         file.close()
         return io.BufferedReader(kind(path), 128)
-    images._opened = opening
+    decode._opened = opening
 class Slow(io.FileIO):
     def readinto(self, buffer):
         time.sleep(0.1)
@@ -53,7 +55,7 @@ def remade(make):
         make(path)
     return spoil
 SPOIL
-sys.exit(cli.command())
+sys.exit(main.command())
 """
 
 

@@ -34,8 +34,8 @@ _SHARD_BYTES = 2**28
 _POLL_S = 0.05
 _LIMITED = """import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({0}, {0}))
-from ganomaly_jax import cli
-sys.exit(cli.command())
+from ganomaly_jax.cli import main
+sys.exit(main.command())
 """
 # What the kernel says of a process, in KiB: the most memory that it held, the most addresses, and without files.
 _FIELDS = {"VmHWM": "peak_rss", "VmPeak": "peak_addresses", "RssAnon": "peak_anonymous"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core.memory import free_memory
+from ganomaly_jax.core import memory
 
 # `auto` reads images on demand where all of them would take a larger share of the free memory: on a CPU they lie there
 # twice, and what is computed with them needs room as well.
@@ -83,5 +83,5 @@ def wanted(stream: str, nbytes: int) -> bool:
     """Whether images of that size shall be read on demand, by `data.stream`: auto, always or never."""
     if stream != "auto":
         return stream == "always"
-    free = free_memory()
+    free = memory.free_memory()
     return free is not None and nbytes > SHARE * free

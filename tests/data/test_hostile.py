@@ -287,12 +287,12 @@ def test_one_image_takes_less_than_300_mb(tmp_path, what):
     small.write_bytes(encoded(GREY))
     run = textwrap.dedent("""
         import sys
-        from ganomaly_jax import images
+        from ganomaly_jax.data.images import files
         def peak():
             return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-        images.decode_files([sys.argv[2]], 64, 64, 3, "stretch")
+        files.decode_files([sys.argv[2]], 64, 64, 3, "stretch")
         before = peak()
-        pixels, _, problems, _ = images.decode_files([sys.argv[1]], 64, 64, 3, "stretch")
+        pixels, _, problems, _ = files.decode_files([sys.argv[1]], 64, 64, 3, "stretch")
         assert len(pixels) == 1 and not problems, problems
         print((peak() - before) // 1024)
     """)

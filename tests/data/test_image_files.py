@@ -302,7 +302,7 @@ def test_importing_takes_neither_pillow_nor_jax():
     import subprocess
 
     late = {"PIL", "jax", "tqdm", "tensorflow_datasets"}
-    code = f"import sys, ganomaly_jax.sources; print(sorted({late} & set(sys.modules)))"
+    code = f"import sys, ganomaly_jax.data.sources; print(sorted({late} & set(sys.modules)))"
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"

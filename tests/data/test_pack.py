@@ -333,9 +333,12 @@ BOUNDED = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from ganomaly_jax import config, data, feed, lazy, run, sources
-from ganomaly_jax.errors import UserError
-from ganomaly_jax.loop import Course
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import lazy, sources
+from ganomaly_jax.runs import resolution
+from ganomaly_jax.training import input_pipeline
+from ganomaly_jax.training.loop import Course
 settings = config.Config()
 settings.data.source, settings.data.stream = sys.argv[1], sys.argv[2]
 settings.train.epochs, settings.train.batch_size = 1, 4
@@ -345,12 +348,12 @@ free = 400 * 2**20
 begun = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (begun + free, -1))
 try:
-    this = run.resolve(settings)
+    this = resolution.resolve(settings)
     assert isinstance(this.dataset.images, lazy.LazyImages), "it takes too much for a quarter"
     assert this.dataset.images.nbytes >= 3 * free // 2, this.dataset.images.nbytes
     course = Course(this, Path("nowhere"))
     total = 0
-    with feed.ahead(feed.reader(course, np.arange(4)), 0, course.total, 8) as batches:
+    with input_pipeline.ahead(input_pipeline.reader(course, np.arange(4)), 0, course.total, 8) as batches:
         for batch in batches:
             total += batch.size
     assert total == course.total * 4 * 2**18

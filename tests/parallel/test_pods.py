@@ -103,9 +103,10 @@ def one(shard, tmp_path_factory):
 # Writes down which packed images a process reads.
 NOTED = """
 import sys
-from ganomaly_jax import cli, records
+from ganomaly_jax.cli import main
+from ganomaly_jax.data.formats import array_record
 given = lambda name: sys.argv[sys.argv.index(name) + 1]
-made = records._reading
+made = array_record._reading
 def noting(*of):
     read = made(*of)
     def noted(indices):
@@ -113,8 +114,8 @@ def noting(*of):
             file.write("".join(f"{i}\\n" for i in indices))
         return read(indices)
     return noted
-records._reading = noting
-sys.exit(cli.main(sys.argv[1:]))
+array_record._reading = noting
+sys.exit(main.main(sys.argv[1:]))
 """
 
 
@@ -252,18 +253,19 @@ def test_a_signal_to_one_process_saves_and_stops_both(shard, tmp_path):
 NOTICE = """
 import sys, threading
 from jax._src import distributed
-from ganomaly_jax import cli, hosts
-begun, preempted = threading.Event(), hosts.preempted
+from ganomaly_jax.cli import main
+from ganomaly_jax.parallel import processes
+begun, preempted = threading.Event(), processes.is_preempted
 def noted(asked):
     if asked == 3:
         begun.set()
     return preempted(asked)
-hosts.preempted = noted
+processes.is_preempted = noted
 def tell():
     begun.wait()
     distributed.global_state.client.key_value_set("RECEIVED_PREEMPTION_NOTICE", "2020-01-01T00:00:00+00:00")
 threading.Thread(target=tell, daemon=True).start()
-sys.exit(cli.main(sys.argv[1:]))
+sys.exit(main.main(sys.argv[1:]))
 """
 
 

@@ -268,7 +268,8 @@ def test_two_writers_in_one_folder(tmp_path, monkeypatch):
 KILLS = """
 import os, pathlib, random, signal, sys, time
 import numpy as np
-from ganomaly_jax import artefact, checkpoint
+from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.runs import checkpoint
 root, rng = pathlib.Path(sys.argv[1]), random.Random(0)
 for attempt in range(8):
     before = checkpoint.steps(root)
@@ -289,8 +290,8 @@ for attempt in range(8):
     after = checkpoint.steps(root)
     assert after and after != before and len(after) <= 3, (before, after)
     for step in after:
-        artefact.verify(root / f"{step:08d}")
-    artefact.verify(root / "detector")
+        sealed_folder.verify(root / f"{step:08d}")
+    sealed_folder.verify(root / "detector")
 """
 
 

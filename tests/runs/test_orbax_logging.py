@@ -7,8 +7,8 @@ import pytest
 
 PROGRAM = """
 import asyncio
-from ganomaly_jax import quiet
-quiet.failed_writes()
+from ganomaly_jax.runs import orbax_logging
+orbax_logging.failed_writes()
 from absl import logging
 logging.error("[process=0] _SignalingThread.run() raised an exception: %s", "pages")
 logging.error("something else")
@@ -41,10 +41,10 @@ def test_what_orbax_says_twice_is_left_out():
 
 STUCK = """
 import sys, threading
-from ganomaly_jax import cli
-cli._LINGER_S = 0.2
-cli.main = lambda: threading.Thread(target=threading.Event().wait).start() or CODE
-sys.exit(cli.command())
+from ganomaly_jax.cli import main
+main._LINGER_S = 0.2
+main.main = lambda: threading.Thread(target=threading.Event().wait).start() or CODE
+sys.exit(main.command())
 """
 
 

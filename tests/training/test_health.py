@@ -240,7 +240,7 @@ def test_the_evaluation_and_the_report_tell_of_it(trained, arrays, tmp_path, mon
         diagnostics, "words", lambda records, latent_size: said if list(records) and latent_size == 4 else []
     )
     monkeypatch.setattr(evaluate, "_report", lambda *_: None)
-    monkeypatch.setattr(evaluate.run, "write_json", lambda path, values: None)
+    monkeypatch.setattr(evaluate.run_folder, "write_json", lambda path, values: None)
     monkeypatch.setattr(evaluate, "write_predictions", lambda *_: None)
     found = evaluate.evaluate(workdir, arrays=arrays).metrics
     assert said[0] in found["warnings"]

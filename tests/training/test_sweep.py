@@ -153,7 +153,7 @@ def test_a_loss_that_becomes_infinite_names_its_member(classes, tmp_path):
 def test_evaluation_of_all(together, classes, monkeypatch):
     workdir, _ = together
     # The page and pictures of one run have their own tests and take seconds each.
-    monkeypatch.setattr(evaluate.report, "write", lambda workdir, *_: workdir / "report.html")
+    monkeypatch.setattr(evaluate.figures, "write", lambda workdir, *_: workdir / "report.html")
     monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
     dataset = sources.read(config().data, classes)
     found = evaluate.evaluate_members(workdir, own=dataset)

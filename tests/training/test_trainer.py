@@ -75,7 +75,8 @@ import os, signal, sys, time
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 import support
-from ganomaly_jax import history, training
+from ganomaly_jax.runs import history
+from ganomaly_jax.training import trainer
 add = history.History.add
 def add_and_die(self, first, losses, speed):
     add(self, first, losses, speed)
@@ -85,7 +86,7 @@ def add_and_die(self, first, losses, speed):
         os.kill(os.getpid(), signal.SIGKILL)
 history.History.add = add_and_die
 data = np.load(sys.argv[2])
-training.train(support.tiny_config(epochs=2, save_every=10), sys.argv[3], (data["images"], data["labels"]))
+trainer.train(support.tiny_config(epochs=2, save_every=10), sys.argv[3], (data["images"], data["labels"]))
 """
     call = [sys.executable, "-c", script, str(ROOT / "tests"), str(tmp_path / "data.npz"), str(tmp_path / "run")]
     ran = subprocess.run(call, cwd=ROOT, stdout=subprocess.DEVNULL, check=False, timeout=300)
