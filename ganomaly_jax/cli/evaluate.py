@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.runs import layout
 
 if TYPE_CHECKING:
     from ganomaly_jax.data.datasets import Dataset
@@ -118,5 +119,5 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     print("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:
         print(f"note: {name} diverged and is in no figure")
-    print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {sweep.FOLDER}/")
+    print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
     return exit_codes.DIVERGED if summary["diverged"] else exit_codes.DONE

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.runs import layout
 
 if TYPE_CHECKING:
     from ganomaly_jax.scoring.scorer import Judgement, Scorer
@@ -52,13 +53,12 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if args.most_maps < 0:
         raise UserError(f"--most-maps {args.most_maps}: wanted a number of pictures, 0 for all")
     from ganomaly_jax.core import sealed_folder
-    from ganomaly_jax.evaluation import evaluate
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
     scorer = scoring_scorer.load(args.workdir)
     if not args.out and (Path(args.workdir) / sealed_folder.MANIFEST).exists():
         raise UserError(f"{args.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
-    out = Path(args.out) if args.out else Path(args.workdir) / evaluate.PREDICTIONS
+    out = Path(args.out) if args.out else Path(args.workdir) / layout.PREDICTIONS
     if scorer.columns:
         return _rows(scorer, args, out)
     if scorer.sound:
@@ -160,7 +160,7 @@ def _on_ray(args: argparse.Namespace) -> int:
 def _maps_folder(args: argparse.Namespace, out: Path) -> Path:
     from ganomaly_jax.report import explanation
 
-    folder = explanation.FOLDER
+    folder = layout.MAPS
     return out.with_name(f"{out.stem}_{folder}") if args.out else explanation.folder_of(Path(args.workdir))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments, evaluate
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.runs import layout
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     print("\n".join(done.lines))
     if not done.kept:
         print(f"refused, {args.workdir} stays in use: {'; '.join(done.reasons)}")
-        print(f"the new detector is in {Path(args.out) / update.REFUSED} for inspection; nothing loads it by itself")
+        print(f"the new detector is in {Path(args.out) / layout.REFUSED} for inspection; nothing loads it by itself")
         return exit_codes.INCOMPLETE
     print(f"kept: the new detector is in {args.out}; {args.workdir} is unchanged")
     evaluate.evaluate_and_print(args.out)

@@ -25,6 +25,7 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import export_runtime
+from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 
 PROGRAMS = {"stablehlo": "score.stablehlo", "onnx": "score.onnx"}
@@ -273,10 +274,8 @@ def _tested_on(workdir: Path) -> Sequence[Path] | None:
     """Image files of the run's own test set, spread over it, as far as they are still there."""
     import csv
 
-    from ganomaly_jax.evaluation.evaluate import PREDICTIONS
-
     try:
-        with (workdir / PREDICTIONS).open(encoding="utf-8", newline="") as file:
+        with (workdir / layout.PREDICTIONS).open(encoding="utf-8", newline="") as file:
             paths = [Path(row["path"]) for row in csv.DictReader(file) if row["verdict"] != "invalid"]
     except (OSError, KeyError, ValueError):
         return None

@@ -16,7 +16,7 @@ from ganomaly_jax.core import config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy, sources, splits
 from ganomaly_jax.model import ganomaly, pytorch
-from ganomaly_jax.runs import run_folder
+from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import build, scorer
 
 _PREPROCESSOR = "anomalib_pre_processor_config"
@@ -48,7 +48,7 @@ def import_pytorch(
         floating-point type; `workdir` is taken.
     """
     folder = Path(workdir)
-    if (folder / run_folder.CONFIG).exists() or (folder / scorer.FOLDER).exists():
+    if (folder / layout.CONFIG).exists() or (folder / layout.DETECTOR).exists():
         raise UserError(f"{folder} holds a run already; wanted another --workdir")
     settings, tensors = _read(Path(path))
     detector = ganomaly.from_config(settings)
@@ -79,7 +79,7 @@ def import_pytorch(
         trained_on=False,
         provenance={"imported": Path(path).name, "sha256": _digest(Path(path)), "network": settings.model.network},
     )
-    made.save(folder / scorer.FOLDER)
+    made.save(folder / layout.DETECTOR)
     return made
 
 

@@ -31,6 +31,7 @@ from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, list_parts, package, quiet
 from ganomaly_jax.evaluation.evaluate import NOT_FINITE
+from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID, NORMAL
 
@@ -179,7 +180,7 @@ def _count(out: Path, parts: Sequence[Part]) -> dict[str, int]:
 def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     """The sha256 of the detector's manifest, which holds those of all its files."""
     folder = Path(workdir)
-    folder = folder / scoring_scorer.FOLDER if (folder / scoring_scorer.FOLDER).is_dir() else folder
+    folder = folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder
     if not (folder / sealed_folder.MANIFEST).is_file():
         live = scoring_scorer.load(workdir)  # says what is wrong
         if live.columns:

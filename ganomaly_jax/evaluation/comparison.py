@@ -13,8 +13,8 @@ import numpy as np
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import auroc_intervals
 from ganomaly_jax.evaluation.auroc_intervals import Interval, Paired
+from ganomaly_jax.runs import layout
 
-PREDICTIONS = "predictions.csv"
 # With fewer images of a class than this, the normal distribution is a rough guess.
 _FEW = 10
 
@@ -100,11 +100,13 @@ def describe(found: Comparison) -> list[str]:
 
 def _read(workdir: Path) -> dict[str, tuple[int, float]]:
     """{path: (label, score; NaN where it is invalid)} of a run."""
-    path = workdir / PREDICTIONS
+    path = workdir / layout.PREDICTIONS
     if not path.is_file():
-        if (workdir / "members").is_dir():
+        if (workdir / layout.MEMBERS).is_dir():
             raise UserError(f"{workdir} holds several members: name one, such as {workdir}/members/NAME")
-        raise UserError(f"no {PREDICTIONS} in {workdir}: wanted the --workdir of a run, after `ganomaly evaluate`")
+        raise UserError(
+            f"no {layout.PREDICTIONS} in {workdir}: wanted the --workdir of a run, after `ganomaly evaluate`"
+        )
     found: dict[str, tuple[int, float]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:

@@ -21,15 +21,13 @@ from ganomaly_jax.evaluation import baselines, group_metrics, pixel_metrics
 from ganomaly_jax.evaluation import metrics as evaluation_metrics
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import figures, image_grids, sensor_plots, spectrogram_plots
-from ganomaly_jax.runs import diagnostics, history, resolution, run_folder, sweep
+from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import calibration, inference, sound
 from ganomaly_jax.scoring import groups as scoring_groups
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
-METRICS = "metrics.json"
-PREDICTIONS = "predictions.csv"
 NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
 # Below this AUROC a detector is told apart from a coin in words, not only in numbers.
 _SEPARATES = 0.6
@@ -131,7 +129,7 @@ def evaluate_members(
     with Progress(len(team), 0, "member") as progress:
         for done, one in enumerate(team, 1):
             folder = sweep.folder(workdir, one)
-            if (folder / scoring_scorer.FOLDER).is_dir():
+            if (folder / layout.DETECTOR).is_dir():
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
                 found[one.name] = _of(folder, scorer, resolution.resolve(scorer.config, own))
             else:
@@ -177,14 +175,14 @@ def _of(
         seed = this.config.seed
         values["groups"] = group_metrics.figures(scorer, judged.scores[valid], labels[valid], names[valid], seed)
         judged = scoring_groups.judge_by(scorer, judged, names)
-    records = list(history.read(workdir / history.HISTORY))
+    records = list(history.read(workdir / layout.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
     values["warnings"] += diagnostics.words(records, scorer.config.model.latent_size)
     values["warnings"] = [config.in_words(scorer.config.data, said) for said in values["warnings"]]
-    run_folder.write_json(workdir / METRICS, values)
+    run_folder.write_json(workdir / layout.METRICS, values)
     not_finite = config.in_words(scorer.config.data, NOT_FINITE)
     reasons = [not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
-    write_predictions(workdir / PREDICTIONS, paths, labels.tolist(), judged, reasons)
+    write_predictions(workdir / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, scorer, judged, labels)
     written = _report(workdir, this, scorer, judged, labels, misses, values)
     return Evaluation(values, written, misses)
@@ -362,7 +360,7 @@ def _report(
     valid = np.isfinite(judged.scores)
     if not valid.any():
         return None
-    examples = workdir / "pictures" / "examples.png"
+    examples = workdir / layout.PICTURES / "examples.png"
     try:
         if this.dataset.spans is None or scorer.sound:
             _examples(examples, this, scorer, labels)

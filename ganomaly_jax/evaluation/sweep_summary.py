@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core import atomic_files
-from ganomaly_jax.evaluation.evaluate import METRICS, Evaluation
-from ganomaly_jax.report import figures as report_figures
+from ganomaly_jax.evaluation.evaluate import Evaluation
 from ganomaly_jax.report import html
-from ganomaly_jax.runs import run_folder, sweep
+from ganomaly_jax.runs import layout, run_folder
 from ganomaly_jax.runs.sweep import Member
 
 _FIGURES = ("auroc", "average_precision", "false_positive_rate", "true_positive_rate")
@@ -82,7 +81,7 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
     Raises:
       UserError: they cannot be written.
     """
-    run_folder.write_json(workdir / METRICS, dict(summary))
+    run_folder.write_json(workdir / layout.METRICS, dict(summary))
     title = f"{len(summary['members'])} members: AUROC {html.number(summary['auroc'])}"
     if summary["spread"] is not None:
         title += f" ± {summary['spread']:.3f}"
@@ -93,7 +92,7 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
     header = ("member", "AUROC", "average precision", "false-positive rate", "true-positive rate")
     cells = [
         (
-            html.link(f"{sweep.FOLDER}/{row['name']}/{report_figures.PAGE}", row["name"]),
+            html.link(f"{layout.MEMBERS}/{row['name']}/{layout.REPORT}", row["name"]),
             *(
                 html.text("diverged" if row["name"] in summary["diverged"] else html.number(row[key]))
                 for key in _FIGURES
@@ -113,7 +112,7 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
         ),
         html.section("Members", html.raw_table(cells, header)),
     ]
-    path = workdir / report_figures.PAGE
+    path = workdir / layout.REPORT
     atomic_files.write_text(path, html.page(title, parts))
     return path
 

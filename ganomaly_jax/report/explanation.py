@@ -13,6 +13,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.report import image_grids
+from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import inference, residual_map
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.attribution import Maps, in_file, integrated_gradients, residual_maps
@@ -22,7 +23,6 @@ from ganomaly_jax.scoring.scorer import Scorer
 if TYPE_CHECKING:
     from PIL import Image
 
-FOLDER = "maps"
 _PANEL = 256  # pixels, the least side of a panel that the image's side divides
 # Contributions are drawn as sums over squares, so many a side; in full colour where one is this share of the threshold.
 _SQUARES, _FULL = 32, 0.02
@@ -130,7 +130,7 @@ def folder_of(workdir: Path) -> Path:
     """
     if (workdir / sealed_folder.MANIFEST).exists():
         raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --out")
-    return workdir / FOLDER
+    return workdir / layout.MAPS
 
 
 def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:

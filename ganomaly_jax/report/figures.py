@@ -22,8 +22,8 @@ from ganomaly_jax.data.audio import spectrogram_scale
 from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.report import html, sections, sensor_plots, spectrogram_plots
 from ganomaly_jax.report.image_grids import COLOURS, one_line, residual, to_rgb
-from ganomaly_jax.runs import diagnostics
-from ganomaly_jax.runs.history import HISTORY, read
+from ganomaly_jax.runs import diagnostics, layout
+from ganomaly_jax.runs.history import read
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,8 +41,6 @@ LOSSES = {
 KINDS = ("false positive", "false negative", "anomalous", "normal")
 BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
 CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
-
-PAGE = "report.html"
 
 
 class MissingError(UserError, ImportError):
@@ -358,7 +356,7 @@ def write(
     """
     _matplotlib_figure()
     labels, scores = _finite(labels, scores)
-    folder = workdir / "pictures"
+    folder = workdir / layout.PICTURES
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -374,11 +372,11 @@ def write(
         case_picture(case, residual_max, path)
         shown[case.kind].append((path, case.name))
     drawn = curves(labels, scores, threshold, folder)
-    history = losses(workdir / HISTORY, folder / "losses.png")
-    health_drawn = looks(workdir / HISTORY, folder / "health.png")
+    history = losses(workdir / layout.HISTORY, folder / "losses.png")
+    health_drawn = looks(workdir / layout.HISTORY, folder / "health.png")
 
     (config, config_note), (env, env_note), (found, found_note) = (
-        html.read(workdir / name) for name in ("config.json", "env.json", "metrics.json")
+        html.read(workdir / name) for name in (layout.CONFIG, layout.ENVIRONMENT, layout.METRICS)
     )
     flat, examples = flatten(config), folder / "examples.png"
     parts = [
@@ -393,7 +391,7 @@ def write(
         html.section("Configuration", html.paragraph(config_note) if config_note else html.settings(flat)),
         html.section("Environment", html.paragraph(env_note) if env_note else html.facts(env)),
     ]
-    path = workdir / PAGE
+    path = workdir / layout.REPORT
     with replacing(path) as temporary:
         temporary.write_text(html.page(sections.title(flat, workdir), parts), encoding="utf-8", errors="replace")
     return path

@@ -11,8 +11,8 @@ import numpy as np
 
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.runs import layout
 
-HISTORY = "history.jsonl"
 # The losses on the progress line; another one has its own name there.
 _SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generator": "G", "discriminator": "D"}
 
@@ -85,7 +85,9 @@ class History:
         try:
             self._file.write(json.dumps(values, allow_nan=False) + "\n")
         except OSError as error:
-            raise UserError(f"{HISTORY} cannot be written: {error.strerror}; the checkpoints are intact") from None
+            raise UserError(
+                f"{layout.HISTORY} cannot be written: {error.strerror}; the checkpoints are intact"
+            ) from None
 
     def line(self, images_per_second: float) -> str:
         """The latest losses for the progress bar."""

@@ -13,10 +13,9 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_files, config_values
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.runs import layout
 from ganomaly_jax.runs.resolution import Run
 
-CONFIG = "config.json"
-ENVIRONMENT = "env.json"
 LINEAGE = "lineage"
 
 
@@ -26,7 +25,7 @@ def stored_config(workdir: Path) -> Config | None:
     Raises:
       DamagedError: `config.json` is there and cannot be read.
     """
-    path = workdir / CONFIG
+    path = workdir / layout.CONFIG
     try:
         return config_values.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -89,12 +88,12 @@ def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
                 f"{workdir} holds a run on other data: their hash was {before[:12]}, now it is {data_hash[:12]}. "
                 "Take another --workdir, or the same data to go on"
             )
-    write_json(workdir / CONFIG, config_values.to_dict(resolved))
+    write_json(workdir / layout.CONFIG, config_values.to_dict(resolved))
 
 
 def stored_environment(workdir: Path) -> dict[str, Any]:
     """`env.json` of a run, empty where it is missing or cannot be read."""
     try:
-        return json.loads((workdir / ENVIRONMENT).read_text(encoding="utf-8"))
+        return json.loads((workdir / layout.ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}

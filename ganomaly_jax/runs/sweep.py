@@ -14,10 +14,7 @@ from ganomaly_jax.core import config
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data.datasets import Dataset
-from ganomaly_jax.runs import run_folder
-
-FOLDER = "members"
-_LIST = "members.json"
+from ganomaly_jax.runs import layout, run_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +64,7 @@ def settings_of(settings: Config, member: Member) -> Config:
 
 def folder(workdir: Path, member: Member) -> Path:
     """The run's folder of a member."""
-    return workdir / FOLDER / member.name
+    return workdir / layout.MEMBERS / member.name
 
 
 def write(workdir: Path, members: Sequence[Member]) -> None:
@@ -76,7 +73,7 @@ def write(workdir: Path, members: Sequence[Member]) -> None:
     Raises:
       UserError: it cannot be written.
     """
-    run_folder.write_json(workdir / _LIST, {"members": [dataclasses.asdict(member) for member in members]})
+    run_folder.write_json(workdir / layout.MEMBER_LIST, {"members": [dataclasses.asdict(member) for member in members]})
 
 
 def stored(workdir: Path) -> list[Member]:
@@ -85,7 +82,7 @@ def stored(workdir: Path) -> list[Member]:
     Raises:
       DamagedError: the list is there and cannot be read.
     """
-    path = workdir / _LIST
+    path = workdir / layout.MEMBER_LIST
     try:
         return [Member(**values) for values in json.loads(path.read_text(encoding="utf-8"))["members"]]
     except FileNotFoundError:

@@ -12,7 +12,7 @@ import numpy as np
 from ganomaly_jax.core import validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
-from ganomaly_jax.runs import resolution, run_folder
+from ganomaly_jax.runs import layout, resolution, run_folder
 from ganomaly_jax.scoring import build, calibration, groups, scorer
 from ganomaly_jax.scoring.scorer import Scorer
 
@@ -89,7 +89,7 @@ def recalibrate(
     _check_groups(made)
     made = dataclasses.replace(made, provenance=made.provenance | {scorer.RECALIBRATED: True})
     folder = Path(workdir)
-    made.save(folder / scorer.FOLDER if (folder / scorer.FOLDER).is_dir() else folder)
+    made.save(folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder)
     return made
 
 

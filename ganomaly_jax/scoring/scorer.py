@@ -29,13 +29,12 @@ from ganomaly_jax.data.lazy import LazyImages
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
 from ganomaly_jax.parallel import sharding
-from ganomaly_jax.runs import checkpoint, sweep
+from ganomaly_jax.runs import checkpoint, layout, sweep
 from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring import inference, tile_adapter
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
 
-FOLDER = "detector"
 # Of raw pixels of large images that are held at once.
 _BLOCK_BYTES = 2**26
 # In `Scorer.provenance`: the threshold was set after the training.
@@ -378,15 +377,17 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
       DamagedError: it is incomplete or was altered.
     """
     folder = Path(directory)
-    if (folder / FOLDER).is_dir():
-        folder = folder / FOLDER
+    if (folder / layout.DETECTOR).is_dir():
+        folder = folder / layout.DETECTOR
     elif team := sweep.stored(folder):
         raise UserError(
             f"{directory} holds {len(team)} members: name one of them, such as {sweep.folder(folder, team[0])}"
         )
     elif not (folder / sealed_folder.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"
-        raise UserError(f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {FOLDER}/")
+        raise UserError(
+            f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"
+        )
     sharding.local_devices()  # a backend that is not there is told before anything is put on it
     variables, meta = checkpoint.read(folder)
     variables.setdefault("statistics", {})  # an empty dict leaves no trace in a checkpoint

@@ -23,6 +23,7 @@ import numpy as np
 
 from ganomaly_jax.core import atomic_files, sealed_folder, signals
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.streaming import (
@@ -302,7 +303,7 @@ def _sinks(workdir: str, options: Options, stack: contextlib.ExitStack, log: Log
     elif (Path(workdir) / sealed_folder.MANIFEST).exists():
         raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --spool DIR")
     else:
-        spool = Path(workdir) / "spool"
+        spool = Path(workdir) / layout.SPOOL
     made = []
     for target in dict.fromkeys(options.sinks):
         sink = streaming_sinks.Sink(target, spool, log)

@@ -13,6 +13,7 @@ from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector
+from ganomaly_jax.runs import layout
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import build, scorer, tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
@@ -29,7 +30,7 @@ def finish(
     step: int,
     environment: dict[str, Any],
     log: Log,
-    into: str = scorer.FOLDER,
+    into: str = layout.DETECTOR,
 ) -> Scorer:
     """Calibrate a trained model on the images of `this`, and write the detector into the run's folder.
 

@@ -23,14 +23,13 @@ from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import batch_order
 from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes
-from ganomaly_jax.runs import checkpoint, diagnostics, resolution
-from ganomaly_jax.runs.history import HISTORY, History
+from ganomaly_jax.runs import checkpoint, diagnostics, layout, resolution
+from ganomaly_jax.runs.history import History
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.training import health
 from ganomaly_jax.training.health import EarlyStopping
 from ganomaly_jax.training.train_step import STEPS_A_CALL
 
-CHECKPOINTS = "checkpoints"
 # A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
 _SECONDS_A_CALL = 1.0
 _WAITING = "waiting"
@@ -142,7 +141,7 @@ def advance(
         if not together:
             meta |= {name: value for name, value in look(step)[0].items() if name == checkpoint.LOSS}
             meta[_WAITING] = dataclasses.asdict(waiting)
-        saver.save(workdir / CHECKPOINTS, step, program.stored(state), meta, settings.keep)
+        saver.save(workdir / layout.CHECKPOINTS, step, program.stored(state), meta, settings.keep)
         if settings.save_every == 1:
             saver.wait()  # nothing lies half-way
 
@@ -154,7 +153,7 @@ def advance(
         progress = stack.enter_context(Progress(last, step, "step", quiet=not here))
         histories = []
         for course, first in zip(courses, at, strict=True):
-            path = course.folder / HISTORY if here else None
+            path = course.folder / layout.HISTORY if here else None
             history = History(path, int(first), course.epoch_steps, settings.log_every, program.losses)
             histories.append(stack.enter_context(history))
 
@@ -260,7 +259,7 @@ def finite(state: TrainState) -> Array:
 
 
 def _diverged(workdir: Path, step: int, what: str) -> DivergedError:
-    kept = checkpoint.steps(workdir / CHECKPOINTS)
+    kept = checkpoint.steps(workdir / layout.CHECKPOINTS)
     last = f"the last finite checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint before it"
     return DivergedError(
         f"training diverged at step {step:,}: {what}; {last}. Lower --config.optimizer.learning_rate, or look for "

@@ -27,14 +27,13 @@ from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector, TrainState
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.report import image_grids
-from ganomaly_jax.runs import checkpoint, diagnostics, history, resolution, run_folder, sweep
+from ganomaly_jax.runs import checkpoint, diagnostics, history, layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
-from ganomaly_jax.scoring import scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import augment, cost, finalize, health, input_pipeline, loop
 from ganomaly_jax.training.health import EarlyStopping
 from ganomaly_jax.training.input_pipeline import Feed
-from ganomaly_jax.training.loop import CHECKPOINTS, Course, Log, Program
+from ganomaly_jax.training.loop import Course, Log, Program
 from ganomaly_jax.training.train_step import STEPS_A_CALL, make_chunk, make_members_chunk
 
 _PICTURED = 16
@@ -46,7 +45,7 @@ def train(
     arrays: Any = None,
     log: Log = print,
     fall_back: bool = False,
-    into: str = scorer.FOLDER,
+    into: str = layout.DETECTOR,
 ) -> Scorer:
     """Train a detector in the folder `workdir`, or go on with the one in it, and calibrate it.
 
@@ -111,7 +110,7 @@ def train(
                     log(fed.note)
                 state = sharding.place(state, sharding.state_shardings(state, mesh, this.config.mesh.shard_from))
                 program = _alone(course, detector, mesh, state, fed, log)
-                draw = _make_picture(course.run, workdir / "pictures", detector)
+                draw = _make_picture(course.run, workdir / layout.PICTURES, detector)
                 at = np.array([step])
                 state = loop.advance([course], workdir, this.config, program, state, at, draw, waiting, log)
         if this.config.train.choose == "best":
@@ -119,7 +118,7 @@ def train(
         variables = sharding.to_host(detector.variables(state))
         environment = run_folder.environment(this, data_hash, workdir)
         made = finalize.finish(course, this, variables, int(state.step), environment, log, into)
-    for sentence in diagnostics.words(history.read(workdir / history.HISTORY), this.config.model.latent_size):
+    for sentence in diagnostics.words(history.read(workdir / layout.HISTORY), this.config.model.latent_size):
         log(f"note: {sentence}")
     return made
 
@@ -166,7 +165,7 @@ def train_members(
     run_folder.open_workdir(workdir, resolved, data_hash)
     sweep.write(workdir, team)
     environments = [_open(course.folder, course.run, data_hash) for course in courses]
-    run_folder.write_json(workdir / run_folder.ENVIRONMENT, environments[0])
+    run_folder.write_json(workdir / layout.ENVIRONMENT, environments[0])
     keys = jnp.stack([jax.random.key(one.seed) for one in team])
     state, _ = _restored(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, log)
     at = np.array(state.step)
@@ -214,13 +213,13 @@ def _resolved(settings: Config, runs: Sequence[Run]) -> Config:
 def _open(folder: Path, this: Run, data_hash: str) -> dict[str, Any]:
     run_folder.open_workdir(folder, this.config, data_hash)
     environment = run_folder.environment(this, data_hash, folder)
-    run_folder.write_json(folder / run_folder.ENVIRONMENT, environment)
+    run_folder.write_json(folder / layout.ENVIRONMENT, environment)
     return environment
 
 
 def _restored(workdir: Path, fresh: TrainState, fall_back: bool, log: Log) -> tuple[TrainState, EarlyStopping]:
     """What the latest checkpoint holds, or with `fall_back` the latest that is whole; `fresh` where there is none."""
-    root = workdir / CHECKPOINTS
+    root = workdir / layout.CHECKPOINTS
     if not checkpoint.steps(root):
         return fresh, EarlyStopping()
     if not fall_back:
@@ -234,12 +233,12 @@ def _restored(workdir: Path, fresh: TrainState, fall_back: bool, log: Log) -> tu
 
 def _best(workdir: Path, last: TrainState, log: Log) -> TrainState:
     """The kept state with the smallest loss on the calibration images, the last one where nothing is known of that."""
-    step = checkpoint.best(workdir / CHECKPOINTS)
+    step = checkpoint.best(workdir / layout.CHECKPOINTS)
     if step is None:
         log("note: there are no calibration images to choose a step by: the last one is taken")
         return last
     log(f"the detector is that of step {step:,}, which reconstructs the calibration images best")
-    return checkpoint.restore(workdir / CHECKPOINTS, last, step)[1]
+    return checkpoint.restore(workdir / layout.CHECKPOINTS, last, step)[1]
 
 
 def _check_mesh(settings: Config, mesh: Any) -> None:
@@ -293,7 +292,7 @@ def _others(workdir: Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not processes.is_distributed():
             raise
-        kept = checkpoint.steps(workdir / CHECKPOINTS)
+        kept = checkpoint.steps(workdir / layout.CHECKPOINTS)
         last = f"the last checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint yet"
         raise LostError(
             f"another process of this training is gone, or cannot be reached ({str(error).partition(chr(10))[0]}); "

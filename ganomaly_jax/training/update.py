@@ -26,16 +26,14 @@ from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.evaluation import acceptance
 from ganomaly_jax.runs import checkpoint as runs_checkpoint
-from ganomaly_jax.runs import resolution, run_folder, sweep
+from ganomaly_jax.runs import layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring import tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import trainer
-from ganomaly_jax.training.loop import CHECKPOINTS, Log
+from ganomaly_jax.training.loop import Log
 
-DECISION = "update.json"
-CANDIDATE, REFUSED = "candidate", "refused"
 # Share of the training images of an update that are old ones, and of the old run's steps that it takes.
 REPLAY, LENGTH = 0.5, 0.1
 
@@ -129,13 +127,13 @@ def update(
     }
     done = _opened(out, lineage, settings)
     if done is not None:
-        log(f"this update is done already, see {out / DECISION}")
+        log(f"this update is done already, see {out / layout.UPDATE}")
         return done
     mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
     scorer = parent.scorer
     _begin(out, lineage, parts, parent, settings)
     del parent, new
-    candidate = trainer.train(settings, out, mixed, log, into=CANDIDATE)
+    candidate = trainer.train(settings, out, mixed, log, into=layout.CANDIDATE)
     figures = acceptance.compare(scorer, candidate, mixed, mixture.origins(parts))
     reasons = acceptance.decide(figures, margin)
     lines = [config.in_words(settings.data, line) for line in acceptance.describe(figures, str(workdir), source)]
@@ -154,13 +152,13 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     settings = run_folder.stored_config(workdir)
     if settings is None:
         raise UserError(f"no run in {workdir}: wanted the --workdir of a finished `ganomaly train`")
-    if not (workdir / scoring_scorer.FOLDER).is_dir():
-        refused = (workdir / REFUSED).is_dir()
+    if not (workdir / layout.DETECTOR).is_dir():
+        refused = (workdir / layout.REFUSED).is_dir()
         why = "holds an update that was refused" if refused else "holds a run that is not finished"
         do = "take the run that it came from" if refused else "run `ganomaly train` again to go on with it first"
         raise UserError(f"{workdir} {why}: {do}")
     scorer = scoring_scorer.load(workdir)
-    root = workdir / CHECKPOINTS
+    root = workdir / layout.CHECKPOINTS
     step, steps = scorer.provenance.get("step"), runs_checkpoint.steps(root)
     if step not in steps:
         raise UserError(
@@ -302,8 +300,8 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
             raise UserError(
                 f"{out} holds this update with another configuration: {'; '.join(other)}; take another --out"
             )
-        if (out / DECISION).exists():
-            held = json.loads((out / DECISION).read_text(encoding="utf-8"))
+        if (out / layout.UPDATE).exists():
+            held = json.loads((out / layout.UPDATE).read_text(encoding="utf-8"))
             _moved(out, held["kept"])
             return Update(held["kept"], tuple(held["reasons"]), tuple(held["lines"]), held["figures"])
     return None
@@ -312,14 +310,14 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
 def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Parent, settings: Config) -> None:
     """What the training goes on from: the old state as the checkpoint of step 0, and what it is trained on."""
     if run_folder.LINEAGE not in run_folder.stored_environment(out):
-        run_folder.write_json(out / run_folder.ENVIRONMENT, {run_folder.LINEAGE: lineage})
+        run_folder.write_json(out / layout.ENVIRONMENT, {run_folder.LINEAGE: lineage})
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
-    if not runs_checkpoint.steps(out / CHECKPOINTS):
+    if not runs_checkpoint.steps(out / layout.CHECKPOINTS):
         like = jax.eval_shape(tile_adapter.network(parent.scorer.detector).init, jax.random.key(0))
         state, _ = runs_checkpoint.read(parent.checkpoint, like)
         state = dataclasses.replace(state, step=np.zeros((), np.int32))
         runs_checkpoint.save(
-            out / CHECKPOINTS, 0, state, {"config": config_values.to_dict(settings)}, settings.train.keep
+            out / layout.CHECKPOINTS, 0, state, {"config": config_values.to_dict(settings)}, settings.train.keep
         )
 
 
@@ -333,12 +331,12 @@ def _settle(
 ) -> None:
     """Write down what was decided, then let the new detector take the place that this gives it."""
     held = {"kept": not reasons, "reasons": reasons, "margin": margin, "lines": lines, "figures": figures}
-    run_folder.write_json(out / DECISION, held | {run_folder.LINEAGE: lineage})
+    run_folder.write_json(out / layout.UPDATE, held | {run_folder.LINEAGE: lineage})
     _moved(out, not reasons)
 
 
 def _moved(out: Path, kept: bool) -> None:
-    target = out / (scoring_scorer.FOLDER if kept else REFUSED)
-    if (out / CANDIDATE).is_dir():
-        sealed_folder.put(out / CANDIDATE, target)
-        shutil.rmtree(out / CANDIDATE, ignore_errors=True)
+    target = out / (layout.DETECTOR if kept else layout.REFUSED)
+    if (out / layout.CANDIDATE).is_dir():
+        sealed_folder.put(out / layout.CANDIDATE, target)
+        shutil.rmtree(out / layout.CANDIDATE, ignore_errors=True)

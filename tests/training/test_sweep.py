@@ -10,12 +10,12 @@ import pytest
 from tests.support import blobs, tiny_config
 
 import ganomaly_jax
+from ganomaly_jax.runs import layout
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import DivergedError, StoppedError, UserError
 from ganomaly_jax.data import sources
 from ganomaly_jax.evaluation import evaluate, sweep_summary
 from ganomaly_jax.runs import checkpoint, history, sweep
-from ganomaly_jax.scoring import scorer
 from ganomaly_jax.training import cost
 from ganomaly_jax.training.trainer import train, train_members
 
@@ -231,7 +231,7 @@ def test_from_the_command_line(tmp_path, classes, capsys):
     assert "1 member: 0_a_b-seed0" in said
     for path in ("report.html", "members/0_a_b-seed0/report.html", "members/0_a_b-seed0/predictions.csv"):
         assert (workdir / path).exists()
-    assert (workdir / "members" / "0_a_b-seed0" / scorer.FOLDER).is_dir()
+    assert (workdir / "members" / "0_a_b-seed0" / layout.DETECTOR).is_dir()
     (workdir / "metrics.json").unlink()
     assert main.main(["evaluate", "--workdir", str(workdir), "--false-positive-rate", "0.2"]) == 0
     assert "AUROC" in capsys.readouterr().out

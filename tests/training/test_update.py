@@ -13,6 +13,7 @@ from tests.support import blobs, tiny_config
 from tests.data.test_row_windows import plant, rows_config, write
 
 import ganomaly_jax
+from ganomaly_jax.runs import layout
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import StoppedError, UserError
 from ganomaly_jax.data import datasets, sources, splits
@@ -63,7 +64,7 @@ def test_good_new_normals_are_learned(kept, old):
     assert (after(odd) > after.threshold).mean() > 0.5
     flagged = done.figures["flagged"]["new"]
     assert flagged["new"]["count"] < flagged["old"]["count"] == flagged["old"]["of"]
-    assert not (folder / update.CANDIDATE).exists()
+    assert not (folder / layout.CANDIDATE).exists()
 
 
 def test_where_it_comes_from_is_kept(kept, old):
@@ -76,7 +77,7 @@ def test_where_it_comes_from_is_kept(kept, old):
     assert len(lineage["checkpoint_hash"]) == 64
     assert lineage["new_data_hash"] == datasets.content_hash(datasets.from_arrays(brighter(150, 20)))
     assert ganomaly_jax.load(folder).provenance["lineage"] == lineage
-    assert json.loads((folder / update.DECISION).read_text())["lineage"] == lineage
+    assert json.loads((folder / layout.UPDATE).read_text())["lineage"] == lineage
     assert any("108 of 144 old ones" in line for line in said)  # as many as new ones
     assert (folder / "history.jsonl").exists()
 
@@ -132,7 +133,7 @@ def test_what_would_spoil_it_is_refused(old, tmp_path, capsys):
     assert "refused" in said and "on the old test set the AUROC goes from" in said
     assert contents(old[0]) == before
     assert not (out / "detector").exists()
-    assert not json.loads((out / update.DECISION).read_text())["kept"]
+    assert not json.loads((out / layout.UPDATE).read_text())["kept"]
     with pytest.raises(UserError):
         ganomaly_jax.load(out)
     with pytest.raises(UserError, match="was refused"):
@@ -149,7 +150,7 @@ def test_stopped_it_goes_on_to_the_same_bits(kept, old, tmp_path, monkeypatch):
         settings.train.steps, steps = 10, settings.train.steps
         real(settings, workdir, *rest, **named)
         settings.train.steps = steps
-        shutil.rmtree(workdir / update.CANDIDATE)
+        shutil.rmtree(workdir / layout.CANDIDATE)
         raise StoppedError("stopped", signal.SIGTERM)
 
     monkeypatch.setattr(update.training, "train", stopped)
