@@ -158,6 +158,26 @@ def image_hash(image: np.ndarray) -> bytes:
     return hashlib.sha256(little.reshape(-1).view(np.uint8).data).digest()
 
 
+def check_unchanged(name: str, before: str | None, now: str, advice: str, since: str = "the training") -> None:
+    """Makes sure that data are those that a run was trained on.
+
+    Args:
+      name: what the message calls the data.
+      before: their `content_hash` at that time; None where it was not recorded, which passes.
+      now: their `content_hash` as they are.
+      advice: a sentence without its full stop that says what to do.
+      since: what happened at that time.
+
+    Raises:
+      UserError: the hashes differ.
+    """
+    if before is not None and before != now:
+        raise UserError(
+            f"the data {name} have changed since {since} (their hash was {before[:12]}, now it is {now[:12]}): which "
+            f"items were trained on is no longer known. {advice}"
+        )
+
+
 def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str:
     """sha256 over images, labels, classes and parts, in hexadecimal: the same data give the same hash anywhere.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganomaly_jax.core import config
+from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
@@ -164,14 +164,7 @@ def describe(dataset: Dataset, split: Split | None = None) -> str:
     for name, kind, group in groups:
         counts = [int((np.isin(dataset.labels, group) & (uses == use)).sum()) for use in columns]
         rows.append((name, kind, *map(str, counts)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if k < 2 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells))
+    lines = text_table.lines(rows, right=range(2, len(rows[0])))
     size = " x ".join(map(str, dataset.images.shape[1:]))
     span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
     last = f"; {split.protocol}" if split else ""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ganomaly_jax.core import text_table
 from ganomaly_jax.data import datasets, lazy
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.evaluation import auroc_intervals
@@ -123,10 +124,7 @@ def describe(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
         counts = [figures["flagged"][group][side] for group in GROUPS] + [figures["found"][side]]
         cells = [f"{one['count']} of {one['of']}" if one["of"] else "none labelled" for one in counts]
         rows.append((title, f"{figures['thresholds'][side]:.6g}", *cells))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["compared on the same images, which neither was trained on:"]
-    for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    lines = ["compared on the same images, which neither was trained on:", *text_table.lines(rows)]
     for name, where in (("old", "old test set"), ("all", "all held-out images")):
         found = figures["auroc"][name]
         if found is not None:

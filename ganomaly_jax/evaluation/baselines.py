@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core import config
+from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.lazy import Images
@@ -345,17 +345,17 @@ def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """A table for the terminal, from what `metrics.json` holds."""
-    width = max(len(name) for name in figures)
-    rows = [f"{'':{width}}  AUROC  (95 %)           av. prec.  false pos.  true pos.  AUROC minus the detector's"]
+    rows: list[tuple[str, ...]] = [
+        ("", "AUROC", "(95 %)", "av. prec.", "false pos.", "true pos.", "AUROC minus the detector's")
+    ]
     for name, found in figures.items():
-        cells = [f"{name:{width}}", " not defined " if found["auroc"] is None else f"{found['auroc']:.4f}"]
+        cells = ["not defined", "", "-"]
         if found["auroc"] is not None:
             low, high = found["interval"]
-            cells += [f"({low:.4f}-{high:.4f})", f"{found['average_precision']:9.4f}"]
-        for key, space in (("false_positive_rate", 10), ("true_positive_rate", 9)):
-            cells.append(f"{'-' if found[key] is None else format(found[key], '.1%'):>{space}}")
-        if found.get("difference"):
-            difference, low, high = found["difference"]
-            cells.append(f"{difference:+.4f} ({low:+.4f} to {high:+.4f})")
-        rows.append("  ".join(cells))
-    return rows
+            cells = [f"{found['auroc']:.4f}", f"({low:.4f}-{high:.4f})", f"{found['average_precision']:.4f}"]
+        for key in ("false_positive_rate", "true_positive_rate"):
+            cells.append("-" if found[key] is None else f"{found[key]:.1%}")
+        difference = found.get("difference")
+        cells.append("{:+.4f} ({:+.4f} to {:+.4f})".format(*difference) if difference else "")
+        rows.append((name, *cells))
+    return text_table.lines(rows, right={3, 4, 5})

@@ -232,12 +232,8 @@ def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets
 
 def _check_unchanged(workdir: Path, dataset: datasets.Dataset) -> None:
     before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(dataset)
-    if before is not None and before != now:
-        raise UserError(
-            f"the data {dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
-            f"{now[:12]}): which images were trained on is no longer known. Name them with --data to test on all of "
-            "them as they are now"
-        )
+    advice = "Name them with --data to test on all of them as they are now"
+    datasets.check_unchanged(dataset.name, before, now, advice)
 
 
 def _metrics(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> dict[str, Any]:

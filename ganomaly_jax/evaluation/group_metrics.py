@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ganomaly_jax.core import text_table
 from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
@@ -121,10 +122,7 @@ def shown(key: str, figure: Sequence[float] | None) -> str:
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The table for a terminal, and the gaps."""
     header = ("group", "normal", "anomalous", "threshold", *_WORDS.values())
-    table = [header, *cells(found)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    drawn = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    return [*drawn, *found["gaps"], *unnamed(found)]
+    return [*text_table.lines([header, *cells(found)]), *found["gaps"], *unnamed(found)]
 
 
 def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:

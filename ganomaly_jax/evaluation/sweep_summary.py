@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files
+from ganomaly_jax.core import atomic_files, text_table
 from ganomaly_jax.evaluation.evaluate import Evaluation
 from ganomaly_jax.report import html
 from ganomaly_jax.runs import layout, run_folder
@@ -68,11 +68,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
         rows.append((name or "as labelled", *each, _shown(figures["mean"]), _shown(figures["spread"])))
     if len(summary["per_class"]) > 1:
         rows.append(("mean", *[""] * len(seeds), _shown(summary["auroc"]), _shown(summary["spread"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])  # names left, figures right
-        for row in rows
-    ]
+    return text_table.lines(rows, right=range(1, len(rows[0])))
 
 
 def write(workdir: Path, summary: Mapping[str, Any]) -> Path:

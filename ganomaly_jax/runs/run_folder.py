@@ -13,6 +13,7 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_files, config_values
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.data import datasets
 from ganomaly_jax.runs import layout
 from ganomaly_jax.runs.resolution import Run
 
@@ -83,11 +84,8 @@ def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
                 "Take another --workdir, or the same configuration to go on"
             )
         before = stored_environment(workdir).get("data_hash")
-        if before is not None and before != data_hash:
-            raise UserError(
-                f"{workdir} holds a run on other data: their hash was {before[:12]}, now it is {data_hash[:12]}. "
-                "Take another --workdir, or the same data to go on"
-            )
+        advice = "Take another --workdir, or the same data to go on"
+        datasets.check_unchanged(f"of the run in {workdir}", before, data_hash, advice)
     write_json(workdir / layout.CONFIG, config_values.to_dict(resolved))
 
 

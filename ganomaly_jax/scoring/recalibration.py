@@ -78,11 +78,10 @@ def recalibrate(
         if by is not None:
             this = resolution.resolve(made.config, progress=True)
             before = run_folder.stored_environment(Path(workdir)).get("data_hash")
-            if before != datasets.content_hash(this.dataset):
-                raise UserError(
-                    f"the data {this.dataset.name} have changed since the training, or {workdir} is no run's folder: "
-                    "which images were set aside is not known; name normal images with --data"
-                )
+            if before is None:
+                raise UserError(f"{workdir} is not the folder of a run: name normal items with --data")
+            now = datasets.content_hash(this.dataset)
+            datasets.check_unchanged(this.dataset.name, before, now, "Name normal ones with --data")
             scores = made(lazy.select(this.dataset.images, this.split.calibration))
             names = groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.calibration]
             made = _grouped(made, scores, names)

@@ -89,8 +89,7 @@ def _of_run(scorer: Scorer, workdir: Path) -> tuple[tuple[Any, Any], int]:
     if before is None:
         raise UserError(f"{workdir} is no run's folder")
     this = resolution.resolve(scorer.config)
-    if datasets.content_hash(this.dataset) != before:
-        raise UserError(f"the data {this.dataset.name} have changed since the training")
+    datasets.check_unchanged(this.dataset.name, before, datasets.content_hash(this.dataset), "Name them with --normals")
     parts = tuple(lazy.select(this.dataset.images, part) for part in (this.split.train, this.split.calibration))
     return (parts[0], parts[1]), _apart(scorer)
 

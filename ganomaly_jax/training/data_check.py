@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import validation
+from ganomaly_jax.core import text_table, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
@@ -193,14 +193,8 @@ def describe(found: Check) -> str:
         cells = {**row, "sizes": sizes(row["sizes"]), "types": ", ".join(row["types"]), "values": values}
         shown.append({key: str(cell) for key, cell in cells.items() if key not in ("lowest", "highest")})
     titles = [key.replace("_", " ") for key in shown[0]]
-    widths = [max(len(title), *(len(row[key]) for row in shown)) for title, key in zip(titles, shown[0], strict=True)]
-    numbers = {"train", "test", "items"}
-    lines = ["  ".join(title.ljust(width) for title, width in zip(titles, widths, strict=True)).rstrip()]
-    for row in shown:
-        each = zip(row.items(), widths, strict=True)
-        aligned = [cell.rjust(width) if key in numbers else cell.ljust(width) for (key, cell), width in each]
-        lines.append("  ".join(aligned).rstrip())
-    lines.append(found.kind)
+    counts = {k for k, key in enumerate(shown[0]) if key in ("train", "test", "items")}
+    lines = [*text_table.lines([titles, *(list(row.values()) for row in shown)], right=counts), found.kind]
     for finding in found.findings:
         some = "; ".join(finding.items[: training_findings.EXAMPLES])
         more = f" ({some}{'; ...' if len(finding.items) > training_findings.EXAMPLES else ''})" if some else ""

@@ -179,11 +179,7 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
         )
     this = resolution.resolve(resolved, progress=True)
     before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(this.dataset)
-    if before is not None and before != now:
-        raise UserError(
-            f"the data {this.dataset.name} have changed since the training (their hash was {before[:12]}, now it is "
-            f"{now[:12]}): which images were trained on is no longer known. Name the unchanged ones with --old-data"
-        )
+    datasets.check_unchanged(this.dataset.name, before, now, "Name the unchanged ones with --old-data")
     if this.dataset.recordings:
         raise UserError(f"{workdir} is a detector of sound: an update is for images and rows, train anew on all of it")
     return _Parent(scorer, this, root / f"{step:08d}", now)

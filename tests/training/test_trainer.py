@@ -154,7 +154,7 @@ def test_another_configuration_or_other_data_are_refused(uninterrupted, arrays):
     config.model.latent_size = 5
     with pytest.raises(UserError, match=r"model\.latent_size: the run has 4, asked is 5"):
         train(config, uninterrupted, arrays, log=quiet)
-    with pytest.raises(UserError, match="other data"):
+    with pytest.raises(UserError, match="have changed"):
         train(tiny_config(epochs=2), uninterrupted, (arrays[0][::-1], arrays[1][::-1]), log=quiet)
 
 

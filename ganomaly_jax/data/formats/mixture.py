@@ -169,10 +169,8 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
     datasets = []
     for part in parts:
         dataset = as_taken(read(part.settings), part.settings, scaling)
-        if data_datasets.content_hash(dataset) != part.content_hash:
-            raise UserError(
-                f"{part.settings.source} has changed since the update that {shown(path)} describes: which of its "
-                "images were trained on is no longer known. Put it back as it was, or name other data with --data"
-            )
+        advice = f"Put them back as {shown(path)} describes them, or name other data with --data"
+        now = data_datasets.content_hash(dataset)
+        data_datasets.check_unchanged(part.settings.source, part.content_hash, now, advice, since="the update")
         datasets.append(dataset)
     return join(parts, datasets, shown(path), scaling)
