@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.cli import arguments
-from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core import exit_codes, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.runs import layout
 
@@ -182,12 +182,14 @@ def _print_verdicts(scorer: Scorer, names: Sequence[str], judged: Judgement, why
 def _print_table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:
     """Prints the verdicts, invalid ones and then the most anomalous first."""
     order = sorted(range(len(names)), key=lambda i: (judged.verdicts[i] != "invalid", -judged.scores[i]))
-    print(f"{'verdict':9}  {'score':>10}  {'p-value':>7}  path")
+    rows = [("verdict", "score", "p-value", "path")]
     for i in order[:_ROWS]:
         if judged.verdicts[i] == "invalid":
-            print(f"{'invalid':9}  {'':>10}  {'':>7}  {_one_line(names[i])}: {why[i]}")
+            rows.append(("invalid", "", "", f"{_one_line(names[i])}: {why[i]}"))
         else:
-            print(f"{judged.verdicts[i]:9}  {judged.scores[i]:10.4g}  {judged.p_values[i]:7.4f}  {_one_line(names[i])}")
+            numbers = f"{judged.scores[i]:.4g}", f"{judged.p_values[i]:.4f}"
+            rows.append((judged.verdicts[i], *numbers, _one_line(names[i])))
+    print(*text_table.lines(rows, right={1, 2}), sep="\n")
     if len(order) > _ROWS:
         print(f"... and {len(order) - _ROWS} less anomalous ones")
 

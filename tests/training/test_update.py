@@ -144,7 +144,7 @@ def test_what_would_spoil_it_is_refused(old, tmp_path, capsys):
 def test_stopped_it_goes_on_to_the_same_bits(kept, old, tmp_path, monkeypatch):
     folder, done, _ = kept
     source, out = str(folder.parent / "new.npz"), tmp_path / "run"
-    real = update.training.train
+    real = update.trainer.train
 
     def stopped(settings, workdir, *rest, **named):
         settings.train.steps, steps = 10, settings.train.steps
@@ -153,7 +153,7 @@ def test_stopped_it_goes_on_to_the_same_bits(kept, old, tmp_path, monkeypatch):
         shutil.rmtree(workdir / layout.CANDIDATE)
         raise StoppedError("stopped", signal.SIGTERM)
 
-    monkeypatch.setattr(update.training, "train", stopped)
+    monkeypatch.setattr(update.trainer, "train", stopped)
     with pytest.raises(StoppedError):
         update.update(old[0], source, out, old_source=str(old[1]), log=lambda line: None)
     monkeypatch.undo()
