@@ -29,7 +29,7 @@ from ganomaly_jax.cli import (
     update,
 )
 from ganomaly_jax.core import exit_codes
-from ganomaly_jax.core.errors import DamagedError, DivergedError, LostError, StoppedError, UserError
+from ganomaly_jax.core.errors import DamagedError, DivergedError, ProcessLostError, StoppedError, UserError
 
 VERBS = (
     *(demo, train, evaluate, predict, explain, export, import_, serve, monitor),
@@ -76,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
             environment.restart_with_huge_pages()
         environment.set_defaults()
         return args.run(args, overrides)
-    except (UserError, DivergedError, DamagedError, StoppedError, LostError) as error:
+    except (UserError, DivergedError, DamagedError, StoppedError, ProcessLostError) as error:
         print(f"ganomaly: {error}", file=sys.stderr)
         if getattr(args, "distributed", False):
             train.leave(error.exit_code)

@@ -1,4 +1,4 @@
-"""Small files written whole or not at all."""
+"""Atomic writes of small files: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ganomaly_jax.core.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to; at the end it takes the place of `path`, or goes where the writing failed.
+    """Yields a temporary path to write to, and renames it to `path` at the end; after an error it is deleted.
 
-    The folders above are made.
+    Parent folders are created.
 
     Raises:
       UserError: the file cannot be written.
@@ -28,7 +28,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror or error}; choose another folder or make room"
+            f"{path} cannot be written: {error.strerror or error}; choose another folder or free some space"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Text in UTF-8.
+    """Writes text to `path` atomically, in UTF-8.
 
     Raises:
       UserError: the file cannot be written.

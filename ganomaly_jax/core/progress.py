@@ -1,4 +1,4 @@
-"""How long work shows how far it is: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,29 +10,42 @@ from typing import TypeVar
 
 Block = TypeVar("Block", bound=Sized)
 
-# Off a terminal a line at least this many seconds apart: a log that can be read, and a job that is seen to live.
+# Off a terminal, the minimum interval between lines: readable logs that still show that a job is alive.
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """A bar (tqdm, on standard error) or lines (standard output); `update` as often as you like. `quiet`: neither.
+    """A progress bar (tqdm, on standard error) or, off a terminal, lines on standard output.
 
-    `late`: nothing of work that is soon done, and no bar is left behind.
+    Args:
+      total: number of units of work.
+      done: number of units that are already done.
+      unit: name of the unit, such as `step`.
+      quiet: show nothing.
+      transient: show nothing for work that finishes quickly, and leave no bar behind.
     """
 
-    def __init__(self, total: int, done: int, unit: str, quiet: bool = False, late: bool = False) -> None:
-        self._total, self._unit, self._quiet, self._late = total, unit, quiet, late
-        self._last = time.monotonic() if done or late else 0.0
+    def __init__(self, total: int, done: int, unit: str, quiet: bool = False, transient: bool = False) -> None:
+        """Starts the bar, or the clock of the lines."""
+        self._total, self._unit, self._quiet, self._late = total, unit, quiet, transient
+        self._last = time.monotonic() if done or transient else 0.0
         self._bar = None
         if sys.stderr.isatty() and not quiet:
             try:
                 from tqdm import tqdm
             except ImportError:
                 return
-            self._bar = tqdm(total=total, initial=done, unit=unit, dynamic_ncols=True, leave=not late, delay=late)
+            self._bar = tqdm(
+                total=total, initial=done, unit=unit, dynamic_ncols=True, leave=not transient, delay=transient
+            )
 
     def update(self, done: int, text: str) -> None:
-        """`done` of the total are done; `text` says how it goes."""
+        """Reports progress; may be called at any rate.
+
+        Args:
+          done: units done so far, of the total.
+          text: current state of the work, such as the loss.
+        """
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
@@ -45,14 +58,22 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.close()
 
 
-def over(blocks: Iterable[Block], total: int, unit: str, quiet: bool, text: str) -> Iterator[Block]:
-    """The blocks, with progress over their `total` items, shown late: a block is done once the next is asked for."""
-    with Progress(total, 0, unit, quiet, late=True) as bar:
+def track(blocks: Iterable[Block], total: int, unit: str, quiet: bool, text: str) -> Iterator[Block]:
+    """Yields blocks of work and shows transient progress; a block counts as done when the next one is requested.
+
+    Args:
+      blocks: the blocks, each of the size of its `len`.
+      total: sum of the sizes.
+      unit: name of one item.
+      quiet: show nothing.
+      text: text shown beside the numbers.
+    """
+    with Progress(total, 0, unit, quiet, transient=True) as bar:
         done = 0
         for block in blocks:
             yield block

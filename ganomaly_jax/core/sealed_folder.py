@@ -1,7 +1,7 @@
-"""Folders that are there whole or not at all, every file of them known by its sha256. Standard library only.
+"""Folders that are replaced atomically and verified by checksums. Uses the standard library only.
 
-A sealed folder holds `manifest.json` with hash and size of every other file. A folder is written under a temporary
-name beside its place and renamed; what killed processes leave behind is tidied by the next writer.
+A sealed folder holds `manifest.json`, which lists the sha256 and the size of every other file. A folder is written
+under a temporary name beside its target and then renamed; leftovers of killed processes are removed by the next writer.
 """
 
 from __future__ import annotations
@@ -24,59 +24,59 @@ from ganomaly_jax.core.errors import DamagedError, UserError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".ganomaly-tmp-"
-_ASIDE = ".ganomaly-old-"
+_REPLACED = ".ganomaly-old-"
 
 
 def seal(directory: Path) -> None:
-    """Write `manifest.json`: sha256 and size in bytes of every other file in the folder, by relative path.
+    """Writes `manifest.json`: sha256 and size in bytes of every other file below `directory`, by relative path.
 
     Raises:
-      OSError: as the file system gives it.
+      OSError: the file system's own error.
     """
-    listed = {name: _entry(directory / name) for name in _names(directory)}
-    (directory / MANIFEST).write_bytes(_encode(listed))
+    entries = {name: _entry(directory / name) for name in _names(directory)}
+    (directory / MANIFEST).write_bytes(_encode(entries))
 
 
 def verify(directory: Path) -> None:
-    """Check every file of a sealed folder against its manifest.
+    """Checks every file of a sealed folder against its manifest.
 
     Raises:
-      DamagedError: a file is missing, extra, altered or cut short (the message names it).
-      UserError: no such folder, or one that cannot be read.
+      DamagedError: a file is missing, extra, altered or truncated; the message names it.
+      UserError: the folder does not exist or cannot be read.
     """
     directory = Path(directory)
 
-    def damaged(what: str) -> DamagedError:
-        return DamagedError(f"{directory} is damaged: {what}")
+    def damaged(reason: str) -> DamagedError:
+        return DamagedError(f"{directory} is damaged: {reason}")
 
-    with reading(directory):
+    with translated_errors(directory):
         if not directory.is_dir():
-            raise UserError(f"there is no folder {directory}; give one that was written by ganomaly")
+            raise UserError(f"{directory} does not exist; expected a folder that was written by ganomaly")
         names = set(_names(directory))
         if not (directory / MANIFEST).exists():
             raise damaged(f"{MANIFEST} is missing")
         raw = (directory / MANIFEST).read_bytes()
         try:
-            listed = json.loads(raw)
+            entries = json.loads(raw)
         except (ValueError, RecursionError):
             raise damaged(f"{MANIFEST} is not JSON") from None
-        if not isinstance(listed, dict):
+        if not isinstance(entries, dict):
             raise damaged(f"{MANIFEST} was altered")
-        for name in sorted(names | listed.keys()):
+        for name in sorted(names | entries.keys()):
             if name not in names:
                 raise damaged(f"{name!r} is missing")
-            if name not in listed:
-                raise damaged(f"{name!r} does not belong there ({MANIFEST} does not list it)")
-            if listed[name] != _entry(directory / name):
-                raise damaged(f"{name!r} was altered or cut short")
-        # The manifest follows from the files, to the byte: that is its own checksum.
-        if raw != _encode(listed):
+            if name not in entries:
+                raise damaged(f"{name!r} is not listed in {MANIFEST}")
+            if entries[name] != _entry(directory / name):
+                raise damaged(f"{name!r} was altered or truncated")
+        # The manifest is a function of the files, byte for byte, and so needs no checksum of its own.
+        if raw != _encode(entries):
             raise damaged(f"{MANIFEST} was altered")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Errors of the file system as the two of ours."""
+def translated_errors(path: Path) -> Iterator[None]:
+    """Turns errors of the file system inside the context into `DamagedError` or `UserError`, naming `path`."""
     try:
         yield
     except OSError as error:
@@ -86,7 +86,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _names(directory: Path) -> Iterator[str]:
-    """Relative path of every file below `directory` but the manifest."""
+    """Yields the relative path of every file below `directory` except the manifest."""
 
     def refuse(error: OSError) -> None:
         raise error
@@ -102,16 +102,24 @@ def _names(directory: Path) -> Iterator[str]:
 
 
 def _entry(path: Path) -> dict[str, Any]:
+    """Returns the manifest entry of a file."""
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": os.fstat(file.fileno()).st_size}
 
 
-def _encode(listed: dict[str, Any]) -> bytes:
-    return json.dumps(listed, indent=1, sort_keys=True).encode()
+def _encode(entries: dict[str, Any]) -> bytes:
+    """Returns the manifest as bytes."""
+    return json.dumps(entries, indent=1, sort_keys=True).encode()
 
 
-def reserve(folder: Path, size: int) -> None:
-    """Have a full disk or a quota show here, as one OSError: from within Orbax it comes with pages of tracebacks."""
+def check_free_space(folder: Path, size: int) -> None:
+    """Allocates `size` bytes in `folder` and frees them, so that a full disk or a quota shows as one short OSError.
+
+    Orbax would report it with pages of tracebacks.
+
+    Raises:
+      OSError: there is not enough space.
+    """
     path = folder / "reserve"
     with path.open("wb") as file, _unless_unsupported():
         os.posix_fallocate(file.fileno(), 0, size)
@@ -120,7 +128,7 @@ def reserve(folder: Path, size: int) -> None:
 
 @contextmanager
 def _unless_unsupported() -> Iterator[None]:
-    """Pass over what this file system cannot do at all."""
+    """Ignores errors that mean that this file system does not support an operation."""
     try:
         yield
     except OSError as error:
@@ -128,24 +136,30 @@ def _unless_unsupported() -> Iterator[None]:
             raise
 
 
-def temporary_path(parent: Path, name: str) -> Path:
-    """Where `temporary` makes its folder."""
+def temporary_folder_path(parent: Path, name: str) -> Path:
+    """Returns the path of the folder that `temporary_folder` creates for `name`."""
     return parent / f"{_TEMPORARY}{name}"
 
 
 @contextmanager
-def temporary(parent: Path, name: str = "") -> Iterator[Path]:
-    """A new folder in `parent`, locked while this process lives, removed at the end if it is still there.
+def temporary_folder(parent: Path, name: str = "") -> Iterator[Path]:
+    """Creates a folder in `parent`, locked while this process lives, and removes it at the end if it is still there.
 
-    With a name, which other processes know as well (`temporary_path`), nobody else may be writing one of that name.
+    Args:
+      parent: existing folder.
+      name: name that other processes derive as well (see `temporary_folder_path`), which no other writer may use at the
+        same time; by default a random one.
+
+    Yields:
+      The path of the new folder.
     """
     while True:
-        path = temporary_path(parent, name or secrets.token_hex(8))
+        path = temporary_folder_path(parent, name or secrets.token_hex(8))
         path.mkdir()
         lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # Some network file systems have no locks: nothing is tidied there.
+        with suppress(OSError):  # Some network file systems have no locks: leftovers stay there.
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():  # Another writer may have tidied it away before it was locked.
+        if path.exists():  # Another writer may have removed it before it was locked.
             break
         os.close(lock)
     try:
@@ -155,8 +169,8 @@ def temporary(parent: Path, name: str = "") -> Iterator[Path]:
         os.close(lock)
 
 
-def tidy(parent: Path) -> None:
-    """Remove what killed processes left in `parent`; what a live one is writing is locked."""
+def remove_leftovers(parent: Path) -> None:
+    """Removes what killed processes left behind in `parent`; folders locked by live processes are kept."""
     for path in parent.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -165,16 +179,20 @@ def tidy(parent: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(lock)
-    for path in parent.glob(f"{_ASIDE}*"):
-        target = parent / path.name.removeprefix(_ASIDE)
+    for path in parent.glob(f"{_REPLACED}*"):
+        target = parent / path.name.removeprefix(_REPLACED)
         if target.exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.rename(target)
 
 
-def put(folder: Path, target: Path) -> None:
-    """Rename into place. What was there takes the place of `folder`."""
+def move_into_place(folder: Path, target: Path) -> None:
+    """Renames `folder` to `target`; if `target` exists, the two are swapped, so that `folder` is then the old one.
+
+    Raises:
+      OSError: the file system's own error; `target` is unchanged then.
+    """
     try:
         os.rename(folder, target)
         return
@@ -184,47 +202,53 @@ def put(folder: Path, target: Path) -> None:
     with _unless_unsupported():
         _exchange(folder, target)
         return
-    # Where the file system has no exchange (NFS), a kill between these two leaves the old one aside for `tidy`.
-    aside = target.with_name(_ASIDE + target.name)
-    os.rename(target, aside)
+    # Without an atomic exchange (NFS), a kill between these two renames leaves the old folder to `remove_leftovers`.
+    replaced = target.with_name(_REPLACED + target.name)
+    os.rename(target, replaced)
     try:
         os.rename(folder, target)
     except OSError:
-        os.rename(aside, target)
+        os.rename(replaced, target)
         raise
-    os.rename(aside, folder)
+    os.rename(replaced, folder)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Swap two names in one step (Linux)."""
+def _exchange(first: Path, second: Path) -> None:
+    """Swaps two paths atomically (Linux only)."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if rename(here, os.fsencode(one), here, os.fsencode(other), swap):
+    cwd, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(cwd, os.fsencode(first), cwd, os.fsencode(second), swap):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def delete(directory: Path) -> None:
-    """Whole or not at all, as seen under its name."""
-    away = directory.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    """Deletes a folder such that it vanishes from under its name at once.
+
+    Raises:
+      UserError: it cannot be deleted.
+    """
+    hidden = directory.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
     try:
-        directory.rename(away)
+        directory.rename(hidden)
     except OSError as error:
         raise UserError(
             f"cannot delete {directory}: {error.strerror or error}; the new checkpoint is in place"
         ) from error
-    shutil.rmtree(away, ignore_errors=True)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
-def sync(directory: Path) -> None:
+def fsync_tree(directory: Path) -> None:
+    """Flushes every file and folder below `directory` to disk."""
     for folder, _, files in os.walk(directory):
         for name in files:
-            sync_one(Path(folder, name))
-        sync_one(Path(folder))
+            fsync(Path(folder, name))
+        fsync(Path(folder))
 
 
-def sync_one(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flushes one file or folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with _unless_unsupported():

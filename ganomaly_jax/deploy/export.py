@@ -81,8 +81,8 @@ def export(
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sealed_folder.tidy(target.parent)
-        with sealed_folder.temporary(target.parent) as folder:
+        sealed_folder.remove_leftovers(target.parent)
+        with sealed_folder.temporary_folder(target.parent) as folder:
             written_by = write(folder, live)
             (folder / LOADER).write_bytes(Path(export_runtime.__file__).read_bytes())
             manifest = _manifest(live, folder, form, weights, written_by)
@@ -90,9 +90,9 @@ def export(
             # What is checked is what lies there, by its own loader.
             manifest["self_check"] = _self_check(live, folder, images)
             _write_manifest(folder, manifest)
-            sealed_folder.sync(folder)
-            sealed_folder.put(folder, target)
-            sealed_folder.sync_one(target.parent)
+            sealed_folder.fsync_tree(folder)
+            sealed_folder.move_into_place(folder, target)
+            sealed_folder.fsync(target.parent)
     except OSError as error:
         raise UserError(
             f"cannot write {out}: {error.strerror or error}; everything that was there is intact"

@@ -185,7 +185,7 @@ def _detector_hash(workdir: str | os.PathLike[str]) -> str:
         live = scoring_scorer.load(workdir)  # says what is wrong
         if live.columns:
             raise UserError("--engine ray scores images: wanted the local engine for tables of sensors")
-    with sealed_folder.reading(folder):
+    with sealed_folder.translated_errors(folder):
         return hashlib.sha256((folder / sealed_folder.MANIFEST).read_bytes()).hexdigest()
 
 

@@ -66,7 +66,7 @@ def begin_together(directory: Path, tree: Any, meta: dict[str, Any]) -> Callable
     arrays = _flatten(tree)
     text = _checked(arrays, meta)
     target = Path(os.path.realpath(directory))
-    folder = sealed_folder.temporary_path(target.parent, f"{target.name}-together")
+    folder = sealed_folder.temporary_folder_path(target.parent, f"{target.name}-together")
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(_intact(directory, target))
@@ -120,18 +120,18 @@ def _intact(directory: Path, target: Path) -> Iterator[None]:
 @contextmanager
 def _begun(target: Path, arrays: dict[tuple[str, ...], Any], name: str = "") -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    sealed_folder.tidy(target.parent)
-    with sealed_folder.temporary(target.parent, name) as folder:
-        sealed_folder.reserve(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
+    sealed_folder.remove_leftovers(target.parent)
+    with sealed_folder.temporary_folder(target.parent, name) as folder:
+        sealed_folder.check_free_space(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
         yield folder
 
 
 def _sealed(folder: Path, target: Path, text: str) -> None:
     (folder / META).write_text(text)
     sealed_folder.seal(folder)
-    sealed_folder.sync(folder)
-    sealed_folder.put(folder, target)
-    sealed_folder.sync_one(target.parent)
+    sealed_folder.fsync_tree(folder)
+    sealed_folder.move_into_place(folder, target)
+    sealed_folder.fsync(target.parent)
 
 
 def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -150,7 +150,7 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     """
     directory = Path(directory)
     sealed_folder.verify(directory)
-    with sealed_folder.reading(directory):
+    with sealed_folder.translated_errors(directory):
         try:
             meta = json.loads((directory / META).read_bytes())
             # Each process for itself, and as numpy whatever the devices were that it was written from.
@@ -198,7 +198,7 @@ def best(root: Path) -> int | None:
 def steps(root: Path) -> list[int]:
     """The steps that have a checkpoint in `root`, ascending; empty where there is no such folder."""
     root = Path(root)
-    with sealed_folder.reading(root):
+    with sealed_folder.translated_errors(root):
         if not root.is_dir():
             return []
         found = [entry.name for entry in os.scandir(root) if re.fullmatch(r"\d{8,}", entry.name) and entry.is_dir()]

@@ -21,7 +21,7 @@ from ganomaly_jax.core import config as config_module
 from ganomaly_jax.core import config_values, sealed_folder
 from ganomaly_jax.core.config import Data
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.progress import over
+from ganomaly_jax.core.progress import track
 from ganomaly_jax.data.audio import windows as audio_windows
 from ganomaly_jax.data.images import decode, preprocess
 from ganomaly_jax.data.images import files as image_files
@@ -168,7 +168,7 @@ class Scorer:
         return self._judged(self._shown(blocks, len(x), progress))
 
     def _shown(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:
-        return over(blocks, total, config_module.items(self.config.data)[:-1], not progress, "scored")
+        return track(blocks, total, config_module.items(self.config.data)[:-1], not progress, "scored")
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = image_files.WORKERS, progress: bool = False

@@ -193,7 +193,7 @@ def _save(run: _Run, place: dict[str, Any]) -> None:
     }
     with atomic_files.replacing(run.options.state) as temporary:
         temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
-        sealed_folder.sync_one(temporary)
+        sealed_folder.fsync(temporary)
 
 
 def _report(run: _Run) -> None:

@@ -104,7 +104,7 @@ def device_memory() -> int | None:
     """Bytes that the first local device has for us, None where it does not say."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return core_memory.of_machine()
+        return core_memory.machine_memory()
     stats = device.memory_stats()
     return stats.get("bytes_limit") if stats else None
 

@@ -20,7 +20,7 @@ from jax import Array
 
 from ganomaly_jax.core import config, config_values, validation
 from ganomaly_jax.core.config import Config, Mesh, Train
-from ganomaly_jax.core.errors import LostError, UserError
+from ganomaly_jax.core.errors import ProcessLostError, UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model import registry
@@ -69,7 +69,7 @@ def train(
       DivergedError: a loss or weight became NaN or infinite; the last finite checkpoint is kept.
       DamagedError: the checkpoint to go on from is damaged.
       StoppedError: SIGINT or SIGTERM came; the state is saved.
-      LostError: another process is gone.
+      ProcessLostError: another process is gone.
     """
     if config.has_members(settings):
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
@@ -294,7 +294,7 @@ def _others(workdir: Path) -> Iterator[None]:
             raise
         kept = checkpoint.steps(workdir / layout.CHECKPOINTS)
         last = f"the last checkpoint is that of step {kept[-1]:,}" if kept else "there is no checkpoint yet"
-        raise LostError(
+        raise ProcessLostError(
             f"another process of this training is gone, or cannot be reached ({str(error).partition(chr(10))[0]}); "
             f"{last}: start all processes again to go on from there"
         ) from None

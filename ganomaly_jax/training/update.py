@@ -334,5 +334,5 @@ def _settle(
 def _moved(out: Path, kept: bool) -> None:
     target = out / (layout.DETECTOR if kept else layout.REFUSED)
     if (out / layout.CANDIDATE).is_dir():
-        sealed_folder.put(out / layout.CANDIDATE, target)
+        sealed_folder.move_into_place(out / layout.CANDIDATE, target)
         shutil.rmtree(out / layout.CANDIDATE, ignore_errors=True)

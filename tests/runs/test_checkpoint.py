@@ -216,7 +216,7 @@ def full_disk(folder, size):
 
 def test_nothing_is_deleted_before_the_new_one_is_in_place(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, small(), {}, keep=1)
-    monkeypatch.setattr(sealed_folder, "reserve", full_disk)
+    monkeypatch.setattr(sealed_folder, "check_free_space", full_disk)
     with pytest.raises(UserError):
         checkpoint.save(tmp_path, 2, small(), {}, keep=1)
     assert checkpoint.steps(tmp_path) == [1]

@@ -128,7 +128,7 @@ def test_errors_of_orbax_are_one_sentence(written, monkeypatch, error):
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="does not exist"):
         checkpoint.read(tmp_path / "none")
 
 
@@ -243,14 +243,14 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
 
 
 def test_two_writers_in_one_folder(tmp_path, monkeypatch):
-    sync, flock, writers = sealed_folder.sync, sealed_folder.fcntl.flock, ["b"]
+    sync, flock, writers = sealed_folder.fsync_tree, sealed_folder.fcntl.flock, ["b"]
 
     def write_another_first(folder):
         if writers:
             checkpoint.write(tmp_path / writers.pop(), small(2.0), {})
         sync(folder)
 
-    monkeypatch.setattr(sealed_folder, "sync", write_another_first)
+    monkeypatch.setattr(sealed_folder, "fsync_tree", write_another_first)
     checkpoint.write(tmp_path / "a", small(), {})
     assert_same(checkpoint.read(tmp_path / "a")[0], small())
     assert_same(checkpoint.read(tmp_path / "b")[0], small(2.0))
