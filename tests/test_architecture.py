@@ -168,7 +168,7 @@ def test_training_and_scoring_need_jax_libraries_only(tmp_path):
     script = """
 import sys
 blocked = ("tensorflow_datasets", "tensorflow", "ml_collections", "matplotlib", "PIL", "tqdm", "mlxtend",
-           "sklearn", "pandas", "importlib_resources", "torch", "flatbuffers")
+           "sklearn", "pandas", "importlib_resources", "torch", "flatbuffers", "jinja2", "markupsafe")
 class Without:
     def __init__(self, finder):
         self.finder = finder

@@ -126,6 +126,8 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
     if limits.pixels > decode.MAX_PIXELS:
         raise UserError(f"limit pixels {limits.pixels:,}: wanted at most {decode.MAX_PIXELS:,}, what is ever decoded")
     state = _State(scorer, limits)
+    content, policy = deploy_page.page()
+    description = openapi.document()
 
     async def score(request: Request) -> Response:
         found = await _answer(state, request, mapped=False)
@@ -152,10 +154,10 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         )
 
     async def described(request: Request) -> Response:
-        return JSONResponse(openapi.document())
+        return JSONResponse(description)
 
     async def page(request: Request) -> Response:
-        return HTMLResponse(deploy_page.PAGE, headers={"Content-Security-Policy": deploy_page.POLICY})
+        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
 
     def counted(path: str, answer: Callable[[Request], Awaitable[Response]], method: str) -> Route:
         """The route, whose requests are counted and timed, and whose refusals become answers."""

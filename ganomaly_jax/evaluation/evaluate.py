@@ -17,10 +17,10 @@ from ganomaly_jax.core import atomic_files, config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets, lazy, sources, splits
-from ganomaly_jax.evaluation import baselines, group_metrics, pixel_metrics
+from ganomaly_jax.evaluation import baselines, curves, group_metrics, pixel_metrics
 from ganomaly_jax.evaluation import metrics as evaluation_metrics
 from ganomaly_jax.parallel import processes
-from ganomaly_jax.report import figures, image_grids, sensor_plots, spectrogram_plots
+from ganomaly_jax.report import figures, image_grids, run_report, sensor_plots, spectrogram_plots
 from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import calibration, inference, sound
@@ -42,7 +42,7 @@ class Evaluation:
 
     metrics: dict[str, Any]
     page: Path | None
-    """`report.html`, None where matplotlib is absent or nothing could be scored."""
+    """`report.html`; None where matplotlib or jinja2 is not installed, or nothing could be scored."""
     misses: list[figures.Case]
     """The worst false positives and false negatives, worst first."""
 
@@ -272,7 +272,7 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
         said.append(f"AUROC and average precision are not defined: the test set has no {missing} images.")
     elif auroc < _SEPARATES:
         said.append(
-            f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f}, and a coin has 0.5. "
+            f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f} (chance is 0.5). "
             "Do not use it as it is."
         )
     rate, size = scorer.calibration.rate, len(scorer.variables["calibration"])
@@ -353,8 +353,7 @@ def _report(
     misses: list[figures.Case],
     values: dict[str, Any],
 ) -> Path | None:
-    valid = np.isfinite(judged.scores)
-    if not valid.any():
+    if not np.isfinite(judged.scores).any():
         return None
     examples = workdir / layout.PICTURES / "examples.png"
     try:
@@ -362,9 +361,8 @@ def _report(
             _examples(examples, this, scorer, labels)
         else:
             _timeline(examples, this, scorer, judged, labels)
-        return figures.write(
-            workdir, misses, labels[valid], judged.scores[valid], scorer.threshold, scorer.residual_max
-        )
+        scored = curves.scored(labels, judged.scores, scorer.threshold)
+        return run_report.write(workdir, misses, scored, scorer.residual_max)
     except ImportError as error:
         values["warnings"].append(str(error))
         return None

@@ -1,7 +1,8 @@
-"""What all members of a run come to: a table by class and seed, metrics.json and report.html of the whole."""
+"""The results of a sweep: a table by class and seed, and metrics.json and report.html of all its members."""
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ from ganomaly_jax.runs import layout, run_folder
 from ganomaly_jax.runs.sweep import Member
 
 _FIGURES = ("auroc", "average_precision", "false_positive_rate", "true_positive_rate")
+_LONGEST = 16  # letters of a class that fit beside its dots
 
 
 def summarise(team: Sequence[Member], found: Mapping[str, Evaluation | None]) -> dict[str, Any]:
-    """The figures of all members.
+    """Puts the figures of all members together.
+
+    Args:
+      team: the members of the sweep.
+      found: by name, what the evaluation of each found; None for one that diverged.
 
     Returns:
       `members`: a dict a member (name, abnormal, seed, auroc, average_precision, false_positive_rate,
@@ -59,7 +65,7 @@ def _mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """The table for a terminal: a row a class, a column a seed, mean and spread."""
+    """Returns the table for a terminal: a row for each class, a column for each seed, their mean and spread."""
     seeds = sorted({row["seed"] for row in summary["members"]})
     rows = [("abnormal", *(f"seed {seed}" for seed in seeds), "mean", "spread")]
     for name, figures in summary["per_class"].items():
@@ -72,46 +78,76 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
-    """metrics.json and report.html in the folder of the whole; the page's path.
+    """Writes metrics.json and report.html of the whole sweep into its folder, and returns the path of the page.
 
     Raises:
+      MissingError: jinja2 is not installed; metrics.json is written all the same.
       UserError: they cannot be written.
     """
     run_folder.write_json(workdir / layout.METRICS, dict(summary))
-    title = f"{len(summary['members'])} members: AUROC {html.number(summary['auroc'])}"
+    title = f"{len(summary['members'])} members: AUROC {_shown(summary['auroc'], 3)}"
     if summary["spread"] is not None:
         title += f" ± {summary['spread']:.3f}"
-    groups: dict[str, list[float]] = {name or "as labelled": [] for name in summary["per_class"]}
-    for row in summary["members"]:
-        if row["auroc"] is not None:
-            groups[row["abnormal"] or "as labelled"].append(row["auroc"])
-    header = ("member", "AUROC", "average precision", "false-positive rate", "true-positive rate")
-    cells = [
-        (
-            html.link(f"{layout.MEMBERS}/{row['name']}/{layout.REPORT}", row["name"]),
-            *(
-                html.text("diverged" if row["name"] in summary["diverged"] else html.number(row[key]))
-                for key in _FIGURES
-            ),
-        )
-        for row in summary["members"]
-    ]
-    parts = [
-        html.warnings({"warnings": [f"{name} diverged and is in no figure." for name in summary["diverged"]]}),
-        html.section(
-            "AUROC by abnormal class",
-            html.paragraph(
-                "A dot is one seed, the bar is their mean; 1 is perfect, 0.5 (dashed) is chance. Protocol: "
-                f"{summary['protocol'].split(':')[0] or 'not known'}; running statistics, last step."
-            ),
-            html.dots(groups),
-        ),
-        html.section("Members", html.raw_table(cells, header)),
-    ]
+    page = html.render(
+        html.REPORTS,
+        "sweep.html",
+        title=title,
+        warnings=[f"{name} diverged and is left out of all figures." for name in summary["diverged"]],
+        plot=_plot(summary),
+        protocol=summary["protocol"].split(":")[0] or "not known",
+        header=("member", "AUROC", "average precision", "false-positive rate", "true-positive rate"),
+        members=[
+            {
+                "name": row["name"],
+                "address": urllib.parse.quote(f"{layout.MEMBERS}/{row['name']}/{layout.REPORT}"),
+                "cells": ["diverged", "", "", ""] if row["name"] in summary["diverged"] else _cells(row),
+            }
+            for row in summary["members"]
+        ],
+    )
     path = workdir / layout.REPORT
-    atomic_files.write_text(path, html.page(title, parts))
+    atomic_files.write_text(path, page)
     return path
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    form = {"auroc": html.number, "average_precision": html.number}
+    return [form.get(key, html.percent)(row[key]) for key in _FIGURES]
+
+
+def _plot(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns where the template draws what: a row a class, a dot an AUROC, a bar at the mean."""
+    left, right, step, top = 130.0, 410.0, 26, 24
+    bottom = top + step * len(summary["per_class"])
+
+    def x(value: float) -> float:
+        return round(left + (right - left) * value, 1)
+
+    rows = []
+    for place, (name, figures) in enumerate(summary["per_class"].items()):
+        y, shown, mean = top + step * (place + 0.5), name or "as labelled", figures["mean"]
+        own = [row["auroc"] for row in summary["members"] if row["abnormal"] == name and row["auroc"] is not None]
+        rows.append(
+            {
+                "name": shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…",
+                "y": y,
+                "baseline": y + 5,
+                "dots": [x(value) for value in own],
+                "mean": "" if mean is None else f"{mean:.3f}",
+                "mean_x": 0.0 if mean is None else x(mean),
+            }
+        )
+    ticks = [
+        {
+            "x": x(at),
+            "label": f"{at:g}",
+            "colour": "#888" if at == 0.5 else "#ddd",
+            "dashes": "4 3" if at == 0.5 else "",
+        }
+        for at in (0, 0.25, 0.5, 0.75, 1)
+    ]
+    return {"width": 470, "height": bottom + 6, "top": top, "bottom": bottom, "ticks": ticks, "rows": rows}
+
+
+def _shown(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

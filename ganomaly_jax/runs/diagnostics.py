@@ -1,4 +1,4 @@
-"""The health of a training in words and curves, from its history."""
+"""Training health, read from the history of a run: curves, and sentences about what went wrong."""
 
 from __future__ import annotations
 
@@ -17,17 +17,25 @@ CURVES = {
 }
 IMAGES, STOPPED = "images", "stopped"
 
-# Of so many logits on the right side of 0 nearly all lie far from it: the loss is flat there, and so are its gradients.
+# With so many logits on the right side of 0, nearly all lie far from it, where the loss and its gradients are flat.
 HAS_WON = 0.99
 # The best linear reconstruction has the variance that it explains: below a quarter, three quarters of what tells one
 # normal image from another are missing.
 NEARLY_THE_SAME = 0.25
-# A latent that uses less than a tenth of its room could be a tenth as long, or has collapsed.
+# A latent code that uses less than a tenth of its dimensions could be a tenth as long, or has collapsed.
 COLLAPSED = 0.1
 
 
 def words(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
-    """Plain sentences about what is not well at the end of a training, from the records of its history."""
+    """Describes what is wrong at the end of a training, in plain sentences.
+
+    Args:
+      records: the records of `history.jsonl`.
+      latent_size: dimensions of the latent code.
+
+    Returns:
+      A sentence for each problem; none for a healthy training.
+    """
     records = list(records)
     said = []
     if records and isinstance(records[-1].get(STOPPED), str):
@@ -40,22 +48,20 @@ def words(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
             since -= 1
         if since < len(values):
             said.append(
-                f"The discriminator tells real from reconstructed images in {values[-1]:.0%} of cases since step "
-                f"{steps[since]:,}: its loss no longer teaches the generator."
+                f"The discriminator has told {values[-1]:.0%} of real and reconstructed images apart since step "
+                f"{steps[since]:,}: its loss no longer trains the generator."
             )
     if VARIANCE in looks and (ratio := looks[VARIANCE][1][-1]) < NEARLY_THE_SAME:
-        said.append(
-            f"Reconstructions vary {ratio:.0%} as much as the inputs: nearly the same picture comes out for all."
-        )
+        said.append(f"The reconstructions have collapsed: they vary only {ratio:.0%} as much as the inputs.")
     if RANK in looks:
         images = next((r[IMAGES] for r in reversed(records) if isinstance(r.get(IMAGES), int)), latent_size + 1)
         if (rank := looks[RANK][1][-1]) < COLLAPSED * min(latent_size, images - 1):
-            said.append(f"The latent uses about {rank:.0f} of {latent_size} dimensions.")
+            said.append(f"The latent code uses only about {rank:.0f} of its {latent_size} dimensions.")
     return said
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Sequence[int], Sequence[float]]]:
-    """(steps, values) of each of `CURVES` that the records of a history hold; of two for one step the later."""
+    """Returns (steps, values) of each of `CURVES` that the records of a history hold; of two for one step the later."""
     found: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     for record in records:
         for name, values in found.items():

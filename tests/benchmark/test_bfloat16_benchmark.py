@@ -22,7 +22,7 @@ def test_differences_are_those_of_the_members():
 
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate.figures, "write", lambda workdir, *_: workdir / "report.html")
+    monkeypatch.setattr(evaluate.run_report, "write", lambda workdir, *_: workdir / "report.html")
     monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
     images = np.concatenate([blobs(60, 0), blobs(60, 1, anomalous=True)])
     np.savez(tmp_path / "data.npz", images=images, labels=np.repeat(["a", "b"], 60))

@@ -18,11 +18,14 @@ from PIL import Image
 from tests.served import Served, png, wait_for
 from tests.support import blobs
 
+import ganomaly_jax
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import batching, http_app, openapi
 from ganomaly_jax.deploy import page as deploy_page
+from ganomaly_jax.report import html
 from ganomaly_jax.scoring import scorer as scoring_scorer
+from ganomaly_jax.scoring.calibration import VERDICTS
 
 pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
 
@@ -249,7 +252,9 @@ def test_figures_for_prometheus(served):
 
 def test_the_document_holds_every_path(served):
     said = json.loads(served.ask("GET", "/openapi.json")[2])
-    assert said == json.loads(json.dumps(openapi.document()))
+    assert said == openapi.document()
+    assert said["info"]["version"] == ganomaly_jax.__version__
+    assert said["components"]["schemas"]["Verdict"]["properties"]["verdict"]["enum"] == list(VERDICTS)
     for path, operations in said["paths"].items():
         (method,) = operations
         status = str(served.ask(method.upper(), path)[0])
@@ -258,10 +263,13 @@ def test_the_document_holds_every_path(served):
 
 def test_the_page_runs_nothing_but_its_own_script(served):
     status, headers, body = served.ask("GET", "/")
-    assert status == 200 and headers["Content-Security-Policy"] == deploy_page.POLICY
-    page = body.decode()
+    page, policy = body.decode(), headers["Content-Security-Policy"]
+    assert status == 200 and (page, policy) == deploy_page.page()
     assert page.count("<script>") == 1 and "http:" not in page and "https:" not in page
-    assert deploy_page._digest(re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]) in deploy_page.POLICY
+    assert "unsafe" not in policy and policy.startswith("default-src 'none'; ")
+    for kind in ("script", "style"):
+        inline = re.search(rf"<{kind}>(.*)</{kind}>", page, re.DOTALL)[1]
+        assert f"{kind}-src '{html.digest(inline)}'" in policy
 
 
 def test_before_it_is_ready_and_after_it_broke(scorer, monkeypatch, capsys):

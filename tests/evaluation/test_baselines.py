@@ -247,7 +247,7 @@ def test_evaluate_shows_them(workdir, arrays, capsys, monkeypatch):
     assert found["partners"]["detector"]["auroc"] == pytest.approx(found["auroc"])
     assert found["partners"]["detector"]["threshold"] == pytest.approx(found["threshold"])
     page = (workdir / "report.html").read_text(encoding="utf-8")
-    assert "Beside statistical detectors" in page
+    assert "Comparison with statistical detectors" in page
     assert "maximum without detector" in page
     # Other test data: fitted to the run's own training part all the same.
     monkeypatch.setattr(evaluation_evaluate, "_report", lambda *_: None)

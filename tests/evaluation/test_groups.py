@@ -78,7 +78,7 @@ def test_a_bias_is_found_and_said(workdir, two_lines):
     assert "in B and" in found["gaps"][0]
     assert "more than chance" in found["gaps"][0]
     page = (workdir / "report.html").read_text(encoding="utf-8")
-    assert "By group" in page
+    assert "Results by group" in page
     assert "more than chance" in page
     assert "in no group" in page
 

@@ -5,11 +5,11 @@ import csv  # noqa: I001
 import numpy as np
 import pytest
 from PIL import Image
-from tests.report.test_figures import THRESHOLD, make_case, scored, write_history
+from tests.report.test_run_report import THRESHOLD, make_case, scored, write_history
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.evaluation import metrics
-from ganomaly_jax.report import figures, image_grids
+from ganomaly_jax.evaluation import curves, metrics
+from ganomaly_jax.report import curve_plots, figures, image_grids
 
 
 def read_csv(path):
@@ -19,14 +19,14 @@ def read_csv(path):
 
 
 @pytest.mark.parametrize(("labels", "scores"), [([0, 1, 1], [0.0, 1.0]), ([0, 2], [0.0, 1.0])])
-def test_labels_that_make_no_sense_are_refused(tmp_path, labels, scores):
+def test_labels_that_make_no_sense_are_refused(labels, scores):
     with pytest.raises(UserError, match="wanted"):
-        figures.curves(labels, scores, 0.5, tmp_path)
+        curves.scored(labels, scores, 0.5)
 
 
 def test_curves_as_csv(tmp_path):
     labels, scores = scored()
-    names = [path.name for path in figures.curves(labels, scores, THRESHOLD, tmp_path)]
+    names = [path.name for path in curve_plots.curves(curves.scored(labels, scores, THRESHOLD), tmp_path)]
     assert names == ["roc.png", "precision_recall.png", "histogram.png"]
     columns = {name: read_csv(tmp_path / f"{name}.csv") for name in ("roc", "precision_recall", "histogram")}
     for ours, want in zip(columns["roc"].values(), metrics.roc_curve(labels, scores), strict=True):
@@ -55,7 +55,7 @@ def test_curves_as_csv(tmp_path):
     ],
 )
 def test_a_histogram_holds_every_score(tmp_path, scores, threshold):
-    figures.curves([0, 0, 0], scores, threshold, tmp_path)
+    curve_plots.curves(curves.scored([0, 0, 0], scores, threshold), tmp_path)
     bins = read_csv(tmp_path / "histogram.csv")
     assert bins["normal"].sum() == 3
     assert np.all(bins["score_from"] < bins["score_to"])
@@ -72,7 +72,7 @@ def test_a_histogram_holds_every_score(tmp_path, scores, threshold):
     ],
 )
 def test_a_histogram_is_logarithmic_where_the_spread_asks_for_it(tmp_path, scores, threshold, logarithmic):
-    figures.curves([0, 0, 1], scores, threshold, tmp_path)
+    curve_plots.curves(curves.scored([0, 0, 1], scores, threshold), tmp_path)
     bins = read_csv(tmp_path / "histogram.csv")
     widths = bins["score_to"] / bins["score_from"] if logarithmic else bins["score_to"] - bins["score_from"]
     np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
@@ -81,24 +81,24 @@ def test_a_histogram_is_logarithmic_where_the_spread_asks_for_it(tmp_path, score
 def test_losses_pass_over_what_is_not_whole(tmp_path):
     history, png = tmp_path / "history.jsonl", tmp_path / "losses.png"
     write_history(history, tail='{"step": 60, "adver')
-    assert figures.losses(history, png) == png
+    assert curve_plots.losses(history, png) == png
     whole = png.read_bytes()
     write_history(history, tail='[1]\n"step"\n{"epoch": 1}\n{"step": 60, "encoder": null}\n\0\n')
-    figures.losses(history, png)
+    curve_plots.losses(history, png)
     assert png.read_bytes() == whole
     write_history(history, tail='{"step": 60, "encoder": 0.001}\n')
-    figures.losses(history, png)
+    curve_plots.losses(history, png)
     assert png.read_bytes() != whole
 
 
 def test_of_two_lines_for_one_step_the_later_holds(tmp_path):
     history, png = tmp_path / "history.jsonl", tmp_path / "losses.png"
     write_history(history, tail="")
-    figures.losses(history, png)
+    curve_plots.losses(history, png)
     once = png.read_bytes()
     again = history.read_text()
     history.write_text('{"step": 50, "encoder": 50.0}\n' + again)
-    figures.losses(history, png)
+    curve_plots.losses(history, png)
     assert png.read_bytes() == once
 
 
@@ -108,13 +108,13 @@ def test_losses_without_anything_to_draw(tmp_path, content):
     png.write_text("of an earlier run")
     if content is not None:
         history.write_text(content)
-    assert figures.losses(history, png) is None
+    assert curve_plots.losses(history, png) is None
     assert not png.exists()
 
 
 def test_a_long_history_is_drawn(tmp_path):
     write_history(tmp_path / "history.jsonl", range(1, 1001))
-    assert figures.losses(tmp_path / "history.jsonl", tmp_path / "losses.png")
+    assert curve_plots.losses(tmp_path / "history.jsonl", tmp_path / "losses.png")
 
 
 def colour_share(path, colour):
@@ -158,7 +158,7 @@ def test_other_shapes_and_unknown_values(tmp_path, shape):
     ],
 )
 def test_the_decision_in_one_line(changes, words):
-    line = figures._decision(make_case(**changes))
+    line = figures.decision(make_case(**changes))
     for word in words:
         assert word in line
     assert ("p-value" in line) == ("p_value" not in changes)

@@ -153,7 +153,7 @@ def test_a_loss_that_becomes_infinite_names_its_member(classes, tmp_path):
 def test_evaluation_of_all(together, classes, monkeypatch):
     workdir, _ = together
     # The page and pictures of one run have their own tests and take seconds each.
-    monkeypatch.setattr(evaluate.figures, "write", lambda workdir, *_: workdir / "report.html")
+    monkeypatch.setattr(evaluate.run_report, "write", lambda workdir, *_: workdir / "report.html")
     monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
     dataset = sources.read(config().data, classes)
     found = evaluate.evaluate_members(workdir, own=dataset)
@@ -181,6 +181,28 @@ def test_evaluation_of_all(together, classes, monkeypatch):
     assert page.count("<circle") == 6
     assert all(f"members/{one.name}/report.html" in page for one in team)
     assert json.loads((workdir / "metrics.json").read_text()) == summary
+
+
+def test_the_page_escapes_what_it_is_given(tmp_path):
+    hostile = "</title><script>alert(1)</script>\"'<b>&"
+    members = [
+        {"name": f"{hostile}-{k}", "abnormal": hostile, "seed": k, "auroc": auroc}
+        | dict.fromkeys(("average_precision", "false_positive_rate", "true_positive_rate"), auroc)
+        for k, auroc in enumerate((0.75, None))
+    ]
+    summary = {
+        "members": members,
+        "per_class": {hostile: {"mean": 0.75, "spread": None, "seeds": 1}, "": {"mean": None}},
+        "auroc": None,
+        "spread": None,
+        "diverged": [members[1]["name"]],
+        "protocol": hostile,
+    }
+    page = sweep_summary.write(tmp_path, summary).read_text()
+    assert "<script" not in page and "<b>" not in page and page.count("</title>") == 1
+    assert "2 members: AUROC -" in page and "75 %" in page and "diverged and is left out" in page
+    assert page.count("<circle") == 1
+    assert "members/%3C/title%3E%3Cscript%3E" in page
 
 
 def test_bad_wishes_are_told(together, classes, tmp_path, monkeypatch, capsys):

@@ -15,9 +15,10 @@ from PIL import Image
 
 from ganomaly_jax.core import config, config_values
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.evaluation import metrics
-from ganomaly_jax.report import figures, image_grids, sections
+from ganomaly_jax.evaluation import curves, metrics
+from ganomaly_jax.report import curve_plots, figures, image_grids, run_report
 from ganomaly_jax.report import html as report_html
+from ganomaly_jax.runs import diagnostics
 
 THRESHOLD = 1.0
 HOSTILE = """a"><script src='http://evil.example/x.js'>alert(1)</script><img src="https://evil.example/">\n{body}.png"""
@@ -70,6 +71,10 @@ def fill(workdir):
     settings.data.source, settings.train.epochs = HOSTILE, 7
     (workdir / "config.json").write_text(json.dumps(config_values.to_dict(settings)))
     (workdir / "env.json").write_text(json.dumps({"versions": {"jax": "9.8.7"}, HOSTILE: [HOSTILE]}))
+    group = {"group": HOSTILE, "n_normal": 9, "n_anomalous": 9, "threshold": 1.0, "auroc": None}
+    group |= {"false_positive_rate": [0.125, 0.0625, 0.25], "true_positive_rate": [0.5, 0.25, 0.75]}
+    figures_of = {"auroc": 0.75, "interval": [0.5, 1.0], "average_precision": 0.5, "difference": [0.25, -0.125, 0.5]}
+    figures_of |= {"false_positive_rate": 0.25, "true_positive_rate": 0.75}
     found = metrics.summary(labels, scores, THRESHOLD) | {
         "threshold": THRESHOLD,
         "threshold_source": f"From 360 calibration images & {HOSTILE}",
@@ -78,6 +83,10 @@ def fill(workdir):
         "n_invalid": 3,
         "protocol": HOSTILE,
         "seed": 12,
+        "groups": {"rows": [group], "gaps": [HOSTILE], "unnamed": 1},
+        "partners": {"detector": figures_of, HOSTILE: figures_of},
+        "combinations": {},
+        "partners_notes": [HOSTILE],
     }
     (workdir / "metrics.json").write_text(json.dumps(found))
     write_history(workdir / "history.jsonl")
@@ -87,14 +96,14 @@ def fill(workdir):
     (folder / "false_negative_09.png").write_text("of an earlier evaluation")
     cases = [make_case(name=HOSTILE, verdict=HOSTILE, label="gun $x_{$"), make_case(name="日本.png")]
     cases.append(make_case("false negative", verdict="normal", score=0.5, label=1))
-    return cases, labels, scores, THRESHOLD, 1.0
+    return cases, curves.scored(labels, scores, THRESHOLD), 1.0
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """(workdir, text of the report, its tags) of one full run."""
     workdir = tmp_path_factory.mktemp("run")
-    path = figures.write(workdir, *fill(workdir))
+    path = run_report.write(workdir, *fill(workdir))
     assert path == workdir / "report.html"
     text = path.read_text("utf-8")
     return workdir, text, Tags(text)
@@ -119,6 +128,8 @@ def test_hostile_text_stays_text(written):
     assert "<script" not in text
     assert "<b>" not in text
     assert text.count("</html>") == 1
+    assert "12.5 (6.2 to 25.0)" in tags.text
+    assert "+0.250 (-0.125 to +0.500)" in tags.text
     for hostile in (HOSTILE, "AUROC is below 0.6 <b>really</b>."):
         assert hostile.split("\n")[0] in tags.text
     assert tags.tags.count("img") == 11
@@ -132,7 +143,7 @@ def test_the_report_says_what_counts(written):
         f"{found['average_precision']:.4g}",
         "From 360 calibration images &",
         "150 normal, 50 anomalous",
-        "3 that could not be scored",
+        "3 more could not be scored",
         "9.8.7",
         "0.125",
         "not defined",
@@ -147,9 +158,12 @@ def test_the_report_says_what_counts(written):
 
 def test_the_values_that_differ_from_their_default_show_it(written):
     _, text, _ = written
-    assert "<tr><td>train.epochs</td><td>7</td><td>15</td></tr>" in text
-    assert "<tr><td>train.keep</td><td>2</td><td></td></tr>" in text
-    assert "<td>(empty)</td>" in text
+    changed, everything = text.split("<details>")
+    assert "<tr><td>train.epochs</td><td>7</td><td>15</td></tr>" in changed
+    assert "<td>(empty)</td>" in changed
+    assert "train.keep" not in changed
+    assert "<tr><td>train.keep</td><td>2</td></tr>" in everything
+    assert "<tr><td>train.epochs</td><td>7</td></tr>" in everything
 
 
 def test_the_pictures_lie_in_their_folder(written):
@@ -178,15 +192,29 @@ def test_the_pictures_of_the_training_are_in_order(written):
 
 def test_of_many_pictures_of_the_training_six_are_shown(tmp_path):
     for epoch in range(1, 101):
-        Image.new("L", (4, 4)).save(tmp_path / f"epoch_{epoch}.png")
-    found = [int(epoch) for epoch in re.findall(r"epoch (\d+)<", sections.training(None, tmp_path))]
+        image_grids.save(Image.new("L", (4, 4)), tmp_path / "pictures" / f"epoch_{epoch}.png")
+    text = Tags(run_report.write(tmp_path, [], curves.scored([], [], None), 1.0).read_text()).text
+    found = [int(epoch) for epoch in re.findall(r"reconstructions, epoch (\d+)", text)]
     assert len(found) == 6
     assert (found[0], found[-1]) == (1, 100)
 
 
+def test_the_health_of_the_training_is_shown_where_it_was_measured(tmp_path):
+    lines = [{"step": step, diagnostics.VARIANCE: 0.5} for step in (10, 20)]
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    text = Tags(run_report.write(tmp_path, [], curves.scored([], [], None), 1.0).read_text()).text
+    assert "Training health, measured on normal items" in text
+    assert "Training losses" not in text
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "is missing"), ("{", "cannot be read"), ("[1]", "holds no object"), ('{"a": ' * 100_000, "cannot be read")],
+    [
+        (None, "is missing"),
+        ("{", "cannot be read"),
+        ("[1]", "does not hold an object"),
+        ('{"a": ' * 100_000, "cannot be read"),
+    ],
     ids=["missing", "cut off", "a list", "deep"],
 )
 def test_what_is_missing_or_broken_is_left_out_with_a_sentence(tmp_path, content, words):
@@ -194,13 +222,13 @@ def test_what_is_missing_or_broken_is_left_out_with_a_sentence(tmp_path, content
     if content is not None:
         for name in names:
             (tmp_path / name).write_text(content)
-    text = Tags(figures.write(tmp_path, [], [], [], None, 1.0).read_text()).text
+    text = Tags(run_report.write(tmp_path, [], curves.scored([], [], None), 1.0).read_text()).text
     for name in names[:3]:
         assert f"{name} {words}" in text
     assert "history.jsonl is missing or holds no losses" in text
-    assert "There are no pictures from the training." in text
+    assert "No pictures were saved during training." in text
     assert "There is no threshold" in text
-    assert "There are no scores to draw." in text
+    assert "There are no scores to plot." in text
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -208,24 +236,24 @@ def test_one_class_has_a_histogram_alone(tmp_path, label):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "roc.png").write_text("of an earlier evaluation")
-    text = Tags(figures.write(tmp_path, [], [label] * 9, np.arange(9.0), 3.0, 1.0).read_text()).text
+    text = Tags(run_report.write(tmp_path, [], curves.scored([label] * 9, np.arange(9.0), 3.0), 1.0).read_text()).text
     assert sorted(os.listdir(folder)) == ["histogram.csv", "histogram.png"]
-    assert "not defined without both classes" in text
+    assert "not defined for a single class" in text
     assert ("5 of 9 normal images are flagged" if label == 0 else "4 of 9 anomalous images are missed") in text
     assert "nan" not in text.lower()
 
 
 def test_scores_that_are_not_finite_count_neither_way(tmp_path):
     labels, scores = [0, 1, 1, 0, 1], [0.1, 0.9, np.nan, np.inf, 0.2]
-    text = Tags(figures.write(tmp_path, [], labels, scores, 0.5, 1.0).read_text()).text
+    text = Tags(run_report.write(tmp_path, [], curves.scored(labels, scores, 0.5), 1.0).read_text()).text
     assert "0 of 1 normal images are flagged" in text
     assert "1 of 2 anomalous images are missed" in text
-    assert figures.curves([], [], 0.5, tmp_path) == []
+    assert curve_plots.curves(curves.scored([], [], 0.5), tmp_path) == []
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"'\.\./\.\./x': wanted one of false positive"):
-        figures.write(tmp_path, [make_case("../../x")], [0, 1], [0.0, 1.0], 0.5, 1.0)
+        run_report.write(tmp_path, [make_case("../../x")], curves.scored([0, 1], [0.0, 1.0], 0.5), 1.0)
 
 
 def test_a_report_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
@@ -237,7 +265,7 @@ def test_a_report_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match=r"report\.html.*No space left"):
-        figures.write(tmp_path, [], [], [], None, 1.0)
+        run_report.write(tmp_path, [], curves.scored([], [], None), 1.0)
     assert (tmp_path / "report.html").read_text() == "old"
     assert sorted(os.listdir(tmp_path)) == ["pictures", "report.html"]
 
@@ -245,7 +273,7 @@ def test_a_report_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / "pictures").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*pictures"):
-        figures.write(tmp_path, [], [], [], None, 1.0)
+        run_report.write(tmp_path, [], curves.scored([], [], None), 1.0)
 
 
 def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypatch):
@@ -253,17 +281,31 @@ def test_without_matplotlib_the_message_says_what_to_install(tmp_path, monkeypat
     old = tmp_path / "pictures" / "false_positive_01.png"
     old.parent.mkdir()
     old.write_text("old")
-    with pytest.raises(figures.MissingError, match=r"pip install 'ganomaly-jax\[report\]'"):
-        figures.write(tmp_path, [], [0, 1], [0.0, 1.0], 0.5, 1.0)
+    with pytest.raises(report_html.MissingError, match=r"pip install 'ganomaly-jax\[report\]'"):
+        run_report.write(tmp_path, [], curves.scored([0, 1], [0.0, 1.0], 0.5), 1.0)
     assert old.exists()
-    assert issubclass(figures.MissingError, UserError)
+    assert issubclass(report_html.MissingError, UserError)
+
+
+def test_without_jinja2_nothing_is_touched_and_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    report_html.environment.cache_clear()
+    with pytest.raises(report_html.MissingError, match="need jinja2: pip install jinja2"):
+        run_report.write(tmp_path, [make_case()], curves.scored([0, 1], [0.0, 1.0], 0.5), 1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_template_that_lacks_a_value_is_an_error():
+    jinja2 = pytest.importorskip("jinja2")
+    with pytest.raises(jinja2.UndefinedError):
+        report_html.render(report_html.REPORTS, "base.html", title="a")
 
 
 def test_matplotlib_is_imported_lazily_and_pyplot_never():
-    for module in (figures, report_html, sections):
+    for module in (curve_plots, figures, report_html, run_report):
         tree = ast.parse(Path(module.__file__).read_text())
         imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
         assert not any("pyplot" in ast.unparse(node) for node in imports)
         top = [node for node in imports if node in tree.body]
         assert top
-        assert not any("matplotlib" in ast.unparse(node) or "PIL" in ast.unparse(node) for node in top)
+        assert not any(name in ast.unparse(node) for node in top for name in ("matplotlib", "PIL", "jinja2"))

@@ -1,0 +1,61 @@
+
+const list = document.getElementById('list'), input = document.querySelector('input');
+const pause = seconds => new Promise(done => setTimeout(done, 1000 * seconds));
+const digits = value => value === null ? 'none' : Number(value).toPrecision(3);
+function add(card, tag, text, kind) {
+  const made = document.createElement(tag);
+  made.textContent = text; made.className = kind ?? ''; card.append(made);
+  return made;
+}
+async function ask(path, file) {
+  for (let tries = 0; ; tries++) {
+    const headers = { 'Content-Type': 'application/octet-stream' };
+    const answer = await fetch(path, { method: 'POST', body: file, headers })
+      .catch(() => { throw new Error('the server cannot be reached'); });
+    if (answer.ok) return answer;
+    const again = answer.headers.get('Retry-After');
+    if (again === null || tries === 9) {
+      const said = await answer.json().catch(() => ({ error: 'HTTP ' + answer.status }));
+      throw new Error(said.error);
+    }
+    await pause(Number(again));  // it is busy, or not yet ready
+  }
+}
+async function show(card, file) {
+  const wait = add(card, 'p', 'scoring ...', 'soft');
+  try {
+    const found = await (await ask('score', file)).json();
+    wait.remove();
+    add(card, 'p', found.verdict, 'verdict ' + found.verdict);
+    if (found.score === null) throw new Error('NaN or infinite pixels: there is nothing to score');
+    const sign = found.threshold === null || found.score <= found.threshold ? '\u2264' : '>';
+    add(card, 'p', `score ${digits(found.score)} ${sign} threshold ${digits(found.threshold)}, ` +
+      `p-value ${digits(found.p_value)}`);
+    const picture = document.createElement('img');
+    picture.alt = `Four panels of ${file.name}: the input; what normal would look like; the difference beyond normal ` +
+      'as colours; the regions found in it. Below, the scale of the colours.';
+    picture.src = URL.createObjectURL(await (await ask('explain', file)).blob());
+    await picture.decode();
+    card.append(picture);
+  } catch (error) {
+    if (wait.isConnected) add(card, 'p', 'not scored', 'verdict error');
+    wait.remove();
+    add(card, 'p', error.message);
+  }
+  card.removeAttribute('aria-busy');
+}
+async function all(files) {
+  const begun = [...files].map(file => {
+    const card = document.createElement('article');
+    card.setAttribute('aria-busy', 'true');
+    add(card, 'h2', file.name);
+    return [card, file];
+  });
+  list.prepend(...begun.map(([card]) => card));
+  for (const [card, file] of begun) await show(card, file);
+}
+input.addEventListener('change', () => { all(input.files); input.value = ''; });
+const on = (kind, then) => document.addEventListener(kind, event => { event.preventDefault(); then(event); });
+for (const kind of ['dragenter', 'dragover']) on(kind, () => document.body.classList.add('over'));
+for (const kind of ['dragleave', 'drop']) on(kind, () => document.body.classList.remove('over'));
+on('drop', event => all(event.dataTransfer.files));
