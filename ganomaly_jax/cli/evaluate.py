@@ -111,6 +111,7 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     """Evaluates every member of a sweep, prints and writes their summary, and returns the exit code."""
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
     from ganomaly_jax.evaluation import sweep_summary
+    from ganomaly_jax.report.html import MissingError
     from ganomaly_jax.runs import sweep
 
     found = evaluation_evaluate.evaluate_members(workdir, rate, own)
@@ -119,5 +120,8 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     print("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:
         print(f"note: {name} diverged and is in no figure")
-    print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
+    try:
+        print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
+    except MissingError as error:
+        print(f"note: {error}")
     return exit_codes.DIVERGED if summary["diverged"] else exit_codes.DONE

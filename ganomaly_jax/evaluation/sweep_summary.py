@@ -111,7 +111,7 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    form = {"auroc": html.number, "average_precision": html.number}
+    form = {"auroc": html.decimal, "average_precision": html.decimal}
     return [form.get(key, html.percent)(row[key]) for key in _FIGURES]
 
 

@@ -30,6 +30,9 @@ LOSSES = {
     "reconstruction": "#0072b2",
 }
 
+# Inches; narrow, so that words in a plot can still be read on a telephone.
+_WIDE = 5.6
+
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -128,7 +131,7 @@ def _histogram(scored: Scored, title: str, path: Path) -> Path:
     labels, scores, threshold = scored.labels, scored.scores, scored.threshold
     low, high = scores.min(), scores.max()
     line = threshold if threshold is not None and np.isfinite(threshold) else None
-    # Scores of anomalies often lie far above those of normal images, which a linear axis would squeeze into one bin.
+    # Anomalies often score far above normal items, which a linear axis would squeeze into one bin.
     ends = np.quantile(scores, [0.02, 0.98])
     logarithmic = bool(low > 0 and ends[1] > 20 * ends[0] and (line is None or line > 0))
     if high - low <= 1e-6 * max(abs(low), abs(high)):
@@ -153,19 +156,19 @@ def _histogram(scored: Scored, title: str, path: Path) -> Path:
 
 
 def losses(history: Path, png: Path) -> Path | None:
-    """The losses over the steps, on a log scale.
+    """Plots the losses over the steps, on a log scale.
 
     Args:
-      history: `history.jsonl`; lines that are not whole (a run that was cut off) are passed over, and of two lines for
-        one step the later holds.
-      png: where the picture goes.
+      history: the path of `history.jsonl`. Incomplete lines, as an interrupted run leaves them, are skipped; of two
+        lines for one step the later one counts.
+      png: where the picture is written.
 
     Returns:
-      `png`, or None where the file is missing or holds nothing to draw.
+      `png`, or None where the history is missing or holds nothing to plot.
 
     Raises:
-      MissingError: no matplotlib.
-      UserError: a file that cannot be written.
+      MissingError: matplotlib is not installed.
+      UserError: a file cannot be written.
     """
     remove(png)
     records = {record["step"]: record for record in read(history) if not LOSSES.keys().isdisjoint(record)}
@@ -184,22 +187,25 @@ def losses(history: Path, png: Path) -> Path | None:
         if len(at) <= 100:
             ax.plot(at, value, color=LOSSES[name], linewidth=1.5, marker="o" if len(at) == 1 else None, label=name)
             continue
-        # Batch by batch the losses are noise: shown faintly, with the median of each sixtieth over them.
+        # Losses of single batches are noisy: they are drawn faintly, with the median of each sixtieth on top.
         ax.plot(at, value, color=LOSSES[name], linewidth=0.6, alpha=0.25)
         parts = np.array_split(np.arange(len(at)), 60)
         medians = [np.median(value[part]) for part in parts]
         ax.plot([at[part].mean() for part in parts], medians, color=LOSSES[name], linewidth=2, label=name)
-    ax.legend(frameon=False, fontsize=10, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1), columnspacing=1.2)
+    _legend(ax, 3)
     return save_figure(figure, png)
 
 
 def health(history: Path, png: Path) -> Path | None:
-    """The health of the training over the steps, each measure in a row of its own; arguments and errors as `losses`."""
+    """Plots the training health over the steps, one row for each measure.
+
+    Args, Returns and Raises are those of `losses`.
+    """
     remove(png)
     found = diagnostics.curves(read(history))
     if not found:
         return None
-    figure = figures.new_figure(7.5, 0.6 + 1.2 * len(found))
+    figure = figures.new_figure(_WIDE, 0.6 + 1.2 * len(found))
     rows = figure.subplots(len(found), sharex=True, squeeze=False)[:, 0]
     for ax, (name, (steps, values)) in zip(rows, found.items(), strict=True):
         ax.plot(steps, values, color=BLUE, linewidth=1.5, marker="o", markersize=3)
@@ -214,8 +220,8 @@ def health(history: Path, png: Path) -> Path | None:
 
 
 def _plot(title: str, horizontal: str, vertical: str, square: bool = False) -> tuple[Figure, Axes]:
-    """One pair of axes in the style of all plots."""
-    figure = figures.new_figure(4.8 if square else 7.5, 4.6 if square else 4.0)
+    """Returns a figure with one pair of axes in the style of all plots."""
+    figure = figures.new_figure(*((4.8, 4.6) if square else (_WIDE, 4.0)))
     ax = figure.add_subplot()
     ax.set_title(title, fontsize=11)
     ax.set_xlabel(horizontal, fontsize=11)
@@ -229,7 +235,7 @@ def _plot(title: str, horizontal: str, vertical: str, square: bool = False) -> t
 
 
 def _float(value: Any) -> float:
-    """A number as float, anything else as NaN."""
+    """Returns a number as float, anything else as NaN."""
     return float(value) if isinstance(value, int | float) else float("nan")
 
 

@@ -43,7 +43,7 @@ class Picture:
     alt: str
     caption: str = ""
     size: str = ""
-    """A class of `report.css`: `half` or `wide`; empty for the picture's own size. Never wider than the page."""
+    """A class of `report.css`: `half`, `plot` or `wide`; empty for its own size. Never wider than the page."""
     problem: str = ""
     """Why the file cannot be read."""
 
@@ -136,6 +136,11 @@ def number(value: Any) -> str:
         return "not defined"
     whole = isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real)
     return str(value) if whole else f"{value:.4g}"
+
+
+def decimal(value: Any) -> str:
+    """Returns a figure from 0 to 1 with four decimals, and `not defined` for None and NaN."""
+    return number(value) if value is None or value != value else f"{value:.4f}"
 
 
 def percent(share: Any) -> str:

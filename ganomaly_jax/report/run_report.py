@@ -20,7 +20,7 @@ from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.report import curve_plots, figures, html
 from ganomaly_jax.report.curve_plots import Scored
-from ganomaly_jax.report.html import number, percent, picture, show, table
+from ganomaly_jax.report.html import decimal, number, percent, picture, show, table
 from ganomaly_jax.runs import layout
 
 KINDS = ("false positive", "false negative", "anomalous", "normal")
@@ -74,7 +74,7 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
         classes=_classes(found),
         baselines=_baselines(found),
         groups=_groups(found, items),
-        curves=[picture(path, size="wide" if path.stem == "histogram" else "half") for path in curves],
+        curves=[picture(path, size="plot" if path.stem == "histogram" else "half") for path in curves],
         curves_note=_curves_note(curves),
         examples=picture(folder / "examples.png") if (folder / "examples.png").exists() else None,
         cases=list(_cases(shown, scored, residual_max, items)),
@@ -138,10 +138,10 @@ def _warnings(found: Mapping[str, Any]) -> list[Any]:
 def _tiles(found: Mapping[str, Any], items: str) -> list[dict[str, str]]:
     """Returns the figures of metrics.json, each with its name and a hint on how to read it."""
     tiles = [
-        ("AUROC", number(found.get("auroc")), "1 is perfect, 0.5 is chance"),
+        ("AUROC", decimal(found.get("auroc")), "1 is perfect, 0.5 is chance"),
         (
             "average precision",
-            number(found.get("average_precision")),
+            decimal(found.get("average_precision")),
             "1 is perfect, chance is the share of anomalies",
         ),
         ("threshold", number(found.get("threshold")), "scores above it are anomalous"),
@@ -150,12 +150,12 @@ def _tiles(found: Mapping[str, Any], items: str) -> list[dict[str, str]]:
     ]
     if found.get("n_masks"):
         tiles += [
-            ("pixel AUROC", number(found.get("pixel_auroc")), f"of the residual maps, on {found['n_masks']} masks"),
-            ("AUPRO", number(found.get("aupro_30")), "overlap by region up to 30 % false positives, chance is 0.15"),
+            ("pixel AUROC", decimal(found.get("pixel_auroc")), f"of the residual maps, on {found['n_masks']} masks"),
+            ("AUPRO", decimal(found.get("aupro_30")), "overlap by region up to 30 % false positives, chance is 0.15"),
         ]
     counts = [f"{number(found[key])} {key[2:]}" for key in ("n_normal", "n_anomalous") if found.get(key) is not None]
     invalid = f"; {number(found['n_invalid'])} more could not be scored" if found.get("n_invalid") else ""
-    tiles.append((f"test {items}", ", ".join(counts) or "unknown", f"scored{invalid}"))
+    tiles.append((items, ", ".join(counts) or "unknown", f"in the test set{invalid}"))
     return [{"name": name, "value": value, "hint": hint} for name, value, hint in tiles]
 
 
@@ -166,7 +166,7 @@ def _facts(found: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def _classes(found: Mapping[str, Any]) -> html.Table:
     held = found.get("per_class")
-    rows = [(str(name), number(value)) for name, value in held.items()] if isinstance(held, dict) else []
+    rows = [(str(name), decimal(value)) for name, value in held.items()] if isinstance(held, dict) else []
     return table(("anomalous class", "AUROC"), rows)
 
 
@@ -181,7 +181,7 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
             (
                 str(name).replace("_", " "),
                 _with_interval((row["auroc"], *row["interval"]) if row["auroc"] is not None else None, 1, ".3f"),
-                number(row["average_precision"]),
+                decimal(row["average_precision"]),
                 percent(row["false_positive_rate"]),
                 percent(row["true_positive_rate"]),
                 _with_interval(row["difference"], 1, "+.3f") if row.get("difference") else "",
@@ -270,7 +270,7 @@ def _training(plots: Sequence[tuple[Path | None, str]], folder: Path) -> dict[st
     if not epochs:
         notes.append("No pictures were saved during training.")
     return {
-        "plots": [picture(path, caption, "wide") for path, caption in plots if path],
+        "plots": [picture(path, caption, "plot") for path, caption in plots if path],
         "epochs": [picture(found[epochs[i]], f"Inputs and reconstructions, epoch {epochs[i]}") for i in chosen],
         "notes": notes,
     }

@@ -3,6 +3,7 @@
 import csv  # noqa: I001
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.support import blobs
 
 from ganomaly_jax import evaluate
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.report import html
 
 
 @pytest.fixture
@@ -45,6 +47,17 @@ def test_metrics_follow_from_the_predictions(workdir, arrays):
         assert (workdir / "pictures" / name).stat().st_size > 100, name
     assert found.page == workdir / "report.html"
     assert "base64" in found.page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
+def test_without_a_library_of_the_report_there_is_a_sentence_in_its_place(workdir, arrays, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    html.environment.cache_clear()
+    (workdir / "report.html").unlink(missing_ok=True)
+    found = evaluate(workdir, arrays=arrays)
+    assert found.page is None and not (workdir / "report.html").exists()
+    assert f"report.html need {library.partition('.')[0]}: pip install" in found.metrics["warnings"][-1]
+    assert (workdir / "metrics.json").exists() and (workdir / "predictions.csv").exists()
 
 
 def test_a_coin_is_called_a_coin(workdir, arrays):

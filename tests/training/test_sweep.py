@@ -245,7 +245,7 @@ def members_of(classes, seeds):
 def test_from_the_command_line(tmp_path, classes, capsys):
     np.savez(tmp_path / "data.npz", images=classes[0], labels=classes[1])
     script = tmp_path / "config.py"
-    script.write_text("from support import tiny_config\n\ndef get_config():\n    return tiny_config(epochs=1)\n")
+    script.write_text("from tests.support import tiny_config\n\ndef get_config():\n    return tiny_config(epochs=1)\n")
     workdir = tmp_path / "run"
     call = ["train", str(tmp_path / "data.npz"), "--config", str(script), "--workdir", str(workdir)]
     assert main.main([*call, "--config.members.classes=a/b", "--config.data.abnormal=lying"]) == 0
