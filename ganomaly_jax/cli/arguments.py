@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
-from ganomaly_jax.core import config_values
+from ganomaly_jax.core import config_values, presets
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 
@@ -46,8 +44,18 @@ def add_data(parser: argparse.ArgumentParser, text: str = "folder or file of dat
 def add_config(parser: argparse.ArgumentParser, preset: bool = True, note: str = "") -> None:
     """Adds `--config` (unless not `preset`) and the overrides of single values."""
     if preset:
-        parser.add_argument("--config", metavar="FILE", help="a Python file with a function get_config()")
-    parser.add_argument("--config.KEY", metavar="VALUE", dest="_", help=f"set one value of the configuration{note}")
+        parser.add_argument(
+            "--config",
+            metavar="NAME",
+            help="a shipped configuration, such as surface (`ganomaly config` lists them), or a Python file with a "
+            "function get_config()",
+        )
+    parser.add_argument(
+        "--config.KEY",
+        metavar="VALUE",
+        dest="_",
+        help=f"set one value, such as --config.train.epochs=5{note}; `ganomaly config` lists the keys",
+    )
     parser.set_defaults(takes_overrides=True)
 
 
@@ -74,7 +82,7 @@ def settings(args: argparse.Namespace, overrides: Overrides) -> Config:
     """
     if args.folder and args.data:
         raise UserError(f"both {args.folder!r} and --data {args.data!r} are given: wanted one of them")
-    found = read_config(args.config) if args.config else Config()
+    found = presets.read(args.config) if args.config else Config()
     apply(found, overrides)
     found.data.source = args.folder or args.data or found.data.source
     return found
@@ -84,26 +92,6 @@ def apply(config: Config, overrides: Overrides) -> None:
     """Sets the overridden values of a configuration, in place."""
     for key, value in overrides:
         config_values.set_value(config, key, value)
-
-
-def read_config(path: str) -> Config:
-    """Returns the `Config` that `get_config()` of a Python file returns.
-
-    Raises:
-      UserError: no such file, or it does not run, or it returns something else.
-    """
-    spec = importlib.util.spec_from_file_location("ganomaly_config", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise UserError(f"--config {path}: wanted a Python file with a function get_config(), such as configs/mnist.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        found = module.get_config()
-    except Exception as error:  # the user's own code may do anything
-        raise UserError(f"--config {path} does not run: {type(error).__name__}: {error}") from None
-    if not isinstance(found, Config):
-        raise UserError(f"--config {path}: get_config() returned {type(found).__name__}, wanted ganomaly_jax.Config")
-    return found
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    settings = presets.get_config()
+    settings = presets.read("mnist5k")
     arguments.apply(settings, overrides)
     if config.has_members(settings):
         raise UserError("the demo trains one model; `ganomaly train --config.members...` trains several")

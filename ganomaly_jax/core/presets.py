@@ -1,17 +1,63 @@
-"""The configuration of `ganomaly demo`, which `configs/mnist5k.py` uses as well."""
+"""The configurations shipped with the package, found by name.
+
+They are the files of `configs/` at the top of the repository; a wheel carries them as `ganomaly_jax.configs`.
+"""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib.util
+from pathlib import Path
+
 from ganomaly_jax.core.config import Config
+from ganomaly_jax.core.errors import UserError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def get_config() -> Config:
-    """Returns the configuration of the demo: 5,000 real digits, 0 abnormal, a small network, 10 epochs."""
-    config = Config()
-    config.data.source = "mnist5k"
-    config.data.abnormal = "0"
-    config.model.features = 16
-    config.train.epochs = 10
-    # Differs from the paper: five times its learning rate, since this small network trains for few steps only.
-    config.optimizer.learning_rate = 1e-3
-    return config
+def folder() -> Path:
+    """Returns the folder of the shipped configurations: that of an installation, or that of a clone."""
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def names() -> list[str]:
+    """Returns the names of the shipped configurations, sorted."""
+    return sorted(path.stem for path in folder().glob("[!_]*.py"))
+
+
+def summary(name: str) -> str:
+    """Returns the first line of a shipped configuration's docstring, without running it."""
+    text = ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def read(asked: str) -> Config:
+    """Returns the `Config` of a shipped configuration, or of any Python file with a function `get_config()`.
+
+    Args:
+      asked: a name, such as `surface`, or the path of a file that ends in `.py`.
+
+    Raises:
+      UserError: no such name or file, or the file does not run or returns something else.
+    """
+    path = Path(asked) if asked.endswith(".py") else folder() / f"{asked}.py"
+    spec = importlib.util.spec_from_file_location("ganomaly_config", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        near = difflib.get_close_matches(path.stem, names(), n=1)
+        kind = "no such file" if asked.endswith(".py") else "unknown configuration"
+        raise UserError(
+            f"--config {asked}: {kind}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"wanted {', '.join(names())}, or a Python file with a function get_config()"
+        )
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = module.get_config()
+    except Exception as error:  # the user's own code may do anything
+        raise UserError(f"--config {asked} does not run: {type(error).__name__}: {error}") from None
+    if not isinstance(found, Config):
+        raise UserError(f"--config {asked}: get_config() returned {type(found).__name__}, wanted ganomaly_jax.Config")
+    return found

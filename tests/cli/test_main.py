@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tests.support import blobs
 
-from ganomaly_jax.cli import arguments, environment, main
-from ganomaly_jax.core import validation
+from ganomaly_jax.cli import environment, main
+from ganomaly_jax.core import presets, validation
 
 SMALL = [
     "--config.data.height=16",
@@ -153,7 +153,7 @@ def test_every_config_resolves():
     files = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
     assert {file.stem for file in files} >= {"mnist5k", "mnist", "cifar10", "xray_baggage", "smoke"}
     for file in files:
-        validation.check(arguments.read_config(str(file)))
+        validation.check(presets.read(str(file)))
 
 
 def test_huge_pages_are_asked_for_once_and_visibly(tmp_path, monkeypatch, capsys):
