@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 from ganomaly_jax.core import config_values, presets
@@ -24,6 +25,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+class _HelpConfig(argparse.Action):
+    """Prints what `ganomaly config` prints, and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from ganomaly_jax.cli import config
+
+        print("\n".join(config.everything()))
+        parser.exit()
 
 
 def new_verb(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
@@ -55,6 +66,9 @@ def add_config(parser: argparse.ArgumentParser, preset: bool = True, note: str =
         metavar="VALUE",
         dest="_",
         help=f"set one value, such as --config.train.epochs=5{note}; `ganomaly config` lists the keys",
+    )
+    parser.add_argument(
+        "--help-config", action=_HelpConfig, nargs=0, help="list all keys of the configuration and exit"
     )
     parser.set_defaults(takes_overrides=True)
 
@@ -119,24 +133,28 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
     return plain, overrides
 
 
-def check_verb(words: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Raises UserError where the first word is no verb of the parser."""
+def verb_parser(words: Sequence[str], parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Returns the parser of the verb that a command line begins with; `parser` itself where it begins with an option.
+
+    Raises:
+      UserError: there is no such verb.
+    """
+    if not words or words[0].startswith("-"):
+        return parser
     verbs = next(action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    if words and not words[0].startswith("-") and words[0] not in verbs:
+    if words[0] not in verbs:
         near = difflib.get_close_matches(words[0], verbs, n=1)
         raise UserError(
             f"unknown verb: {words[0]}; "
             + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(verbs)}")
         )
+    return verbs[words[0]]
 
 
-def check_unknown(
-    rest: Sequence[str], words: Sequence[str], overrides: Overrides, verb: argparse.ArgumentParser
-) -> None:
-    """Raises UserError for the first word that a verb does not know, with the nearest option that exists.
+def check_options(words: Sequence[str], overrides: Overrides, verb: argparse.ArgumentParser) -> None:
+    """Raises UserError for the first option that a verb does not have, with the nearest that it has.
 
     Args:
-      rest: what the parser did not recognise of
       words: the command line without overrides.
       overrides: those of the configuration.
       verb: the parser of the verb.
@@ -144,28 +162,29 @@ def check_unknown(
     takes_overrides = bool(verb.get_default("takes_overrides"))
     if overrides and not takes_overrides:
         raise UserError(f"unknown option: {_PREFIX}{overrides[0][0]}; `{verb.prog}` takes no --config options")
-    if not rest:
-        return
-    word, _, value = rest[0].partition("=")
-    if not word.startswith("-"):
-        raise UserError(f"unexpected argument: {word}; see `{verb.prog} --help`")
-    if not value:
-        following = words[words.index(rest[0]) + 1 :][:1]
-        value = next((one for one in following if not one.startswith("-")), "VALUE")
-    hint = _nearest(word, value, verb, takes_overrides)
-    raise UserError(f"unknown option: {word}; " + (f"did you mean {hint}?" if hint else f"see `{verb.prog} --help`"))
+    known = {option for action in verb._actions for option in action.option_strings}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--":
+            return
+        name, _, value = word.partition("=")
+        if not re.match(r"--?[A-Za-z]", name) or name in known:
+            continue
+        value = value or (following if following and not following.startswith("-") else "VALUE")
+        hint = _nearest(name, value, known, takes_overrides)
+        raise UserError(
+            f"unknown option: {name}; " + (f"did you mean {hint}?" if hint else f"see `{verb.prog} --help`")
+        )
 
 
-def _nearest(word: str, value: str, verb: argparse.ArgumentParser, takes_overrides: bool) -> str:
+def _nearest(option: str, value: str, known: Collection[str], takes_overrides: bool) -> str:
     """Returns the options that may have been meant, empty where none is near."""
-    name = word.lstrip("-").replace("-", "_")
+    name = option.lstrip("-").replace("-", "_")
     keys = list(config_values.flatten(config_values.to_dict(Config()))) if takes_overrides else []
     meant = [key for key in keys if name in (key, key.rpartition(".")[2])]
     if not meant:
-        options = {option: option for action in verb._actions for option in action.option_strings}
-        by_name = options | {f"--{key.rpartition('.')[2].replace('_', '-')}": key for key in reversed(keys)} | options
-        near = difflib.get_close_matches(word, by_name, n=1, cutoff=0.7)
-        if near and near[0] in options:
-            return near[0]
-        meant = [by_name[one] for one in near]
+        leaves = {f"--{key.rpartition('.')[2].replace('_', '-')}": key for key in reversed(keys)}
+        near = difflib.get_close_matches(option, [*known, *leaves], n=1, cutoff=0.7)
+        if not near or near[0] in known:
+            return "".join(near)
+        meant = [leaves[near[0]]]
     return " or ".join(f"{_PREFIX}{key}={value}" for key in meant)

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     arguments.add_rate(parser)
     parser.add_argument("--groups", metavar="FILE", help="CSV with the columns path,group: metrics for each group too")
     parser.add_argument(
-        "--partners",
+        "--baselines",
         metavar="NAMES",
         help="statistical baselines to compare with: pca_t2,pca_q,mahalanobis,neighbours,forest, or all",
     )
@@ -42,14 +42,20 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.runs import sweep
 
     if sweep.stored(Path(args.workdir)):
-        for option in ("data", "partners", "combine", "groups"):
+        for option in ("data", "baselines", "combine", "groups"):
             if getattr(args, option):
                 raise UserError(
                     f"--{option}: {args.workdir} holds several members; name one, {args.workdir}/members/NAME"
                 )
         return evaluate_members_and_print(args.workdir, args.false_positive_rate)
-    beside = (args.partners, args.combine)
-    found = evaluate_and_print(args.workdir, args.data, args.false_positive_rate, by=args.groups, beside=beside)
+    found = evaluate_and_print(
+        args.workdir,
+        args.data,
+        args.false_positive_rate,
+        by=args.groups,
+        baselines=args.baselines,
+        combine=args.combine,
+    )
     failed = found.metrics["n_invalid"] or found.metrics["n_unreadable"]
     return exit_codes.INCOMPLETE if failed else exit_codes.DONE
 
@@ -62,20 +68,23 @@ def evaluate_and_print(
     judged: Judgement | None = None,
     by: str | None = None,
     printed: Sequence[str] = (),
-    beside: tuple[str | None, str | None] = (None, None),
+    baselines: str | None = None,
+    combine: str | None = None,
 ) -> Evaluation:
     """Evaluates a run and prints what was found.
 
     Args:
+      workdir, source, rate, own, judged, by, baselines, combine: see `evaluation.evaluate.evaluate`.
       printed: lines that are on the terminal already; a warning among them is not repeated.
-      beside: names of baselines and of the ways to combine them.
 
-    The others are those of `evaluation.evaluate.evaluate`.
+    Returns:
+      The evaluation.
     """
-    from ganomaly_jax.evaluation import baselines, group_metrics
+    from ganomaly_jax.evaluation import baselines as evaluation_baselines
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
+    from ganomaly_jax.evaluation import group_metrics
 
-    found = evaluation_evaluate.evaluate(workdir, source, None, rate, own, judged, by, *beside)
+    found = evaluation_evaluate.evaluate(workdir, source, None, rate, own, judged, by, baselines, combine)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -97,8 +106,9 @@ def evaluate_and_print(
         print(f"threshold from {values['threshold_source']}")
     if by:
         print("\n".join(group_metrics.lines(values["groups"])))
-    if "partners" in values:
-        print("\n".join(baselines.lines(values["partners"] | values["combinations"]) + values["partners_notes"]))
+    if "baselines" in values:
+        table = evaluation_baselines.lines(values["baselines"] | values["combinations"])
+        print("\n".join(table + values["baselines_notes"]))
     for note in (f"note: {warning}" for warning in values["warnings"]):
         if note not in printed:
             print(note)

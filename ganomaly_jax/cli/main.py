@@ -13,6 +13,7 @@ from ganomaly_jax.cli import (
     arguments,
     check,
     compare,
+    config,
     demo,
     environment,
     evaluate,
@@ -33,7 +34,7 @@ from ganomaly_jax.core.errors import DamagedError, DivergedError, ProcessLostErr
 
 VERBS = (
     *(demo, train, evaluate, predict, explain, export, import_, serve, monitor),
-    *(recalibrate, update, compare, check, plan, pack),
+    *(recalibrate, update, compare, check, plan, pack, config),
 )
 """In the order of `ganomaly --help`. Each module has `add_parser(subparsers)` and `run(args, overrides)`."""
 _LINGER_S = 5.0
@@ -96,11 +97,12 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, arguments.Overrides
       UserError: an unknown verb or option, a missing value, or one of another type.
     """
     parser = make_parser()
-    arguments.check_verb(words, parser)
     plain, overrides = arguments.split_overrides(words)
+    verb = arguments.verb_parser(plain, parser)
+    arguments.check_options(plain, overrides, verb)
     args, rest = parser.parse_known_args(plain)
-    if hasattr(args, "verb"):
-        arguments.check_unknown(rest, plain, overrides, args.verb)
+    if rest:
+        raise UserError(f"unexpected argument: {rest[0]}; see `{verb.prog} --help`")
     return args, overrides
 
 
@@ -118,6 +120,5 @@ def make_parser() -> argparse.ArgumentParser:
         title="verbs", metavar="VERB", description="`ganomaly VERB --help` lists the options of each"
     )
     for verb in VERBS:
-        made = verb.add_parser(subparsers)
-        made.set_defaults(run=verb.run, verb=made)
+        verb.add_parser(subparsers).set_defaults(run=verb.run)
     return parser

@@ -1,6 +1,7 @@
-"""Every default of the project, once, with its unit. Plain dataclasses; `configs/*.py` return a `Config`.
+"""The configuration of a run: every default of the project, once, with its unit.
 
-The stored form is `config.json` in a run's folder: `to_dict` and `from_dict` turn one into the other.
+Plain dataclasses; the functions `get_config()` in `configs/` return a `Config`. The first line of each docstring below
+is the help that `ganomaly config` shows.
 """
 
 from __future__ import annotations
@@ -16,226 +17,302 @@ from ganomaly_jax.core.errors import UserError
 
 @dataclasses.dataclass
 class Sound:
-    """How recordings become windows, what is judged together, and windows images: `data.height` bands of frequency,
-    `data.width` frames."""
+    """How recordings are cut into windows, and windows become spectrograms.
+
+    A spectrogram has `data.height` frequency bands and `data.width` frames.
+    """
 
     rate: int = 0
-    """Samples a second, Hz, that all recordings are brought to; 0: their own, of several the lowest. Of arrays: theirs,
-    and has to be given."""
+    """Sampling rate in Hz that recordings are resampled to; 0: their own, the lowest if there are several.
+
+    Required for arrays, whose rate is not stored.
+    """
     channel: int = 0
-    """The channel that is listened to, counted from 1; 0: the mean of all."""
+    """Channel to use, counted from 1; 0: the mean of all channels."""
     frame: float = 0.0
-    """Seconds that a frame of the spectrogram looks at; 0: about 0.064, a power of two of samples; where that leaves
-    fewer than 1,000 normal windows, shorter, down to an eighth; longer where a band would hold no frequency."""
+    """Length of a spectrogram frame in seconds; 0: about 0.064.
+
+    The default is a power of two of samples. It becomes shorter, down to an eighth, where it leaves fewer than 1,000
+    normal windows, and longer where a band would contain no frequency.
+    """
     hop: float = 0.0
-    """Seconds from frame to frame; 0: half of `frame`."""
+    """Seconds from one frame to the next; 0: half of `data.sound.frame`."""
     stride: float = 0.0
-    """Seconds from the beginning of one window to that of the next; 0: half a window, down to an eighth of it where
-    that leaves fewer than 1,000 normal windows."""
+    """Seconds from the start of one window to the next; 0: half a window.
+
+    The default becomes shorter, down to an eighth of a window, where it leaves fewer than 1,000 normal windows.
+    """
     low: float = 0.0
-    """Hz at which the first band begins."""
+    """Lower end of the lowest frequency band, in Hz."""
     high: float = 0.0
-    """Hz at which the last one ends; 0: half of `rate`."""
+    """Upper end of the highest frequency band, in Hz; 0: half the sampling rate."""
     scale: str = "mel"
-    """Bands are equally wide on the mel scale, 2595 log10(1 + f / 700 Hz), or on a `linear` one, in Hz."""
+    """Frequency scale on which the bands are equally wide: `mel` or `linear`.
+
+    The mel scale is 2595 log10(1 + f / 700 Hz).
+    """
     level: bool = True
-    """Loudness counts; false: each window is brought to the same power first."""
+    """Whether loudness counts; false: each window is scaled to the same power first."""
 
 
 @dataclasses.dataclass
 class Data:
-    """Where images come from and how they become `[B, H, W, C]` in [-1, 1]; or rows of sensors, and `[B(, T), D]`; or
-    recordings of sound, and `[B, bands, frames, 1]`."""
+    """Where the data come from, and how they become the arrays that the network takes.
+
+    Images become [B, H, W, C] in [-1, 1], rows of sensors [B, D] or [B, T, D], and recordings [B, bands, frames, 1].
+    """
 
     source: str = ""
-    """A folder, a file (npz, idx, array_record; csv, parquet; wav, flac), `tfds:NAME`, `mnist5k` or `elpv`."""
+    """Folder, file, or name of a data set: `tfds:NAME`, `mnist5k` or `elpv`.
+
+    Files are npz, idx or array_record for images, csv or parquet for rows, and wav, flac and the like for sound.
+    """
     kind: str = "auto"
-    """What the data are: `images`, `rows` of sensors, or `sound`; `auto`: rows where they come as csv, parquet or an
-    array [N, D], sound where they come as wav, flac and the like, otherwise images. An array [N, T, D] of windows has
-    to be called `rows`, one [N, S] of recordings `sound`."""
+    """Kind of data: `images`, `rows` of sensors, `sound`, or `auto`.
+
+    With `auto`, csv and parquet files and arrays [N, D] are rows, wav, flac and the like are sound, and everything else
+    is images. Arrays of windows [N, T, D] need `rows`, and arrays of recordings [N, S] need `sound`.
+    """
     sound: Sound = dataclasses.field(default_factory=Sound)
     window: int = 0
-    """Rows, one after the other, that are judged together; 0: each row by itself."""
+    """Number of consecutive rows that are scored together; 0: each row by itself."""
     stride: int = 1
-    """Rows from the beginning of one window to that of the next."""
+    """Rows from the start of one window to the next."""
     columns: str = ""
-    """Names of the sensors, with commas between, quoted as in a CSV file; each with - before it: all but these; empty:
-    all columns of numbers. Of an array: what its columns are called."""
+    """Names of the sensors, separated by commas; empty: all numeric columns.
+
+    Names are quoted as in a CSV file. With `-` before each name: all columns but these. For arrays: the names of their
+    columns.
+    """
     missing: str = "refuse"
-    """What becomes of a missing value of a sensor: `refuse` (no training on it, and a verdict `invalid`), `last` (the
-    value of the row before it), `mask` (the sensor's centre, which says nothing)."""
+    """Treatment of missing sensor values: `refuse`, `last` or `mask`.
+
+    `refuse` trains on no such row and gives it the verdict `invalid`; `last` repeats the value of the row before;
+    `mask` takes the center of the sensor's range, which carries no information.
+    """
     abnormal: str = ""
-    """Class whose images are the anomalies; empty: the labels that the source itself has."""
+    """Class whose items are the anomalies; empty: the labels of the data decide."""
     height: int = 0
-    """Pixels, a power of two from 16 to 256; 0: 32 where no image is larger than 32, otherwise 64. Of sound: bands of
-    frequency; 0: 32."""
+    """Height of the network's input in pixels, a power of two from 16 to 256; 0: automatic.
+
+    Automatic is 32 where no image is larger than 32 pixels, and otherwise 64. For sound: frequency bands, by default
+    32.
+    """
     width: int = 0
-    """Pixels, as `height`. Of sound: frames; 0: 32."""
+    """Width of the network's input in pixels, a power of two from 16 to 256; 0: automatic.
+
+    As `data.height`. For sound: frames, by default 32.
+    """
     channels: int = 0
-    """Channels of the network's input; 0: those of the data (3 where grey and colour are mixed). Of rows: sensors."""
+    """Channels of the network's input; 0: those of the data.
+
+    A mixture of grey and colour images has 3. For rows: the number of sensors.
+    """
     fit: str = "stretch"
-    """How an image of another size is brought to height x width: `stretch` or `letterbox` (aspect kept, padded)."""
+    """How images of another size are resized: `stretch`, or `letterbox` (aspect ratio kept, padded)."""
     tile: int = 0
-    """Side in pixels of the square tiles that images of height x width are cut into, the network's input: 16, 32, 64,
-    128 or 256. Height and width may then be any from that on, 0: the median of the images' own. 0: no tiles."""
+    """Side in pixels of square tiles that images are cut into: 16, 32, 64, 128 or 256; 0: no tiles.
+
+    The network then takes tiles. `data.height` and `data.width` are those of the whole image, any number of at least
+    one tile; 0: the median of the images.
+    """
     overlap: float = 0.25
-    """Of neighbouring tiles: below 1 a share of their side, otherwise pixels."""
+    """Overlap of neighbouring tiles: a share of their side below 1, or a number of pixels."""
     tile_score: str = "max"
-    """The score of an image from its tiles': `max`, `mean`, or a share such as `0.9`, that quantile of them."""
+    """Score of an image from those of its tiles: `max`, `mean`, or a quantile such as `0.9`."""
     low: float = 0.0
-    """Pixel value that becomes -1. With low = high = 0: the range of the type (uint8, uint16), or, for floating
-    point, the smallest and largest value of the normal training images."""
+    """Pixel value that becomes -1; `low` and `high` both 0: automatic.
+
+    Automatic is the range of the type for uint8 and uint16, and the smallest and largest value of the normal training
+    images for floating point.
+    """
     high: float = 0.0
-    """Pixel value that becomes +1."""
+    """Pixel value that becomes +1; `low` and `high` both 0: automatic."""
     test: float = 0.2
-    """Share of the normal images kept for the test set, where the source has no split of its own."""
+    """Share of the normal data held out for testing, where the data have no test part."""
     calibration: float = 0.1
-    """Share of the normal training images set aside for threshold and p-values; never trained on."""
+    """Share of the normal training data held out for threshold and p-values; never trained on."""
     limit: int = 0
-    """Train on at most this many normal images; 0: on all."""
+    """Train on at most this many normal items; 0: all."""
     stream: str = "auto"
-    """Pixels of packed images and tfds:NAME are in memory (`never`), or read while they are needed (`always`); `auto`:
-    read where they would take more than a quarter of the free memory of the host or the device."""
+    """Whether packed images and `tfds:NAME` are read while needed: `always`, `never` (in memory) or `auto`.
+
+    `auto` reads them while needed if they would take more than a quarter of the free memory of host or device.
+    """
 
 
 @dataclasses.dataclass
 class Model:
-    """Size of the networks."""
+    """The detector and the size of its networks."""
 
     detector: str = "ganomaly"
-    """`ganomaly`, or `autoencoder`, which is taught to undo noise and hidden patches."""
+    """Kind of detector: `ganomaly`, or `autoencoder`, which learns to undo noise and hidden patches."""
     latent_size: int = 100
+    """Size of the latent vectors z and z_hat."""
     features: int = 64
-    """Channels of the first convolution, of the generator and of the discriminator."""
+    """Channels of the first convolution in generator and discriminator."""
     extra_layers: int = 0
-    """3x3 convolutions added after the first layer (and mirrored in the decoder)."""
+    """Number of 3x3 convolutions added after the first layer, and mirrored in the decoder."""
     dtype: str = "float32"
-    """What the convolutions compute in: `float32` or `bfloat16`; weights, statistics, losses and scores are float32."""
+    """Type that convolutions compute in: `float32` or `bfloat16`.
+
+    Weights, statistics, losses and scores are float32 in either case.
+    """
     embedding_size: int = 64
-    """Outputs of the discriminator's second head, which is there where `loss.contrast` is above 0."""
+    """Size of the discriminator's embedding, used where `loss.contrast` is above 0."""
     exposure: bool = False
-    """Whether the networks see the brightness v of an image relative to its mean m, (v - m) / (v + m), so that lamp,
-    exposure or current do not count (`exposure.py`); images only."""
+    """Whether the networks see brightness relative to the image's mean, so that lighting does not count.
+
+    With brightness v and its mean m they see (v - m) / (v + m); images only.
+    """
     network: str = "original"
-    """`original`; a detector with weights of anomalib has `anomalib`, which is not for training."""
+    """Architecture: `original`, or `anomalib` in detectors imported from it, which cannot be trained."""
     noise: float = 0.2
-    """Of the autoencoder: standard deviation of the Gaussian noise on what it is given, in units of [-1, 1]."""
+    """Autoencoder: standard deviation of the Gaussian noise on its input, in units of [-1, 1]."""
     mask: float = 0.1
-    """Of the autoencoder: share of what it is given that is hidden, in patches (`corruption.corrupt`)."""
+    """Autoencoder: share of its input that is hidden, in patches."""
 
 
 @dataclasses.dataclass
 class Loss:
-    """Weights of the generator's three losses (equation 4 of arXiv 1805.06725), and of one of the discriminator's."""
+    """Weights of the losses.
+
+    The generator's three are those of equation 4 of arXiv 1805.06725.
+    """
 
     adversarial: float = 1.0
+    """Weight of the adversarial loss (feature matching)."""
     contextual: float = 50.0
+    """Weight of the contextual loss, the absolute error of the reconstruction."""
     encoder: float = 1.0
+    """Weight of the encoder loss, the distance of the two latents."""
     contrast: float = 0.0
-    """Of the discriminator's recognising two views of the same image (`losses.contrast`); 0: not asked (the paper)."""
+    """Weight of the discriminator's contrastive loss, recognising two views of an image; 0: none (the paper)."""
     temperature: float = 0.2
-    """Of that loss."""
+    """Temperature of the contrastive loss."""
 
 
 @dataclasses.dataclass
 class Optimizer:
-    """Adam, the same for generator and discriminator."""
+    """Adam, with the same settings for generator and discriminator."""
 
     learning_rate: float = 2e-4
+    """Learning rate."""
     beta1: float = 0.5
+    """Decay of Adam's mean of gradients."""
     beta2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
     epsilon: float = 1e-8
+    """Constant in Adam's denominator."""
     average: float = 0.0
-    """Weights that score are an exponential moving average with this decay a step, a smaller one in the first steps,
-    batch norm's statistics of the end taken afresh for them; 0: the last weights with their running statistics (the
-    paper)."""
+    """Decay a step of the moving average of weights used for scoring; 0: the last weights (the paper).
+
+    The decay is smaller in the first steps. Batch statistics are recomputed for the averaged weights at the end.
+    """
 
 
 @dataclasses.dataclass
 class Train:
-    """Length of the training and what is kept of it."""
+    """How long the training runs, and what it stores."""
 
     batch_size: int = 64
-    """Images a step over all devices; fewer where the training part is smaller than one batch."""
+    """Items a step, over all devices; fewer if the training set is smaller than one batch."""
     epochs: int = 15
+    """Passes over the training set."""
     steps: int = 0
-    """Stop after this many steps; 0: after `epochs`."""
+    """Stop after this many steps; 0: after `train.epochs`."""
     save_every: int = 500
-    """Steps that a kill costs at most: a checkpoint is begun at every multiple and half-way between, and written while
-    the steps go on, the next waiting for it; one more is written at the end and at SIGINT or SIGTERM."""
+    """Largest number of steps that a crash can lose.
+
+    A checkpoint is started at every multiple of it and halfway between, and is written while the training goes on.
+    Another is written at the end, and at SIGINT or SIGTERM.
+    """
     keep: int = 2
-    """Last checkpoints kept; the one that reconstructs the calibration images best is kept beside them."""
+    """Number of recent checkpoints kept, besides the one with the lowest calibration loss."""
     choose: str = "last"
-    """The step whose weights the detector gets: `last` (the paper), or `best`, that kept one."""
+    """Step whose weights the detector gets: `last` (the paper), or `best`, with the lowest calibration loss."""
     log_every: int = 10
-    """Steps that one line of `history.jsonl` averages over."""
+    """Steps averaged in one line of `history.jsonl`."""
     picture_every: int = 5
     """Epochs between pictures of x and x_hat; 0: none."""
     check_every: int = 0
-    """Steps between looks at normal images, held-out ones where there are any: their loss and the health of the
-    training, a line each in `history.jsonl`; 0: every epoch, and at least 100."""
+    """Steps between checks of loss and training health on held-out normal data; 0: automatic.
+
+    Automatic is once an epoch, but not more often than every 100 steps. Each check is a line of `history.jsonl`.
+    """
     patience: int = 0
-    """Stop once so many looks have passed without a smaller loss on the calibration images; 0: never."""
+    """Stop after this many checks without a lower loss on the calibration data; 0: never."""
     shift: int = 0
-    """Pixels by which each image is moved at random, up to so many in both directions, edges repeated; 0: not."""
+    """Augmentation: move each image by up to this many pixels in both directions, edges repeated; 0: off."""
     flip: bool = False
-    """Mirror each image left-right with probability 1/2."""
+    """Augmentation: mirror each image left to right with probability 1/2."""
 
 
 @dataclasses.dataclass
 class Mesh:
-    """The devices that a batch is spread over."""
+    """The devices that the training uses."""
 
     devices: int = 0
-    """Local devices to use; 0: all of them. One model spreads each batch over them; members are dealt out."""
+    """Number of local devices to use; 0: all.
+
+    One model spreads each batch over them; the members of a sweep are distributed among them.
+    """
     transform: str = "shard_map"
-    """How the step is spread: `shard_map`, or `pmap`, its elder (within one process)."""
+    """How a step is parallelised: `shard_map`, or `pmap`, which is older and for a single process."""
     batch_norm_group: int = 0
-    """Devices that pool their batches for batch norm; 0: all of them; 1: each its own, so that with 64 images a device
-    it normalises as the paper does."""
+    """Number of devices that share batch statistics; 0: all; 1: each has its own.
+
+    With 1 and 64 images a device, batch norm normalises as in the paper.
+    """
     shard_from: int = 0
-    """Weights and optimiser states of arrays with at least so many elements are divided over the devices; 0: each
-    device holds all of them."""
+    """Shard weights and optimizer states of arrays with at least this many elements; 0: replicate all."""
 
 
 @dataclasses.dataclass
 class Members:
-    """Independent models that are trained together, one for each class and seed; both empty: one model."""
+    """Independent models that are trained together, one for each class and seed; both empty: a single model."""
 
     classes: str = ""
-    """Classes that are abnormal in turn, with commas between, or `all`, whatever `data.abnormal` says; empty: that."""
+    """Classes that are anomalous in turn, separated by commas, or `all`; empty: `data.abnormal` alone."""
     seeds: str = ""
-    """Seeds with commas between, such as 0,1,2; empty: `seed` alone."""
+    """Seeds separated by commas, such as `0,1,2`; empty: `seed` alone."""
 
 
 @dataclasses.dataclass
 class Evaluate:
-    """Scores, threshold and what is shown."""
+    """Scores, threshold, and what the report shows."""
 
     score: str = "squared"
-    """Distance of the two latents: `squared` (mean over the latent, the original code) or `l1` (the paper); or others,
-    and sums of several, such as `latent_density+pixel`, see `scores.PARTS`. Of the autoencoder `squared` and `l1` are
-    the mean squared and absolute error of the reconstruction."""
+    """What is scored: `squared`, `l1`, or others and their sums, such as `latent_density+pixel`.
+
+    `squared` is the mean squared difference of the two latents (the original code), `l1` the mean absolute difference
+    (the paper). For the autoencoder they are the errors of the reconstruction. docs/scores.md has the others.
+    """
     false_positive_rate: float = 0.01
-    """Share of normal images that may be flagged; the threshold follows from the calibration part."""
+    """Share of normal data that may be flagged; the threshold follows from the calibration data."""
     threshold_by: str = "rate"
-    """What sets the threshold: `rate`, the one above; `quantile`, that of the calibration scores; `tail`, the rate by
-    a generalised Pareto fit to the highest of them, an extrapolation; `given`."""
+    """What sets the threshold: `rate`, `quantile`, `tail` or `given`.
+
+    `rate` is `evaluate.false_positive_rate`, `quantile` is `evaluate.quantile` of the calibration scores, `tail`
+    extrapolates the rate by a generalised Pareto fit to the highest of them, and `given` is `evaluate.threshold`.
+    """
     quantile: float = 0.99
-    """Share of the calibration scores below the threshold, with `quantile`."""
+    """Share of the calibration scores below the threshold, with `threshold_by=quantile`."""
     threshold: float = 0.0
-    """The threshold, with `given`."""
+    """The threshold itself, with `threshold_by=given`."""
     review: float = 0.0
-    """Images that are not anomalous and have a p-value up to this get the verdict `review`; 0: none."""
+    """Give the verdict `review` to p-values up to this that are not anomalous; 0: never."""
     worst: int = 4
-    """Worst false positives and as many worst false negatives that get a picture each."""
-    partners: str = ""
-    """Statistical detectors to compare with, fitted on the training part: `pca_t2`, `pca_q`, `mahalanobis`,
-    `neighbours`, `forest` with commas between, or `all`; empty: none."""
+    """Number of worst false positives, and of worst false negatives, that get a picture."""
+    baselines: str = ""
+    """Statistical baselines to compare with, separated by commas, or `all`; empty: none.
+
+    `pca_t2`, `pca_q`, `mahalanobis`, `neighbours` and `forest`, fitted on the training data.
+    """
     combine: str = "mean,maximum,stouffer"
-    """How detector and partners are combined, where there are some; empty: not."""
+    """How detector and baselines are combined, where there are baselines; empty: not at all."""
     components: float = 0.9
-    """Of the partners' PCA: below 1, the share of the variance that they reach; from 1, their number."""
+    """Principal components of the baselines: the share of variance they explain if below 1, else their number."""
 
 
 @dataclasses.dataclass
@@ -243,7 +320,7 @@ class Config:
     """A whole run."""
 
     seed: int = 0
-    """Weights, split, order of batches and augmentation follow from it."""
+    """Seed of weights, split, order of batches and augmentation."""
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     loss: Loss = dataclasses.field(default_factory=Loss)
@@ -256,7 +333,7 @@ class Config:
 
 SOUND_SCALES = ("mel", "linear")
 
-# A run may go on with other values of these: they change how long it trains, what it keeps and what is shown of it,
+# A run may be resumed with other values of these: they change how long it trains, what it stores and what it shows,
 # never what a step computes.
 MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
@@ -267,14 +344,14 @@ MAY_CHANGE = frozenset(
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
 
-# What `model.detector` may name, and its name in words.
+# Values of `model.detector`, and their names in texts.
 DETECTORS = {"ganomaly": "GANomaly", "autoencoder": "Denoising autoencoder"}
 
-# What `evaluate.partners` and `evaluate.combine` may name.
-PARTNERS = ("pca_t2", "pca_q", "mahalanobis", "neighbours", "forest")
+# Values of `evaluate.baselines` and `evaluate.combine`.
+BASELINES = ("pca_t2", "pca_q", "mahalanobis", "neighbours", "forest")
 COMBINATIONS = ("mean", "maximum", "stouffer")
 
-# What `evaluate.score` may name; `scores.PARTS` computes them.
+# Values of `evaluate.score`; `scores.PARTS` computes them.
 SCORES = (
     *("squared", "l1", "pixel", "multiscale", "residual_mahalanobis", "residual_local"),
     *("latent_mahalanobis", "latent_neighbours", "latent_density", "latent_angle", "latent_angular_density"),
@@ -284,13 +361,13 @@ SCORES = (
 )
 
 RESIDUAL = 2048
-"""Numbers of an input, at most, whose residual has a covariance: its matrix is 16 MB then."""
+"""Largest number of values of an input whose residual gets a covariance: its matrix then has 16 MB."""
 
 
 def input_shape(data: Data) -> tuple[int, ...]:
-    """What a network takes, as a resolved configuration says.
+    """Returns the shape of one input of the network, from a resolved configuration.
 
-    (H, W, C) of images or their tiles, (bands, frames, 1) of sound, (D,) of rows or (T, D) of windows of them.
+    (H, W, C) for images or their tiles, (bands, frames, 1) for sound, (D,) for rows, (T, D) for windows of rows.
     """
     if data.kind != "rows":
         return data.tile or data.height, data.tile or data.width, data.channels
@@ -298,7 +375,7 @@ def input_shape(data: Data) -> tuple[int, ...]:
 
 
 def residual_down(shape: tuple[int, ...]) -> int:
-    """By how much images of `shape` (H, W, C) are averaged down before their residual has a covariance; 1 for rows."""
+    """Returns the factor by which residuals of `shape` (H, W, C) are averaged down for a covariance; 1 for rows."""
     down = 1
     while len(shape) == 3 and math.prod(shape) > RESIDUAL * down**2 and not any(n % (2 * down) for n in shape[:2]):
         down *= 2
@@ -322,42 +399,42 @@ def in_words(data: Data, text: str) -> str:
 
 
 def score_parts(config: Config) -> tuple[str, ...]:
-    """The names that `evaluate.score` joins by `+`; one may stand several times, and then counts so often."""
+    """Returns the names joined by `+` in `evaluate.score`; one that is repeated counts as often."""
     return tuple(word.strip() for word in config.evaluate.score.split("+"))
 
 
 def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
-    """Words with commas between, each once; none where nothing is given.
+    """Returns the words of a comma-separated list, each once; none where nothing is given.
 
     Raises:
-      UserError: one that is not known.
+      UserError: an unknown word.
     """
     found = tuple(dict.fromkeys(word.strip() for word in given.split(","))) if given.strip() else ()
     for word in found:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; wanted some of {', '.join(known)} "
-                "with commas between"
+                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; wanted some of {', '.join(known)}, "
+                "separated by commas"
             )
     return found
 
 
 def has_members(config: Config) -> bool:
-    """Whether it asks for several models."""
+    """Returns whether the configuration asks for several models."""
     return bool(config.members.classes or config.members.seeds)
 
 
 def member_classes(config: Config) -> list[str]:
-    """The words of `members.classes`; `["all"]` is left to the data."""
+    """Returns the words of `members.classes`; `["all"]` is resolved once the data are known."""
     return [word.strip() for word in config.members.classes.split(",")] if config.members.classes else []
 
 
 def member_seeds(config: Config) -> list[int]:
-    """The seeds of the members.
+    """Returns the seeds of the members.
 
     Raises:
-      UserError: `members.seeds` holds something else than numbers from 0 to 2**32 - 1, or one of them twice.
+      UserError: `members.seeds` holds anything but numbers from 0 to 2**32 - 1, or one of them twice.
     """
     if not config.members.seeds:
         return [config.seed]
@@ -367,7 +444,7 @@ def member_seeds(config: Config) -> list[int]:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise UserError(
-            f"members.seeds={config.members.seeds!r}: wanted different numbers from 0 to {2**32 - 1} with commas "
-            "between, such as 0,1,2"
+            f"members.seeds={config.members.seeds!r}: wanted different numbers from 0 to {2**32 - 1}, separated "
+            "by commas, such as 0,1,2"
         )
     return seeds

@@ -1,38 +1,87 @@
-"""Configurations as dictionaries and as overrides."""
+"""Configurations as dictionaries, as single values, and as the lines of help on each key."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
+import inspect
 from typing import Any
 
 from ganomaly_jax.core.config import MAY_CHANGE, Config
 from ganomaly_jax.core.errors import UserError
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+# Keys that stored configurations of 0.1.0 have, and what they are called now.
+_RENAMED = {"evaluate.partners": "evaluate.baselines"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of the configuration, as `ganomaly config` shows it."""
+
+    path: str
+    """Dotted path, such as `train.epochs`."""
+    default: str | int | float | bool
+    text: str
+    """Its docstring in `config.py`."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return self.text.partition("\n")[0]
+
+
+def all_keys() -> list[Key]:
+    """Returns every key of the configuration with its default and its help, in the order of `config.py`.
+
+    The help is read from the source: Python keeps no docstrings of attributes.
+    """
+    return _keys(Config(), "")
+
+
+def _keys(owner: Any, prefix: str) -> list[Key]:
+    (body,) = ast.parse(inspect.getsource(type(owner))).body
+    texts: dict[str, str] = {}
+    assert isinstance(body, ast.ClassDef)
+    for node, following in zip(body.body, [*body.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[node.target.id] = inspect.cleandoc(text)
+    found: list[Key] = []
+    for field in dataclasses.fields(owner):
+        value = getattr(owner, field.name)
+        path = prefix + field.name
+        found += (
+            _keys(value, f"{path}.")
+            if dataclasses.is_dataclass(value)
+            else [Key(path, value, texts.get(field.name, ""))]
+        )
+    return found
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The nested dict that `config.json` holds."""
+    """Returns the nested dict that `config.json` holds."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`.
+    """Returns the configuration of a dict as `to_dict` makes it; the inverse of `to_dict`.
 
-    Keys that are left out keep their default.
+    Keys that are left out have their default; keys of older versions are understood.
 
     Raises:
       UserError: a key that does not exist (the nearest that does is named), or a value of another type.
     """
     config = Config()
     for path, value in flatten(values).items():
-        set_value(config, path, value)
+        set_value(config, _RENAMED.get(path, path), value)
     return config
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"epochs": 5}}` as `{"train.epochs": 5}`."""
+    """Returns a nested dict with dotted keys: `{"train": {"epochs": 5}}` as `{"train.epochs": 5}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -43,15 +92,15 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def set_value(config: Config, path: str, value: Any) -> None:
-    """Set one value by its dotted path; a string is read as the type of the default.
+    """Sets one value by its dotted path; a string is converted to the type of the default.
 
     Raises:
-      UserError: no such key, or a value that the type does not take.
+      UserError: no such key, or a value that cannot be converted.
     """
     known = flatten(to_dict(Config()))
     if path not in known:
         near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown configuration key {path!r}; the nearest that exists is {near[0]!r}")
+        raise UserError(f"unknown configuration key: {path}; did you mean {near[0]}?")
     want = type(known[path])
     try:
         converted = _BOOLEANS[str(value).lower()] if want is bool else want(value)
@@ -68,10 +117,10 @@ def set_value(config: Config, path: str, value: Any) -> None:
 
 
 def differences(stored: Config, asked: Config) -> list[str]:
-    """What keeps a stored run from going on as `asked`: one line a key, empty where nothing does."""
+    """Returns what keeps a stored run from being resumed as `asked`: a line for each key, empty where nothing does."""
     old, new = flatten(to_dict(stored)), flatten(to_dict(asked))
     return [
-        f"{key}: the run has {old[key]!r}, asked is {new[key]!r}"
+        f"{key}: {old[key]!r} in the stored run, {new[key]!r} now"
         for key in old
         if old[key] != new[key] and key not in MAY_CHANGE
     ]

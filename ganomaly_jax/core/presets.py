@@ -27,10 +27,14 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("[!_]*.py"))
 
 
+def description(name: str) -> str:
+    """Returns the docstring of a shipped configuration, without running it."""
+    return ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text(encoding="utf-8"))) or ""
+
+
 def summary(name: str) -> str:
-    """Returns the first line of a shipped configuration's docstring, without running it."""
-    text = ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    """Returns the first line of a shipped configuration's docstring."""
+    return description(name).partition("\n")[0]
 
 
 def read(asked: str) -> Config:

@@ -1,4 +1,4 @@
-"""What is refused of a configuration before anything is loaded, and once the size of the data is known."""
+"""Checks of a configuration: before anything is loaded, and once the size of the data is known."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import difflib
 import math
 
 from ganomaly_jax.core.config import (
+    BASELINES,
     COMBINATIONS,
     DETECTORS,
-    PARTNERS,
     RESIDUAL,
     SCORES,
     SOUND_SCALES,
@@ -27,7 +27,7 @@ from ganomaly_jax.core.config import (
 from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
 
-# What only one of them asks for; with another it would be passed over unheard.
+# Keys that only one detector uses; with another they would be ignored without a word.
 _ONLY_OF = {
     "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
     "autoencoder": ("model.noise", "model.mask"),
@@ -35,7 +35,7 @@ _ONLY_OF = {
 
 
 def check(config: Config) -> None:
-    """Refuse values that cannot work, before anything is loaded.
+    """Refuses values that cannot work, before anything is loaded.
 
     Raises:
       UserError: naming the key, the value and what is wanted.
@@ -47,9 +47,11 @@ def check(config: Config) -> None:
 
     tile = config.data.tile
     refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
-    refuse_unless(not tile or not has_members(config), "data.tile", "0: members are trained on whole images")
+    refuse_unless(not tile or not has_members(config), "data.tile", "0, because members are trained on whole images")
     refuse_unless(
-        0 <= config.data.overlap < (tile or 256), "data.overlap", "a share below 1, or pixels below data.tile"
+        0 <= config.data.overlap < (tile or 256),
+        "data.overlap",
+        "a share below 1, or a number of pixels below data.tile",
     )
     refuse_unless(_combines(config.data.tile_score), "data.tile_score", "'max', 'mean', or a share from 0 to 1")
     for name in ("height", "width"):
@@ -78,10 +80,12 @@ def check(config: Config) -> None:
     )
     refuse_unless(0 < config.data.test < 1, "data.test", "a share between 0 and 1")
     refuse_unless(0 <= config.data.calibration < 1, "data.calibration", "a share from 0 to below 1")
-    refuse_unless(config.data.limit >= 0, "data.limit", "a number of images, or 0 for all")
+    refuse_unless(config.data.limit >= 0, "data.limit", "a number of items, or 0 for all")
     refuse_unless(config.data.stream in ("auto", "always", "never"), "data.stream", "'auto', 'always' or 'never'")
     refuse_unless(
-        config.data.stream != "always" or not has_members(config), "data.stream", "'never': members share what is held"
+        config.data.stream != "always" or not has_members(config),
+        "data.stream",
+        "'never', because members share the data in memory",
     )
     refuse_unless(config.model.detector in DETECTORS, "model.detector", f"one of {', '.join(DETECTORS)}")
     refuse_unless(0 <= config.model.noise < float("inf"), "model.noise", "a standard deviation of 0 or more")
@@ -90,11 +94,13 @@ def check(config: Config) -> None:
     for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
         refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
     refuse_unless(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
-    refuse_unless(config.model.network == "original", "model.network", "'original': the other is for imported weights")
+    refuse_unless(
+        config.model.network == "original", "model.network", "'original'; 'anomalib' is for imported weights only"
+    )
     refuse_unless(config.optimizer.learning_rate > 0, "optimizer.learning_rate", "more than 0")
     for name in ("beta1", "beta2"):
         refuse_unless(0 <= getattr(config.optimizer, name) < 1, f"optimizer.{name}", "from 0 to below 1")
-    refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2 (batch norm needs a spread)")
+    refuse_unless(config.train.batch_size >= 2, "train.batch_size", "at least 2, because batch norm needs a variance")
     for path in ("train.epochs", "train.save_every", "train.keep", "train.log_every"):
         refuse_unless(flatten(to_dict(config))[path] >= 1, path, "at least 1")
     refuse_unless(config.train.choose in ("last", "best"), "train.choose", "'last' or 'best'")
@@ -107,16 +113,18 @@ def check(config: Config) -> None:
     refuse_unless(
         not config.train.patience or config.data.calibration > 0,
         "train.patience",
-        "0, or data.calibration above 0: it is on those images that a training is seen to get no better",
+        "0, or data.calibration above 0, because the checks use the calibration data",
     )
     refuse_unless(
-        not config.train.patience or not has_members(config), "train.patience", "0: members are not stopped one by one"
+        not config.train.patience or not has_members(config),
+        "train.patience",
+        "0, because members cannot be stopped one by one",
     )
     # A side that is left to the data becomes 32 at least.
     room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     _check_score(config)
-    words(config.evaluate.partners, ("all", *PARTNERS), "evaluate.partners")
+    words(config.evaluate.baselines, ("all", *BASELINES), "evaluate.baselines")
     words(config.evaluate.combine, COMBINATIONS, "evaluate.combine")
     refuse_unless(config.evaluate.components > 0, "evaluate.components", "a share below 1, or a number from 1")
     for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
@@ -130,14 +138,18 @@ def check(config: Config) -> None:
     refuse_unless(config.evaluate.threshold_by in ways, "evaluate.threshold_by", f"one of {', '.join(ways)}")
     refuse_unless(0 < config.evaluate.quantile <= 1, "evaluate.quantile", "a share above 0 up to 1")
     refuse_unless(abs(config.evaluate.threshold) < float("inf"), "evaluate.threshold", "a finite number")
-    refuse_unless(0 <= config.evaluate.review < 1, "evaluate.review", "a rate from 0 to below 1, 0 for no band")
+    refuse_unless(0 <= config.evaluate.review < 1, "evaluate.review", "a rate from 0 to below 1, where 0 means never")
     member_seeds(config)
     classes = member_classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
 
 
 def check_shape(config: Config) -> None:
-    """Raises UserError for a score that is not for inputs of the shape that a resolved configuration says."""
+    """Refuses a score that cannot be computed for inputs of the resolved shape.
+
+    Raises:
+      UserError: naming the score, and what would work.
+    """
     shape, names = input_shape(config.data), score_parts(config)
     of_images = [name for name in names if name.startswith(("patches", "components"))]
     if of_images and len(shape) < 3:
@@ -147,7 +159,7 @@ def check_shape(config: Config) -> None:
         )
     if config.model.exposure and config.data.kind in ("rows", "sound"):
         raise UserError(
-            f"model.exposure=True: only images have one, and this is {config.data.kind}; wanted model.exposure=False"
+            f"model.exposure=True: only images have a brightness, and these are {config.data.kind}; wanted false"
         )
     asked = [name for name in names if name.startswith("residual")]
     if asked and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:
@@ -159,7 +171,7 @@ def check_shape(config: Config) -> None:
 
 
 def _combines(word: str) -> bool:
-    """Whether it says how the scores of tiles become one."""
+    """Returns whether a word names a way to combine the scores of tiles."""
     try:
         return word in ("max", "mean") or 0 <= float(word) <= 1
     except ValueError:
@@ -167,14 +179,14 @@ def _combines(word: str) -> bool:
 
 
 def _check_own(config: Config) -> None:
-    """Refuse what the detector asked for does not have, where that is not what it is by default."""
+    """Refuses values for keys that the chosen detector does not use, unless they are the defaults."""
     given, usual = flatten(to_dict(config)), flatten(to_dict(Config()))
     for owner, paths in _ONLY_OF.items():
         for path in paths if owner != config.model.detector else ():
             if given[path] != usual[path]:
                 raise UserError(
-                    f"{path}={given[path]!r} is for model.detector={owner!r} and nothing to {config.model.detector!r}: "
-                    f"wanted {usual[path]!r}, its default, or the other detector"
+                    f"{path}={given[path]!r} is for model.detector={owner!r}, {config.model.detector!r} ignores it: "
+                    f"wanted its default, {usual[path]!r}, or the other detector"
                 )
 
 
@@ -185,22 +197,22 @@ def _check_score(config: Config) -> None:
             near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"{asked}: {name!r} is no score, the nearest is {near!r}; wanted one or several of "
-                f"{', '.join(SCORES)} with + between"
+                f"{', '.join(SCORES)}, joined by +"
             )
         if name.startswith("embedding") and config.model.detector != "ganomaly":
             raise UserError(
-                f"{asked}: {name} is of a discriminator's embedding, and model.detector={config.model.detector!r} has "
-                f"none: wanted one or several of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
+                f"{asked}: {name} needs a discriminator's embedding, and model.detector={config.model.detector!r} has "
+                f"none; wanted one or several of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
             )
         if name.startswith("embedding") and not config.loss.contrast:
             raise UserError(
-                f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out: "
+                f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out; "
                 "wanted loss.contrast above 0, such as 1"
             )
 
 
 def _check_sound(sound: Sound) -> None:
-    """Refuse values that cannot work whatever the recordings are.
+    """Refuses values that cannot work whatever the recordings are.
 
     Raises:
       UserError: naming the key, the value and what is wanted.
@@ -208,8 +220,8 @@ def _check_sound(sound: Sound) -> None:
     for name in ("rate", "channel", "frame", "hop", "stride", "low", "high"):
         value = getattr(sound, name)
         if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"data.sound.{name}={value!r}: wanted a number from 0 on, 0 for automatic")
+            raise UserError(f"data.sound.{name}={value!r}: wanted a number of at least 0, where 0 means automatic")
     if sound.scale not in SOUND_SCALES:
         raise UserError(f"data.sound.scale={sound.scale!r}: wanted {' or '.join(SOUND_SCALES)}")
     if sound.high and sound.high <= sound.low:
-        raise UserError(f"data.sound.high={sound.high:g}: wanted more Hz than data.sound.low={sound.low:g}, or 0")
+        raise UserError(f"data.sound.high={sound.high:g}: wanted more than data.sound.low={sound.low:g} Hz, or 0")

@@ -41,7 +41,7 @@ _RESAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Partner:
+class Baseline:
     """One detector; those that share `fit` and `on` are fitted once.
 
     `on` is `x`, items [n, ...] float32 in [-1, 1], or `z`, their latents [n, L] float32.
@@ -56,21 +56,21 @@ class Partner:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """Detector, partners and their combinations on one test set, by name."""
+    """Detector, baselines and their combinations on one test set, by name."""
 
     scores: dict[str, np.ndarray]
     """[N] float64 each, higher is more anomalous, NaN for an invalid item; a combination's is on a scale of its own."""
     p_values: dict[str, np.ndarray]
     """[N] float64 each, by the calibration items' scores of the same name."""
     figures: dict[str, dict[str, Any]]
-    """What `metrics.json` holds of detector and partners, see `compare`."""
+    """What `metrics.json` holds of detector and baselines, see `compare`."""
     combinations: dict[str, dict[str, Any]]
     """The same of the combinations."""
     notes: list[str]
 
 
-def outside(detector: Any, on: str = "x", higher: str = "") -> Partner:
-    """Any object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a partner; it is fitted in place.
+def outside(detector: Any, on: str = "x", higher: str = "") -> Baseline:
+    """Any object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a baseline; it is fitted in place.
 
     Args:
       on: `x` or `z`.
@@ -93,7 +93,7 @@ def outside(detector: Any, on: str = "x", higher: str = "") -> Partner:
         detector.fit(flat(x))
         return detector
 
-    return Partner(fit, lambda fitted, x: sign * np.asarray(fitted.decision_function(flat(x)), np.float64), on)
+    return Baseline(fit, lambda fitted, x: sign * np.asarray(fitted.decision_function(flat(x)), np.float64), on)
 
 
 def _higher(detector: Any) -> str:
@@ -110,26 +110,28 @@ def _fit_forest(x: np.ndarray, seed: int) -> Any:
     return IsolationForest(random_state=seed).fit(flat(x))
 
 
-def named(words: str, explained: float = 0.9) -> dict[str, Partner]:
-    """The partners that `evaluate.partners` names, by name; `all` leaves the forest out where there is no scikit-learn.
+def named(words: str, explained: float = 0.9) -> dict[str, Baseline]:
+    """Returns the baselines that `evaluate.baselines` names; `all` leaves out the forest without scikit-learn.
 
     Raises:
       UserError: an unknown name, or a forest without scikit-learn.
     """
     pca = functools.partial(process_statistics.fit, components=explained)
     known = {
-        "pca_t2": Partner(pca, process_statistics.hotelling),
-        "pca_q": Partner(pca, process_statistics.squared_error),
-        "mahalanobis": Partner(latent_statistics.fit, _mahalanobis, "z"),
-        "neighbours": Partner(latent_statistics.fit, _neighbours, "z"),
-        "forest": Partner(_fit_forest, lambda forest, x: -forest.decision_function(flat(x))),
+        "pca_t2": Baseline(pca, process_statistics.hotelling),
+        "pca_q": Baseline(pca, process_statistics.squared_error),
+        "mahalanobis": Baseline(latent_statistics.fit, _mahalanobis, "z"),
+        "neighbours": Baseline(latent_statistics.fit, _neighbours, "z"),
+        "forest": Baseline(_fit_forest, lambda forest, x: -forest.decision_function(flat(x))),
     }
     has_forest = importlib.util.find_spec("sklearn") is not None
     if words.strip() == "all":
-        return {name: partner for name, partner in known.items() if name != "forest" or has_forest}
-    asked = config.words(words, config.PARTNERS, "evaluate.partners")
+        return {name: baseline for name, baseline in known.items() if name != "forest" or has_forest}
+    asked = config.words(words, config.BASELINES, "evaluate.baselines")
     if "forest" in asked and not has_forest:
-        raise UserError("the partner forest needs scikit-learn: pip install 'ganomaly-jax[partners]', or leave it out")
+        raise UserError(
+            "the baseline forest needs scikit-learn: pip install 'ganomaly-jax[baselines]', or leave it out"
+        )
     return {name: known[name] for name in asked}
 
 
@@ -165,10 +167,10 @@ def compare(
       training, calibration, test: raw items [n, ...] of the shape that `judge` was trained on: normal ones to fit to,
         of which at most `TRAINING` and `NUMBERS` are taken; normal ones not trained on; those to compare on.
       labels: [N] 0 or 1 of the test items; None: no figures that need them.
-      detectors: names as in `evaluate.partners`, or {name: a `Partner`, or an object with fit and decision_function
+      detectors: names as in `evaluate.baselines`, or {name: a `Baseline`, or an object with fit and decision_function
         (see `outside`)}.
-      combine: names as in `evaluate.combine`. Each is taken over the detector and all partners, and, as
-        NAME_without_detector, over the partners alone.
+      combine: names as in `evaluate.combine`. Each is taken over the detector and all baselines, and, as
+        NAME_without_detector, over the baselines alone.
       explained: the share or number of components of the PCA, see `components.fit`.
       rate: the false-positive rate of all thresholds; None: that which the detector's own promises. Each follows from
         the calibration items, as `calibration.calibrate` does it.
@@ -182,7 +184,7 @@ def compare(
       `difference_p_value`; None where not defined. The detector's threshold is here set by the rule of all others.
 
     Raises:
-      UserError: items of another shape, none, unknown names, a partner whose scores cannot be used.
+      UserError: items of another shape, none, unknown names, a baseline whose scores cannot be used.
     """
     chosen = named(detectors, explained) if isinstance(detectors, str) else _given(detectors)
     ways = combinations(combine)
@@ -210,7 +212,7 @@ def compare(
         p_values[name] = np.where(np.isfinite(found), (1.0 + at_least) / (len(reference) + 1), np.nan)
         figures[name] = _figures(name, on_test, reference, rate, labels, seed)
     notes = [
-        f"The partners are fitted to {kept:,} of {len(training):,} training items, and all thresholds follow from "
+        f"The baselines are fitted to {kept:,} of {len(training):,} training items, and all thresholds follow from "
         f"{valid.sum():,} calibration items."
     ]
     single = (DETECTOR, *chosen)
@@ -223,10 +225,10 @@ def compare(
     )
 
 
-def _given(detectors: Mapping[str, Any]) -> dict[str, Partner]:
+def _given(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
     if not detectors or DETECTOR in detectors:
         raise UserError(f"detectors={list(detectors)}: wanted at least one, none of them called {DETECTOR!r}")
-    return {name: one if isinstance(one, Partner) else outside(one) for name, one in detectors.items()}
+    return {name: one if isinstance(one, Baseline) else outside(one) for name, one in detectors.items()}
 
 
 def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
@@ -246,38 +248,40 @@ def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, 
 def _latents(detector: Detector, variables: dict[str, Any], x: Array) -> Array:
     outputs = detector.outputs(variables, x)
     if "z" not in outputs:
-        raise UserError(f"{type(detector).__name__} has no latents z: wanted partners on x, such as pca_t2,pca_q")
+        raise UserError(f"{type(detector).__name__} has no latents z: wanted baselines on x, such as pca_t2,pca_q")
     return outputs["z"]
 
 
-def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Partner], seed: int) -> dict[Any, Any]:
-    used = {partner.on for partner in chosen.values()}
+def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], seed: int) -> dict[Any, Any]:
+    used = {baseline.on for baseline in chosen.values()}
     found = list(_blocks(scorer, items, "z" in used))
     seen = {on: np.concatenate([block[on] for block in found]) for on in used}
     good = np.isfinite(np.concatenate([block["x"].reshape(len(block["x"]), -1).sum(axis=1) for block in found]))
     fitted: dict[Any, Any] = {}
-    for partner in chosen.values():
-        key = (partner.fit, partner.on)
+    for baseline in chosen.values():
+        key = (baseline.fit, baseline.on)
         if key not in fitted:
-            fitted[key] = partner.fit(seen[partner.on][good], seed)
+            fitted[key] = baseline.fit(seen[baseline.on][good], seed)
     return fitted
 
 
 def _scores(
-    scorer: Scorer, items: Images, chosen: Mapping[str, Partner], fitted: Mapping[Any, Any]
+    scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], fitted: Mapping[Any, Any]
 ) -> dict[str, np.ndarray]:
-    """[n] float64 of each partner, NaN for an item that has a NaN or infinite value."""
+    """[n] float64 of each baseline, NaN for an item that has a NaN or infinite value."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
-    latents = any(partner.on == "z" for partner in chosen.values())
+    latents = any(baseline.on == "z" for baseline in chosen.values())
     for block in _blocks(scorer, items, latents):
         good = np.isfinite(block["x"].reshape(len(block["x"]), -1)).all(axis=1)
-        for name, partner in chosen.items():
+        for name, baseline in chosen.items():
             scores = np.full(len(good), np.nan)
             if good.any():
-                one = np.asarray(partner.score(fitted[partner.fit, partner.on], block[partner.on][good]), np.float64)
+                one = np.asarray(
+                    baseline.score(fitted[baseline.fit, baseline.on], block[baseline.on][good]), np.float64
+                )
                 if one.shape != (good.sum(),) or not np.isfinite(one).all():
                     raise UserError(
-                        f"the partner {name} gave scores of shape {one.shape} for {good.sum()} items, or some that "
+                        f"the baseline {name} gave scores of shape {one.shape} for {good.sum()} items, or some that "
                         "are not finite: wanted one finite number an item"
                     )
                 scores[good] = one

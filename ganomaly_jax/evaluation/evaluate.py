@@ -55,7 +55,7 @@ def evaluate(
     own: datasets.Dataset | None = None,
     judged: Judgement | None = None,
     by: scoring_groups.Given | None = None,
-    beside: str | None = None,
+    baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
     """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
@@ -70,8 +70,8 @@ def evaluate(
       own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
       judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
       by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
-      beside: statistical detectors to compare with, as `evaluate.partners`, and
-      combine: how, as `evaluate.combine`; None: as the detector's configuration says.
+      baselines: names of statistical baselines to compare with, as `evaluate.baselines`; None: as configured.
+      combine: how they are combined, as `evaluate.combine`; None: as configured.
 
     Raises:
       UserError: no finished run there, or data that cannot be used.
@@ -79,7 +79,7 @@ def evaluate(
     """
     workdir = Path(workdir)
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
-    asked: dict[str, Any] = {"partners": beside, "combine": combine}
+    asked: dict[str, Any] = {"baselines": baselines, "combine": combine}
     asked = {name: given for name, given in asked.items() if given is not None}
     settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **asked))
     validation.check(settings)
@@ -193,9 +193,9 @@ def _beside(
 ) -> dict[str, Any]:
     """What `metrics.json` holds of the statistical detectors that the configuration asks for."""
     asked = scorer.config.evaluate
-    if not asked.partners:
+    if not asked.baselines:
         return {}
-    # Other test data come without the run's own, which the partners are fitted to.
+    # Other test data come without the run's own, which the baselines are fitted to.
     mine = this if len(this.split.train) else _data(workdir, scorer, "", None, own)
     chosen = mine.split.calibration if len(mine.split.calibration) else mine.split.train
     found = baselines.compare(
@@ -204,13 +204,13 @@ def _beside(
         lazy.select(mine.dataset.images, chosen),
         images,
         this.split.labels,
-        asked.partners,
+        asked.baselines,
         asked.combine,
         asked.components,
         seed=this.config.seed,
         scores=judged.scores,
     )
-    return {"partners": found.figures, "combinations": found.combinations, "partners_notes": found.notes}
+    return {"baselines": found.figures, "combinations": found.combinations, "baselines_notes": found.notes}
 
 
 def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets.Dataset | None) -> Run:

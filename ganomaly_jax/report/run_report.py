@@ -172,7 +172,7 @@ def _classes(found: Mapping[str, Any]) -> html.Table:
 
 def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
     """Returns the tables of the detector beside statistical ones; None where there are none."""
-    held = found.get("partners")
+    held = found.get("baselines")
     if not isinstance(held, dict) or not held:
         return None
 
@@ -193,7 +193,7 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
     tables = [table(("score", *header), rows(held))]
     if found.get("combinations"):
         tables.append(table(("combination", *header), rows(found["combinations"])))
-    return {"tables": tables, "notes": list(found.get("partners_notes", ()))}
+    return {"tables": tables, "notes": list(found.get("baselines_notes", ()))}
 
 
 def _groups(found: Mapping[str, Any], items: str) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ def workdir(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def compared(trained):
-    """(scorer, calibration items, test items, labels, all partners and combinations on them)."""
+    """(scorer, calibration items, test items, labels, all baselines and combinations on them)."""
     scorer = trained[1]
     normals, test = blobs(100, 11), np.concatenate([blobs(50, 12), blobs(30, 13, anomalous=True)])
     labels = np.repeat([0, 1], [50, 30])
@@ -77,9 +77,9 @@ def test_constant_variables_and_items_give_finite_statistics():
         process_statistics.fit(x[:1])
 
 
-def test_every_partner_and_combination_has_its_figures(compared):
+def test_every_baseline_and_combination_has_its_figures(compared):
     _, _, test, labels, found = compared
-    assert list(found.figures) == ["detector", *config.PARTNERS]
+    assert list(found.figures) == ["detector", *config.BASELINES]
     assert set(found.combinations) == {
         f"{way}{end}" for way in config.COMBINATIONS for end in ("", "_without_detector")
     }
@@ -148,7 +148,7 @@ def test_the_convention_of_each_library(compared):
     np.testing.assert_allclose(found.scores["pyod"], found.scores["opposite"])
     assert found.scores["on_z"].max() != found.scores["pyod"].max()
     assert found.combinations == {}
-    # The forest of config.PARTNERS has the sign of scikit-learn too.
+    # The forest of config.BASELINES has the sign of scikit-learn too.
     forest = baselines.compare(scorer, blobs(120, 10), normals, test, labels, "forest", combine="")
     assert forest.figures["forest"]["auroc"] > 0.9
 
@@ -175,19 +175,19 @@ def test_what_cannot_be_used_is_refused(compared, monkeypatch):
         baselines.compare(scorer, normals, normals, test, labels, {})
     with pytest.raises(UserError, match=r"test items \(80, 8, 8, 1\)"):
         baselines.compare(scorer, normals, normals, test[:, :8, :8], labels, "pca_q")
-    bad = baselines.Partner(lambda x, seed: None, lambda fitted, x: np.full(len(x), np.inf))
-    with pytest.raises(UserError, match="partner mine gave scores"):
+    bad = baselines.Baseline(lambda x, seed: None, lambda fitted, x: np.full(len(x), np.inf))
+    with pytest.raises(UserError, match="baseline mine gave scores"):
         baselines.compare(scorer, normals, normals, test, labels, {"mine": bad})
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"ganomaly-jax\[partners\]"):
+    with pytest.raises(UserError, match=r"ganomaly-jax\[baselines\]"):
         baselines.named("forest")
     assert "forest" not in baselines.named("all")
 
 
 def test_at_most_so_many_items_are_fitted_to(trained, monkeypatch):
     seen = []
-    counting = baselines.Partner(lambda x, seed: seen.append(x.shape), lambda fitted, x: x.sum(axis=(1, 2, 3)))
+    counting = baselines.Baseline(lambda x, seed: seen.append(x.shape), lambda fitted, x: x.sum(axis=(1, 2, 3)))
     monkeypatch.setattr(baselines, "TRAINING", 30)
     baselines.compare(trained[1], blobs(120, 10), blobs(20, 1), blobs(5, 2), None, {"one": counting, "two": counting})
     assert seen == [(30, 16, 16, 1)]
@@ -233,7 +233,7 @@ def test_a_combination_keeps_the_promised_rate(way):
 
 def test_evaluate_shows_them(workdir, arrays, capsys, monkeypatch):
     own = sources.load(ganomaly_jax.load(workdir).config.data, arrays)
-    asked = ["--partners", "pca_q, mahalanobis", "--combine", "maximum"]
+    asked = ["--baselines", "pca_q, mahalanobis", "--combine", "maximum"]
     with monkeypatch.context() as patched:
         patched.setattr(sources, "load", lambda *_, **__: own)
         assert main.main(["evaluate", "--workdir", str(workdir), *asked]) == 0
@@ -242,10 +242,10 @@ def test_evaluate_shows_them(workdir, arrays, capsys, monkeypatch):
     assert any(line.startswith("pca_q ") for line in printed.splitlines())
     assert "fitted to" in printed
     found = json.loads((workdir / "metrics.json").read_text())
-    assert list(found["partners"]) == ["detector", "pca_q", "mahalanobis"]
+    assert list(found["baselines"]) == ["detector", "pca_q", "mahalanobis"]
     assert list(found["combinations"]) == ["maximum", "maximum_without_detector"]
-    assert found["partners"]["detector"]["auroc"] == pytest.approx(found["auroc"])
-    assert found["partners"]["detector"]["threshold"] == pytest.approx(found["threshold"])
+    assert found["baselines"]["detector"]["auroc"] == pytest.approx(found["auroc"])
+    assert found["baselines"]["detector"]["threshold"] == pytest.approx(found["threshold"])
     page = (workdir / "report.html").read_text(encoding="utf-8")
     assert "Comparison with statistical detectors" in page
     assert "maximum without detector" in page
@@ -253,15 +253,15 @@ def test_evaluate_shows_them(workdir, arrays, capsys, monkeypatch):
     monkeypatch.setattr(evaluation_evaluate, "_report", lambda *_: None)
     other = np.concatenate([blobs(10, 12), blobs(5, 13, anomalous=True)]), np.repeat([0, 1], [10, 5])
     again = ganomaly_jax.evaluate(workdir, arrays=other, own=own, beside="pca_q", combine="").metrics
-    assert again["partners"]["pca_q"]["threshold"] == found["partners"]["pca_q"]["threshold"]
+    assert again["baselines"]["pca_q"]["threshold"] == found["baselines"]["pca_q"]["threshold"]
     assert again["combinations"] == {}
-    assert "partners" not in ganomaly_jax.evaluate(workdir, own=own).metrics
+    assert "baselines" not in ganomaly_jax.evaluate(workdir, own=own).metrics
 
 
 def test_flags_that_cannot_be_are_refused(workdir, arrays, capsys, tmp_path):
     np.savez(tmp_path / "set.npz", images=arrays[0], labels=arrays[1])
     # A run on arrays: they are not there to fit to.
-    command = ["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set.npz"), "--partners"]
+    command = ["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set.npz"), "--baselines"]
     assert main.main([*command, "all"]) == 2
     assert "data" in capsys.readouterr().err
     assert main.main([*command, "pca"]) == 2

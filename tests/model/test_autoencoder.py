@@ -161,8 +161,8 @@ def test_other_images_are_refused(state):
         ("autoencoder", {"model.mask": 1}, "model.mask=1.0: wanted a share"),
         ("autoencoder", {"loss.contrast": 1}, "loss.contrast=1.0 is for model.detector='ganomaly'.*wanted 0.0"),
         ("autoencoder", {"loss.contextual": 10}, "loss.contextual=10.0 is for .*wanted 50.0, its default"),
-        ("ganomaly", {"model.mask": 0.5}, "model.mask=0.5 is for model.detector='autoencoder' and nothing to 'ganom"),
-        ("autoencoder", {"evaluate.score": "pixel+embedding_angle"}, "embedding_angle is of a discriminator's embed"),
+        ("ganomaly", {"model.mask": 0.5}, "model.mask=0.5 is for model.detector='autoencoder', 'ganomaly' ignores it"),
+        ("autoencoder", {"evaluate.score": "pixel+embedding_angle"}, "embedding_angle needs a discriminator's embed"),
     ],
 )
 def test_configurations_that_cannot_work_are_refused_in_one_sentence(detector, values, sentence):

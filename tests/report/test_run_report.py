@@ -84,9 +84,9 @@ def fill(workdir):
         "protocol": HOSTILE,
         "seed": 12,
         "groups": {"rows": [group], "gaps": [HOSTILE], "unnamed": 1},
-        "partners": {"detector": figures_of, HOSTILE: figures_of},
+        "baselines": {"detector": figures_of, HOSTILE: figures_of},
         "combinations": {},
-        "partners_notes": [HOSTILE],
+        "baselines_notes": [HOSTILE],
     }
     (workdir / "metrics.json").write_text(json.dumps(found))
     write_history(workdir / "history.jsonl")

@@ -152,7 +152,7 @@ def _abstract(config):
 def test_another_configuration_or_other_data_are_refused(uninterrupted, arrays):
     config = tiny_config(epochs=2, save_every=10)
     config.model.latent_size = 5
-    with pytest.raises(UserError, match=r"model\.latent_size: the run has 4, asked is 5"):
+    with pytest.raises(UserError, match=r"model\.latent_size: 4 in the stored run, 5 now"):
         train(config, uninterrupted, arrays, log=quiet)
     with pytest.raises(UserError, match="have changed"):
         train(tiny_config(epochs=2), uninterrupted, (arrays[0][::-1], arrays[1][::-1]), log=quiet)
