@@ -16,6 +16,6 @@ def get_config() -> Config:
     config.data.abnormal = "0"
     config.model.features = 16
     config.train.epochs = 10
-    # Differs from the paper: five times its rate, so that so few steps of so small a network reconstruct well.
+    # Differs from the paper: five times its learning rate, since this small network trains for few steps only.
     config.optimizer.learning_rate = 1e-3
     return config

@@ -163,7 +163,7 @@ def check_options(words: Sequence[str], overrides: Overrides, verb: argparse.Arg
     if overrides and not takes_overrides:
         raise UserError(f"unknown option: {_PREFIX}{overrides[0][0]}; `{verb.prog}` takes no --config options")
     known = {option for action in verb._actions for option in action.option_strings}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word == "--":
             return
         name, _, value = word.partition("=")

@@ -186,7 +186,7 @@ def _check_own(config: Config) -> None:
             if given[path] != usual[path]:
                 raise UserError(
                     f"{path}={given[path]!r} is for model.detector={owner!r}, {config.model.detector!r} ignores it: "
-                    f"wanted its default, {usual[path]!r}, or the other detector"
+                    f"wanted {usual[path]!r}, its default, or the other detector"
                 )
 
 

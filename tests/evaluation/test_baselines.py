@@ -252,7 +252,7 @@ def test_evaluate_shows_them(workdir, arrays, capsys, monkeypatch):
     # Other test data: fitted to the run's own training part all the same.
     monkeypatch.setattr(evaluation_evaluate, "_report", lambda *_: None)
     other = np.concatenate([blobs(10, 12), blobs(5, 13, anomalous=True)]), np.repeat([0, 1], [10, 5])
-    again = ganomaly_jax.evaluate(workdir, arrays=other, own=own, beside="pca_q", combine="").metrics
+    again = ganomaly_jax.evaluate(workdir, arrays=other, own=own, baselines="pca_q", combine="").metrics
     assert again["baselines"]["pca_q"]["threshold"] == found["baselines"]["pca_q"]["threshold"]
     assert again["combinations"] == {}
     assert "baselines" not in ganomaly_jax.evaluate(workdir, own=own).metrics
