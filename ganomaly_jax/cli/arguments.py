@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from ganomaly_jax.cli import config_listing
 from ganomaly_jax.core import config_values, presets
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
@@ -31,9 +32,7 @@ class _HelpConfig(argparse.Action):
     """Prints what `ganomaly config` prints, and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from ganomaly_jax.cli import config
-
-        print("\n".join(config.everything()))
+        print("\n".join(config_listing.everything()))
         parser.exit()
 
 

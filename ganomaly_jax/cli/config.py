@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Sequence
 from typing import Any
 
-from ganomaly_jax.cli import arguments
-from ganomaly_jax.core import config_values, exit_codes, presets
-from ganomaly_jax.core.config_values import Key
+from ganomaly_jax.cli import arguments, config_listing
+from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
 
 
@@ -31,71 +28,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if args.name and args.list:
         raise UserError(f"both {args.name!r} and --list are given: wanted one of them")
-    print("\n".join(_about(args.name) if args.name else _shipped() if args.list else everything()))
+    if args.name:
+        lines = config_listing.about(args.name)
+    else:
+        lines = config_listing.shipped() if args.list else config_listing.everything()
+    print("\n".join(lines))
     return exit_codes.DONE
-
-
-def everything() -> list[str]:
-    """Returns the shipped configurations and all keys, a line each."""
-    return [
-        "Shipped configurations, for --config NAME:",
-        *_indented(_shipped()),
-        "",
-        "Keys, for --config.KEY=VALUE, with type and default:",
-        *_indented(_table(config_values.all_keys())),
-    ]
-
-
-def _shipped() -> list[str]:
-    names = presets.names()
-    width = max(map(len, names))
-    return [f"{name:{width}}  {presets.summary(name)}" for name in names]
-
-
-def _about(name: str) -> list[str]:
-    """Returns all there is to say about a key, a section, or a shipped configuration.
-
-    Raises:
-      UserError: there is none of this name.
-    """
-    keys = config_values.all_keys()
-    for key in keys:
-        if key.path == name:
-            return [f"{key.path} ({_kind(key)}, default {_shown(key)})", "", key.text]
-    section = [key for key in keys if key.path.startswith(f"{name}.")]
-    if section:
-        return _table(section)
-    if name in presets.names():
-        return _preset(name)
-    known = [*(key.path for key in keys), *presets.names()]
-    by_leaf = {key.path.rpartition(".")[2]: key.path for key in reversed(keys)}
-    near = by_leaf.get(name) or (difflib.get_close_matches(name, known, n=1) or [""])[0]
-    raise UserError(
-        f"no key or configuration is called {name!r}; "
-        + (f"did you mean {near}?" if near else "`ganomaly config` lists them")
-    )
-
-
-def _preset(name: str) -> list[str]:
-    """Returns the description of a shipped configuration, and its values that are not defaults."""
-    held = config_values.flatten(config_values.to_dict(presets.read(name)))
-    changed = [key for key in config_values.all_keys() if held[key.path] != key.default]
-    return [presets.description(name), "", *(f"{key.path}={held[key.path]}" for key in changed)]
-
-
-def _table(keys: Sequence[Key]) -> list[str]:
-    rows = [(key.path, _kind(key), _shown(key), key.summary) for key in keys]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
-
-
-def _kind(key: Key) -> str:
-    return type(key.default).__name__
-
-
-def _shown(key: Key) -> str:
-    return str(key.default).lower() if isinstance(key.default, bool) else repr(key.default)
-
-
-def _indented(lines: Sequence[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
