@@ -15,7 +15,7 @@ import optax
 from jax import Array, lax
 
 from ganomaly_jax.core.config import Model
-from ganomaly_jax.model import convolution, corruption, networks
+from ganomaly_jax.model import convolution, corruption, layers, networks
 from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.model.protocol import Detector, TrainState
 from ganomaly_jax.model.relative_brightness import RelativeBrightness
@@ -44,19 +44,19 @@ class SkipGenerator(nn.Module):
         count = networks.halvings(*self.shape[:2])
         size = (self.shape[0] >> count, self.shape[1] >> count)
         wide = [self.features * 2**i for i in range(count)]
-        maps = [nn.leaky_relu(networks.Layer(convolution.downsample, (4, 4), wide[0], name="down_0")(x), 0.2)]
+        maps = [nn.leaky_relu(layers.Layer(convolution.downsample, (4, 4), wide[0], name="down_0")(x), 0.2)]
         for i in range(1, count):
-            halved = networks.Layer(convolution.downsample, (4, 4), wide[i], name=f"down_{i}")(maps[-1])
-            maps.append(nn.leaky_relu(networks.BatchNorm(name=f"down_{i}_norm")(halved, train), 0.2))
-        z = networks.Layer(convolution.collapse, size, self.latent_size, name="z")(maps[-1])
-        y = networks.Layer(convolution.expand, size, wide[-1], name="head")(z)
-        y = nn.relu(networks.BatchNorm(name="head_norm")(y, train))
+            halved = layers.Layer(convolution.downsample, (4, 4), wide[i], name=f"down_{i}")(maps[-1])
+            maps.append(nn.leaky_relu(layers.BatchNorm(name=f"down_{i}_norm")(halved, train), 0.2))
+        z = layers.Layer(convolution.collapse, size, self.latent_size, name="z")(maps[-1])
+        y = layers.Layer(convolution.expand, size, wide[-1], name="head")(z)
+        y = nn.relu(layers.BatchNorm(name="head_norm")(y, train))
         for i in reversed(range(1, count)):
             beside = jnp.concatenate([y, maps[i]], axis=-1)
-            y = networks.Layer(convolution.upsample, (4, 4), wide[i - 1], name=f"up_{i}")(beside)
-            y = nn.relu(networks.BatchNorm(name=f"up_{i}_norm")(y, train))
+            y = layers.Layer(convolution.upsample, (4, 4), wide[i - 1], name=f"up_{i}")(beside)
+            y = nn.relu(layers.BatchNorm(name=f"up_{i}_norm")(y, train))
         beside = jnp.concatenate([y, maps[0]], axis=-1)
-        x_hat = jnp.tanh(networks.Layer(convolution.upsample, (4, 4), self.shape[-1], name="final")(beside))
+        x_hat = jnp.tanh(layers.Layer(convolution.upsample, (4, 4), self.shape[-1], name="final")(beside))
         z_hat = networks.Encoder(self.latent_size, self.features, name="reencoder")(x_hat, train)
         return x_hat, z, z_hat
 
@@ -186,7 +186,7 @@ class Rotating(Ganomaly):
         scorer = variables["discriminator"]
         empty = scorer | {"batch_stats": jax.tree.map(jnp.zeros_like, scorer["batch_stats"])}
         found = lax.map(lambda x: self._rotation(empty, x, train=True)[1], batches)
-        fresh = jax.tree.map(lambda leaf: leaf.mean(axis=0) / (1 - networks.BatchNorm.momentum), found)
+        fresh = jax.tree.map(lambda leaf: leaf.mean(axis=0) / (1 - layers.BatchNorm.momentum), found)
         return super().recompute_batch_stats(variables, batches) | {"discriminator": scorer | {"batch_stats": fresh}}
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:

@@ -131,7 +131,7 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def redraw(network: nn.Module) -> None:
+def reinitialize(network: nn.Module) -> None:
     """Kernels N(0, 0.02), batch-norm scales N(1, 0.02), biases 0; running statistics stay."""
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -165,7 +165,7 @@ def make(
     adam = {} if variant == EAGER else {"fused": True, "capturable": how.graph}
     optimizers = []
     for network in networks:
-        redraw(network)
+        reinitialize(network)
         network.to(device)
         if how.channels_last:
             network.to(memory_format=torch.channels_last)
@@ -215,7 +215,7 @@ def original_step(peer: Peer, x: Tensor) -> dict[str, Tensor]:
     peer.g_optimizer.step()
     peer.d_optimizer.step()
     if losses["discriminator"].item() < _DISCRIMINATOR_HAS_WON:
-        redraw(discriminator)
+        reinitialize(discriminator)
     return {name: loss.detach() for name, loss in losses.items()}
 
 
@@ -331,7 +331,7 @@ def _scoring(
     layout = torch.channels_last if how.channels_last else torch.contiguous_format
     pixels = torch.from_numpy(timing.pictures(_BATCHES * batch, shape)).permute(0, 3, 1, 2).to(device)
     generator = Generator(shape, *sizes)
-    redraw(generator)
+    reinitialize(generator)
     generator = generator.to(device).eval() if variant == EAGER else folded(generator).to(device)
     if how.channels_last:
         generator.to(memory_format=torch.channels_last)

@@ -90,7 +90,7 @@ def _taps(stride: int) -> Form:
 
 
 def _of_twin(form: Form) -> Form:
-    return lambda g, k: form(g, convolution._twin(k))
+    return lambda g, k: form(g, convolution._adjoint_kernel(k))
 
 
 def _unit_lax(x: Array, k: Array) -> Array:
@@ -197,7 +197,7 @@ ROLES = {
     "extra-kernel-gradient": Role(
         "3x3 extra layer: kernel gradient",
         *("extra", ("large", "small"), _in_kernel(convolution.convolve, _kernel_of["extra"])),
-        {"lax": convolution._unit_kernel_gradient, **_kernel_dots(3, 1)},
+        {"lax": convolution._stride_1_kernel_gradient, **_kernel_dots(3, 1)},
     ),
     "collapse": Role(
         "Head of the encoder and of the discriminator, a kernel as large as the map: forward",

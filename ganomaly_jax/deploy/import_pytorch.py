@@ -87,10 +87,10 @@ def _read(path: Path) -> tuple[config.Config, dict[str, np.ndarray]]:
     """The configuration that the file describes, and the generator under the original's names."""
     tensors = pytorch.read_pytorch(path)
     settings = config.Config()
-    if (renamed := pytorch.from_anomalib(tensors)) is not None:
+    if (renamed := pytorch.rename_anomalib(tensors)) is not None:
         settings.model.network = "anomalib"
         tensors = renamed
-    found = pytorch.sizes(tensors)
+    found = pytorch.infer_sizes(tensors)
     settings.data.height = settings.data.width = found["side"]
     settings.data.channels = found["channels"]
     for name in ("latent_size", "features", "extra_layers"):

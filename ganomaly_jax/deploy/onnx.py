@@ -54,7 +54,7 @@ def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
     x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
     names = list(jax.eval_shape(live.outputs, live.variables, x))
     try:
-        with convolution.for_converter():
+        with convolution.platform_independent():
             model = jax2onnx.to_onnx(
                 lambda x: tuple(live.outputs(live.variables, x)[name] for name in names),
                 [x],

@@ -1,4 +1,8 @@
-"""The three losses that GANomaly is made of (section 3.3 of arXiv 1805.06725), and one more. Each returns a scalar."""
+"""Losses of GANomaly and of the contrastive option; each returns a scalar.
+
+References:
+  Section 3.3 of arXiv 1805.06725.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +11,60 @@ from jax import Array, lax, nn
 
 
 def l1(a: Array, b: Array) -> Array:
-    """Mean absolute difference over all elements: the contextual loss, a and b of one shape."""
+    """Computes the mean absolute difference of two arrays: the contextual loss (equation 2).
+
+    Differs from the paper: the mean over all elements instead of a norm, as in the authors' code; the weights 1, 50, 1
+    belong to means.
+    """
     return jnp.mean(jnp.abs(a - b))
 
 
 def l2(a: Array, b: Array) -> Array:
-    """Mean squared difference over all elements: the adversarial and the encoder loss.
+    """Computes the mean squared difference of two arrays: the adversarial and encoder losses (equations 1, 3).
 
-    Differs from the paper: it writes norms; the authors' code takes means, and the weights 1, 50, 1 go with those.
+    Differs from the paper: the mean over all elements instead of a norm, as in the authors' code.
     """
     return jnp.mean(jnp.square(a - b))
 
 
-def real_or_fake(logits: Array, real: bool) -> Array:
-    """Mean binary cross-entropy of sigmoid(logits) [B] against all-real or all-fake.
+def binary_cross_entropy(logits: Array, real: bool) -> Array:
+    """Computes the mean binary cross-entropy of sigmoid(logits) against labels that are all real or all fake.
 
-    Each term is at most 100, as in PyTorch, whose logarithm is clamped at -100.
+    Args:
+      logits: [B].
+      real: True for the label 1 (real), False for 0 (fake).
+
+    Returns:
+      Scalar; each term is at most 100, as in PyTorch, which clamps logarithms at -100.
     """
     # softplus(-l) = -log(sigmoid(l)) without the overflow of either.
-    losses = jnp.logaddexp(-logits if real else logits, 0.0)
-    return jnp.mean(jnp.minimum(losses, 100.0))
+    terms = jnp.logaddexp(-logits if real else logits, 0.0)
+    return jnp.mean(jnp.minimum(terms, 100.0))
 
 
-def contrast(a: Array, b: Array, temperature: float, axis_name: str | None = None) -> Array:
-    """How well the embeddings a and b [B, E] of two views of the same images find each other in the batch.
+def info_nce(a: Array, b: Array, temperature: float, axis_name: str | None = None) -> Array:
+    """Computes the InfoNCE loss between the embeddings of two views of the same images, in both directions.
 
-    Mean cross-entropy, in both directions, of picking the other view of one's own image by cosine / temperature among
-    those of all images (InfoNCE, the loss of SimCLR, Chen et al. 2020, with the other view's batch as negatives). Over
-    a mapped axis all devices' images are picked from, and the mean over the devices is the loss of the whole batch.
+    The cross-entropy of identifying the other view of an image among those of all images in the batch, by cosine
+    similarity over temperature.
+
+    Args:
+      a: embeddings of the first views, [B, E].
+      b: embeddings of the second views, [B, E].
+      temperature: divides the similarities.
+      axis_name: mapped axis over which the images of all devices are negatives; the mean over the devices is the loss
+        of the global batch.
+
+    Returns:
+      Scalar.
+
+    References:
+      SimCLR, Chen et al. 2020, arXiv 2002.05709; here only the batch of the other view supplies negatives.
     """
     a, b = (v * lax.rsqrt(jnp.sum(jnp.square(v), axis=-1, keepdims=True) + 1e-6) for v in (a, b))
-    all_a, all_b, own = a, b, jnp.arange(len(a))[:, None]
+    all_a, all_b, positives = a, b, jnp.arange(len(a))[:, None]
     if axis_name is not None:
         all_a, all_b = (lax.all_gather(v, axis_name, tiled=True) for v in (a, b))
-        own += lax.axis_index(axis_name) * len(a)
-    picked = [nn.log_softmax(one @ other.T / temperature) for one, other in ((a, all_b), (b, all_a))]
-    return -jnp.mean(jnp.stack([jnp.take_along_axis(log, own, axis=1) for log in picked]))
+        positives += lax.axis_index(axis_name) * len(a)
+    log_probabilities = [nn.log_softmax(query @ keys.T / temperature) for query, keys in ((a, all_b), (b, all_a))]
+    return -jnp.mean(jnp.stack([jnp.take_along_axis(log, positives, axis=1) for log in log_probabilities]))

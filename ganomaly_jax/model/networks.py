@@ -1,124 +1,122 @@
-"""The networks of GANomaly as Linen modules: Encoder, Decoder, Generator, Discriminator.
+"""The networks of GANomaly as Linen modules: Encoder, Decoder, Generator, Discriminator; and an Autoencoder.
 
-Images are [B, H, W, C] in [-1, 1] with H and W powers of two from 16 to 256, square or not: maps are halved until the
-smaller side is 4 and the head covers what is left. No layer has a bias (section 4 and the authors' code).
+They take three kinds of input, which share all code but the layers themselves: images [B, H, W, C], windows of rows
+[B, T, D] and single rows [B, D]. Maps are halved until the head covers what is left: of images until the smaller side
+is 4, with H and W powers of two from 16 to 256, square or not; of windows at least twice and until at most 4 steps are
+left, for any T from 4. A row has no steps, and its layers are dense. No layer has a bias, as in the authors' code.
 
-With `anomalib` they are those of anomalib's Ganomaly, for its weights alone: its encoders pad the first convolution by
-4 (the original by 1), so that the maps have odd sides, and the decoder's extra layers are leaky.
+`features` is the number of channels of the first layer, which each halving doubles (for windows and rows up to 8 times
+`features`). `dtype` is the dtype of the linear layers (None for `param_dtype`); parameters, batch norm and the results
+of a network have `param_dtype`.
 
-`dtype` is what the layers compute in (None: `param_dtype`). Parameters, batch norm and all that comes out of a network
-have `param_dtype`.
+With `anomalib` the networks are those of anomalib's Ganomaly, to score with its weights: its encoders pad the first
+convolution by 4 (the original by 1), so that the maps have odd sides, and the decoder's extra layers are leaky.
+
+References:
+  Section 3.2 of arXiv 1805.06725; the layers are those of the authors' code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from ganomaly_jax.model import convolution
+from ganomaly_jax.model import convolution, row_layers
+from ganomaly_jax.model.layers import BatchNorm, Layer, Replicas
 
 SIDES = (16, 32, 64, 128, 256)
-_kernel_init = nn.initializers.normal(0.02)
+"""Sides that an image may have, in pixels."""
+MIN_WINDOW = 4
+"""Least number of rows in a window."""
 
 
-def _scale_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+class _LayerSet(NamedTuple):
+    """The linear layers for inputs of one rank."""
+
+    downsample: Callable[[Array, Array], Array]
+    upsample: Callable[[Array, Array], Array]
+    convolve: Callable[[Array, Array], Array]
+    collapse: Callable[[Array, Array], Array]
+    expand: Callable[[Array, Array], Array]
+    size: tuple[int, ...]
+    """Spatial size of the kernels of `downsample` and `upsample`."""
+    extra_size: tuple[int, ...]
+    """Spatial size of the kernels of `convolve`."""
+    trunk_name: str
+    """Name of the trunk's parameters, which stored detectors rely on."""
+
+
+_dense = row_layers.dense
+_LAYERS = {
+    3: _LayerSet(
+        convolution.downsample,
+        convolution.upsample,
+        convolution.convolve,
+        convolution.collapse,
+        convolution.expand,
+        (4, 4),
+        (3, 3),
+        "pyramid",
+    ),
+    2: _LayerSet(
+        row_layers.downsample,
+        row_layers.upsample,
+        row_layers.convolve,
+        row_layers.collapse,
+        row_layers.expand,
+        (4,),
+        (3,),
+        "trunk",
+    ),
+    1: _LayerSet(_dense, _dense, _dense, _dense, _dense, (), (), "trunk"),
+}
+_MAX_ROW_WIDTH = 8
+"""Channels of the last layer over those of the first, at most, for rows and windows, which may be long."""
 
 
 def halvings(height: int, width: int) -> int:
-    """How often the encoder halves the map: until the smaller side is 4."""
+    """Returns how often the encoder halves an image: until the smaller side is 4."""
     return min(height, width).bit_length() - 3
 
 
-class Replicas(NamedTuple):
-    """The mapped axis along which replicas lie, and how many neighbours pool their statistics (0: all of them)."""
-
-    axis: str
-    group: int = 0
-
-    def mean(self, x: Array) -> Array:
-        """Over the replicas of the own group."""
-        size = lax.axis_size(self.axis)
-        groups = [list(range(i, i + self.group)) for i in range(0, size, self.group)] if self.group else None
-        return lax.pmean(x, self.axis, axis_index_groups=groups)
+def _map_sizes(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Returns the spatial sizes of the maps, from that of an input of `shape` to the one that the head covers."""
+    if len(shape) == 3:
+        height, width, _ = shape
+        return [(height >> i, width >> i) for i in range(halvings(height, width) + 1)]
+    if len(shape) == 2:
+        return [(steps,) for steps in row_layers.halved_lengths(shape[0])]
+    return [(), (), ()]
 
 
-class Layer(nn.Module):
-    """One of the functions of `convolution` with its kernel [h, w, C_in, features], computed in `dtype`."""
-
-    function: Any
-    size: tuple[int, ...]
-    features: int
-    param_dtype: Any = jnp.float32
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (*self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", _kernel_init, shape, self.param_dtype)
-        dtype = self.param_dtype if self.dtype is None else self.dtype
-        return self.function(x.astype(dtype), kernel.astype(dtype))
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
-
-    running <- 0.9 running + 0.1 batch, the batch variance unbiased there (n / (n - 1)) and biased in the normalisation;
-    Flax's own keeps the biased one. With `replicas` the statistics are those of the batch of a whole group, and the
-    running ones move by their mean over all groups, so that every replica holds the same.
-    """
-
-    replicas: Replicas | None = None
-    momentum: float = 0.9
-    epsilon: float = 1e-5
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        x = x.astype(self.param_dtype)
-        features = (x.shape[-1],)
-        scale = self.param("scale", _scale_init, features, self.param_dtype)
-        bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, self.param_dtype)
-        running_var = self.variable("batch_stats", "var", jnp.ones, features, self.param_dtype)
-        mean, var = running_mean.value, running_var.value
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            count = x.size // x.shape[-1]
-            mean, var = jnp.mean(x, axes), jnp.var(x, axes)
-            if self.replicas is not None:
-                count *= self.replicas.group or lax.axis_size(self.replicas.axis)
-                local = mean
-                mean = self.replicas.mean(local)
-                var = self.replicas.mean(var + jnp.square(local - mean))
-            if not self.is_initializing():
-                moments = lax.stop_gradient((mean, var * (count / (count - 1))))
-                if self.replicas is not None and self.replicas.group:
-                    moments = lax.pmean(moments, self.replicas.axis)
-                keep = self.momentum
-                running_mean.value = keep * running_mean.value + (1 - keep) * moments[0]
-                running_var.value = keep * running_var.value + (1 - keep) * moments[1]
-        # Subtracted first: folding the mean into the bias rounds more, and values near 0 cross the kink of the ReLU.
-        return (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+def _widths(shape: Sequence[int], features: int) -> list[int]:
+    """Returns the channels after each halving of an input of `shape`."""
+    doublings = range(len(_map_sizes(shape)) - 1)
+    return [features * (2**i if len(shape) == 3 else min(2**i, _MAX_ROW_WIDTH)) for i in doublings]
 
 
 def _leaky_relu(x: Array) -> Array:
+    """Applies the LeakyReLU of the encoder."""
     return nn.leaky_relu(x, negative_slope=0.2)
 
 
-def _halved(x: Array, kernel: Array) -> Array:
-    """`convolution.downsample` of maps that may have odd sides, [B, h, w, C] to [B, h // 2, w // 2, F]."""
+def _downsample_odd(x: Array, kernel: Array) -> Array:
+    """Applies `convolution.downsample` to maps that may have odd sides: [B, h, w, C] to [B, h // 2, w // 2, F]."""
     _, height, width, _ = x.shape
     even = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
     return convolution.downsample(even, kernel)[:, : height // 2, : width // 2]
 
 
-class Pyramid(nn.Module):
-    """The encoder without its head: images [B, H, W, C] to features [B, h, w, F], the smaller of h and w being 4."""
+class Trunk(nn.Module):
+    """The encoder without its head: inputs [B, ..., C] to feature maps, which the head covers with one kernel.
+
+    Those are [B, h, w, F] for images, the smaller of h and w being 4, [B, t, F] with t at most 4 for windows, and
+    [B, F] for rows.
+    """
 
     features: int
     extra_layers: int = 0
@@ -129,25 +127,34 @@ class Pyramid(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        types = (self.param_dtype, self.dtype)
-        channels = self.features
-        count = halvings(*x.shape[1:3])
-        halve = _halved if self.anomalib else convolution.downsample
+        """Returns the feature maps; `train` normalises by batch statistics."""
+        layers, types = _LAYERS[x.ndim - 1], (self.param_dtype, self.dtype)
+        first, *widths = _widths(x.shape[1:], self.features)
+        downsample = _downsample_odd if self.anomalib else layers.downsample
         if self.anomalib:
             x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-        x = _leaky_relu(Layer(halve, (4, 4), channels, *types, name="initial")(x))
+
+        def norm(x: Array, name: str) -> Array:
+            return _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"{name}_norm")(x, train))
+
+        x = _leaky_relu(Layer(downsample, layers.size, first, *types, name="initial")(x))
         for i in range(self.extra_layers):
-            x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
-        for i in range(count - 1):
-            channels *= 2
-            x = Layer(halve, (4, 4), channels, *types, name=f"down_{i}")(x)
-            x = _leaky_relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"down_{i}_norm")(x, train))
+            name = f"extra_{i}"
+            x = norm(Layer(layers.convolve, layers.extra_size, first, *types, name=name)(x), name)
+        for i, width in enumerate(widths):
+            name = f"down_{i}"
+            x = norm(Layer(downsample, layers.size, width, *types, name=name)(x), name)
         return x
 
 
+def _head(maps: Array, features: int, types: tuple[Any, Any], name: str = "head") -> Array:
+    """Applies a linear layer that covers the whole maps [B, ..., C]: [B, features] in the first of `types`."""
+    layer = Layer(_LAYERS[maps.ndim - 1].collapse, maps.shape[1:-1], features, *types, name=name)
+    return layer(maps)
+
+
 class Encoder(nn.Module):
-    """Images [B, H, W, C] to latents z [B, latent_size]; the head is linear."""
+    """Inputs x [B, ...] to latents z [B, latent_size]; the head is linear."""
 
     latent_size: int
     features: int
@@ -159,16 +166,18 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Returns z; `train` normalises by batch statistics."""
         types = (self.param_dtype, self.dtype)
         sizes = (self.features, self.extra_layers, self.replicas)
-        maps = Pyramid(*sizes, *types, self.anomalib, name="pyramid")(x, train)
-        size = (maps.shape[1], maps.shape[2])
-        z = Layer(convolution.collapse, size, self.latent_size, *types, name="head")(maps)
-        return z.astype(self.param_dtype)
+        maps = Trunk(*sizes, *types, self.anomalib, name=_LAYERS[x.ndim - 1].trunk_name)(x, train)
+        return _head(maps, self.latent_size, types).astype(self.param_dtype)
 
 
 class Decoder(nn.Module):
-    """Latents z [B, N] to images x_hat of `shape` (H, W, C) in [-1, 1] (tanh)."""
+    """Latents z [B, N] to x_hat [B, *shape]: images in [-1, 1] (tanh), rows and windows without bounds.
+
+    Differs from the paper: rows and windows have a linear output instead of tanh, since sensors have no bounds.
+    """
 
     shape: tuple[int, ...]
     features: int
@@ -180,27 +189,32 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, train: bool) -> Array:
-        types = (self.param_dtype, self.dtype)
-        height, width, image_channels = self.shape
-        count = halvings(height, width)
-        channels = self.features * 2 ** (count - 1)
-        size = (height >> count, width >> count)
-        x = Layer(convolution.expand, size, channels, *types, name="head")(z)
-        x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name="head_norm")(x, train))
-        for i in range(count - 1):
-            channels //= 2
-            x = Layer(convolution.upsample, (4, 4), channels, *types, name=f"up_{i}")(x)
-            x = nn.relu(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"up_{i}_norm")(x, train))
-        active = _leaky_relu if self.anomalib else nn.relu
+        """Returns x_hat; `train` normalises by batch statistics."""
+        layers, types = _LAYERS[len(self.shape)], (self.param_dtype, self.dtype)
+        smallest, *sizes = reversed(_map_sizes(self.shape))
+        first, *widths = reversed(_widths(self.shape, self.features))
+
+        def norm(x: Array, name: str, activation: Callable[[Array], Array] = nn.relu) -> Array:
+            return activation(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"{name}_norm")(x, train))
+
+        def upsample(x: Array, width: int, size: tuple[int, ...], name: str) -> Array:
+            x = Layer(layers.upsample, layers.size, width, *types, name=name)(x)
+            # A window of an odd length was rounded up when it was halved.
+            return x if x.shape[1:-1] == size else x[:, : size[0]]
+
+        x = norm(Layer(layers.expand, smallest, first, *types, name="head")(z), "head")
+        for i, width in enumerate(widths):
+            x = norm(upsample(x, width, sizes[i], f"up_{i}"), f"up_{i}")
         for i in range(self.extra_layers):
-            x = Layer(convolution.convolve, (3, 3), channels, *types, name=f"extra_{i}")(x)
-            x = active(BatchNorm(self.replicas, param_dtype=self.param_dtype, name=f"extra_{i}_norm")(x, train))
-        x = Layer(convolution.upsample, (4, 4), image_channels, *types, name="final")(x)
-        return jnp.tanh(x.astype(self.param_dtype))
+            name = f"extra_{i}"
+            x = Layer(layers.convolve, layers.extra_size, self.features, *types, name=name)(x)
+            x = norm(x, name, _leaky_relu if self.anomalib else nn.relu)
+        x = upsample(x, self.shape[-1], sizes[-1], "final").astype(self.param_dtype)
+        return jnp.tanh(x) if len(self.shape) == 3 else x
 
 
 class Generator(nn.Module):
-    """Encoder, decoder, encoder: x [B, H, W, C] to (x_hat of x's shape, z [B, N], z_hat [B, N])."""
+    """Encoder, decoder and second encoder: x [B, *shape] to x_hat [B, *shape], z [B, N] and z_hat [B, N]."""
 
     shape: tuple[int, ...]
     latent_size: int
@@ -212,26 +226,23 @@ class Generator(nn.Module):
     anomalib: bool = False
 
     def setup(self) -> None:
+        """Creates the three networks; the second encoder has the shape of the first and its own weights."""
         sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype, self.anomalib)
         self.encoder = Encoder(self.latent_size, *sizes)
         self.decoder = Decoder(self.shape, *sizes)
         self.reencoder = Encoder(self.latent_size, *sizes)
 
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array, Array]:
+        """Returns x_hat, z and z_hat; `train` normalises by batch statistics."""
         z = self.encoder(x, train)
         x_hat = self.decoder(z, train)
         return x_hat, z, self.reencoder(x_hat, train)
 
 
-def coders(shape: tuple[int, int, int], latent_size: int, *sizes: Any) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of inputs of `shape`; `sizes` from `features` to `dtype`, in the order of both."""
-    return Encoder(latent_size, *sizes), Decoder(shape, *sizes)
-
-
 class Autoencoder(nn.Module):
-    """Encoder, decoder: x [B, *shape] to (x_hat of x's shape, z [B, latent_size])."""
+    """Encoder and decoder: x [B, *shape] to x_hat [B, *shape] and z [B, N]."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     latent_size: int
     features: int
     extra_layers: int = 0
@@ -240,18 +251,21 @@ class Autoencoder(nn.Module):
     dtype: Any = None
 
     def setup(self) -> None:
+        """Creates the two networks."""
         sizes = (self.features, self.extra_layers, self.replicas, self.param_dtype, self.dtype)
-        self.encoder, self.decoder = coders(self.shape, self.latent_size, *sizes)
+        self.encoder = Encoder(self.latent_size, *sizes)
+        self.decoder = Decoder(self.shape, *sizes)
 
     def __call__(self, x: Array, train: bool) -> tuple[Array, Array]:
+        """Returns x_hat and z; `train` normalises by batch statistics."""
         z = self.encoder(x, train)
         return self.decoder(z, train), z
 
 
 class Discriminator(nn.Module):
-    """x [B, H, W, C] to (features [B, h, w, F], logits [B]); sigmoid(logits) is the probability of being real.
+    """Inputs x [B, ...] to features (those of `Trunk`) and logits [B]; sigmoid(logits) is the probability of real.
 
-    With `embedding_size` E a third output, [B, E], of a second linear head.
+    With `embedding_size` E there is a third result, [B, E], of a second linear head.
     """
 
     features: int
@@ -263,11 +277,11 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, ...]:
+        """Returns features, logits and perhaps embeddings; `train` normalises by batch statistics."""
         types = (self.param_dtype, self.dtype)
-        maps = Pyramid(self.features, self.extra_layers, self.replicas, *types, name="pyramid")(x, train)
-        size = (maps.shape[1], maps.shape[2])
-        logits = Layer(convolution.collapse, size, 1, *types, name="head")(maps)[:, 0].astype(self.param_dtype)
+        trunk = Trunk(self.features, self.extra_layers, self.replicas, *types, name=_LAYERS[x.ndim - 1].trunk_name)
+        maps = trunk(x, train)
+        logits = _head(maps, 1, types)[:, 0].astype(self.param_dtype)
         if not self.embedding_size:
             return maps, logits
-        embedding = Layer(convolution.collapse, size, self.embedding_size, *types, name="embedding")(maps)
-        return maps, logits, embedding.astype(self.param_dtype)
+        return maps, logits, _head(maps, self.embedding_size, types, "embedding").astype(self.param_dtype)

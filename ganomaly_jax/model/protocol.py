@@ -1,4 +1,4 @@
-"""What every detector is: four pure functions over a state of arrays."""
+"""The interface of detectors: pure functions of a state of arrays."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from jax import Array
 
 @flax.struct.dataclass
 class TrainState:
-    """Arrays only, so that saving, sharding, donating and counting are `jax.tree.map`.
+    """State of a training: arrays only, so that saving, sharding and donating it are `jax.tree.map`.
 
-    `params`, `batch_stats` and `opt_state` are dicts keyed by network (`generator`, `discriminator`; `autoencoder`).
+    Attributes:
+      step: number of finished steps, int32 scalar.
+      params: parameters by network (`generator`, `discriminator`; `autoencoder`).
+      batch_stats: running statistics of batch norm by network.
+      opt_state: optimizer states by network, and what else a detector carries along.
     """
 
     step: Array
@@ -22,50 +26,66 @@ class TrainState:
 
 
 class Detector(Protocol):
-    """The interface of design; implementations are final frozen dataclasses, no base class."""
+    """Interface of a detector. Implementations are frozen dataclasses without a base class."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one input."""
+        """Shape of one input: (H, W, C), (T, D) or (D,)."""
 
     @property
     def axis_name(self) -> str | None:
-        """The mapped axis that `update` averages over; None where it sees the whole batch."""
+        """Mapped axis that `update` averages over; None if it sees the global batch."""
 
     @property
     def losses(self) -> tuple[str, ...]:
-        """Names of the scalar metrics of `update`, in the order in which they are told."""
+        """Names of the scalar metrics of `update`, in the order in which they are shown."""
 
     def init(self, key: Array) -> TrainState:
-        """Fresh weights from a PRNG key."""
+        """Returns a state with fresh weights, drawn from a PRNG key."""
 
     def update(self, state: TrainState, x: Array, key: Array | None = None) -> tuple[TrainState, dict[str, Array]]:
-        """One training step on a batch x [B, ...] in [-1, 1]; the state after it and scalar metrics. Pure."""
+        """Takes one training step. Pure.
+
+        Args:
+          state: the state before the step.
+          x: batch [B, *shape] in [-1, 1].
+          key: PRNG key of the step; None to derive it from the state.
+
+        Returns:
+          The state after the step and the scalar losses before it, by name.
+        """
 
     def variables(self, state: TrainState) -> dict[str, Any]:
-        """The part of the state that scoring needs, no copy."""
+        """Returns the part of the state that scoring needs, without copying."""
 
     def score(self, variables: dict[str, Any], x: Array) -> Array:
-        """Scores [B] float32, higher is more anomalous; each depends on its own image alone."""
+        """Returns scores [B] float32; higher is more anomalous. Each depends on its own input only."""
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
-        """What one forward pass gives, all that scores are made of. Pure.
+        """Returns the results of one forward pass, from which every score is computed. Pure.
 
-        `x_hat`, the latent `z` [B, N], `difference` [B, ...], of which `score` is the size, and what else there is; `x`
-        where it is not x itself that is reconstructed.
+        Returns:
+          `x_hat` [B, *shape], the latent `z` [B, N], `difference` [B, ...] whose size is `score`, further ones by
+          detector, and `x` if the reconstruction is of a transformed x.
         """
 
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:
-        """What the detector takes x [B, ...] for, of x's shape and range."""
+        """Returns the reconstruction of x [B, *shape], in its range."""
 
     def recompute_batch_stats(self, variables: dict[str, Any], batches: Array) -> dict[str, Any]:
-        """The variables with batch norm's statistics taken afresh, of `batches` [n, B, ...] in [-1, 1]."""
+        """Returns the variables with batch-norm statistics computed afresh on `batches` [n, B, *shape] in [-1, 1]."""
 
-    def examined(self, state: TrainState) -> Any:
-        """The part of the state that `examine` needs, no copy."""
+    def diagnostic_variables(self, state: TrainState) -> Any:
+        """Returns the part of the state that `diagnostics` needs, without copying."""
 
-    def examine(self, examined: Any, x: Array) -> dict[str, Array]:
-        """What tells how a training fares, on normal x [B, ...] in [-1, 1]: `x_hat` and `z`, as they score. Pure.
+    def diagnostics(self, variables: Any, x: Array) -> dict[str, Array]:
+        """Returns what shows how a training fares on normal inputs x [B, *shape] in [-1, 1]. Pure.
 
-        Where there is a discriminator also its logits `real` and `fake` [B] of x and x_hat, as in training.
+        Args:
+          variables: those of `diagnostic_variables`.
+          x: normal inputs.
+
+        Returns:
+          `x_hat` and `z` as in scoring; with a discriminator its logits `real` and `fake` [B] of x and x_hat, as in
+          training.
         """

@@ -1,4 +1,4 @@
-"""The detectors there are, by name. Nothing else asks which one it holds."""
+"""Registry of the detectors by name; no other module depends on which one it holds."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ from ganomaly_jax.model import autoencoder, ganomaly
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.model.relative_brightness import RelativeBrightness
 
-_MAKERS: dict[str, Callable[[Config, str | None], Detector]] = {
+_FROM_CONFIG: dict[str, Callable[[Config, str | None], Detector]] = {
     "ganomaly": ganomaly.from_config,
     "autoencoder": autoencoder.from_config,
 }
 
 
 def from_config(config: Config, axis_name: str | None = None) -> Detector:
-    """The detector that a resolved configuration describes; `axis_name` as its attribute.
+    """Creates the detector that a resolved configuration describes.
+
+    Args:
+      config: resolved configuration.
+      axis_name: mapped axis under which `update` will run, if any.
 
     Raises:
-      UserError: there is none of that name, or its sizes cannot work.
+      UserError: there is no detector of that name, or its sizes are invalid.
     """
-    if config.model.detector not in _MAKERS:
-        raise UserError(f"model.detector={config.model.detector!r}: wanted one of {', '.join(DETECTORS)}")
-    made = _MAKERS[config.model.detector](config, axis_name)
-    return RelativeBrightness(made) if config.model.exposure else made
+    if config.model.detector not in _FROM_CONFIG:
+        raise UserError(f"model.detector={config.model.detector!r}: expected one of {', '.join(DETECTORS)}")
+    detector = _FROM_CONFIG[config.model.detector](config, axis_name)
+    return RelativeBrightness(detector) if config.model.exposure else detector

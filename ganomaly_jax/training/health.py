@@ -72,9 +72,9 @@ def measurer(
     """
 
     @jax.jit
-    def measured(examined: Any, raw: Array, low: Array, high: Array) -> tuple[dict[str, Array], Array]:
+    def measured(variables: Any, raw: Array, low: Array, high: Array) -> tuple[dict[str, Array], Array]:
         x = preprocess.to_unit(raw, low, high)
-        seen = detector.examine(examined, x)
+        seen = detector.diagnostics(variables, x)
         found = {LOSS: losses.l1(x, seen["x_hat"]), VARIANCE: variance_ratio(x, seen["x_hat"])}
         if "real" in seen:
             found[ACCURACY] = accuracy(seen["real"], seen["fake"])
@@ -82,7 +82,7 @@ def measurer(
 
     def look(state: TrainState) -> list[dict[str, Any]]:
         # Put together by all processes; each then computes for itself.
-        whole = sharding.to_host(detector.examined(state))
+        whole = sharding.to_host(detector.diagnostic_variables(state))
         looks = []
         for m, sample in enumerate(samples):
             own = jax.tree.map(operator.itemgetter(m), whole) if together else whole

@@ -20,7 +20,7 @@ from ganomaly_jax.data.rows import tables
 from ganomaly_jax.data.rows import windows as row_windows
 from ganomaly_jax.deploy import export, export_runtime
 from ganomaly_jax.evaluation import evaluate
-from ganomaly_jax.model import ganomaly, row_networks
+from ganomaly_jax.model import ganomaly, row_layers
 from ganomaly_jax.runs import resolution
 from ganomaly_jax.scoring import sensors
 from ganomaly_jax.scoring.recalibration import recalibrate
@@ -248,13 +248,13 @@ def test_convolutions_along_time_are_those_of_lax():
     x, kernel = random.normal(size=(2, 10, 3)).astype(np.float32), random.normal(size=(4, 3, 5)).astype(np.float32)
     names = ("NWC", "WIO", "NWC")
     down = jax.lax.conv_general_dilated(x, kernel, (2,), [(1, 1)], dimension_numbers=names)
-    np.testing.assert_allclose(row_networks.downsample(x, kernel), down, atol=1e-5)
+    np.testing.assert_allclose(row_layers.downsample(x, kernel), down, atol=1e-5)
     same = jax.lax.conv_general_dilated(x, kernel[:3], (1,), [(1, 1)], dimension_numbers=names)
-    np.testing.assert_allclose(row_networks.convolve(x, kernel[:3]), same, atol=1e-5)
+    np.testing.assert_allclose(row_layers.convolve(x, kernel[:3]), same, atol=1e-5)
     # The transpose of downsampling is upsampling.
     start = np.zeros((2, 20, 5), np.float32)
-    _, back = jax.vjp(lambda x: row_networks.downsample(x, kernel.transpose(0, 2, 1)), start)
-    np.testing.assert_allclose(row_networks.upsample(x, kernel), back(x)[0], atol=1e-4)
+    _, back = jax.vjp(lambda x: row_layers.downsample(x, kernel.transpose(0, 2, 1)), start)
+    np.testing.assert_allclose(row_layers.upsample(x, kernel), back(x)[0], atol=1e-4)
 
 
 def test_members_compute_what_they_would_alone(labelled, tmp_path):

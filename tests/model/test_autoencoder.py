@@ -55,7 +55,7 @@ def test_it_is_the_detector_that_is_asked_for():
     made.data.channels = 1
     assert registry.from_config(made) == Ganomaly((32, 32, 1))
     made.model.detector = "other"
-    with pytest.raises(UserError, match=r"model\.detector='other': wanted one of ganomaly, autoencoder"):
+    with pytest.raises(UserError, match=r"model\.detector='other': expected one of ganomaly, autoencoder"):
         registry.from_config(made)
 
 
@@ -132,13 +132,13 @@ def test_the_score_by_hand(state):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"shape": (20, 16, 1)}, r"shape \(20, 16, 1\): wanted"),
-        ({"latent_size": 0}, "latent_size=0: wanted at least 1"),
-        ({"noise": -0.1}, "noise=-0.1: wanted 0 or more, finite"),
-        ({"noise": float("nan")}, "noise=nan: wanted"),
-        ({"mask": 1.0}, "mask=1.0: wanted a share"),
-        ({"score_distance": "pixel"}, "score_distance='pixel': wanted"),
-        ({"compute_dtype": "float16"}, "compute_dtype='float16': wanted"),
+        ({"shape": (20, 16, 1)}, r"shape \(20, 16, 1\): expected"),
+        ({"latent_size": 0}, "latent_size=0: expected at least 1"),
+        ({"noise": -0.1}, "noise=-0.1: expected a finite number of at least 0"),
+        ({"noise": float("nan")}, "noise=nan: expected"),
+        ({"mask": 1.0}, "mask=1.0: expected a share"),
+        ({"score_distance": "pixel"}, "score_distance='pixel': expected"),
+        ({"compute_dtype": "float16"}, "compute_dtype='float16': expected"),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(values, sentence):
@@ -148,7 +148,7 @@ def test_sizes_that_cannot_work_are_refused(values, sentence):
 
 def test_other_images_are_refused(state):
     for x in (jnp.zeros((2, 16, 16, 3)), jnp.zeros((2, 16, 16, 1), jnp.uint8)):
-        with pytest.raises(UserError, match=r"input of|images of type"):
+        with pytest.raises(UserError, match=r"input of"):
             TINY.score(TINY.variables(state), x)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from ganomaly_jax.model import convolution, networks
+from ganomaly_jax.model import convolution, layers
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -152,7 +152,7 @@ def test_batch_norm_by_hand_in_float64():
     with jax.enable_x64(True):
         random = np.random.default_rng(3)
         x = random.normal(2.0, 3.0, size=(4, 3, 5, 2))
-        norm = networks.BatchNorm(param_dtype=jnp.float64)
+        norm = layers.BatchNorm(param_dtype=jnp.float64)
         variables = norm.init(jax.random.key(0), x, train=False)
         scale, bias = variables["params"]["scale"], variables["params"]["bias"]
         y, moved = norm.apply(variables, x, train=True, mutable=["batch_stats"])

@@ -17,7 +17,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images.preprocess import to_unit
 from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.model import networks
-from ganomaly_jax.model.ganomaly import Ganomaly, from_config, redraw
+from ganomaly_jax.model.ganomaly import Ganomaly, from_config, reinitialize
 from ganomaly_jax.parallel import sharding
 
 
@@ -156,7 +156,7 @@ def test_a_discriminator_that_has_won_is_drawn_afresh(tiny):
     fresh = after.params["discriminator"]["pyramid"]["down_0"]["kernel"]
     assert abs(float(fresh.std()) / 0.02 - 1) < 0.1
     assert float(frozen.params["discriminator"]["pyramid"]["down_0"]["kernel"].std()) > 0.025
-    expected = redraw(jax.random.fold_in(jax.random.key(0), frozen.step), after.params["discriminator"])
+    expected = reinitialize(jax.random.fold_in(jax.random.key(0), frozen.step), after.params["discriminator"])
     leaves_close(after.params["discriminator"], expected, 1e-6)
     # Its Adam moments go on, and the generator is left alone.
     assert float(after.opt_state["discriminator"][0].count) == float(frozen.opt_state["discriminator"][0].count) + 1

@@ -119,7 +119,7 @@ def test_weights_that_do_not_fit_are_refused(recorded):
         from_pytorch(detector, {k: v for k, v in generator.items() if k != name}, discriminator)
     with pytest.raises(UserError, match="has shape"):
         from_pytorch(detector, generator | {name: np.zeros((1, 2, 3, 4))}, discriminator)
-    with pytest.raises(UserError, match="fit nowhere"):
+    with pytest.raises(UserError, match="do not belong there"):
         from_pytorch(detector, generator | {"stray": np.zeros(3)}, discriminator)
     parallel = {f"module.{k}": v for k, v in generator.items()}
     jax.tree.map(
@@ -141,5 +141,5 @@ def test_pth_files(tmp_path):
             return (print, ("code ran",))
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="weights alone"):
+    with pytest.raises(UserError, match="weights only"):
         read_pytorch(tmp_path / "evil.pth")

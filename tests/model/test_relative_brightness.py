@@ -23,18 +23,18 @@ def images():
 def test_by_hand(images):
     light = (images.astype(float) + 1) / 2
     mean = light.mean(axis=(1, 2, 3), keepdims=True) + 0.02
-    found = relative_brightness.relative(jnp.asarray(images))
+    found = relative_brightness.to_relative(jnp.asarray(images))
     np.testing.assert_allclose(found, (light - mean) / (light + mean), atol=1e-6)
-    np.testing.assert_allclose(relative_brightness.absolute(found, jnp.asarray(images)), images, atol=1e-5)
+    np.testing.assert_allclose(relative_brightness.to_absolute(found, jnp.asarray(images)), images, atol=1e-5)
 
 
 def test_what_is_black_or_far_too_bright_stays_in_range():
     black, white = -jnp.ones((1, *SHAPE)), jnp.ones((1, *SHAPE))
     for image in (black, white, black.at[0, 0, 0, 0].set(1)):
-        seen = relative_brightness.relative(image)
+        seen = relative_brightness.to_relative(image)
         assert np.isfinite(seen).all() and np.abs(seen).max() <= 1
         for made in (jnp.ones_like(seen), -jnp.ones_like(seen), seen):  # a tanh gives 1 as well
-            back = relative_brightness.absolute(made, image)
+            back = relative_brightness.to_absolute(made, image)
             assert np.isfinite(back).all() and np.abs(back).max() <= 1
 
 
@@ -43,7 +43,7 @@ def test_it_is_the_network_on_relative_images(images, kind):
     network = kind(shape=SHAPE, latent_size=4, features=4)
     made = relative_brightness.RelativeBrightness(network)
     state, x = made.init(jax.random.key(0)), jnp.asarray(images)
-    seen = relative_brightness.relative(x)
+    seen = relative_brightness.to_relative(x)
     both = jax.jit(lambda state, x, seen: (made.update(state, x), network.update(state, seen)))
     one, other = both(state, x, seen)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
@@ -51,9 +51,9 @@ def test_it_is_the_network_on_relative_images(images, kind):
     np.testing.assert_allclose(made.score(variables, x), network.score(variables, seen), rtol=1e-5)
     outputs = made.outputs(variables, x)
     np.testing.assert_allclose(outputs["x"], seen, atol=1e-6)
-    back = relative_brightness.absolute(outputs["x_hat"], x)
+    back = relative_brightness.to_absolute(outputs["x_hat"], x)
     np.testing.assert_allclose(made.reconstruct(variables, x), back, atol=1e-6)
-    looked = made.examine(made.examined(state), x)
+    looked = made.diagnostics(made.diagnostic_variables(state), x)
     np.testing.assert_allclose(looked["x_hat"], back, atol=1e-5)
     settled = [one.recompute_batch_stats(variables, batch[None]) for one, batch in ((made, x), (network, seen))]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *settled)

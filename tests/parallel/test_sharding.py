@@ -163,7 +163,7 @@ def test_ways_that_do_not_go_together_are_refused(arrays, tmp_path):
 
 
 def test_the_axis_of_a_group_is_seen_by_the_mean():
-    from ganomaly_jax.model.networks import Replicas
+    from ganomaly_jax.model.layers import Replicas
 
     mesh = sharding.local_mesh(4)
     mean = jax.shard_map(

@@ -38,11 +38,11 @@ def on_one(state, batch):
 
 
 def test_views_differ_stay_in_range_and_follow_from_their_place(batch):
-    seen = contrastive_views.view(jax.random.key(1), batch)
+    seen = contrastive_views.random_view(jax.random.key(1), batch)
     assert seen.shape == batch.shape and float(jnp.abs(seen).max()) <= 1
     assert (jnp.abs(seen - batch).mean((1, 2, 3)) > 0.01).all()
     assert float(jnp.abs(seen - batch).mean()) < 0.5 * float(jnp.abs(batch[::-1] - batch).mean() + 0.5)
-    np.testing.assert_array_equal(contrastive_views.view(jax.random.key(1), batch[8:], first=8), seen[8:])
+    np.testing.assert_array_equal(contrastive_views.random_view(jax.random.key(1), batch[8:], first=8), seen[8:])
 
 
 def test_an_unmoved_view_is_the_image():
@@ -57,8 +57,8 @@ def test_an_unmoved_view_is_the_image():
 def test_contrast_by_hand():
     a, b = jnp.array([[3.0, 0.0], [0.0, 2.0]]), jnp.array([[1.0, 0.0], [0.0, 5.0]])
     # Cosines are 1 with one's own and 0 with the other's.
-    np.testing.assert_allclose(losses.contrast(a, b, 0.5), np.log(1 + np.exp(-2.0)), rtol=1e-5)
-    assert losses.contrast(a, b[::-1], 0.5) > 2
+    np.testing.assert_allclose(losses.info_nce(a, b, 0.5), np.log(1 + np.exp(-2.0)), rtol=1e-5)
+    assert losses.info_nce(a, b[::-1], 0.5) > 2
 
 
 def test_contrast_reaches_the_discriminator_alone(tiny, state, batch, on_one):
