@@ -74,7 +74,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, arrays, uninterrupted):
 import os, signal, sys, time
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-import support
+from tests import conftest, support  # the same settings of jax
 from ganomaly_jax.runs import history
 from ganomaly_jax.training import trainer
 add = history.History.add
@@ -88,7 +88,7 @@ history.History.add = add_and_die
 data = np.load(sys.argv[2])
 trainer.train(support.tiny_config(epochs=2, save_every=10), sys.argv[3], (data["images"], data["labels"]))
 """
-    call = [sys.executable, "-c", script, str(ROOT / "tests"), str(tmp_path / "data.npz"), str(tmp_path / "run")]
+    call = [sys.executable, "-c", script, str(ROOT), str(tmp_path / "data.npz"), str(tmp_path / "run")]
     ran = subprocess.run(call, cwd=ROOT, stdout=subprocess.DEVNULL, check=False, timeout=300)
     assert ran.returncode == -signal.SIGKILL
     resumed = tmp_path / "run"
