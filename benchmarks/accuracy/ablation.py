@@ -31,7 +31,7 @@ from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import batch_order, datasets
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.scoring import latent_statistics, scores
 from ganomaly_jax.training import train_step
@@ -280,7 +280,7 @@ def run(options: argparse.Namespace, log: Log) -> None:
 
 
 def _aurocs(labels: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: round(auroc_intervals.auroc(labels, values), 5) for name, values in found.items()}
+    return {name: round(metrics.auroc(labels, values), 5) for name, values in found.items()}
 
 
 def write(options: argparse.Namespace, parts: Mapping[Any, Any], load: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from configs import inspection, recipe, surface
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import auroc_intervals, metrics
 
 
 class Configuration(NamedTuple):
@@ -113,10 +113,10 @@ def summarise(task: Task, found: Measured, beside: Mapping[str, np.ndarray]) -> 
     for row, where in task.rows.items():
         labels = task.labels[where]
         columns = {
-            column: {name: auroc_intervals.auroc(labels, values[where]) for name, values in each.items()}
+            column: {name: metrics.auroc(labels, values[where]) for name, values in each.items()}
             for column, each in found.scores.items()
         }
-        plain = {name: auroc_intervals.auroc(labels, values[where]) for name, values in beside.items()}
+        plain = {name: metrics.auroc(labels, values[where]) for name, values in beside.items()}
         rows[row] = {
             "n_normal": int((labels == 0).sum()),
             "n_anomalous": int((labels == 1).sum()),

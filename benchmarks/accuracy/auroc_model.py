@@ -18,7 +18,7 @@ from jax import Array
 from benchmarks.accuracy.auroc_data import Task
 from ganomaly_jax.data import batch_order
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.model import ganomaly
 from ganomaly_jax.training import train_step
 
@@ -149,9 +149,7 @@ def measure(
     scores = {"running": _named(running), "batch": _named(epochs["as_shipped_shuffled"][-1])}
     more: dict[str, Any] = {"best_epoch": {}, "auroc_by_epoch": {}}
     for column, each in epochs.items():
-        curves = {
-            name: [auroc_intervals.auroc(task.labels, one[:, k]) for one in each] for k, name in enumerate(SCORES)
-        }
+        curves = {name: [metrics.auroc(task.labels, one[:, k]) for one in each] for k, name in enumerate(SCORES)}
         best = {name: int(np.argmax(curve)) for name, curve in curves.items()}
         scores[column] = {name: each[best[name]][:, k] for k, name in enumerate(SCORES)}
         more["auroc_by_epoch"][column] = curves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ganomaly_jax.core import text_table
 from ganomaly_jax.data import datasets, lazy
 from ganomaly_jax.data.datasets import Dataset
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import auroc_intervals, metrics, two_sample
 from ganomaly_jax.evaluation.auroc_intervals import RESAMPLES, Interval
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
@@ -62,7 +61,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
         flagged[group] = {side: _count(above[side][chosen]) for side in SIDES}
     odd = labels == 1
     change = _change(above["old"][odd], above["new"][odd]) if odd.any() else None
-    statistic, p_value = two_samples(
+    statistic, p_value = two_sample.kolmogorov_smirnov(
         np.asarray(old.variables["calibration"]), scores["old"][(labels == 0) & (origin == 1)]
     )
     return {
@@ -180,9 +179,7 @@ def _advice(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
 
 
 def _allowed(figures: dict[str, Any], n: int) -> float:
-    """The share of n normal images that a threshold flags without breaking its promise: three standard deviations."""
-    rate, size = figures["promised"], figures["calibration"]
-    return rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n
+    return calibration.allowed(figures["promised"], n, figures["calibration"])
 
 
 def _beyond(scores: np.ndarray, anomalous: np.ndarray, normal: np.ndarray) -> float | None:
@@ -190,7 +187,7 @@ def _beyond(scores: np.ndarray, anomalous: np.ndarray, normal: np.ndarray) -> fl
     if not anomalous.any() or not normal.any():
         return None
     chosen = anomalous | normal
-    return auroc_intervals.auroc(normal[chosen].astype(int), scores[chosen])
+    return float(metrics.auroc(normal[chosen], scores[chosen]))
 
 
 def _count(flags: np.ndarray) -> dict[str, int]:
@@ -222,19 +219,3 @@ def _change(old: np.ndarray, new: np.ndarray, seed: int = 0) -> Interval:
     drawn = np.random.default_rng(seed).multinomial(n, kinds, RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
     return Interval(float(kinds[0] - kinds[1]), float(low), float(high))
-
-
-def two_samples(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Kolmogorov-Smirnov: the largest distance of two empirical distributions [n] and [m], and its p-value.
-
-    The p-value is the asymptotic one with Stephens' correction (Numerical Recipes, third edition, section 14.3.3).
-    """
-    both = np.sort(np.concatenate([first, second]))
-    places = [np.searchsorted(np.sort(one), both, "right") / len(one) for one in (first, second)]
-    distance = float(np.abs(places[0] - places[1]).max())
-    root = math.sqrt(len(first) * len(second) / (len(first) + len(second)))
-    at = (root + 0.12 + 0.11 / root) * distance
-    if at < 0.3:  # the series converges slowly there, and the p-value is 1 to the fifth digit
-        return distance, 1.0
-    terms = [2 * (-1) ** (k - 1) * math.exp(-2 * (k * at) ** 2) for k in range(1, 101)]
-    return distance, min(max(sum(terms), 0.0), 1.0)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
 
 _LEAST = 1e-300
-_NORMAL = NormalDist()
 
 
 def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -37,9 +35,11 @@ def rarity_of_reference(reference: np.ndarray) -> np.ndarray:
 
 
 def _stouffer(rare: np.ndarray) -> np.ndarray:
+    from scipy import special
+
     inside = np.clip(rare, _LEAST, 1 - 1e-9)
     inside = np.where(np.isnan(inside), 0.5, inside)
-    normal = np.vectorize(lambda p: -_NORMAL.inv_cdf(p), otypes=[float])(inside)
+    normal = -special.ndtri(inside)
     return np.where(np.isnan(rare).any(axis=0), np.nan, normal.sum(axis=0) / math.sqrt(len(rare)))
 
 

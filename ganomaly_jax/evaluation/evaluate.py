@@ -281,8 +281,7 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
         parts["calibration"] = scorer(lazy.select(this.dataset.images, this.split.calibration))
     for name, scores in parts.items():
         flagged, n = int((scores > scorer.threshold).sum()), len(scores)
-        # Three standard deviations of the share that n images show, the threshold being itself drawn from `size`.
-        if n and flagged / n > rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n:
+        if n and flagged / n > calibration.allowed(rate, n, size):
             said.append(
                 f"{flagged} of {n} {name} images are flagged, {flagged / n:.1%} where {rate:.1%} was promised: they "
                 "look different from those that the threshold was set on. Set it on images like these."

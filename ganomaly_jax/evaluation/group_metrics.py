@@ -1,20 +1,19 @@
-"""Is a detector as good for every group? Figures by line, site, sex, machine, with intervals."""
+"""Figures by group, with intervals: whether a detector is as good for every line, site, sex or machine."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ganomaly_jax.core import text_table
-from ganomaly_jax.evaluation import metrics
+from ganomaly_jax.evaluation import auroc_intervals
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
 
 _RESAMPLES = 1000
-_Z = 1.959963984540054  # of the normal distribution: 95 % lie between -z and z
 _WORDS = {
     "false_positive_rate": "false-positive rate",
     "true_positive_rate": "true-positive rate",
@@ -23,7 +22,7 @@ _WORDS = {
 
 
 def figures(scorer: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.ndarray, seed: int) -> dict[str, Any]:
-    """What metrics.json says by group.
+    """Returns what metrics.json says by group.
 
     Args:
       scores: [n] finite.
@@ -50,48 +49,34 @@ def figures(scorer: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.nd
                 "threshold": own.threshold,
                 "false_positive_rate": wilson(int((normal > own.threshold).sum()), len(normal)),
                 "true_positive_rate": wilson(int((anomalous > own.threshold).sum()), len(anomalous)),
-                "auroc": auroc_interval(normal, anomalous, seed),
+                "auroc": auroc(normal, anomalous, seed),
             }
         )
     return {"rows": rows, "gaps": gaps(rows), "unnamed": int((names == "").sum())}
 
 
 def wilson(k: int, n: int) -> list[float] | None:
-    """[k / n, low, high]: the 95 % score interval of Wilson 1927; None where n is 0."""
+    """Returns [k / n, low, high] with the ends of the 95 % score interval of Wilson 1927; None where n is 0."""
+    from scipy import stats
+
     if n == 0:
         return None
-    share, z2 = k / n, _Z * _Z
-    centre, half = share + z2 / (2 * n), _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # At its ends the interval holds the share itself, which rounding may put outside.
-    return [
-        share,
-        max(min((centre - half) / (1 + z2 / n), share), 0.0),
-        min(max((centre + half) / (1 + z2 / n), share), 1.0),
-    ]
+    interval = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return [k / n, float(interval.low), float(interval.high)]
 
 
-def auroc_interval(normal: np.ndarray, anomalous: np.ndarray, seed: int) -> list[float] | None:
-    """[AUROC, low, high]: the 95 % percentile interval of 1,000 resamples of each class; None without both classes."""
+def auroc(normal: np.ndarray, anomalous: np.ndarray, seed: int) -> list[float] | None:
+    """Returns [AUROC, low, high] with the ends of its 95 % bootstrap interval; None without both classes."""
     if not (len(normal) and len(anomalous)):
         return None
     labels = np.repeat([0, 1], [len(normal), len(anomalous)])
-    value = metrics.summary(labels, np.concatenate([normal, anomalous]), None)["auroc"]
-    # By distinct score, so that a resample is two rows of counts.
-    distinct, index = np.unique(np.concatenate([normal, anomalous]), return_inverse=True)
-    random = np.random.default_rng([seed, 3])
-    found = np.empty(_RESAMPLES)
-    for i in range(_RESAMPLES):
-        below, above = (
-            np.bincount(random.choice(part, len(part)), minlength=len(distinct)).astype(float)
-            for part in (index[: len(normal)], index[len(normal) :])
-        )
-        found[i] = (above * (np.cumsum(below) - below / 2)).sum()
-    low, high = np.quantile(found / (len(normal) * len(anomalous)), [0.025, 0.975])
-    return [float(value or 0.0), float(low), float(high)]
+    scores = np.concatenate([normal, anomalous])
+    interval = auroc_intervals.auroc_interval(labels, scores, resamples=_RESAMPLES, seed=seed)
+    return list(dataclasses.astuple(interval))
 
 
 def gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """For each figure the groups that it is largest and smallest in, and whether chance may explain that."""
+    """Returns a sentence for each figure: where it is largest and smallest, and whether chance may explain that."""
     said = []
     for key, words in _WORDS.items():
         known = [row for row in rows if row[key] is not None]
@@ -111,7 +96,7 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shown(key: str, figure: Sequence[float] | None) -> str:
-    """A value and its interval, rates in per cent."""
+    """Returns a value and its interval as text, rates in per cent."""
     if figure is None:
         return "not defined"
     if key == "auroc":
@@ -120,13 +105,13 @@ def shown(key: str, figure: Sequence[float] | None) -> str:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The table for a terminal, and the gaps."""
+    """Returns the table for a terminal and the gaps, line by line."""
     header = ("group", "normal", "anomalous", "threshold", *_WORDS.values())
     return [*text_table.lines([header, *cells(found)]), *found["gaps"], *unnamed(found)]
 
 
 def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The rows of the table as text."""
+    """Returns the rows of the table as text."""
     return [
         (
             row["group"],
@@ -140,6 +125,6 @@ def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def unnamed(found: Mapping[str, Any]) -> list[str]:
-    """A sentence where images are in no group."""
+    """Returns a sentence where images are in no group."""
     count = found["unnamed"]
     return [f"{count} images are in no group, and in no row of this table."] if count else []

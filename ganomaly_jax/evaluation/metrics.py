@@ -1,13 +1,15 @@
 """How well scores separate two classes: AUROC, average precision, partial AUROC, F1.
 
-Labels are 0 (normal) and 1 (anomalous); a higher score is more anomalous. The first four functions are pure JAX, run
-under `jit` and `vmap`, take a mask, and give nan where a class is missing. The rest is for the host: NumPy in double
-precision, and None for what is not defined.
+Labels are 0 (normal) and 1 (anomalous); a higher score is more anomalous. `auroc`, `partial_auroc` and
+`average_precision` are one code for two uses. With JAX arrays they are pure, run under `jit` and `vmap`, and compute in
+JAX's own precision; with NumPy arrays or lists they compute on the host in double precision. They take a mask, and
+return NaN where a class is missing. The curves and `summary` are for the host: NumPy, and None for what is not defined.
 """
 
 from __future__ import annotations
 
-import jax
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,115 +18,161 @@ from jax.typing import ArrayLike
 from ganomaly_jax.core.errors import UserError
 
 
-@jax.jit
 def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Area under the ROC curve: the chance that an anomalous item scores higher than a normal one, ties half.
+    """Calculates the area under the ROC curve.
+
+    It is the probability that an anomalous item scores higher than a normal one, ties counted half.
 
     Args:
       labels: [N] 0 or 1, integers or bool.
-      scores: [N] float, higher is more anomalous. N up to 2**24.
+      scores: [N] float, higher is more anomalous. In JAX's single precision N up to 2**24.
       mask: [N] bool, False where an item is padding; None takes all.
 
     Returns:
-      [] float32 in 0..1; nan where a class is missing or a score that counts is NaN.
+      [] float in 0..1; NaN where a class is missing or a score that counts is NaN.
+
+    Raises:
+      UserError: not arrays of one shape [N], or N is 0.
     """
     return _area(_count(labels, scores, mask), 1.0)
 
 
-@jax.jit
 def partial_auroc(labels: ArrayLike, scores: ArrayLike, max_fpr: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Area under the ROC curve up to a false-positive rate, standardised (McClish 1989): 0.5 is chance, 1 is perfect.
+    """Calculates the area under the ROC curve up to a false-positive rate, standardised: 0.5 is chance, 1 is perfect.
 
     Args:
+      labels: as in `auroc`.
+      scores: as in `auroc`.
       max_fpr: [] above 0 up to 1; 1 gives `auroc`.
-      labels, scores, mask: as in `auroc`.
+      mask: as in `auroc`.
 
     Returns:
-      [] float32, at most 1; nan as in `auroc`, or where max_fpr is out of range.
+      [] float, at most 1; NaN as in `auroc`, or where max_fpr is out of range.
+
+    Raises:
+      UserError: as `auroc`.
+
+    References:
+      McClish 1989, "Analyzing a portion of the ROC curve".
     """
-    max_fpr = jnp.asarray(max_fpr, float)
-    return 0.5 * (1 + (_area(_count(labels, scores, mask), max_fpr) - max_fpr / 2) / (1 - max_fpr / 2))
+    counts = _count(labels, scores, mask)
+    max_fpr = counts.space.asarray(max_fpr, float)
+    return 0.5 * (1 + (_area(counts, max_fpr) - max_fpr / 2) / (1 - max_fpr / 2))
 
 
-@jax.jit
 def average_precision(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Mean over the anomalous items of the precision at their score; tied items enter together.
+    """Calculates the mean over the anomalous items of the precision at their score; tied items enter together.
 
-    Arguments and result as in `auroc`.
-    """
-    anomalous, _, false, true, n_normal, n_anomalous = _count(labels, scores, mask)
-    return _mean(true / jnp.maximum(true + false, 1), anomalous, n_anomalous) + _undefined(n_normal)
-
-
-@jax.jit
-def best_f1(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """The highest F1 that any threshold reaches.
-
-    The threshold is chosen on the very items it is judged by, so this is an optimistic figure: no threshold that is
-    fixed beforehand reaches it on new data. `summary` gives the F1 at a given threshold.
-
-    Arguments and result as in `auroc`.
-    """
-    _, _, false, true, n_normal, n_anomalous = _count(labels, scores, mask)
-    return jnp.max(2 * true / jnp.maximum(true + false + n_anomalous, 1)) + _undefined(n_normal * n_anomalous)
-
-
-def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> tuple[Array, ...]:
-    """The ROC curve as exact counts, by falling score.
+    Args:
+      labels: as in `auroc`.
+      scores: as in `auroc`.
+      mask: as in `auroc`.
 
     Returns:
-      anomalous: [N] bool, whether the item is an anomalous one that counts.
-      before: [N] float32, normal items that score strictly higher.
-      false, true: [N] float32, normal and anomalous items that score at least as high: the ends of the tie.
-      n_normal, n_anomalous: [] float32, how many there are; nan where a score that counts is NaN.
+      [] float in 0..1; NaN as in `auroc`.
+
+    Raises:
+      UserError: as `auroc`.
     """
-    labels, scores = jnp.asarray(labels), jnp.asarray(scores, float)
-    keep = jnp.ones(labels.shape, bool) if mask is None else jnp.asarray(mask, bool)
-    if not (labels.ndim == 1 and labels.size and labels.shape == scores.shape == keep.shape):
+    counts = _count(labels, scores, mask)
+    precision = counts.true / counts.space.maximum(counts.true + counts.false, 1)
+    return _mean(counts, precision, counts.n_normal > 0)
+
+
+def placements(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
+    """Returns where each item stands among those of the other class; the mean over either class is the AUROC.
+
+    Args:
+      labels: [N] 0 or 1, of both classes.
+      scores: [N] float, finite.
+
+    Returns:
+      [N] float64 in 0..1: of an anomalous item the share of normal ones that score lower, of a normal item the share of
+      anomalous ones that score higher; ties half.
+    """
+    counts = _count(np.asarray(labels), np.asarray(scores), None)
+    lower = 1 - (counts.before + counts.false) / (2 * counts.n_normal)
+    higher = (counts.above + counts.true) / (2 * counts.n_anomalous)
+    found = np.empty(len(counts.order))
+    found[counts.order] = np.where(counts.anomalous, lower, higher)
+    return found
+
+
+class _Counts(NamedTuple):
+    """The ROC curve as exact counts [N], by falling score; float, since JAX's integers have 32 bits."""
+
+    space: Any
+    """numpy or jax.numpy."""
+    order: Any
+    """[N] int, the items by falling score."""
+    anomalous: Any
+    """[N] bool, whether the item is an anomalous one that counts."""
+    before: Any
+    """Normal items that score strictly higher."""
+    above: Any
+    """Anomalous items that score strictly higher."""
+    false: Any
+    """Normal items that score at least as high."""
+    true: Any
+    """Anomalous items that score at least as high."""
+    n_normal: Any
+    """[]; NaN where a score that counts is NaN."""
+    n_anomalous: Any
+    """[]; likewise."""
+
+
+def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Counts:
+    xp: Any = jnp if any(isinstance(one, Array) for one in (labels, scores, mask)) else np
+    label, score = xp.asarray(labels), xp.asarray(scores, float)
+    keep = xp.ones(label.shape, bool) if mask is None else xp.asarray(mask, bool)
+    if not (label.ndim == 1 and label.size and label.shape == score.shape == keep.shape):
         raise UserError(
-            f"labels {labels.shape}, scores {scores.shape}, mask {keep.shape}: wanted three of one shape [N], N > 0"
+            f"labels {label.shape}, scores {score.shape}, mask {keep.shape}: wanted three of one shape [N], N > 0"
         )
-    anomalous = keep & (labels == 1)
     # What is masked may sort anywhere: it counts for nothing.
-    key, anomalous, normal = jax.lax.sort((-scores, anomalous, keep & (labels != 1)), num_keys=1)
-    first, last = (jnp.searchsorted(key, key, side) for side in ("left", "right"))
-    true, false = (jnp.concatenate([jnp.zeros(1, int), jnp.cumsum(part)]) for part in (anomalous, normal))
-    poison = jnp.where(jnp.any(keep & jnp.isnan(scores)), jnp.nan, 0.0)
+    order = xp.argsort(-score)
+    key, anomalous, normal = -score[order], (keep & (label == 1))[order], (keep & (label != 1))[order]
+    first, last = (xp.searchsorted(key, key, side) for side in ("left", "right"))
+    true, false = (xp.concatenate([xp.zeros(1, int), xp.cumsum(part)]) for part in (anomalous, normal))
+    poison = xp.where(xp.any(keep & xp.isnan(score)), xp.nan, 0.0)
     # Counts up to 2**24 are exact in float32.
-    before, false_at, true_at = (jnp.asarray(count, float) for count in (false[first], false[last], true[last]))
-    return anomalous, before, false_at, true_at, false[-1] + poison, true[-1] + poison
+    before, above, false_at, true_at = (
+        xp.asarray(count, float) for count in (false[first], true[first], false[last], true[last])
+    )
+    n_normal, n_anomalous = false[-1] + poison, true[-1] + poison
+    return _Counts(xp, order, anomalous, before, above, false_at, true_at, n_normal, n_anomalous)
 
 
-def _area(counts: tuple[Array, ...], max_fpr: Array | float) -> Array:
+def _area(counts: _Counts, max_fpr: Any) -> Any:
     """Area under the ROC curve from 0 to `max_fpr`, as a share of `max_fpr`."""
-    anomalous, before, false, _, n_normal, n_anomalous = counts
+    xp = counts.space
     # Each anomalous item lifts the curve by one step: along a ramp over the normal items it ties with, full after.
-    end, tied = max_fpr * n_normal, false - before
-    along = jnp.clip(end - before, 0, tied)
-    area = jnp.maximum(end - false, 0) + along * along / (2 * jnp.maximum(tied, 1))
-    return _mean(area / end, anomalous, n_anomalous) + _undefined(jnp.where(max_fpr <= 1, end, 0))
+    end, tied = max_fpr * counts.n_normal, counts.false - counts.before
+    along = xp.clip(end - counts.before, 0, tied)
+    area = xp.maximum(end - counts.false, 0) + along * along / (2 * xp.maximum(tied, 1))
+    return _mean(counts, area / xp.where(end > 0, end, 1), (end > 0) & (max_fpr <= 1))
 
 
-def _mean(fraction: Array, where: Array, n: Array) -> Array:
-    """Mean of fractions in 0..1 over n items, to 1e-7; nan where n is 0.
+def _mean(counts: _Counts, fraction: Any, defined: Any) -> Any:
+    """Mean of fractions [N] in 0..1 over the anomalous items; NaN where there are none, or it is not `defined`.
 
-    Differs from a float32 sum, whose error grows with N: fractions of 2**24 are summed as integers, in three digits
-    of 8 bits so that no sum passes uint32.
+    Differs from a float32 sum, whose error grows with N: fractions of 2**24 are summed as integers, in three digits of
+    8 bits so that no sum passes uint32.
     """
-    fixed = jnp.where(where, jnp.round(fraction * 2.0**24), 0).astype(jnp.uint32)
-    top = jnp.sum(fixed >> 16, dtype=jnp.uint32)
-    middle = jnp.sum((fixed >> 8) & 255, dtype=jnp.uint32)
-    low = jnp.sum(fixed & 255, dtype=jnp.uint32)
-    return (top / n) * 2.0**-8 + (middle / n) * 2.0**-16 + (low / n) * 2.0**-24
-
-
-def _undefined(n: Array) -> Array:
-    """nan where n is not above 0 (NaN included), else 0."""
-    return jnp.where(n > 0, 0.0, jnp.nan)
+    xp, n = counts.space, counts.n_anomalous
+    some = xp.maximum(n, 1)
+    if fraction.dtype == np.float64:
+        mean = xp.sum(xp.where(counts.anomalous, fraction, 0)) / some
+    else:
+        fixed = xp.where(counts.anomalous & defined, xp.round(fraction * 2.0**24), 0).astype(xp.uint32)
+        digits = [xp.sum((fixed >> shift) & 255, dtype=xp.uint32) for shift in (8, 0)]
+        mean = (xp.sum(fixed >> 16, dtype=xp.uint32) / some) * 2.0**-8
+        mean += (digits[0] / some) * 2.0**-16 + (digits[1] / some) * 2.0**-24
+    return xp.where(defined & (n > 0), mean, xp.nan)
 
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ROC curve, one point for each distinct score.
+    """Returns the ROC curve, one point for each distinct score.
 
     Args:
       labels: [N] 0 or 1.
@@ -138,28 +186,33 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
       UserError: labels other than 0 and 1, scores that are not finite, different lengths, or one class only.
     """
     labels, scores = checked(labels, scores)
-    n_normal, n_anomalous = _both_classes(labels)
+    n_normal, n_anomalous = both_classes(labels)
     false, true, thresholds = _curve(labels, scores)
     return np.append(0, false) / n_normal, np.append(0, true) / n_anomalous, np.append(np.inf, thresholds)
 
 
 def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Precision and recall, one point for each distinct score.
+    """Returns precision and recall, one point for each distinct score.
 
-    Args and errors as in `roc_curve`.
+    Args:
+      labels: as in `roc_curve`.
+      scores: as in `roc_curve`.
 
     Returns:
       precision [K + 1], recall [K + 1], thresholds [K] rising, float64; a point is what "score >= threshold" gives,
       and the last, (1, 0), has no threshold.
+
+    Raises:
+      UserError: as `roc_curve`.
     """
     labels, scores = checked(labels, scores)
-    _, n_anomalous = _both_classes(labels)
+    _, n_anomalous = both_classes(labels)
     false, true, thresholds = _curve(labels, scores)
     return np.append((true / (true + false))[::-1], 1), np.append(true[::-1] / n_anomalous, 0), thresholds[::-1]
 
 
 def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> dict[str, float | int | None]:
-    """All figures of a test set, ready for JSON: plain numbers, None where one is not defined, never NaN.
+    """Returns all figures of a test set, ready for JSON: plain numbers, None where one is not defined, never NaN.
 
     Args:
       labels: [N] 0 or 1.
@@ -184,13 +237,9 @@ def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> di
     )
     result |= {"n_normal": n_normal, "n_anomalous": n_anomalous}
     if n_normal and n_anomalous:
-        fpr, tpr, _ = roc_curve(labels, scores)
-        precision, recall, _ = precision_recall_curve(labels, scores)
-        result["auroc"] = float(np.trapezoid(tpr, fpr))
-        result["average_precision"] = float(-np.sum(np.diff(recall) * precision[:-1]))
-        inside = fpr <= 0.05
-        area = np.trapezoid(np.append(tpr[inside], np.interp(0.05, fpr, tpr)), np.append(fpr[inside], 0.05))
-        result["partial_auroc_05"] = float(0.5 * (1 + (area / 0.05 - 0.025) / 0.975))
+        result["auroc"] = float(auroc(labels, scores))
+        result["average_precision"] = float(average_precision(labels, scores))
+        result["partial_auroc_05"] = float(partial_auroc(labels, scores, 0.05))
     if threshold is not None:
         flagged = scores > threshold
         true, false = int((flagged & labels).sum()), int((flagged & ~labels).sum())
@@ -204,7 +253,7 @@ def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> di
 
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as [N] bool and scores as [N] float64.
+    """Returns labels as [N] bool and scores as [N] float64.
 
     Raises:
       UserError: labels other than 0 and 1, scores that are not finite, different lengths.
@@ -223,20 +272,22 @@ def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarra
     return labels.astype(bool), scores
 
 
-def _both_classes(labels: np.ndarray) -> tuple[int, int]:
+def both_classes(labels: np.ndarray) -> tuple[int, int]:
+    """Returns how many of the labels [N] bool are normal and how many anomalous.
+
+    Raises:
+      UserError: there are none of a class.
+    """
     n_anomalous = int(labels.sum())
     n_normal = len(labels) - n_anomalous
     if not (n_normal and n_anomalous):
-        raise UserError(
-            f"{n_normal} normal and {n_anomalous} anomalous items: a curve is not defined without both classes"
-        )
+        raise UserError(f"{n_normal} normal and {n_anomalous} anomalous items: wanted both classes")
     return n_normal, n_anomalous
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normal and anomalous items with at least each distinct score, and these scores, falling: [K] each."""
-    order = np.argsort(-scores, kind="stable")
-    labels, scores = labels[order], scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
-    true = np.cumsum(labels)[last]
-    return last + 1 - true, true, scores[last]
+    """Normal and anomalous items with at least each distinct score, and these scores, falling: [K] float64 each."""
+    counts = _count(labels, scores, None)
+    falling = scores[counts.order]
+    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+    return counts.false[last], counts.true[last], falling[last]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import decode, preprocess
+from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.scoring import attribution
 from ganomaly_jax.scoring.scorer import Scorer
 
@@ -19,7 +21,10 @@ _POINTS = 4096
 
 
 def mask_file(path: str) -> Path | None:
-    """The mask of test/DEFECT/NAME.png in the layout of MVTec AD: ground_truth/DEFECT/NAME_mask.png, or NAME.png."""
+    """Returns the mask of test/DEFECT/NAME.png in the layout of MVTec AD, None where it has none.
+
+    It is ground_truth/DEFECT/NAME_mask.png, or NAME.png.
+    """
     file = Path(path)
     if len(file.parts) < 3:
         return None
@@ -32,7 +37,7 @@ def mask_file(path: str) -> Path | None:
 
 
 def figures(scorer: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -> dict[str, Any]:
-    """`pixel_auroc`, `aupro_30` and `n_masks` for metrics.json; empty where no anomalous image has a mask.
+    """Returns `pixel_auroc`, `aupro_30` and `n_masks` for metrics.json; empty where no anomalous image has a mask.
 
     Args:
       raw: [n, H, W, C] images of the test set, in memory or read on demand.
@@ -59,9 +64,10 @@ def figures(scorer: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) 
 
 
 def read_mask(file: Path, height: int, width: int, fit: str) -> np.ndarray:
-    """[height, width] bool: where at least half of what lies under a pixel is marked, brought to size as its image was.
+    """Returns a mask [height, width] bool, brought to size as its image was.
 
-    A defect so small that no pixel is half full marks the pixel that holds most of it.
+    A pixel is marked where at least half of what lies under it is. A defect so small that no pixel is half full marks
+    the pixel that holds most of it.
 
     Raises:
       UserError: it cannot be read.
@@ -76,20 +82,22 @@ def read_mask(file: Path, height: int, width: int, fit: str) -> np.ndarray:
 
 
 def pixel_auroc(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """AUROC of pixels: truth [n, H, W] bool, values [n, H, W]; None where one of the classes is missing."""
-    normal, anomalous = np.sort(values[~truth]), values[truth]
-    if not (len(normal) and len(anomalous)):
-        return None
-    below, up_to = (np.searchsorted(normal, anomalous, side).astype(np.float64).mean() for side in ("left", "right"))
-    return float((below + up_to) / 2 / len(normal))
+    """Returns the AUROC of pixels, None where there are none of a class.
+
+    Args:
+      truth: [n, H, W] bool, where defects are.
+      values: [n, H, W] float, higher is more anomalous.
+    """
+    found = float(metrics.auroc(truth.ravel(), values.ravel())) if truth.size else math.nan
+    return None if math.isnan(found) else found
 
 
 def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | None:
-    """Area under the per-region overlap, up to a false-positive rate of `most`, as a share of `most`.
+    """Calculates the area under the per-region overlap, up to a false-positive rate of `most`, as a share of `most`.
 
     For each threshold the share of every connected region (by sides and corners) of the masks that the map finds,
-    averaged over regions so that small ones count as much as large ones, over the share of normal pixels flagged:
-    Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", section 4.3. Chance has `most` / 2.
+    averaged over regions so that small ones count as much as large ones, over the share of normal pixels flagged.
+    Chance has `most` / 2.
 
     Args:
       truth: [n, H, W] bool.
@@ -98,6 +106,9 @@ def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | 
 
     Returns:
       0..1; None where there is no region or no normal pixel.
+
+    References:
+      Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", section 4.3.
     """
     from scipy import ndimage
 

@@ -1,5 +1,7 @@
-"""Two samples compared: Kolmogorov and Smirnov's largest difference with its exact law, and the kernel two-sample
-distance (MMD) by random features. NumPy, on the host."""
+"""Two samples compared, in NumPy on the host.
+
+The Kolmogorov-Smirnov test with its exact law, and the kernel two-sample distance (MMD) by random features.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +15,39 @@ from ganomaly_jax.core.errors import UserError
 FREQUENCIES = 64
 """Of the random features that stand for a Gaussian kernel."""
 _DRAWS = 100_000
+# Beyond so many pairs the exact law takes seconds, and its limit is as good.
+_EXACT = 10**8
 
 
 def distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Kolmogorov and Smirnov's D of two samples [n] and [m]: the largest difference of their distribution functions."""
+    """Returns D of two samples [n] and [m]: the largest difference of their empirical distribution functions."""
     first, second = np.sort(first), np.sort(second)
     both = np.concatenate([first, second])
     shares = (np.searchsorted(one, both, side="right") / len(one) for one in (first, second))
     return float(np.abs(np.subtract(*shares)).max())
 
 
-def chance(d: float, n: int, m: int) -> float:
-    """The exact probability that D of two samples [n] and [m] of one continuous distribution is at least d.
+def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Tests whether two samples [n] and [m] are of one distribution, by Kolmogorov and Smirnov.
 
-    Of all orders in which the samples can mix, counted as paths on a grid that stay within the band |i / n - j / m| < d
-    (Hodges 1958, "The significance probability of the Smirnov two-sample test"). With ties it is an upper bound. It
-    takes n additions of vectors of m.
+    Returns:
+      `distance`, and its `chance`; of more than 10**8 pairs the chance by its limit for large samples.
+    """
+    from scipy import special
+
+    d, n, m = distance(first, second), len(first), len(second)
+    exact = n * m <= _EXACT
+    return d, chance(d, n, m) if exact else float(special.kolmogorov(d * math.sqrt(n * m / (n + m))))
+
+
+def chance(d: float, n: int, m: int) -> float:
+    """Calculates the exact probability that D of samples [n] and [m] of one continuous distribution is at least d.
+
+    Of all orders in which the samples can mix, counted as paths on a grid that stay within the band |i / n - j / m| <
+    d. With ties it is an upper bound. It takes n additions of vectors of m. (scipy has it for given samples only.)
+
+    References:
+      Hodges 1958, "The significance probability of the Smirnov two-sample test".
     """
     if n > m:
         n, m = m, n
@@ -55,7 +74,7 @@ def chance(d: float, n: int, m: int) -> float:
 
 
 def limit(n: int, m: int, level: float) -> tuple[float, float]:
-    """(the least D whose chance is at most `level`, that chance) for samples [n] and [m].
+    """Returns (the least D whose chance is at most `level`, that chance) for samples [n] and [m].
 
     Raises:
       UserError: even samples that do not overlap have a greater chance.
@@ -71,8 +90,13 @@ def limit(n: int, m: int, level: float) -> tuple[float, float]:
 
 
 def features(z: np.ndarray, bandwidth: float, seed: int) -> np.ndarray:
-    """Random Fourier features [n, 2 * `FREQUENCIES`] of rows z [n, L]: their scalar products are about those of a
-    Gaussian kernel, exp(-|a - b|^2 / (2 bandwidth^2)) (Rahimi and Recht 2007)."""
+    """Returns random Fourier features [n, 2 * `FREQUENCIES`] of rows z [n, L].
+
+    Their scalar products are about those of a Gaussian kernel, exp(-|a - b|^2 / (2 bandwidth^2)).
+
+    References:
+      Rahimi and Recht 2007, "Random Features for Large-Scale Kernel Machines".
+    """
     angles = z @ (_frequencies(z.shape[1], seed) / bandwidth)
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / math.sqrt(FREQUENCIES)
 
@@ -84,7 +108,7 @@ def _frequencies(size: int, seed: int) -> np.ndarray:
 
 
 def bandwidth(z: np.ndarray, seed: int) -> float:
-    """The median distance of rows z [n, L] to one another, of 300 at most; 1 where it is 0."""
+    """Returns the median distance of rows z [n, L] to one another, of 300 at most; 1 where it is 0."""
     kept = z[np.random.default_rng(seed).permutation(len(z))[:300]]
     squares = (kept**2).sum(axis=1)
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * kept @ kept.T, 0))
@@ -92,7 +116,7 @@ def bandwidth(z: np.ndarray, seed: int) -> float:
 
 
 def kernel_limit(found: np.ndarray, window: int, level: float, seed: int) -> float:
-    """The squared distance of the mean features of a window and of the reference that is passed with chance `level`.
+    """Returns the limit of a window's squared distance from the reference: it is passed with chance `level`.
 
     An approximation: the difference of two means of features is taken as normal with the covariance of `found` [n, F],
     the reference's own, times 1 / window + 1 / n; its square is then a weighted sum of chi-squares, of which 100,000

@@ -105,6 +105,19 @@ def calibrate(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     return Calibration(float(ordered[k - 1]), rate, source)
 
 
+def allowed(rate: float, n: int, size: int) -> float:
+    """Returns the largest share of n normal items that a threshold flags without breaking its promise.
+
+    Three standard deviations of a share of n above the promised one, the threshold being itself drawn, and one item.
+
+    Args:
+      rate: the false-positive rate that the threshold promises.
+      n: normal items counted, at least 1.
+      size: calibration items that the threshold was set on.
+    """
+    return rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n
+
+
 def _ordered(scores: np.ndarray) -> np.ndarray:
     n = len(scores)
     if n == 0:

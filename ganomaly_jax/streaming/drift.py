@@ -330,8 +330,7 @@ def compare(
     if not 0 < level < 1:
         raise UserError(f"level={level}: wanted a chance between 0 and 1, such as 0.01")
     reference, new = _finite(reference_scores, "reference"), _finite(new_scores, "new")
-    found = two_sample.distance(reference, new)
-    p = two_sample.chance(found, len(reference), len(new))
+    found, p = two_sample.kolmogorov_smirnov(reference, new)
     rates = [None if threshold is None else float((one > threshold).mean()) for one in (new, reference)]
     higher = float(np.median(new)) > float(np.median(reference))
     above = f"; {rates[0]:.1%} of them are above the threshold, {rates[1]:.1%} there" if threshold is not None else ""

@@ -14,7 +14,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.splits import Split
-from ganomaly_jax.evaluation import acceptance
+from ganomaly_jax.evaluation import acceptance, two_sample
 from ganomaly_jax.scoring.scorer import Scorer
 
 Headers = dict[str, tuple[int, int, str]]
@@ -286,7 +286,7 @@ def scores(
         found.append(Finding(UNUSABLE, "not_scored", f"the detector cannot score them: {error}", "convert them"))
         return
     before = np.asarray(scorer.variables["calibration"])
-    distance, p_value = acceptance.two_samples(before, scores)
+    distance, p_value = two_sample.kolmogorov_smirnov(before, scores)
     flagged = int((scores > scorer.threshold).sum())
     numbers = (
         f"of {len(scores)} normal items {flagged} are flagged ({flagged / len(scores):.1%}, promised "

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import auroc_intervals, metrics
 
 
 def draw(seed, n_normal, n_anomalous, shift=1.0):
@@ -19,7 +19,7 @@ def draw(seed, n_normal, n_anomalous, shift=1.0):
 def test_auroc_is_scikit_learns_ties_included():
     labels, scores = draw(0, 80, 50)
     for values in (scores, np.round(scores), -scores, np.zeros(130)):
-        assert auroc_intervals.auroc(labels, values) == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
+        assert metrics.auroc(labels, values) == pytest.approx(roc_auc_score(labels, values), abs=1e-12)
 
 
 def test_a_resample_is_what_scikit_learn_makes_of_the_same_draw():
@@ -106,12 +106,12 @@ def test_the_same_scores_do_not_differ():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: auroc_intervals.auroc([0, 0], [1.0, 2.0]), "both classes"),
+        (lambda: auroc_intervals.auroc_interval([0, 0], [1.0, 2.0]), "both classes"),
         (lambda: auroc_intervals.auroc_interval([0, 1], [1.0, np.nan]), "NaN"),
         (lambda: auroc_intervals.auroc_interval([0, 1], [1.0, 2.0], level=1.0), "between 0 and 1"),
         (lambda: auroc_intervals.auroc_interval([0, 1], [1.0, 2.0], resamples=0), "at least 1"),
         (lambda: auroc_intervals.paired([0, 1, 1], [1.0, 2.0, 3.0], [1.0, 2.0]), "same length"),
-        (lambda: auroc_intervals.paired([0, 1, 1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), "single image"),
+        (lambda: auroc_intervals.paired([0, 1, 1], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), "single item"),
     ],
 )
 def test_what_cannot_be_is_said(call, said):

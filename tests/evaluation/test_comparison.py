@@ -7,7 +7,7 @@ import pytest
 
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.evaluation import auroc_intervals, comparison
+from ganomaly_jax.evaluation import auroc_intervals, comparison, metrics
 
 
 def write(folder, scores, labels=None, paths=None, order=None):
@@ -41,7 +41,7 @@ def test_rows_are_matched_by_path(two):
             return [float(row["score"]) for row in sorted(csv.DictReader(file), key=lambda row: row["path"])]
 
     labels = np.repeat([0, 1], 200)
-    assert found.auroc[1].value == pytest.approx(auroc_intervals.auroc(labels, scores(two[1])))
+    assert found.auroc[1].value == pytest.approx(metrics.auroc(labels, scores(two[1])))
     assert found.paired == auroc_intervals.paired(labels, scores(two[0]), scores(two[1]))
     assert (found.n_normal, found.n_anomalous, found.left_out) == (200, 200, 0)
 

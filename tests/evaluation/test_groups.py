@@ -36,7 +36,7 @@ def test_wilson(k, n):
 def test_auroc_interval():
     random = np.random.default_rng(0)
     normal, anomalous = random.normal(0, 1, 60).round(1), random.normal(1, 1, 40).round(1)  # with ties
-    value, low, high = group_metrics.auroc_interval(normal, anomalous, 0)
+    value, low, high = group_metrics.auroc(normal, anomalous, 0)
     labels = np.repeat([0, 1], [60, 40])
     assert value == pytest.approx(roc_auc_score(labels, np.concatenate([normal, anomalous])), abs=1e-12)
     resampled = [
@@ -44,11 +44,11 @@ def test_auroc_interval():
         for _ in range(1000)
     ]
     np.testing.assert_allclose([low, high], np.quantile(resampled, [0.025, 0.975]), atol=0.015)
-    value, low, high = group_metrics.auroc_interval(np.ones(30), np.ones(20), 0)
+    value, low, high = group_metrics.auroc(np.ones(30), np.ones(20), 0)
     assert (value, low, high) == (0.5, 0.5, 0.5)
-    assert group_metrics.auroc_interval(normal, anomalous[:0], 0) is None
-    value, low, high = group_metrics.auroc_interval(normal, anomalous, 0)
-    assert group_metrics.auroc_interval(normal, anomalous, 0) == [value, low, high]
+    assert group_metrics.auroc(normal, anomalous[:0], 0) is None
+    value, low, high = group_metrics.auroc(normal, anomalous, 0)
+    assert group_metrics.auroc(normal, anomalous, 0) == [value, low, high]
 
 
 def brighter(images):
