@@ -214,6 +214,7 @@ def health(history: Path, png: Path) -> Path | None:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="0.92")
         ax.locator_params(axis="y", nbins=4)
+    rows[-1].locator_params(axis="x", integer=True, nbins=6)
     rows[-1].set_xlabel("step", fontsize=11)
     figure.align_ylabels()
     return save_figure(figure, png)
