@@ -1,6 +1,7 @@
-"""A detector behind HTTP: images in, verdicts and pictures out, within limits, until it is told to drain.
+"""The HTTP application of `ganomaly serve`: takes images within limits, answers with verdicts and pictures.
 
-Written on Starlette, measured for Prometheus (extra `serve`); `server` runs it. docs/serving.md says how it is used.
+It is built on Starlette and has metrics for Prometheus (extra `serve`); `http_process` runs it. docs/serving.md says
+how it is used.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What is taken at most."""
+    """The most that the server accepts."""
 
     body: int = 16 * 2**20
-    """Bytes of a request's body."""
+    """Bytes of the body of a request."""
     pixels: int = decode.MAX_PIXELS
-    """Of an image."""
+    """Pixels of an image."""
     batch: int = 64
-    """Images that are scored at once."""
+    """Images scored together."""
     queue: int = 128
-    """Requests that may be in work; each may hold a body. Others are told to come again."""
+    """Requests in progress, each of which may hold a body. Others are told to retry."""
     body_s: float = 30.0
-    """Seconds in which a body must have arrived."""
+    """Seconds within which a body must arrive."""
 
 
 class _RefusedError(Exception):
-    """An answer that is an error: an HTTP status and a sentence."""
+    """A request is answered with an error: an HTTP status and a sentence."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -60,7 +61,7 @@ class _RefusedError(Exception):
 
 
 class _State:
-    """What the requests of one application share."""
+    """Holds what the requests of one application share."""
 
     def __init__(self, scorer: Scorer, limits: Limits) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -68,9 +69,9 @@ class _State:
         self.scorer, self.limits = scorer, limits
         self.compiled = self.draining = False
         self.error = ""
-        """What ended the work on batches, which nothing should."""
+        """Why batches are no longer scored; empty while they are."""
         self.inside = self.given_up = 0
-        """Requests in work, and those that were cut off at the end."""
+        """Requests in progress, and those cut off at the end."""
         self.jobs: asyncio.Queue[batching.Job] = asyncio.Queue()
         self.decoders = ThreadPoolExecutor(image_files.WORKERS, "decode")
         kept = self.registry = CollectorRegistry()
@@ -90,18 +91,19 @@ class _State:
 
     @property
     def why_not(self) -> str:
-        """Why no more images should be sent; empty: they should."""
+        """Returns why images are not accepted; empty while they are."""
         if self.error or not self.compiled:
             return self.error or "starting: programs are being compiled"
         return "draining: about to end" if self.draining else ""
 
 
 def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[], None] | None = None) -> Starlette:
-    """The ASGI application; paths and answers are those of `openapi.document`.
+    """Builds the ASGI application; its paths and answers are those of `openapi.document`.
 
     Args:
-      judge: a detector of images.
-      started: called once requests can come.
+      scorer: a detector of images.
+      limits: the most that the server accepts.
+      started: called once requests are accepted.
 
     Raises:
       UserError: starlette or prometheus-client is missing, a limit makes no sense, a detector of sensors.
@@ -116,8 +118,8 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         raise missing(error) from None
     if len(scorer.input_shape) < 3:
         raise UserError(
-            "this detector judges sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
-            "`ganomaly predict` judges recordings"
+            "this detector scores sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
+            "`ganomaly predict` scores recordings"
         )
     batching.check(scorer, limits.batch)
     for name in ("body", "pixels", "queue", "body_s"):
@@ -160,7 +162,7 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         return HTMLResponse(content, headers={"Content-Security-Policy": policy})
 
     def counted(path: str, answer: Callable[[Request], Awaitable[Response]], method: str) -> Route:
-        """The route, whose requests are counted and timed, and whose refusals become answers."""
+        """Returns a route that counts and times its requests and turns refusals into answers."""
 
         async def run(request: Request) -> Response:
             begin = time.monotonic()
@@ -174,8 +176,8 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
                 what = f"the detector failed: {type(error).__name__}: {error}"[:500]
                 print(f"ganomaly: {path}: {what}", file=sys.stderr, flush=True)
                 made = JSONResponse({"error": what}, 500)
-            # Where a refusal leaves a body unread the server reads on and forgets it: to close would be to reset a
-            # client that is still sending, which then never sees why. Only one that has stopped sending is cut off.
+            # A body that a refusal leaves unread is read and discarded: closing would reset a client that is still
+            # sending, which would then never see why. Only a client that has stopped sending is cut off.
             if state.draining or made.status_code == 408:
                 made.headers["Connection"] = "close"
             state.requests.labels(path, str(made.status_code)).inc()
@@ -186,7 +188,7 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         return Route(path, run, methods=[method])
 
     async def failed(request: Request, error: Exception) -> Response:
-        """404, 405: no route of ours."""
+        """Answers requests without a route: 404 and 405."""
         assert isinstance(error, HTTPException)
         state.requests.labels("other", str(error.status_code)).inc()
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
@@ -216,13 +218,13 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         exception_handlers={HTTPException: failed},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a body is not sent twice
+    app.router.redirect_slashes = False  # so that no body is sent twice
     app.state.shared = state
     return app
 
 
 def missing(error: ImportError) -> UserError:
-    """What is said where the extra is not installed."""
+    """Returns the error for an extra that is not installed."""
     return UserError(f"serving needs {error.name}: pip install 'ganomaly-jax[serve]'")
 
 
@@ -231,7 +233,7 @@ def _number(value: float) -> float | None:
 
 
 async def _work(state: _State) -> None:
-    """Compile, then answer jobs. It ends only when it is cancelled, or by an error that /healthz then tells."""
+    """Compiles, then answers jobs until it is cancelled or fails; /healthz reports the failure."""
     try:
         await asyncio.get_running_loop().run_in_executor(None, batching.warm, state.scorer, state.limits.batch)
         state.compiled = True
@@ -243,10 +245,10 @@ async def _work(state: _State) -> None:
 
 
 async def _answer(state: _State, request: Request, mapped: bool) -> batching.Answer:
-    """What the detector says of the image in a request.
+    """Returns the answer of the detector to the image in a request.
 
     Raises:
-      _RefusedError: it was not asked.
+      _RefusedError: the image was not scored.
     """
     if state.error or not state.compiled:
         raise _RefusedError(503, state.why_not)
@@ -273,7 +275,11 @@ async def _answer(state: _State, request: Request, mapped: bool) -> batching.Ans
 
 
 async def _body(limits: Limits, request: Request) -> bytes:
-    """The body of a request, of which no more than the limit is ever held."""
+    """Reads the body of a request and never holds more than the limit.
+
+    Raises:
+      _RefusedError: the body is empty, too large, too slow or encoded.
+    """
     from starlette.requests import ClientDisconnect
 
     kind = request.headers.get("content-type", "")
@@ -304,7 +310,7 @@ async def _body(limits: Limits, request: Request) -> bytes:
 
 
 def _decoded(body: bytes, height: int, width: int, fit: str, most: int) -> image_files.Decoded:
-    """An image from what was sent.
+    """Decodes the image in a body.
 
     Raises:
       _RefusedError: it has too many pixels.

@@ -1,4 +1,4 @@
-"""The process of `ganomaly serve`: its address, its signals, and its end once every answer is out (Uvicorn)."""
+"""The process of `ganomaly serve`: listens, handles signals, and ends once every request is answered (Uvicorn)."""
 
 from __future__ import annotations
 
@@ -84,11 +84,14 @@ def serve(
 
 
 def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: socket.socket, tries: int = 1000) -> None:
-    """Listen no more, and end. Who has connected by now is still answered: to close with one at the door resets it."""
+    """Stops listening and ends the server.
+
+    Waiting connections are accepted and answered first: closing the socket would reset them.
+    """
     if tries and select.select([listener], [], [], 0)[0]:
         loop.call_later(_DOOR_S, leave, loop, server, listener, tries - 1)
         return
-    # Not yet Server.close, which forgets those that it has accepted and not yet given to Uvicorn.
+    # Server.close would drop the connections that are accepted and not yet handed to Uvicorn.
     loop.remove_reader(listener)
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
@@ -96,8 +99,10 @@ def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: soc
 
 
 def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
-    """How Uvicorn runs `application`, the same whatever else is installed: h11, which holds headers to 16 KiB;
-    asyncio's loop, whose listening `serve` ends; no websockets.
+    """Returns the configuration of Uvicorn, the same whatever else is installed.
+
+    It uses h11, which limits headers to 16 KiB, the event loop of asyncio, which `serve` stops listening, and no
+    websockets.
     """
     import uvicorn
 
@@ -112,8 +117,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=512)
-        # Who is accepted inherits it. Without it an answer, which is written in two parts, waits for the client's
-        # acknowledgement of the first, 40 ms on Linux; asyncio sets it only where the protocol is given by name.
+        # Accepted connections inherit it. Without it an answer, which is written in two parts, waits for the client to
+        # acknowledge the first, 40 ms on Linux; asyncio sets it only where the protocol is given by name.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except (OSError, UnicodeError) as error:  # the latter where a label of the name is too long

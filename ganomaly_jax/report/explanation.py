@@ -33,12 +33,15 @@ _BLUE, _RED = np.array([33, 102, 172]), np.array([200, 68, 43])
 
 
 def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.ndarray | None = None) -> Image.Image:
-    """Image i explained: input, what normal would look like, its map, what was found, and contributions if given.
+    """Draws why image i has its score: input, reconstruction, residual map, regions and, if given, contributions.
 
-    Colours mean the same in all pictures of a detector: those of the map begin at its threshold, from the calibration
-    images, those of contributions are shares of the score's threshold.
+    Colours mean the same in all pictures of a detector: those of the map start at its threshold, which comes from the
+    calibration images; those of contributions are shares of the threshold of the score.
 
     Args:
+      scorer: the detector.
+      found: its residual maps.
+      i: which of the images.
       title: any text.
       contributions: [H, W, C], as `Attribution.values`; red raises the score, blue lowers it.
     """
@@ -98,7 +101,7 @@ def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.n
 
 
 def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, top: int) -> None:
-    """White lines around what is inside, between the enlarged pixels."""
+    """Draws white lines around the enlarged pixels that are inside."""
     large = np.pad(inside.repeat(factor, 0).repeat(factor, 1), 1)
     core = large[:-2, 1:-1] & large[2:, 1:-1] & large[1:-1, :-2] & large[1:-1, 2:]
     edge = large[1:-1, 1:-1] & ~core
@@ -108,7 +111,7 @@ def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, to
 
 
 def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
-    """Contributions [H, W] as colours [H, W, 3] uint8: sums over squares, blue below 0, white at 0, red above."""
+    """Returns contributions [H, W] as colours [H, W, 3] uint8: sums over squares, blue below 0, red above."""
     ends = [np.linspace(0, side, min(side, _SQUARES) + 1).round().astype(int) for side in values.shape]
     sums = np.add.reduceat(np.add.reduceat(values, ends[0][:-1], axis=0), ends[1][:-1], axis=1)
     full = _FULL * abs(threshold) or max(float(np.abs(sums).max()), 1e-12)
@@ -118,15 +121,16 @@ def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def title_of(name: str, verdict: str, score: float, p_value: float, threshold: float) -> str:
+    """Returns verdict, score, threshold, p-value and name in one line."""
     sign = ">" if score > threshold else "<="
     return f"{verdict}: score {score:.4g} {sign} threshold {threshold:.4g}, p-value {p_value:.3g}   {name}"
 
 
 def folder_of(workdir: Path) -> Path:
-    """Where pictures go by themselves; a sealed detector folder takes none.
+    """Returns the folder that pictures are written to by default.
 
     Raises:
-      UserError: `workdir` is a detector folder.
+      UserError: `workdir` is a detector folder, which is sealed.
     """
     if (workdir / sealed_folder.MANIFEST).exists():
         raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --out")
@@ -134,7 +138,10 @@ def folder_of(workdir: Path) -> Path:
 
 
 def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
-    """A picture of one image file, and what is to say of it in lines.
+    """Explains the score of one image file.
+
+    Returns:
+      The picture, and lines for the terminal.
 
     Raises:
       UserError: the file cannot be read, or has pixels that are not finite.
@@ -172,7 +179,7 @@ def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
 def write_maps(
     scorer: Scorer, folder: Path, files: Sequence[Path], judged: scoring_scorer.Judgement, chosen: Sequence[int]
 ) -> None:
-    """A PNG for each chosen file, numbered in the order of `chosen`; those of an earlier call are removed first.
+    """Writes a PNG for each chosen file, numbered in the order of `chosen`, and removes those of an earlier call.
 
     Args:
       files, judged: as given to and by `Scorer.judge_files`.

@@ -30,37 +30,39 @@ CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One scored image."""
+    """A scored item to show: an image, a row or window of sensors, or a window of sound."""
 
     name: str
-    """Where it came from; any text."""
+    """The name of its file or row; any text."""
     kind: str
     """`false positive`, `false negative`, `anomalous` or `normal`."""
     x: np.ndarray
-    """[H, W, C] in [-1, 1], as the network saw it; [D] or [T, D] of sensors."""
+    """[H, W, C] in [-1, 1], what the network got; [D] or [T, D] for sensors."""
     x_hat: np.ndarray
-    """As x, its reconstruction."""
+    """The reconstruction, of the same shape."""
     score: float
     p_value: float | None
     threshold: float | None
     verdict: str
     label: int | str | None
-    """0 normal, 1 anomalous, the name of a class, or None where it is not known."""
+    """0 (normal), 1 (anomalous), the name of a class, or None where it is unknown."""
     columns: tuple[str, ...] = ()
-    """Of sensors: their names."""
+    """The names of the sensors."""
     scale: spectrogram_scale.Scale | None = None
-    """Of sound, x being [bands, frames, 1]."""
+    """The scale of the spectrogram, for sound: x is [bands, frames, 1]."""
 
 
 def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
-    """A PNG, 1350 pixels wide: input, reconstruction and residual map with its scale, and what was decided.
+    """Draws a case as a PNG, 1350 pixels wide: input, reconstruction, residual map with its scale, and the verdict.
 
     Args:
+      case: what to draw.
       residual_max: the residual at the end of the colour scale, the same for all pictures that are to be compared.
+      path: of the PNG.
 
     Raises:
-      MissingError: no matplotlib.
-      UserError: shapes that differ, a residual_max that is not above 0, or a file that cannot be written.
+      MissingError: matplotlib is not installed.
+      UserError: the shapes differ, residual_max is not above 0, or the file cannot be written.
     """
     if not (np.isfinite(residual_max) and residual_max > 0):
         raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
@@ -100,22 +102,27 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
 
 
 def timeline(path: str | Path, series: Sequence[sensor_plots.Series], columns: Sequence[str], threshold: float) -> None:
-    """A PNG of scores and sensors over time, see `sensor_plots.timeline`.
+    """Draws scores and sensors over time as a PNG, see `sensor_plots.timeline`.
 
     Raises:
-      MissingError: no matplotlib.
-      UserError: a file that cannot be written.
+      MissingError: matplotlib is not installed.
+      UserError: the file cannot be written.
     """
     size = min(4.2 * len(series) + 1, 12), 1.4 + 1.3 * min(len(columns), 3) + 0.8
     drawn(path, *size, lambda figure: sensor_plots.timeline(figure, series, columns, threshold))
 
 
 def drawn(path: str | Path, width: float, height: float, draw: Callable[[Figure], None]) -> None:
-    """A PNG of so many inches, 150 pixels each, of what `draw` puts onto its figure.
+    """Writes a PNG of what `draw` puts on a new figure.
+
+    Args:
+      path: of the PNG.
+      width, height: in inches, 150 pixels each.
+      draw: called with the figure.
 
     Raises:
-      MissingError: no matplotlib.
-      UserError: a file that cannot be written.
+      MissingError: matplotlib is not installed.
+      UserError: the file cannot be written.
     """
     figure = new_figure(width, height)
     draw(figure)
@@ -168,11 +175,23 @@ def require_matplotlib() -> type[Figure]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Sides in inches; 150 pixels an inch."""
+    """Returns a new figure.
+
+    Args:
+      width, height: in inches, 150 pixels each.
+
+    Raises:
+      MissingError: matplotlib is not installed.
+    """
     return require_matplotlib()(figsize=(width, height), dpi=150, layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure as a PNG, whole or not at all, and returns its path.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     with replacing(path) as temporary, warnings.catch_warnings():
         # Names may be in scripts that matplotlib's font lacks; they are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support", category=UserWarning)

@@ -36,7 +36,7 @@ COLOURS = COLOURS.round().astype(np.uint8)
 
 
 def grid(x: np.ndarray, x_hat: np.ndarray, columns: int = 8) -> Image.Image:
-    """Inputs, each above its reconstruction.
+    """Draws inputs, each above its reconstruction.
 
     Args:
       x: [N, H, W, C] in [-1, 1]; 3 channels are drawn in colour, any other number as the grey of their mean.
@@ -56,7 +56,7 @@ def grid(x: np.ndarray, x_hat: np.ndarray, columns: int = 8) -> Image.Image:
 
 
 def titled_grid(sections: Sequence[tuple[str, np.ndarray, np.ndarray]], residual_max: float) -> Image.Image:
-    """For each section a title, a row of inputs, one of reconstructions and one of residual maps; one colour bar.
+    """Draws rows of inputs, reconstructions and residual maps for each section, with one colour bar.
 
     Args:
       sections: (title, x [N, H, W, C] in [-1, 1], x_hat as x); N may differ from section to section.
@@ -79,14 +79,14 @@ def titled_grid(sections: Sequence[tuple[str, np.ndarray, np.ndarray]], residual
 
 
 def residual(x: np.ndarray, x_hat: np.ndarray) -> np.ndarray:
-    """|x - x_hat|, mean over channels: [..., H, W, C] in [-1, 1] to [..., H, W] float32 in 0..2."""
+    """Returns |x - x_hat|, mean over channels: [..., H, W, C] in [-1, 1] to [..., H, W] float32 in 0..2."""
     return np.mean(np.abs(np.asarray(x, np.float32) - np.asarray(x_hat, np.float32)), axis=-1)
 
 
 def heat(values: np.ndarray, residual_max: float) -> np.ndarray:
-    """Residuals [...] as colours [..., 3] uint8 on the fixed scale 0..residual_max.
+    """Returns residuals [...] as colours [..., 3] uint8 on the fixed scale 0..residual_max.
 
-    NaN takes the last colour, as everything above the scale does.
+    NaN gets the last colour, as does everything above the scale.
 
     Raises:
       UserError: residual_max is not a finite number above 0.
@@ -98,9 +98,10 @@ def heat(values: np.ndarray, residual_max: float) -> np.ndarray:
 
 
 def to_rgb(x: np.ndarray) -> np.ndarray:
-    """[..., H, W, C] in [-1, 1] (beyond it: clipped; NaN: mid-grey) as [..., H, W, 3] uint8.
+    """Returns images [..., H, W, C] in [-1, 1] as [..., H, W, 3] uint8.
 
-    3 channels are colour; any other number becomes the grey of their mean.
+    Three channels are colour; any other number becomes the grey of their mean. Values out of range are clipped, and NaN
+    becomes mid-grey.
     """
     x = np.nan_to_num(np.asarray(x, np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
     if x.shape[-1] != 3:
@@ -109,7 +110,7 @@ def to_rgb(x: np.ndarray) -> np.ndarray:
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG; a reader sees the old file or the new one, never half of one.
+    """Writes a PNG; a reader sees the old file or the new one, never half of one.
 
     Raises:
       UserError: the file cannot be written.
@@ -119,25 +120,25 @@ def save(image: Image.Image, path: str | Path) -> None:
 
 
 def one_line(text: str, most: int = 80) -> str:
-    """Text from outside as one printable line of at most `most` characters, the middle left out where it is longer."""
+    """Returns text as one printable line of at most `most` characters, the middle left out where it is longer."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
 
 
 def ascii_line(text: str, most: int = 80) -> str:
-    """`one_line` in the characters that Pillow's own font has; slashes of file names stay."""
+    """Returns `one_line` of a text in the characters that Pillow's own font has."""
     return _ascii(one_line(text, most))
 
 
 def _ascii(text: str) -> str:
-    """Text in the characters that Pillow's own font has: accents dropped, what else is missing as a question mark."""
+    """Returns text in the characters of Pillow's own font: accents are dropped, others become question marks."""
     plain = "".join(part for part in unicodedata.normalize("NFKD", text) if not unicodedata.combining(part))
     return plain.encode("ascii", "replace").decode()
 
 
 def _images(x: np.ndarray, x_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both as [N, H, W, 3] uint8, checked."""
+    """Checks both and returns them as [N, H, W, 3] uint8."""
     x, x_hat = np.asarray(x), np.asarray(x_hat)
     if x.ndim != 4 or x.shape != x_hat.shape or 0 in x.shape:
         raise UserError(f"x {x.shape} and x_hat {x_hat.shape}: wanted two of one shape [N, H, W, C], none of them 0")
@@ -148,9 +149,9 @@ def _images(x: np.ndarray, x_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
-    """[N, H, W, 3] side by side, each pixel a square of whole pixels.
+    """Returns images [N, H, W, 3] side by side, each pixel a square of whole pixels.
 
-    Sides become at least 96 where no other side passes 384 by it.
+    Sides become at least 96 pixels, unless another side would pass 384.
     """
     least, most = sorted(images.shape[1:3])
     factor = max(1, min(-(-LEAST_SIDE // least), MOST_SIDE // most))
@@ -160,7 +161,7 @@ def _strip(images: np.ndarray) -> np.ndarray:
 
 
 def _sheet(sections: list[tuple[str, list[tuple[str, np.ndarray]]]], residual_max: float | None = None) -> Image.Image:
-    """Sections of (title, rows of (label, images [N, H, W, 3] uint8)); a colour bar where there is a scale."""
+    """Draws sections of (title, rows of (label, images [N, H, W, 3] uint8)), and a colour bar if there is a scale."""
     from PIL import Image, ImageDraw, ImageFont
 
     large, small = ImageFont.load_default(16), ImageFont.load_default(13)

@@ -1,6 +1,6 @@
-"""Drawings of sensors: their values and what the detector takes them for. They are put onto a figure that is given.
+"""Plots of sensors and their reconstructions, drawn on a given figure.
 
-Values are those that the networks get: 0 is a sensor's centre, 1 as far from it as a standard deviation.
+Values are those that the networks get: standard deviations from the centre of each sensor.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from typing import Any
 
 import numpy as np
 
-# Of matplotlib, which is imported in report.py alone.
+# Types of matplotlib, which is imported in figures.py alone.
 Figure = Any
 Axes = Any
 
 MOST = 6
-"""Sensors that are drawn, those that differ most."""
+"""Sensors plotted at most: those with the largest difference."""
 _MOST_BARS = 12
 _X, _X_HAT, _ANOMALOUS, _GREY = "#1e1e1e", "#2166ac", "#c8442b", "0.45"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Rows or windows of one recording, one after the other, as they were judged."""
+    """Consecutive rows or windows of one recording, with their scores."""
 
     name: str
     at: np.ndarray
-    """[n], the number of each one's last row."""
+    """[n], the number of the last row of each."""
     x: np.ndarray
-    """[n, D], that row."""
+    """[n, D], the values of that row."""
     x_hat: np.ndarray
     """As x, its reconstruction."""
     scores: np.ndarray
@@ -39,20 +39,20 @@ class Series:
 
 
 def most_different(x: np.ndarray, x_hat: np.ndarray, most: int = MOST) -> np.ndarray:
-    """Indices of the sensors, of [..., D], whose mean difference is largest, the largest first."""
+    """Returns the indices of the sensors, of [..., D], with the largest mean difference, the largest first."""
     difference = np.abs(x - x_hat).reshape(-1, x.shape[-1])
     return np.argsort(-np.nan_to_num(difference).mean(0), kind="stable")[:most]
 
 
 def height(x: np.ndarray) -> float:
-    """Inches that `case` needs for a row [D] or a window [T, D]."""
+    """Returns the inches that `case` needs for a row [D] or a window [T, D]."""
     if x.ndim == 1:
         return 1.3 + 0.28 * min(len(x), _MOST_BARS)
     return 1.2 + 1.5 * -(-min(x.shape[1], MOST) // 3)
 
 
 def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str]) -> None:
-    """A window [T, D] as lines, a row [D] as bars, of the sensors that differ most."""
+    """Draws the sensors that differ most: a window [T, D] as lines, a row [D] as bars."""
     if x.ndim == 1:
         chosen = most_different(x, x_hat, _MOST_BARS)[::-1]
         ax = figure.add_subplot()
@@ -83,7 +83,7 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
 
 
 def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], threshold: float) -> None:
-    """Scores over time, with what is labelled anomalous shaded, and below them the sensors that differ most there."""
+    """Draws scores over time, shaded where labelled anomalous, and below them the sensors that differ most there."""
     rows = 1 + min(len(columns), 3)
     grid = figure.subplots(rows, len(series), squeeze=False, sharex="col")
     scores = np.concatenate([one.scores[np.isfinite(one.scores)] for one in series])
@@ -115,7 +115,7 @@ def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], t
 
 
 def _runs(at: np.ndarray, bad: np.ndarray) -> list[tuple[float, float]]:
-    """(first, last) of what is labelled anomalous without a break."""
+    """Returns (first, last) of each unbroken stretch that is labelled anomalous."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(int), [0]])))
     return [(float(at[a]), float(at[b - 1])) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
 

@@ -1,4 +1,4 @@
-"""Recordings judged by a trained detector of sound, and what in a window is heard that is not normal."""
+"""Why a window of a recording has its score: spectrograms, residual maps and contributions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,17 @@ _PICTURE = (13.0, 3.6)
 
 
 def explain_window(scorer: Scorer, wave: np.ndarray, name: str, begin: float, out: Path) -> list[str]:
-    """A picture of one window [T] that begins at a second of a recording, and what is to say of it in lines.
+    """Explains the score of one window of a recording.
+
+    Args:
+      scorer: a detector of sound.
+      wave: [T], the samples of the window.
+      name: of the recording.
+      begin: second of the recording at which the window begins.
+      out: path of the picture.
+
+    Returns:
+      Lines for the terminal.
 
     Raises:
       UserError: samples that are not finite; matplotlib is not installed; the picture cannot be written.
@@ -75,7 +85,20 @@ def explain_window(scorer: Scorer, wave: np.ndarray, name: str, begin: float, ou
 
 
 def write_maps(scorer: Scorer, folder: Path, found: Sequence[JudgedRecording], most: int) -> tuple[int, int]:
-    """Pictures of the anomalous windows, the most anomalous first, `most` of them (0: all); (drawn, anomalous)."""
+    """Draws the anomalous windows, the most anomalous first.
+
+    Args:
+      scorer: a detector of sound.
+      folder: where the pictures go; those of an earlier call are removed first.
+      found: the recordings with their scores.
+      most: draw at most this many; 0: all.
+
+    Returns:
+      How many were drawn, and how many are anomalous.
+
+    Raises:
+      UserError: a picture cannot be written.
+    """
     each = [
         (score, one.path, start)
         for one in found

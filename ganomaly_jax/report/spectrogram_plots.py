@@ -1,6 +1,6 @@
-"""Drawings of spectrograms, with axes in Hz and seconds. They are put onto a figure that is given.
+"""Plots of spectrograms with axes in Hz and seconds, drawn on a given figure.
 
-Levels are in decibels, of a full scale of 1; low frequencies are below.
+Levels are in decibels relative to a full scale of 1; low frequencies are at the bottom.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 from ganomaly_jax.data.audio.spectrogram_scale import Scale
 from ganomaly_jax.scoring.residual_map import END, Region
 
-# Of matplotlib, which is imported in report.py alone.
+# Types of matplotlib, which is imported in figures.py alone.
 Figure = Any
 Axes = Any
 
 SHOWN = 2
-"""Examples of each class that `examples` draws side by side."""
+"""Examples of each class, drawn side by side by `examples`."""
 _BOX = "#00beff"
 
 
 def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, scale: Scale, residual_max: float) -> None:
-    """A window as it is, as it is reconstructed, and the difference: patches [bands, frames, 1] in [-1, 1]."""
+    """Draws a window, its reconstruction and their difference: patches [bands, frames, 1] in [-1, 1]."""
     axes = figure.subplots(1, 3, sharex=True, sharey=True)
     _triple(figure, axes, x, x_hat, scale, residual_max)
     for ax, title in zip(axes, ("input", "reconstruction", "residual"), strict=True):
@@ -37,7 +37,7 @@ def examples(
     scale: Scale,
     residual_max: float,
 ) -> None:
-    """A row for each (title, x, x_hat), of the first `SHOWN` patches [n, bands, frames, 1] of each."""
+    """Draws a row for each (title, x, x_hat): the first `SHOWN` of its patches [n, bands, frames, 1]."""
     grid = figure.subplots(len(sections), 3 * SHOWN, sharex=True, sharey=True, squeeze=False)
     for row, (title, x, x_hat) in zip(grid, sections, strict=True):
         for k in range(SHOWN):
@@ -67,10 +67,17 @@ def explained(
     contributions: np.ndarray,
     full: float,
 ) -> None:
-    """A window explained: patches x and x_hat [bands, frames, 1], `values` [bands, frames] of its residual map.
+    """Draws why a window has its score.
 
-    The map's colours run from its threshold to `maps.END` times it; `contributions` [bands, frames] to the score from
-    -`full` to `full`.
+    Args:
+      figure: where to draw.
+      x, x_hat: [bands, frames, 1] in [-1, 1], the window and its reconstruction.
+      values: [bands, frames], the residual map; its colours run from `threshold` to `residual_map.END` times it.
+      threshold: of the map.
+      found: the regions above the threshold.
+      scale: of the spectrogram.
+      contributions: [bands, frames], to the score; their colours run from -`full` to `full`.
+      full: the end of that scale.
     """
     axes = figure.subplots(1, 4, sharex=True, sharey=True)
     levels = [scale.decibels(one) for one in (x, x_hat)]
@@ -118,19 +125,19 @@ def _triple(
 
 
 def _range(*levels: np.ndarray) -> tuple[float, float]:
-    """The decibels that colours span: all but the lowest and highest hundredth."""
+    """Returns the decibels that the colours span: all but the lowest and highest hundredth."""
     together = np.concatenate([one.ravel() for one in levels])
     low, high = np.nanquantile(together, (0.01, 0.99))
     return float(low), float(max(high, low + 1))
 
 
 def _at(scale: Scale, frame: float) -> float:
-    """Second at the middle of a frame."""
+    """Returns the second at the middle of a frame."""
     return scale.begin + scale.settings.window / 2 + frame * scale.settings.hop
 
 
 def _panel(ax: Axes, values: Any, scale: Scale, **how: Any) -> Any:
-    """Values [bands, frames] with seconds along and Hz up."""
+    """Draws values [bands, frames] with seconds to the right and Hz upwards."""
     bands, frames = values.shape
     extent = (_at(scale, -0.5), _at(scale, frames - 0.5), -0.5, bands - 0.5)
     drawn = ax.imshow(values, origin="lower", aspect="auto", interpolation="nearest", extent=extent, **how)
@@ -145,7 +152,7 @@ def _panel(ax: Axes, values: Any, scale: Scale, **how: Any) -> Any:
 
 
 def _round(hertz: np.ndarray) -> list[float]:
-    """Round numbers within rising ones [bands], an eighth of the bands apart at least, the highest first."""
+    """Returns round frequencies within those of the bands, at least an eighth of the bands apart, the highest first."""
     decades = range(int(np.floor(np.log10(max(hertz[0], 1e-3)))), int(np.ceil(np.log10(hertz[-1]))) + 1)
     found: list[float] = []
     for one in sorted((digit * 10.0**decade for decade in decades for digit in (1, 2, 4, 6, 8)), reverse=True):

@@ -18,7 +18,7 @@ async function ask(path, file) {
       const said = await answer.json().catch(() => ({ error: 'HTTP ' + answer.status }));
       throw new Error(said.error);
     }
-    await pause(Number(again));  // it is busy, or not yet ready
+    await pause(Number(again));  // it is busy or starting
   }
 }
 async function show(card, file) {
@@ -36,7 +36,9 @@ async function show(card, file) {
       'as colours; the regions found in it. Below, the scale of the colours.';
     picture.src = URL.createObjectURL(await (await ask('explain', file)).blob());
     await picture.decode();
-    card.append(picture);
+    const map = add(card, 'div', '', 'map');
+    map.append(picture);
+    map.scrollLeft = map.scrollWidth;  // where a telephone has no room for all panels, the last ones count
   } catch (error) {
     if (wait.isConnected) add(card, 'p', 'not scored', 'verdict error');
     wait.remove();
