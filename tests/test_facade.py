@@ -1,4 +1,4 @@
-"""The public API: `import ganomaly_jax as gj` is all that a program needs, and it loads nothing until a name is used."""
+"""The public API: `import ganomaly_jax as gj` is all a program needs, and it loads nothing until a name is used."""
 
 import ast
 import json
