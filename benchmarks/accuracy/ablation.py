@@ -103,7 +103,7 @@ def unit(raw: Any) -> Array:
 
 @functools.cache
 def _programs(made: Ganomaly, augmentation: Any) -> tuple[Any, Any, Any, Any]:
-    train = train_step.make_chunk(made, 0, 255, augmentation)
+    train = train_step.make_steps(made, 0, 255, augmentation)
     recompute_batch_stats = jax.jit(lambda variables, raw: made.recompute_batch_stats(variables, unit(raw)))
     described = jax.jit(lambda variables, raw: ablation_variants.described(made, variables, unit(raw)))
     return jax.jit(made.init), jax.jit(train, donate_argnums=0), recompute_batch_stats, described

@@ -62,8 +62,8 @@ def programs(
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """(init, train, distances), compiled once for all classes and seeds.
 
-    `train(state, images, index, count)` is `chunk.make_chunk`'s; `distances(state, images, index, batch_statistics)`
-    are the squared and the L1 score [B, 2] of images[index].
+    `train(state, images, index, count)` is that of `train_step.make_steps`; `distances(state, images, index,
+    batch_statistics)` are the squared and the L1 score [B, 2] of images[index].
     """
 
     def scaled(x: Array) -> Array:
@@ -80,7 +80,7 @@ def programs(
         return jnp.stack([jnp.mean(jnp.square(difference), -1), jnp.mean(jnp.abs(difference), -1)], axis=-1)
 
     # The scaling takes the place of an augmentation: after to_unit, which would clip it.
-    train = train_step.make_chunk(detector, low, high, None if scaling == "unit" else lambda x, step: scaled(x))
+    train = train_step.make_steps(detector, low, high, None if scaling == "unit" else lambda x, step: scaled(x))
     return (
         jax.jit(detector.init),
         jax.jit(train, donate_argnums=0),

@@ -36,7 +36,7 @@ def _programs(detector: Detector, low: float, high: float) -> tuple[Any, Any, An
     recompute_batch_stats = jax.jit(
         lambda variables, raw: detector.recompute_batch_stats(variables, preprocess.to_unit(raw, low, high))
     )
-    train = train_step.make_chunk(detector, low, high)
+    train = train_step.make_steps(detector, low, high)
     return jax.jit(detector.init), jax.jit(train, donate_argnums=0), recompute_batch_stats
 
 

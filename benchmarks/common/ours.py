@@ -57,7 +57,7 @@ def side(
 
 def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Side:
     mesh = sharding.local_mesh(1)
-    program = sharding.data_parallel(train_step.make_chunk(detector, 0, 255), mesh, (None, None, 1, None), donate=0)
+    program = sharding.data_parallel(train_step.make_steps(detector, 0, 255), mesh, (None, None, 1, None), donate=0)
     state = sharding.replicate(jax.jit(detector.init)(jax.random.key(0)), mesh)
     pixels = sharding.replicate(timing.pictures(images, detector.shape), mesh)
     rows = np.random.default_rng(1).integers(0, images, (STEPS_A_CALL, batch), np.int32)
@@ -69,7 +69,7 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
 def stepping(
     program: Any, state: Any, pixels: Array, index: Array, mesh: Any
 ) -> tuple[timing.Side, Any, Any, list[Any]]:
-    """A program of many steps a call (`chunk.make_chunk`), compiled and ready to run: (side, lowered, compiled, last).
+    """A program of many steps a call (`train_step.make_steps`), ready to run: (side, lowered, compiled, last).
 
     `last` holds the present state, the losses and the number of steps of the last call.
     """

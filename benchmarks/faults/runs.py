@@ -27,13 +27,15 @@ PROGRAM = "import sys; from ganomaly_jax.cli import main; sys.exit(main.command(
 _NOTING = """
 import dataclasses, os
 from ganomaly_jax.training import loop
-def noted(courses, workdir, whole, program, *rest, advance=loop.advance):
+def noted(training, *rest, run=loop.run):
     file = os.open(FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    def send(state, at, counts):
-        os.pwrite(file, b"%12d" % (at + counts).max(), 0)
-        return program.advance(state, at, counts)
-    return advance(courses, workdir, whole, dataclasses.replace(program, advance=send), *rest)
-loop.advance = noted
+    compiled = training.compiled
+    def send(state, first, counts):
+        os.pwrite(file, b"%12d" % (first + counts).max(), 0)
+        return compiled.advance(state, first, counts)
+    training.compiled = dataclasses.replace(compiled, advance=send)
+    return run(training, *rest)
+loop.run = noted
 """
 
 

@@ -37,7 +37,7 @@ WORDS = {
 
 
 def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
-    """The same as `chunk.make_members_chunk`, every step of all members at once."""
+    """The same as `train_step.make_member_steps`, every step of all members at once."""
 
     def run(states: Any, images: Array, index: Array, count: Array, ranges: Array, seeds: Array) -> tuple[Any, Array]:
         def one(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
@@ -60,7 +60,7 @@ def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
 def side(name: str, members: int, shape: Sequence[int], batch: int, latent: int, features: int) -> timing.Side:
     """A turn of `members` models, compiled; a step of it is one step of each."""
     detector = ganomaly.Ganomaly(tuple(shape), latent, features)
-    make = train_step.make_members_chunk(detector, lambda seed: None) if name == LOOP else vmapped(detector)
+    make = train_step.make_member_steps(detector, lambda seed: None) if name == LOOP else vmapped(detector)
     states = jax.jit(jax.vmap(detector.init))(jax.random.split(jax.random.key(0), members))
     pixels = jax.device_put(timing.pictures(ours.IMAGES, detector.shape))
     rows = np.random.default_rng(1).integers(0, ours.IMAGES, (members, ours.STEPS_A_CALL, batch), np.int32)

@@ -39,7 +39,7 @@ from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model import ganomaly
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import checkpoint
-from ganomaly_jax.training import input_pipeline, loop, train_step
+from ganomaly_jax.training import input_pipeline, step_programs, train_step
 
 WORKS = (WEAK, STRONG, "checkpoint", "input")
 _CALIBRATED = 256  # images on which `train` takes the loss that it stores with a checkpoint
@@ -59,10 +59,10 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
     lies = sharding.state_shardings(state, mesh, options.shard_from if way == DIVIDED else 0)
     state = sharding.place(state, lies)
     if way == DIVIDED:
-        steps = train_step.make_chunk(detector, 0, 255, None, sharding.take_local_rows(mesh), sharding.constrain(lies))
+        steps = train_step.make_steps(detector, 0, 255, None, sharding.take_local_rows(mesh), sharding.constrain(lies))
         program = sharding.partitioned(steps, mesh, lies, (0, 1, None))
     else:
-        program = sharding.data_parallel(train_step.make_chunk(detector, 0, 255), mesh, (None, 0, 1, None), donate=0)
+        program = sharding.data_parallel(train_step.make_steps(detector, 0, 255), mesh, (None, 0, 1, None), donate=0)
     each = ours.IMAGES // devices
     pixels = sharding.shard_rows(timing.pictures(ours.IMAGES, detector.shape), np.arange(each * devices), mesh)
     rows = np.random.default_rng(1).integers(0, each, (train_step.STEPS_A_CALL, batch), np.int32)
@@ -137,9 +137,9 @@ def checkpoints(one: timing.Side, options: argparse.Namespace, log: Log) -> dict
     with tempfile.TemporaryDirectory(dir=options.folder) as folder, checkpoint.Saver() as saver:
         root, numbers = Path(folder), itertools.count(1)
 
-        def save() -> None:  # as `loop.advance` does
+        def save() -> None:  # as `hooks.SaveCheckpoint` does
             state = one.facts["state"]()
-            if not loop.finite(state):
+            if not step_programs.is_finite(state):
                 raise UserError("the weights are not finite: there is nothing to save")
             meta = {checkpoint.LOSS: float(loss(detector.variables(state), raw))}
             saver.save(root, next(numbers), state, meta, 2)
@@ -203,7 +203,7 @@ def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, A
     first = (np.arange(batch) * places.shape[1]).astype(np.int32)
     at = itertools.count()
 
-    def name(count: int) -> None:  # as `training._alone` does before a call of so many steps
+    def name(count: int) -> None:  # as `step_programs.one_model` does before a call of so many steps
         rows = np.zeros((train_step.STEPS_A_CALL, batch), np.int32)
         rows[:count] = batch_order.batch_rows(0, options.images, batch, next(at) * count, count)
         sharding.shard_batch(first + rows, mesh, 1).block_until_ready()

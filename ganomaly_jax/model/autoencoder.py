@@ -194,8 +194,8 @@ class DenoisingAutoencoder:
         return self.outputs(variables, x)
 
 
-def from_config(config: Config, axis_name: str | None = None) -> DenoisingAutoencoder:
-    """Creates the detector that a resolved configuration describes; `axis_name` as in `Ganomaly`."""
+def from_config(config: Config) -> DenoisingAutoencoder:
+    """Creates the detector that a resolved configuration describes."""
     return DenoisingAutoencoder(
         shape=ganomaly.from_config(config).shape,
         latent_size=config.model.latent_size,
@@ -210,7 +210,6 @@ def from_config(config: Config, axis_name: str | None = None) -> DenoisingAutoen
         average=config.optimizer.average,
         # All other scores are computed from `outputs` (scoring/scores.py).
         score_distance="l1" if config.evaluate.score == "l1" else Evaluate.score,
-        axis_name=axis_name,
         batch_norm_group=config.mesh.batch_norm_group,
         compute_dtype=config.model.dtype,
     )

@@ -424,8 +424,8 @@ def reinitialize(key: Array, params: Any) -> Any:
     return jax.tree_util.tree_unflatten(structure, fresh)
 
 
-def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
-    """Creates the detector that a resolved configuration describes; `axis_name` as in `Ganomaly`."""
+def from_config(config: Config) -> Ganomaly:
+    """Creates the detector that a resolved configuration describes."""
     return Ganomaly(
         shape=input_shape(config.data),
         latent_size=config.model.latent_size,
@@ -444,7 +444,6 @@ def from_config(config: Config, axis_name: str | None = None) -> Ganomaly:
         average=config.optimizer.average,
         # All other scores are computed from `outputs` (scoring/scores.py).
         score_distance="l1" if config.evaluate.score == "l1" else Evaluate.score,
-        axis_name=axis_name,
         batch_norm_group=config.mesh.batch_norm_group,
         compute_dtype=config.model.dtype,
         network=config.model.network,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from ganomaly_jax.core.config import DETECTORS, Config
@@ -10,23 +11,29 @@ from ganomaly_jax.model import autoencoder, ganomaly
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.model.relative_brightness import RelativeBrightness
 
-_FROM_CONFIG: dict[str, Callable[[Config, str | None], Detector]] = {
+_FROM_CONFIG: dict[str, Callable[[Config], Detector]] = {
     "ganomaly": ganomaly.from_config,
     "autoencoder": autoencoder.from_config,
 }
 
 
-def from_config(config: Config, axis_name: str | None = None) -> Detector:
+def from_config(config: Config) -> Detector:
     """Creates the detector that a resolved configuration describes.
 
     Args:
       config: resolved configuration.
-      axis_name: mapped axis under which `update` will run, if any.
 
     Raises:
       UserError: there is no detector of that name, or its sizes are invalid.
     """
     if config.model.detector not in _FROM_CONFIG:
         raise UserError(f"model.detector={config.model.detector!r}: expected one of {', '.join(DETECTORS)}")
-    detector = _FROM_CONFIG[config.model.detector](config, axis_name)
+    detector = _FROM_CONFIG[config.model.detector](config)
     return RelativeBrightness(detector) if config.model.exposure else detector
+
+
+def over_axis(detector: Detector, axis_name: str | None) -> Detector:
+    """Returns the detector whose `update` averages over a mapped axis; None: over no axis."""
+    if isinstance(detector, RelativeBrightness):
+        return RelativeBrightness(over_axis(detector.network, axis_name))
+    return dataclasses.replace(detector, axis_name=axis_name)  # type: ignore[type-var]

@@ -97,7 +97,7 @@ def initialize(address: str = "", processes: int = 0, index: int = -1, wait_s: i
         ) from None
     finally:
         timer.cancel()
-        # JAX treats SIGTERM as a notice of preemption and passes it on late; `loop.advance` has its own handler.
+        # JAX treats SIGTERM as a notice of preemption and passes it on late; `loop.run` has its own handler.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -172,7 +172,7 @@ def local_range(count: int) -> range:
 def is_preempted(step: int) -> bool:
     """Returns True once JAX has announced to all processes that one of them is about to be preempted.
 
-    SIGTERM, JAX's own source of such notices, is handled by `loop.advance`; other sources reach JAX through its
+    SIGTERM, JAX's own source of such notices, is handled by `loop.run`; other sources reach JAX through its
     coordination service.
 
     Args:

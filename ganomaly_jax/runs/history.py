@@ -30,7 +30,7 @@ class History:
         self._step, self._last = step, np.full(len(losses), np.nan)
         self._speed = 0.0
         self._file = None
-        self._looked = 0
+        self._checked = 0
         if path is None:
             return
         kept = []
@@ -41,7 +41,7 @@ class History:
                         record = json.loads(line)
                         if record["step"] <= step:
                             kept.append(line)
-                            self._looked = max(self._looked, record["step"] if "images" in record else 0)
+                            self._checked = max(self._checked, record["step"] if "images" in record else 0)
                     except (ValueError, KeyError, TypeError):
                         continue  # a line that a kill cut short
             atomic_files.write_text(path, "".join(f"{line}\n" for line in kept))
@@ -69,11 +69,11 @@ class History:
         values |= {name: float(value) for name, value in zip(self._losses, self._last, strict=True)}
         self._write(values)
 
-    def look(self, step: int, values: Mapping[str, Any]) -> None:
-        """A line with what was measured on other images, their number under `images`; once for a step."""
-        if step > self._looked:
+    def add_health(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes a line with what was measured on other images, their number under `images`; once for a step."""
+        if step > self._checked:
             self._write({"step": step, "epoch": round(step / self._epoch_steps, 4), **values})
-            self._looked = step
+            self._checked = step
 
     def note(self, step: int, values: Mapping[str, Any]) -> None:
         """A line with anything else that happened."""

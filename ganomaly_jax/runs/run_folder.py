@@ -89,6 +89,14 @@ def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
     write_json(workdir / layout.CONFIG, config_values.to_dict(resolved))
 
 
+def open_run(workdir: Path, run: Run, data_hash: str) -> dict[str, Any]:
+    """Opens the folder of a run as `open_workdir` does, writes `env.json` into it and returns what that holds."""
+    open_workdir(workdir, run.config, data_hash)
+    held = environment(run, data_hash, workdir)
+    write_json(workdir / ENVIRONMENT, held)
+    return held
+
+
 def stored_environment(workdir: Path) -> dict[str, Any]:
     """`env.json` of a run, empty where it is missing or cannot be read."""
     try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.scoring import tile_adapter
 from ganomaly_jax.training import augment
-from ganomaly_jax.training.train_step import STEPS_A_CALL, make_chunk
+from ganomaly_jax.training.train_step import STEPS_A_CALL, make_steps
 
 # Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
 _USABLE = 0.9
@@ -87,7 +89,7 @@ def _step(detector: Detector, state: Any, batch: int, settings: Train) -> tuple[
     images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8 if len(detector.shape) == 3 else jnp.float32)
     index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    steps = make_chunk(detector, 0, 255, augment.make(0, settings.shift, settings.flip))
+    steps = make_steps(detector, 0, 255, augment.make(0, settings.shift, settings.flip))
     chunk = sharding.data_parallel(steps, sharding.local_mesh(1), (None, None, 1, None), donate=0)
     compiled = chunk.lower(state, images, index, count).compile()
     held = compiled.memory_analysis()
@@ -123,8 +125,23 @@ def describe(found: Plan) -> str:
     )
 
 
-def out_of_memory(settings: Config, devices: int) -> UserError:
-    """The sentence for a training that did not fit, with a batch that would."""
+@contextmanager
+def out_of_memory_named(settings: Config, devices: int) -> Iterator[None]:
+    """Turns an error of the device for want of memory into one sentence.
+
+    Raises:
+      UserError: with a batch that would fit.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        # XLA's CPU says the second.
+        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
+            raise
+        raise _out_of_memory(settings, devices) from None
+
+
+def _out_of_memory(settings: Config, devices: int) -> UserError:
     smaller = copy.deepcopy(settings)
     smaller.train.batch_size = 4 * devices
     found = plan(smaller, devices)

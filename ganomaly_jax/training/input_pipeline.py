@@ -1,8 +1,7 @@
-"""Where a training takes its images from: all of them on the devices, or the next steps' ones, read meanwhile by grain.
+"""The images of each call of the training step: all of them held on the devices, or those of the next steps read ahead.
 
-Both give a program the same pixels in the same order, so that a training computes the same either way. What comes next
-follows from seed and step alone: the state of grain's iterator is {"next_index": step}, and the step is in every
-checkpoint.
+Both give the same pixels in the same order, so that a training computes the same either way. What comes next follows
+from seed and step alone: the state of grain's iterator is {"next_index": step}, and the step is in every checkpoint.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from ganomaly_jax.data import batch_order, lazy
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.training import cost
-from ganomaly_jax.training.loop import Course
 from ganomaly_jax.training.train_step import STEPS_A_CALL
+from ganomaly_jax.training.training_run import TrainingRun
 
 # Pixels that a call's steps take on a device, at most; the next call's lie there as well before this one ends.
 BUFFER_BYTES = 2**26
@@ -35,39 +34,40 @@ _THREADS = min(8, 2 * (os.cpu_count() or 1))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Feed:
-    """The images of each call of a chunk (`chunk.make_chunk`)."""
+    """The images of each call of the training step (`train_step.make_steps`)."""
 
     images: Callable[[int, int], Array]
-    """(step, count) -> what `index` points into, for `count` steps from `step`."""
+    """`images(step, count)`: what `index` points into, for `count` steps from `step` on."""
     index: Callable[[int, int], np.ndarray]
-    """(step, count) -> int32 [steps, B], each place within the images of its device."""
+    """`index(step, count)`: int32 [steps, B], each place in a batch within the images of its device."""
     like: Any
-    """An array as `images` gives them, or its shape."""
-    most: int
-    """Steps a call may take."""
+    """An array as `images` gives them, or its shape and type, to compile for."""
+    max_steps: int
+    """Steps that one call may run."""
     note: str = ""
-    """What the user should know."""
+    """A sentence for the user."""
 
 
 @contextmanager
-def opened(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
-    """The images of a training from `step` on.
+def opened(training_run: TrainingRun, mesh: Any, step: int) -> Iterator[Feed]:
+    """Opens the images of a training from `step` on.
 
     Raises:
-      UserError: they have to be read meanwhile and grain is not installed.
+      UserError: they have to be read ahead and grain is not installed.
     """
-    if not _streams(course.run, mesh):
-        yield _held(course, mesh)
+    if not _is_streamed(training_run.run, mesh):
+        yield _held(training_run, mesh)
         return
-    with _streamed(course, mesh, step) as feed:
+    with _streamed(training_run, mesh, step) as feed:
         yield feed
 
 
-def _streams(this: Run, mesh: Any) -> bool:
-    images, asked = this.dataset.images, this.config.data.stream
+def _is_streamed(run: Run, mesh: Any) -> bool:
+    """Returns whether the images are read while the model is trained; the same in all processes."""
+    images, asked = run.dataset.images, run.config.data.stream
     here = asked == "always" or (isinstance(images, lazy.LazyImages) and not images.keep)
     if asked == "auto" and not here and importlib.util.find_spec("grain") is not None:
-        size = images.nbytes // len(images) * len(this.split.train)
+        size = images.nbytes // len(images) * len(run.split.train)
         if jax.local_devices()[0].platform == "cpu":
             held = len(sharding.local_shards(mesh)) / mesh.size if isinstance(images, lazy.LazyImages) else 1
             here = lazy.wanted(asked, int(size * held))
@@ -78,17 +78,18 @@ def _streams(this: Run, mesh: Any) -> bool:
     return bool(processes.all_gather(np.array([here], np.int32)).any())
 
 
-def _held(course: Course, mesh: Any) -> Feed:
-    """Each device holds the images of its own places."""
-    this, places = course.run, course.places
-    images = sharding.shard_rows(this.dataset.images, this.split.train[places.ravel()], mesh)
+def _held(training_run: TrainingRun, mesh: Any) -> Feed:
+    """Puts the images of its own places in a batch on each device."""
+    run, places = training_run.run, training_run.places
+    images = sharding.shard_rows(run.dataset.images, run.split.train[places.ravel()], mesh)
     first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
-    return Feed(lambda *_: images, lambda step, count: first + course.rows(step, count), images, STEPS_A_CALL)
+    return Feed(lambda *_: images, lambda step, count: first + training_run.rows(step, count), images, STEPS_A_CALL)
 
 
 @contextmanager
-def _streamed(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
-    images, batch = course.run.dataset.images, course.run.config.train.batch_size
+def _streamed(training_run: TrainingRun, mesh: Any, step: int) -> Iterator[Feed]:
+    """Reads the images of the next call while the device works on this one."""
+    images, batch = training_run.run.dataset.images, training_run.run.config.train.batch_size
     own, share = sharding.local_shards(mesh), batch // mesh.size
     shape, size = images.shape[1:], images.nbytes // len(images)
     most = int(np.clip(BUFFER_BYTES // (share * size), 1, STEPS_A_CALL))
@@ -97,7 +98,7 @@ def _streamed(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
     index = (np.arange(most)[:, None] * share + np.arange(batch) % share).astype(np.int32)
     position = step
 
-    with ahead(reader(course, places), step, course.total, most) as batches:
+    with ahead(reader(training_run, places), step, training_run.total_steps, most) as batches:
 
         def next_images(at: int, count: int) -> Array:
             nonlocal position
@@ -115,22 +116,22 @@ def _streamed(course: Course, mesh: Any, step: int) -> Iterator[Feed]:
         yield Feed(next_images, lambda *_: index, sharding.batch_struct(whole, images.dtype, mesh), most, note)
 
 
-def reader(course: Course, places: np.ndarray) -> Callable[[int], np.ndarray]:
-    """`read(step)`: the images [n, H, W, C] that these `places` [n] in a batch take in a step; no others are read."""
-    this, columns = course.run, course.places[places]
-    batch, lock = this.config.train.batch_size, threading.Lock()
+def reader(training_run: TrainingRun, places: np.ndarray) -> Callable[[int], np.ndarray]:
+    """Makes `read(step)`: the images [n, H, W, C] that `places` [n] in a batch take in a step; no others are read."""
+    run, columns = training_run.run, training_run.places[places]
+    batch, lock = run.config.train.batch_size, threading.Lock()
 
     def read(step: int) -> np.ndarray:
         with lock:  # the order of an epoch is worked out once, not by every thread
-            own = batch_order.batch_rows(this.config.seed, course.images, batch, int(step), 1)[0, places]
-        return this.dataset.images[this.split.train[columns[np.arange(len(places)), own]]]
+            own = batch_order.batch_rows(run.config.seed, training_run.image_count, batch, int(step), 1)[0, places]
+        return run.dataset.images[run.split.train[columns[np.arange(len(places)), own]]]
 
     return read
 
 
 @contextmanager
 def ahead(read: Callable[[int], np.ndarray], step: int, total: int, count: int) -> Iterator[Any]:
-    """grain's iterator over `read(step)` ... `read(total - 1)`: threads work out the next `count` ahead.
+    """Opens grain's iterator over `read(step)` ... `read(total - 1)`, of which threads read the next `count` ahead.
 
     What `read` raises is raised at its place.
 

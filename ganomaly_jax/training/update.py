@@ -32,7 +32,7 @@ from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring import tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import trainer
-from ganomaly_jax.training.loop import Log
+from ganomaly_jax.training.state import Log
 
 # Share of the training images of an update that are old ones, and of the old run's steps that it takes.
 REPLAY, LENGTH = 0.5, 0.1

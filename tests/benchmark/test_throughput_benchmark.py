@@ -139,14 +139,14 @@ def test_turns_are_taken_in_strict_rotation(monkeypatch):
 def test_our_side_does_as_many_steps_as_it_is_asked_to(monkeypatch):
     done = []
 
-    def make_chunk(detector, low, high):
+    def make_steps(detector, low, high):
         def counting(state, images, index, count):
             jax.debug.callback(lambda count: done.append(int(count)), count)
             return state, jnp.zeros((len(index), 5)) + count
 
         return counting
 
-    monkeypatch.setattr(train_step, "make_chunk", make_chunk)
+    monkeypatch.setattr(train_step, "make_steps", make_steps)
     side = ours.side("train", (16, 16, 1), 2, images=4, latent=2, features=2)
     side.run(300)
     jax.effects_barrier()
@@ -412,7 +412,7 @@ def test_both_ways_of_the_members_compute_the_same():
     pixels = timing.pictures(16, detector.shape)
     index = np.random.default_rng(0).integers(0, 16, (3, 4, 4), np.int32)
     rest = np.full(3, 2, np.int32), np.tile(np.float32([0, 255]), (3, 1)), np.arange(3, dtype=np.uint32)
-    ways = train_step.make_members_chunk(detector, lambda seed: None), members.vmapped(detector)
+    ways = train_step.make_member_steps(detector, lambda seed: None), members.vmapped(detector)
     one, other = (jax.jit(way)(states, pixels, index, *rest) for way in ways)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4)

@@ -22,7 +22,7 @@ from ganomaly_jax.data.formats import array_record
 from ganomaly_jax.evaluation import evaluate
 from ganomaly_jax.runs import checkpoint, resolution
 from ganomaly_jax.training import input_pipeline, trainer
-from ganomaly_jax.training.loop import Course
+from ganomaly_jax.training.training_run import TrainingRun
 
 pytest.importorskip("array_record", reason="array_record is not installed")
 ROOT = Path(__file__).resolve().parents[2]
@@ -261,14 +261,14 @@ def test_a_process_reads_the_records_of_its_places_only(packed):
     images, read = this.dataset.images, []
     watched = dataclasses.replace(images, read=lambda indices: read.append(indices) or images.read(indices))
     this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, images=watched))
-    course = Course(this, Path("nowhere"))
+    run = TrainingRun(this, Path("nowhere"))
     half = this.config.train.batch_size // 2
     taken = []
     for places in (np.arange(half), np.arange(half, 2 * half)):
         read.clear()
-        step = input_pipeline.reader(course, places)
-        for k in range(course.total):
-            wanted = this.split.train[course.index(k, 1)[0, places]]
+        step = input_pipeline.reader(run, places)
+        for k in range(run.total_steps):
+            wanted = this.split.train[run.index(k, 1)[0, places]]
             np.testing.assert_array_equal(step(k), images[wanted])
         taken.append(set(np.concatenate(read).tolist()))
     # The places are dealt out once; those that fill up the last row may lie on both sides.
@@ -338,7 +338,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy, sources
 from ganomaly_jax.runs import resolution
 from ganomaly_jax.training import input_pipeline
-from ganomaly_jax.training.loop import Course
+from ganomaly_jax.training.training_run import TrainingRun
 settings = config.Config()
 settings.data.source, settings.data.stream = sys.argv[1], sys.argv[2]
 settings.train.epochs, settings.train.batch_size = 1, 4
@@ -351,12 +351,12 @@ try:
     this = resolution.resolve(settings)
     assert isinstance(this.dataset.images, lazy.LazyImages), "it takes too much for a quarter"
     assert this.dataset.images.nbytes >= 3 * free // 2, this.dataset.images.nbytes
-    course = Course(this, Path("nowhere"))
+    run = TrainingRun(this, Path("nowhere"))
     total = 0
-    with input_pipeline.ahead(input_pipeline.reader(course, np.arange(4)), 0, course.total, 8) as batches:
+    with input_pipeline.ahead(input_pipeline.reader(run, np.arange(4)), 0, run.total_steps, 8) as batches:
         for batch in batches:
             total += batch.size
-    assert total == course.total * 4 * 2**18
+    assert total == run.total_steps * 4 * 2**18
     print("read", total, flush=True)
 except UserError as error:
     assert "Unable to allocate" in str(error)

@@ -17,7 +17,8 @@ from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images import scan
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.runs import resolution
-from ganomaly_jax.training import input_pipeline, loop
+from ganomaly_jax.training import input_pipeline
+from ganomaly_jax.training.training_run import TrainingRun
 
 SIZE = config.Data(height=16, width=16)
 GREY, DEEP = scan.Kind("uint8", True, False, 1), scan.Kind("uint16", True, False, 1)
@@ -89,16 +90,16 @@ def test_a_process_looks_through_its_own_part(settings, decoded, monkeypatch):
 def test_it_is_trained_on_from_memory_and_only_the_own_places_are_read(settings, decoded):
     whole = tiny_config(batch_size=8)
     whole.data = settings
-    course = loop.Course(resolution.resolve(whole, shared=True), None)
+    run = TrainingRun(resolution.resolve(whole, shared=True), None)
     mesh = sharding.local_mesh(4)
     decoded.clear()
-    with input_pipeline.opened(course, mesh, 0) as fed:
-        assert not fed.note and len(set(decoded)) == course.images
+    with input_pipeline.opened(run, mesh, 0) as fed:
+        assert not fed.note and len(set(decoded)) == run.image_count
         decoded.clear()
         fed.images(0, 3)
         assert not decoded
         held = np.asarray(fed.images(0, 3))
-    kept = course.run.dataset.images[course.run.split.train[course.places.ravel()]]
+    kept = run.run.dataset.images[run.run.split.train[run.places.ravel()]]
     np.testing.assert_array_equal(held, kept)
 
 

@@ -49,7 +49,7 @@ def test_it_is_the_detector_that_is_asked_for():
     made.model.noise, made.evaluate.score = 0.3, "l1"
     wanted = dataclasses.replace(TINY, noise=0.3, mask=0.1, score_distance="l1", learning_rate=1e-3)
     assert registry.from_config(made) == wanted
-    assert registry.from_config(made, "data") == dataclasses.replace(wanted, axis_name="data")
+    assert registry.over_axis(registry.from_config(made), "data") == dataclasses.replace(wanted, axis_name="data")
     made = config.Config()
     made.data.height = made.data.width = 32
     made.data.channels = 1

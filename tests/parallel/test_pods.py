@@ -20,13 +20,13 @@ import pytest
 from PIL import Image
 from tests.support import blobs
 
-from ganomaly_jax.cli import arguments, main
+from ganomaly_jax.cli import main, verbs
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import pack
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.runs import checkpoint, resolution, run_folder
-from ganomaly_jax.training import loop
+from ganomaly_jax.training.training_run import TrainingRun
 
 STEPS = 6
 TRAIN = (
@@ -143,7 +143,7 @@ def test_two_processes_give_the_weights_of_one(one, two):
 def test_each_process_reads_its_part_only(two):
     """Of the training images those of its places, of the test set its blocks; all read the calibration images."""
     this = resolution.resolve(run_folder.stored_config(two[0]))
-    places = loop.Course(this, two[0]).places
+    places = TrainingRun(this, two[0]).places
     half = len(places) // 2
     own = [set(this.split.train[places[part].ravel()].tolist()) for part in (slice(half), slice(half, None))]
     trained, held_out = set(this.split.train.tolist()), set(this.split.calibration.tolist())
@@ -163,7 +163,7 @@ def test_only_process_0_speaks_and_writes(two):
     assert "step" not in second and "AUROC" not in second
     assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
     steps = [json.loads(line)["step"] for line in (workdir / "history.jsonl").read_text().splitlines()]
-    assert steps == [3, 3, STEPS, STEPS]  # losses, and the look at the end of each
+    assert steps == [3, 3, STEPS, STEPS]  # losses, and the check at the end of each
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_a_notice_by_jax_saves_and_stops_both(tmp_path):
     )
     for code, output in map(end, both):
         assert code == 128 + signal.SIGTERM
-        assert "saved, run it again to go on" in output
+        assert "saved, run it again to resume" in output
     assert len(checkpoint.steps(tmp_path / "checkpoints")) == 1
 
 
@@ -346,9 +346,9 @@ def test_the_commands_of_the_document_are_understood():
     told = [shlex.split(command.strip('"'), comments=True)[1:] for command in commands]
     assert len(told) >= 7
     for given in [*told, [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in words]]:
-        args, overrides = main.parse(given)
-        assert callable(args.run)
-        arguments.apply(config.Config(), overrides)
+        known, rest = main._parser().parse_known_args(given)
+        assert callable(known.run)
+        verbs._overrides(config.Config(), rest)
 
 
 def test_the_batch_file_is_one():

@@ -96,7 +96,7 @@ def test_a_chunk_augments_the_scaled_images_of_each_step():
         return Seen(state.step + 1, x), dict.fromkeys(LOSSES, x[0, 0, 0, 0])
 
     augmentation = augment.make(3, 1, True)
-    run = jax.jit(train_step.make_chunk(SimpleNamespace(update=update, losses=LOSSES), 0, 255, augmentation))
+    run = jax.jit(train_step.make_steps(SimpleNamespace(update=update, losses=LOSSES), 0, 255, augmentation))
     begin = Seen(STEP, jnp.zeros((3, 4, 4, 1)))
     whole, losses = run(begin, raw, index, 3)
     expected = [augmentation(preprocess.to_unit(raw[rows], 0, 255), STEP + i) for i, rows in enumerate(index)]
@@ -112,7 +112,7 @@ def test_without_augmentation_the_program_is_that_of_the_detector_alone(tiny):
     detector, state, _ = tiny
     shapes = (np.zeros((4, 16, 16, 1), np.uint8), np.zeros((2, 4), np.int32), 1)
     texts = [
-        jax.jit(train_step.make_chunk(detector, 0, 255, *more)).lower(state, *shapes).as_text()
+        jax.jit(train_step.make_steps(detector, 0, 255, *more)).lower(state, *shapes).as_text()
         for more in ((), (augment.make(0, 0, False),), (augment.make(0, 1, False),))
     ]
     assert texts[0] == texts[1] != texts[2]

@@ -59,7 +59,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path, monkeypatch, said):
     def exhausted(*_):
         raise jax.errors.JaxRuntimeError(said)
 
-    monkeypatch.setattr(trainer.loop, "advance", exhausted)
+    monkeypatch.setattr(trainer.loop, "run", exhausted)
     with pytest.raises(UserError, match=r"batch of 8; a batch of 4 would fit: --config\.train\.batch_size=4"):
         trainer.train(sized(), tmp_path, blobs(40, 0), log=lambda line: None)
     monkeypatch.setattr(cost, "device_memory", lambda: 1000)

@@ -16,7 +16,8 @@ from ganomaly_jax.evaluation import evaluate
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import curve_plots
 from ganomaly_jax.runs import checkpoint, diagnostics, history
-from ganomaly_jax.training import health, loop, trainer
+from ganomaly_jax.training import health
+from ganomaly_jax.training.early_stopping import EarlyStopping
 from ganomaly_jax.training.trainer import train
 
 
@@ -46,11 +47,11 @@ def test_the_effective_rank_of_known_covariances():
     assert health.effective_rank(np.random.default_rng(0).normal(size=(8, 100)).astype(np.float32)) < 7
 
 
-def test_a_look_measures_the_model_that_scores_and_each_of_several(tiny):
+def test_a_check_measures_the_model_that_scores_and_each_of_several(tiny):
     detector, state, _ = tiny
     images = blobs(12, 5)
     samples = [health.Sample(images, 0, 255, True), health.Sample(images[:7], 0, 200, False)]
-    first = health.measurer(detector, samples[:1])(state)[0]
+    first = health.make_measure(detector, samples[:1])(state)[0]
     x = 2 * images.astype(np.float32) / 255 - 1
     x_hat, z, _ = detector.generator.apply(detector.variables(state), x, train=False)
     assert first[checkpoint.LOSS] == pytest.approx(float(np.abs(x - x_hat).mean()), rel=1e-5)
@@ -59,20 +60,20 @@ def test_a_look_measures_the_model_that_scores_and_each_of_several(tiny):
     assert (first["images"], first["of"]) == (12, "calibration")
     other = jax.jit(TINY.init)(jax.random.key(3))
     both = jax.tree.map(lambda *leaves: np.stack(leaves), other, state, state)
-    twice = health.measurer(detector, [samples[1], samples[0]], together=True)(both)
-    assert len(twice) == 2, "a model that only fills up the devices is not looked at"
+    twice = health.make_measure(detector, [samples[1], samples[0]], stacked=True)(both)
+    assert len(twice) == 2, "a model that only fills up the devices is not measured"
     for name in diagnostics.CURVES:
         assert twice[1][name] == pytest.approx(first[name], rel=1e-4)
     assert checkpoint.LOSS not in twice[0], "no loss of images that are trained on"
     assert (twice[0]["images"], twice[0]["of"]) == (7, "training")
 
 
-def test_a_look_leaves_out_what_is_not_defined(tiny):
+def test_a_check_leaves_out_what_is_not_defined(tiny):
     detector, state, _ = tiny
     same = np.repeat(blobs(1, 5), 4, axis=0)
-    assert diagnostics.VARIANCE not in health.measurer(detector, [health.Sample(same, 0, 255, True)])(state)[0]
+    assert diagnostics.VARIANCE not in health.make_measure(detector, [health.Sample(same, 0, 255, True)])(state)[0]
     broken = jax.tree.map(lambda leaf: leaf * np.float32(np.nan) if leaf.dtype == np.float32 else leaf, state)
-    found = health.measurer(detector, [health.Sample(blobs(4, 0), 0, 255, True)])(broken)[0]
+    found = health.make_measure(detector, [health.Sample(blobs(4, 0), 0, 255, True)])(broken)[0]
     json.dumps(found, allow_nan=False)
     assert diagnostics.RANK not in found
 
@@ -113,17 +114,18 @@ def test_words_of_a_healthy_training():
     assert diagnostics.words([broken], 100) == []
 
 
-def test_waiting():
-    waiting = health.EarlyStopping()
+def test_early_stopping():
+    stopping = EarlyStopping()
     for step, loss in ((10, 0.5), (20, 0.4), (30, 0.4), (40, float("nan")), (50, 0.45)):
-        waiting = waiting.after(step, loss)
-    assert waiting == health.EarlyStopping(0.4, 20, 2)
-    assert [waiting.over(patience) for patience in (0, 1, 2, 3)] == [False, True, True, False]
-    assert waiting.after(60, 0.39) == health.EarlyStopping(0.39, 60, 0)
-    assert loop.waiting_of({}) == health.EarlyStopping()
+        stopping = stopping.after(step, loss)
+    assert stopping == EarlyStopping(0.4, 20, 2)
+    assert [stopping.is_over(patience) for patience in (0, 1, 2, 3)] == [False, True, True, False]
+    assert stopping.after(60, 0.39) == EarlyStopping(0.39, 60, 0)
+    assert EarlyStopping.from_meta({}) == EarlyStopping()
+    assert EarlyStopping.from_meta(stopping.to_meta()) == stopping
 
 
-def test_the_interval_of_looks():
+def test_the_interval_of_checks():
     assert [health.interval(*given) for given in ((7, 500), (0, 500), (0, 12))] == [7, 500, 100]
 
 
@@ -137,14 +139,14 @@ MADE = {4: 0.9, 8: 0.8, 12: 0.3, 16: 0.5, 20: 0.4, 24: 0.35, 28: 0.36, 32: 0.2}
 
 @pytest.fixture
 def made(monkeypatch):
-    """Losses follow `MADE`; returns the steps that were looked at."""
+    """Losses follow `MADE`; returns the steps at which they were measured."""
     seen = []
 
-    def look(state):
+    def measure(state):
         seen.append(int(state.step))
         return [{checkpoint.LOSS: MADE.get(int(state.step), 0.5), "images": 9, "of": "calibration"}]
 
-    monkeypatch.setattr(trainer, "_look", lambda courses: look)
+    monkeypatch.setattr(health, "make_measure", lambda *_: measure)
     return seen
 
 
@@ -152,15 +154,15 @@ def test_a_training_stops_early_and_says_when_and_why(tmp_path, arrays, made):
     said = []
     scorer = train(settings(), tmp_path, arrays, log=said.append)
     assert scorer.provenance["step"] == 24
-    wanted = "stopped early, at step 24 of 60.* in 3 looks since step 12, where it was 0.3.*train.patience=0 goes on"
+    wanted = "stopped early at step 24 of 60.* in 3 checks since step 12, where it was 0.3.*train.patience=0 to"
     assert sum("stopped early" in line for line in said) == 1
     assert any(re.search(wanted, line) for line in said)
-    assert made == [4, 8, 12, 16, 20, 24], "each step is looked at once, whether it is saved or not"
+    assert made == [4, 8, 12, 16, 20, 24], "each step is measured once, whether it is saved or not"
 
 
 def test_a_stopped_training_stops_at_the_same_step_through_an_interruption(tmp_path, arrays, made):
     train(settings(), tmp_path / "whole", arrays, log=quiet)
-    add, calls = history.History.look, []
+    add, calls = history.History.add_health, []
 
     def stop_at_20(self, step, values):
         add(self, step, values)
@@ -169,11 +171,11 @@ def test_a_stopped_training_stops_at_the_same_step_through_an_interruption(tmp_p
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history.History, "look", stop_at_20)
+        patch.setattr(history.History, "add_health", stop_at_20)
         with pytest.raises(StoppedError):
             train(settings(), tmp_path / "parts", arrays, log=quiet)
     assert calls
-    # A step out of turn: its look counts for nothing.
+    # A step out of turn: its check counts for nothing.
     train(settings(steps=21), tmp_path / "parts", arrays, log=quiet)
     scorer = train(settings(), tmp_path / "parts", arrays, log=quiet)
     assert scorer.provenance["step"] == 24
@@ -192,7 +194,7 @@ def test_a_stopped_training_stays_stopped_and_goes_on_without_patience(tmp_path,
     assert train(settings(), tmp_path, arrays, log=said.append).provenance["step"] == 24
     assert len(made) == before
     assert any("no step is left: train.patience=3" in line for line in said)
-    assert any("stopped early, at step 24" in line for line in said)
+    assert any("stopped early at step 24" in line for line in said)
     assert train(settings(patience=4), tmp_path, arrays, log=quiet).provenance["step"] == 28
     said.clear()
     assert train(settings(patience=0, steps=40), tmp_path, arrays, log=said.append).provenance["step"] == 40

@@ -16,7 +16,7 @@ from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, DivergedError, StoppedError, UserError
 from ganomaly_jax.data import batch_order
 from ganomaly_jax.runs import checkpoint, history, resolution
-from ganomaly_jax.training import trainer
+from ganomaly_jax.training import health
 from ganomaly_jax.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -230,7 +230,7 @@ def test_every_image_of_an_epoch_is_taken_once():
 def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays, monkeypatch):
     """The loss of step 8 is made the smallest: it stays beside the last two, and the detector is that of step 8."""
     losses = iter([0.9, 0.1, 0.5, 0.4, 0.6])
-    monkeypatch.setattr(trainer, "_look", lambda courses: lambda state: [{checkpoint.LOSS: next(losses), "images": 2}])
+    monkeypatch.setattr(health, "make_measure", lambda *_: lambda state: [{checkpoint.LOSS: next(losses), "images": 2}])
     settings = tiny_config(steps=20, save_every=8)
     settings.train.choose = "best"
     said = []
@@ -264,5 +264,5 @@ def test_a_damaged_checkpoint_is_passed_over_when_told(tmp_path, arrays):
         train(settings, tmp_path, arrays, log=lambda line: None)
     said = []
     scorer = train(settings, tmp_path, arrays, log=said.append, fall_back=True)
-    assert any("00000008" in line and "goes on from step 4" in line for line in said)
+    assert any("00000008" in line and "resumes from step 4" in line for line in said)
     assert scorer.provenance["step"] == 12

@@ -1,0 +1,47 @@
+"""Early stopping: a training ends when the loss on held-out images has not improved for a while."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+# Key in the meta of a checkpoint. It and the keys below it are those of version 0.1.0, whose runs can be resumed.
+_META = "waiting"
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStopping:
+    """The smallest loss so far, the step that had it, and how many checks have passed without improvement since."""
+
+    best_loss: float | None = None
+    best_step: int = 0
+    checks: int = 0
+
+    def after(self, step: int, loss: float) -> EarlyStopping:
+        """Returns the state after one more check; a loss that is NaN, for want of held-out images, counts for none."""
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            return EarlyStopping(loss, step, 0)
+        return self if math.isnan(loss) else dataclasses.replace(self, checks=self.checks + 1)
+
+    def is_over(self, patience: int) -> bool:
+        """Returns whether a training with this patience ends; patience 0 never does."""
+        return 0 < patience <= self.checks
+
+    def sentence(self, step: int, total_steps: int) -> str:
+        """Says when and why the training stopped, and how to continue."""
+        return (
+            f"Training stopped early at step {step:,} of {total_steps:,}: the loss on the calibration images has not "
+            f"improved in {self.checks} checks since step {self.best_step:,}, where it was {self.best_loss:.4g}. "
+            "Set train.patience=0 to continue."
+        )
+
+    def to_meta(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of it."""
+        return {_META: {"smallest": self.best_loss, "step": self.best_step, "looks": self.checks}}
+
+    @staticmethod
+    def from_meta(meta: dict[str, Any]) -> EarlyStopping:
+        """Returns what the meta of a checkpoint holds, the initial state where it holds nothing."""
+        kept = meta.get(_META, {})
+        return EarlyStopping(kept.get("smallest"), kept.get("step", 0), kept.get("looks", 0))

@@ -1,0 +1,48 @@
+"""Pictures of inputs and their reconstructions, drawn while a model is trained."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from ganomaly_jax.data.images import preprocess
+from ganomaly_jax.model.protocol import Detector, TrainState
+from ganomaly_jax.parallel import processes, sharding
+from ganomaly_jax.report import image_grids
+from ganomaly_jax.runs.resolution import Run
+
+_COUNT = 16
+
+
+def make_draw(run: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None] | None:
+    """Makes `draw(epoch, state)`, which writes x and x_hat of some calibration images; compiled once for all epochs.
+
+    Returns None where no pictures are wanted or Pillow is absent, and for rows of sensors. In spectrograms low bands
+    are below.
+    """
+    if not run.config.train.picture_every or run.dataset.spans is not None or importlib.util.find_spec("PIL") is None:
+        return None
+    chosen = run.split.calibration if len(run.split.calibration) else run.split.train
+    raw = run.dataset.images[chosen[:_COUNT]]
+
+    @jax.jit
+    def reconstruct(variables: Any, raw: Array) -> tuple[Array, Array]:
+        x = preprocess.to_unit(raw, *run.pixels[1:])
+        return x, detector.reconstruct(variables, x)
+
+    def draw(epoch: int, state: TrainState) -> None:
+        variables = sharding.to_host(detector.variables(state))
+        if not processes.is_primary():
+            return
+        x, x_hat = map(np.asarray, reconstruct(variables, raw))
+        if run.dataset.recordings:
+            x, x_hat = x[:, ::-1], x_hat[:, ::-1]
+        image_grids.save(image_grids.grid(x, x_hat), folder / f"epoch_{epoch:04d}.png")
+
+    return draw
