@@ -93,7 +93,7 @@ def open_run(workdir: Path, run: Run, data_hash: str) -> dict[str, Any]:
     """Opens the folder of a run as `open_workdir` does, writes `env.json` into it and returns what that holds."""
     open_workdir(workdir, run.config, data_hash)
     held = environment(run, data_hash, workdir)
-    write_json(workdir / ENVIRONMENT, held)
+    write_json(workdir / layout.ENVIRONMENT, held)
     return held
 
 
