@@ -152,17 +152,6 @@ def test_other_libraries_are_imported_where_they_are_used():
                 pytest.fail(f"{module} imports {name} at module level")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["predict", "--workdir"]])
-def test_help_does_not_wait_for_jax(arguments):
-    script = (
-        "import sys\nfrom ganomaly_jax.cli import main\n"
-        "try:\n    main.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        "sys.exit('slow' if {'jax', 'PIL', 'matplotlib', 'flax'} & set(sys.modules) else 0)"
-    )
-    ran = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-
-
 def test_training_and_scoring_need_jax_libraries_only(tmp_path):
     """On a machine with jax, flax, optax, orbax, chex and numpy, and nothing else of what setup.cfg asks for."""
     script = """

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ganomaly_jax.cli import arguments
-from ganomaly_jax.core import atomic_files, exit_codes
+from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
 
 
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     settings = arguments.settings(args, overrides)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly check DATA`, DATA as in train")
+    from ganomaly_jax.core import atomic_files
     from ganomaly_jax.scoring import scorer
     from ganomaly_jax.training import data_check
 

@@ -1,5 +1,10 @@
 """What the command says about mistakes: one sentence each, exit code 2, and what was meant."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 
 from ganomaly_jax.cli import main
@@ -69,3 +74,36 @@ def test_overrides_stand_anywhere(words, before):
 
 def test_numbers_below_zero_are_values():
     assert main.parse(["recalibrate", "--workdir", "W", "--threshold", "-1.5"])[0].threshold == -1.5
+
+
+def test_help_and_mistakes_load_no_library():
+    """All verbs' help, the listing of the configuration and a mistake, in one process: the standard library alone."""
+    script = """
+import contextlib, io, json, sys
+before = set(sys.modules)
+from ganomaly_jax.cli import main
+calls = [["--help"], ["config"], ["train", "--ephocs=3"]]
+calls += [[verb.__name__.rpartition(".")[2].rstrip("_"), "--help"] for verb in main.VERBS]
+for call in calls:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.suppress(SystemExit):
+            main.main(call)
+loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(json.dumps(sorted(loaded - set(sys.stdlib_module_names) - {"ganomaly_jax"})))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == []
+
+
+def test_help_takes_less_than_a_fifth_of_a_second():
+    """Of processor time, the best of five: how long one waits depends on what else the machine does."""
+
+    def seconds():
+        process = subprocess.Popen([sys.executable, "-m", "ganomaly_jax", "--help"], stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        return used.ru_utime + used.ru_stime
+
+    assert min(seconds() for _ in range(5)) < 0.2
