@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -137,8 +138,12 @@ def folder_of(workdir: Path) -> Path:
     return workdir / layout.MAPS
 
 
-def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
+def explain(scorer: Scorer, path: str | os.PathLike[str]) -> tuple[Image.Image, list[str]]:
     """Explains the score of one image file.
+
+    Args:
+      scorer: a detector of images.
+      path: the file.
 
     Returns:
       The picture, and lines for the terminal.
@@ -146,6 +151,7 @@ def explain(scorer: Scorer, path: Path) -> tuple[Image.Image, list[str]]:
     Raises:
       UserError: the file cannot be read, or has pixels that are not finite.
     """
+    path = Path(path)
     raw, problems = scorer.read([path])
     if problems:
         raise UserError(f"{problems[0][0]}: {problems[0][1]}")

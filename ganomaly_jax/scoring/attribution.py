@@ -1,4 +1,4 @@
-"""Where an image differs from its reconstruction, and what each pixel adds to its score."""
+"""Maps of where an image differs from its reconstruction, and of what each pixel adds to its score."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,63 +17,86 @@ from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.residual_map import Region
 from ganomaly_jax.scoring.scorer import Scorer
 
-if TYPE_CHECKING:
-    pass
-# Points of the path that gradients are integrated along.
+# Points of the path along which gradients are integrated.
 STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Maps:
-    """Of n images: `x`, `x_hat` [n, H, W, C] in [-1, 1] and `values` [n, H, W] in 0..2, `maps.residual_map` of both."""
+    """Residual maps of n images."""
 
     x: np.ndarray
+    """The images, [n, H, W, C] float32 in [-1, 1]."""
     x_hat: np.ndarray
+    """Their reconstructions, as `x`."""
     values: np.ndarray
+    """[n, H, W] in 0 to 2, `residual_map.residual_map` of both."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attribution:
-    """What each pixel of n images adds to the score, over that of a baseline.
-
-    `values` [n, H, W, C] float32 add up to `scores` - `baseline_scores`, [n] each, but for the error of the integral.
-    """
+    """What each pixel of n images adds to the score, compared with a baseline."""
 
     values: np.ndarray
+    """[n, H, W, C] float32; they add up to `scores - baseline_scores`, apart from the error of the integral."""
     scores: np.ndarray
+    """[n] float32."""
     baseline_scores: np.ndarray
+    """[n] float32."""
 
 
-def residual_maps(scorer: Scorer, given: Any) -> Maps:
-    """Residual maps of images, as `Scorer.__call__` takes them; NaN where an image is invalid.
+def residual_maps(scorer: Scorer, images: Any) -> Maps:
+    """Returns the residual maps of images.
+
+    Args:
+      scorer: a detector of images.
+      images: an array or paths, as a call of the scorer takes them.
+
+    Returns:
+      The maps, NaN for an invalid image.
 
     Raises:
       UserError: as a call of the scorer.
     """
-    if not hasattr(given, "dtype"):
-        given = scorer.read([given] if isinstance(given, (str, Path)) else given)[0]
+    if not hasattr(images, "dtype"):
+        images = scorer.read([images] if isinstance(images, (str, Path)) else images)[0]
     size = min(inference.BUCKETS[2], scorer.block)
-    blocks = [scorer.explained(given[i : i + size]) for i in range(0, max(len(given), 1), size)]
+    blocks = [scorer.explained(images[i : i + size]) for i in range(0, max(len(images), 1), size)]
     return Maps(*(np.concatenate([block[i] for block in blocks]) for i in range(3)))
 
 
 def gradient(scorer: Scorer, x: np.ndarray) -> np.ndarray:
-    """The slope of the score by each pixel, [n, H, W, C] float32, of images x [n, H, W, C] float32 in [-1, 1]."""
+    """Returns the gradient of the score with respect to each pixel.
+
+    Args:
+      scorer: a detector of images.
+      x: [n, H, W, C] float32 in [-1, 1].
+
+    Returns:
+      [n, H, W, C] float32.
+    """
     slope, _ = _programs(scorer)
     return np.stack([np.asarray(slope(scorer.variables, image[None]))[0] for image in np.asarray(x, np.float32)])
 
 
 def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | None = None) -> Attribution:
-    """Contributions of pixels to the score: Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
+    """Returns the contribution of each pixel to the score, by integrated gradients.
 
     The gradient of the score, through `Scorer.function`, is integrated along the straight line from the baseline to the
     image (Gauss-Legendre, `STEPS` points) and multiplied by their difference, so that the contributions add up to the
     difference of the scores.
 
     Args:
+      scorer: a detector of images.
       x: [n, H, W, C] float32 in [-1, 1].
-      baseline: as x; None: the reconstruction of each image, so that the contributions say what makes it more
-        anomalous than the detector's idea of it.
+      baseline: as `x`; None: the reconstruction of each image, so that the contributions say what makes the image more
+        anomalous than its reconstruction.
+
+    Returns:
+      The contributions, and the scores of images and baselines.
+
+    References:
+      Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
     """
     x = np.asarray(x, np.float32)
     if baseline is None:
@@ -90,13 +113,13 @@ def _reconstruction(scorer: Scorer, x: np.ndarray) -> np.ndarray:
 
 
 def _pixels(scorer: Scorer, x: Any) -> Any:
-    """Images in [-1, 1] as the scorer takes floating point: in the range of the training where that was one."""
+    """Returns images in [-1, 1] as the scorer takes floating point: in the range of a training on floating point."""
     return x if scorer.dtype != "float32" else scorer.low + (x + 1) / 2 * (scorer.high - scorer.low)
 
 
 @functools.lru_cache(maxsize=2)
 def _programs(scorer: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple[Array, Array, Array]]]:
-    """(gradient of the score for [n, H, W, C], integrated gradients of one image), compiled once a scorer."""
+    """Returns the gradient of the score for [n, H, W, C] and the integrated gradients of one image, both compiled."""
     function, _ = scorer.function()
 
     def score(variables: Any, x: Array) -> Array:
@@ -116,7 +139,7 @@ def _programs(scorer: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple
 
 
 def in_file(region: Region, scorer: Scorer, height: int, width: int) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of a region in pixels of a file of that height and width, upright."""
+    """Returns (left, top, width, height) of a region, in pixels of an upright file of that height and width."""
     rows, columns, _ = scorer.input_shape
     inner = (rows, columns)
     if scorer.config.data.fit == "letterbox":
