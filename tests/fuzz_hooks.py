@@ -1,4 +1,4 @@
-"""What tests/test_serving_fuzz.py hands to schemathesis: bodies that are images, or nearly so, beside its own bytes."""
+"""Bodies for tests/deploy/test_http_fuzz.py: images, or nearly so, beside the bytes that schemathesis makes."""
 
 import io
 

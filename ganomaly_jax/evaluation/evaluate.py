@@ -29,7 +29,7 @@ from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
 NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
-# Below this AUROC a detector is told apart from a coin in words, not only in numbers.
+# Below this AUROC a sentence says that the detector does not separate.
 _SEPARATES = 0.6
 _SHOWN_PER_CLASS = 6
 # Of sensors: recordings that are drawn, and rows or windows of each.
@@ -264,7 +264,7 @@ def _metrics(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -
 
 
 def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
-    """Plain sentences about what a user should not overlook."""
+    """Returns plain sentences about what a user must not overlook."""
     said = []
     auroc = values["auroc"]
     if auroc is None:
@@ -283,11 +283,11 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
         flagged, n = int((scores > scorer.threshold).sum()), len(scores)
         if n and flagged / n > calibration.allowed(rate, n, size):
             said.append(
-                f"{flagged} of {n} {name} images are flagged, {flagged / n:.1%} where {rate:.1%} was promised: they "
-                "look different from those that the threshold was set on. Set it on images like these."
+                f"{flagged} of {n} {name} images are flagged: {flagged / n:.1%}, not the promised {rate:.1%}. "
+                "They differ from the images that it was calibrated on; recalibrate it on images like these."
             )
     if values["n_invalid"]:
-        said.append(f"{values['n_invalid']} test images have NaN or infinite pixels: invalid, in no figure.")
+        said.append(f"{values['n_invalid']} test images have NaN or infinite pixels and are left out of all figures.")
     if this.dataset.problems:
         path, reason = this.dataset.problems[0]
         said.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")

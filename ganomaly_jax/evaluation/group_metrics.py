@@ -87,10 +87,10 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             said.append(f"The {words} is the same in all {len(known)} groups.")
             continue
         apart = most[key][1] > least[key][2]
-        verdict = "they lie apart: more than chance" if apart else "they overlap, so that chance may explain it"
+        verdict = "do not overlap: this is more than chance" if apart else "overlap: chance may explain it"
         said.append(
-            f"The {words} is {shown(key, most[key])} in {most['group']} and {shown(key, least[key])} in "
-            f"{least['group']}, the worst gap of {len(known)} groups. Intervals of 95 %: {verdict}."
+            f"The {words} is highest in {most['group']}, {shown(key, most[key])}, and lowest in "
+            f"{least['group']}, {shown(key, least[key])}, of {len(known)} groups. Their 95 % intervals {verdict}."
         )
     return said
 
@@ -127,4 +127,4 @@ def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def unnamed(found: Mapping[str, Any]) -> list[str]:
     """Returns a sentence where images are in no group."""
     count = found["unnamed"]
-    return [f"{count} images are in no group, and in no row of this table."] if count else []
+    return [f"{count} images are in no group and are left out of this table."] if count else []

@@ -68,7 +68,7 @@ def fill(workdir):
     folder.mkdir()
     labels, scores = scored()
     settings = config.Config()
-    settings.data.source, settings.train.epochs = HOSTILE, 7
+    settings.data.source, settings.data.columns, settings.train.epochs = HOSTILE, HOSTILE, 7
     (workdir / "config.json").write_text(json.dumps(config_values.to_dict(settings)))
     (workdir / "env.json").write_text(json.dumps({"versions": {"jax": "9.8.7"}, HOSTILE: [HOSTILE]}))
     group = {"group": HOSTILE, "n_normal": 9, "n_anomalous": 9, "threshold": 1.0, "auroc": None}
@@ -133,6 +133,14 @@ def test_hostile_text_stays_text(written):
     for hostile in (HOSTILE, "AUROC is below 0.6 <b>really</b>."):
         assert hostile.split("\n")[0] in tags.text
     assert tags.tags.count("img") == 11
+
+
+def test_hostile_names_of_columns_are_drawn_and_stay_out_of_the_page(tmp_path):
+    x = np.array([0.5, -0.5, 2.0], np.float32)
+    case = make_case(name=HOSTILE, x=x, x_hat=x / 2, columns=(HOSTILE, "$x_{$", "\ud800"))
+    page = run_report.write(tmp_path, [case], curves.scored([0, 1], [2.0, 0.5], 1.0), 1.0)
+    text = page.read_text("utf-8")
+    assert "<script" not in text and "alert(1)" in Tags(text).text
 
 
 def test_the_report_says_what_counts(written):
