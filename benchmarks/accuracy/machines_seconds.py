@@ -125,7 +125,7 @@ def network(train: np.ndarray, test: np.ndarray, detector: str, seed: int) -> di
     settings.evaluate.score = "+".join(SCORES)
     with tempfile.TemporaryDirectory() as folder:
         scorer = trainer.train(settings, folder, train, log=lambda line: None)
-    found = scores.parts(scorer.detector, SCORES, scorer.variables, scorer.unit(test))
+    found = scores.parts(scorer.detector.network, SCORES, scorer.variables, scorer.unit(test))
     return {f"{detector}, {name}": np.asarray(found[name], np.float64) for name in SCORES}
 
 

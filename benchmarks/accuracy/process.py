@@ -122,7 +122,9 @@ def kinds(window: int) -> dict[str, tuple[str, int, int]]:
 
 def judged(scorer: Scorer, items: np.ndarray) -> dict[str, np.ndarray]:
     """Each of `SCORES` [n] of items, by the one training."""
-    found = scoring_scores.parts(scorer.detector, SCORES, scorer.variables, scorer.unit(np.asarray(items, np.float32)))
+    found = scoring_scores.parts(
+        scorer.detector.network, SCORES, scorer.variables, scorer.unit(np.asarray(items, np.float32))
+    )
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 

@@ -14,8 +14,10 @@ from jax import Array
 
 from benchmarks.common import timing
 from ganomaly_jax.core.config import Config
+from ganomaly_jax.data.images.modality import Pixels
 from ganomaly_jax.model import ganomaly
 from ganomaly_jax.parallel import sharding
+from ganomaly_jax.scoring.adapters import WholeDetector
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import train_step
@@ -102,7 +104,7 @@ def untrained(detector: ganomaly.Ganomaly) -> Scorer:
     settings.model.latent_size, settings.model.features = detector.latent_size, detector.features
     settings.model.dtype = detector.compute_dtype
     return Scorer(
-        detector,
+        WholeDetector(detector, Pixels(detector.shape)),
         {
             "detector": detector.variables(jax.jit(detector.init)(jax.random.key(0))),
             "calibration": jnp.linspace(0, 1, _CALIBRATION_IMAGES),

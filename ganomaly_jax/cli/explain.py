@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
-from ganomaly_jax.core.errors import UserError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -23,30 +21,13 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    from ganomaly_jax.report import explanation, image_grids, sound_explanation
+    from ganomaly_jax.report import explanation, modalities
     from ganomaly_jax.scoring import scorer as scoring_scorer
-    from ganomaly_jax.scoring import sound
 
     scorer = scoring_scorer.load(args.workdir)
-    if scorer.columns:
-        raise UserError(
-            f"{args.workdir} judges sensors, which have no picture: report.html draws them, and "
-            "`ganomaly_jax.contributions` gives from Python what each adds to a score"
-        )
-
-    def picture(stem: str) -> Path:
-        return Path(args.out) if args.out else explanation.folder_of(Path(args.workdir)) / f"{stem}.png"
-
-    if scorer.sound:
-        wave, name, begin = sound.window_of(scorer, args.image)
-        out = picture(re.sub(r"[^\w.-]+", "_", Path(name).name))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lines = sound_explanation.explain_window(scorer, wave, name, begin, out)
-    else:
-        path = Path(args.image)
-        out = picture(path.stem)
-        drawn, lines = explanation.explain(scorer, path)
-        image_grids.save(drawn, out)
-    print("\n".join(lines))
+    stem, draw = modalities.of(scorer).explained(scorer, args.image)
+    out = Path(args.out) if args.out else explanation.folder_of(Path(args.workdir)) / f"{stem}.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    print("\n".join(draw(out)))
     print(f"picture in {out}")
     return exit_codes.DONE

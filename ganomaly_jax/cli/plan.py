@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     settings = arguments.settings(args, overrides)
     validation.check(settings)
-    from ganomaly_jax.data import sources
+    from ganomaly_jax.data import modalities, sources
     from ganomaly_jax.model import registry
     from ganomaly_jax.parallel import sharding
     from ganomaly_jax.runs import resolution, sweep
@@ -39,9 +39,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         print(cost.describe_members(registry.from_config(one), len(team), devices, dataset.images.nbytes))
         return exit_codes.DONE
     mesh = sharding.local_mesh(settings.mesh.devices)
-    sides = (settings.data.height, settings.data.width)
-    open_sides = settings.data.kind != "rows" and 0 in sides
-    if (open_sides or 0 in config.input_shape(settings.data)) and settings.data.source:
+    if 0 in modalities.of(settings.data).network_shape(settings.data) and settings.data.source:
         settings = resolution.resolve(settings, devices=mesh.size, progress=True).config
     sharding.check_batch_size(settings.train.batch_size, mesh)
     print(cost.describe(cost.plan(settings, mesh.size)))

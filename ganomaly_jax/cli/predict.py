@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,86 +54,34 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if args.most_maps < 0:
         raise UserError(f"--most-maps {args.most_maps}: wanted a number of pictures, 0 for all")
     from ganomaly_jax.core import sealed_folder
+    from ganomaly_jax.evaluation import evaluate
+    from ganomaly_jax.report import modalities as report_modalities
+    from ganomaly_jax.scoring import groups
+    from ganomaly_jax.scoring import modalities as scoring_modalities
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
     scorer = scoring_scorer.load(args.workdir)
     if not args.out and (Path(args.workdir) / sealed_folder.MANIFEST).exists():
         raise UserError(f"{args.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
     out = Path(args.out) if args.out else Path(args.workdir) / layout.PREDICTIONS
-    if scorer.columns:
-        return _rows(scorer, args, out)
-    if scorer.sound:
-        return _sound(scorer, args, out)
-    return _images(scorer, args, out)
-
-
-def _images(scorer: Scorer, args: argparse.Namespace, out: Path) -> int:
-    from ganomaly_jax.data.images import decode
-    from ganomaly_jax.data.images import files as image_files
-    from ganomaly_jax.evaluation import evaluate
-    from ganomaly_jax.report import explanation
-    from ganomaly_jax.scoring import groups
-
-    files: list[Path] = []
-    for path in map(Path, args.paths):
-        files += image_files.list_images(path) if path.is_dir() else [path]
-    if not files:
-        raise UserError(f"no image files in {', '.join(args.paths)}")
-    judged, problems = scorer.judge_files(files, progress=True)
+    judging, drawing = scoring_modalities.of(scorer), report_modalities.of(scorer)
+    if args.groups and not judging.grouped:
+        raise UserError(f"--groups is for images: wanted none with {scorer.words.kind}")
+    if args.maps and not drawing.mapped:
+        raise UserError(f"--maps is for images and sound: wanted none with {scorer.words.kind}")
+    found = judging.judge_paths(scorer, args.paths)
+    judged = found.judged
     if args.groups:
-        judged = groups.judge_by(scorer, judged, groups.of_images(args.groups, [str(path) for path in files]))
-    reasons = dict(problems)
-    names = [str(path) for path in files]
-    why = [
-        reasons.get(decode.shown(path), evaluate.NOT_FINITE) if verdict == "invalid" else ""
-        for path, verdict in zip(files, judged.verdicts, strict=True)
-    ]
-    evaluate.write_predictions(out, names, [None] * len(files), judged, why)
-    code = _print_verdicts(scorer, names, judged, why, out)
+        judged = groups.judge_by(scorer, judged, groups.of_images(args.groups, found.names))
+    evaluate.write_predictions(out, found.names, [None] * len(found.names), judged, found.reasons)
+    for note in (*found.notes, *judging.write_files(out, found)):
+        print(f"note: {note}")
+    code = _print_verdicts(scorer, found.names, judged, found.reasons, out)
     if args.maps:
         folder = _maps_folder(args, out)
-        drawn, anomalous = explanation.write_most_anomalous(scorer, folder, files, judged, args.most_maps)
+        drawn, anomalous = drawing.write_maps(scorer, dataclasses.replace(found, judged=judged), folder, args.most_maps)
         print(_maps_line(drawn, anomalous, folder))
     return code
-
-
-def _rows(scorer: Scorer, args: argparse.Namespace, out: Path) -> int:
-    """Tables of sensors: a verdict for each row or window."""
-    from ganomaly_jax.evaluation import evaluate
-    from ganomaly_jax.scoring import sensors
-
-    if args.maps or args.groups:
-        raise UserError("--maps and --groups are for images: wanted neither with tables of sensors")
-    found = sensors.judge_tables(scorer, args.paths)
-    evaluate.write_predictions(out, found.paths, [None] * len(found.paths), found.judged, found.reasons)
-    for note in found.notes:
-        print(f"note: {note}")
-    return _print_verdicts(scorer, found.paths, found.judged, found.reasons, out)
-
-
-def _sound(scorer: Scorer, args: argparse.Namespace, out: Path) -> int:
-    """Recordings: a verdict for each window, and a row for each file in a second table."""
-    from ganomaly_jax.evaluation import evaluate
-    from ganomaly_jax.report import sound_explanation
-    from ganomaly_jax.scoring import sound
-
-    if args.groups:
-        raise UserError("--groups is for images: wanted none with recordings")
-    found, notes = sound.judge_recordings(scorer, args.paths)
-    beside = out.with_name(f"{out.stem}_files.csv")
-    sound.write_files(beside, found)
-    notes = [*notes, f"a row a file in {beside}"]
-    if args.maps:
-        folder = _maps_folder(args, out)
-        drawn, anomalous = sound_explanation.write_maps(scorer, folder, found, args.most_maps)
-        notes.append(_maps_line(drawn, anomalous, folder))
-    names = [name for one in found for name in one.names]
-    why = [reason for one in found for reason in one.reasons]
-    judged = sound.together(found)
-    evaluate.write_predictions(out, names, [None] * len(names), judged, why)
-    for note in notes:
-        print(f"note: {note}")
-    return _print_verdicts(scorer, names, judged, why, out)
 
 
 def _on_ray(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Sequence
 
 from ganomaly_jax.core.errors import UserError
@@ -365,11 +364,12 @@ RESIDUAL = 2048
 
 
 def input_shape(data: Data) -> tuple[int, ...]:
-    """Returns the shape of one input of the network, from a resolved configuration.
+    """Returns the shape of one input of the network, from the sizes in a resolved configuration.
 
-    (H, W, C) for images or their tiles, (bands, frames, 1) for sound, (D,) for rows, (T, D) for windows of rows.
+    (H, W, C) for images or their tiles, (bands, frames, 1) for sound; without height and width (T, D) for windows of
+    `data.window` rows, or (D,) for rows, D being `data.channels`.
     """
-    if data.kind != "rows":
+    if data.tile or data.height or data.width:
         return data.tile or data.height, data.tile or data.width, data.channels
     return (data.window, data.channels) if data.window else (data.channels,)
 
@@ -380,22 +380,6 @@ def residual_down(shape: tuple[int, ...]) -> int:
     while len(shape) == 3 and math.prod(shape) > RESIDUAL * down**2 and not any(n % (2 * down) for n in shape[:2]):
         down *= 2
     return down
-
-
-def items(data: Data) -> str:
-    """What one of the data is called, in the plural."""
-    if data.kind not in ("rows", "sound"):
-        return "images"
-    return "windows" if data.window or data.kind == "sound" else "rows"
-
-
-def in_words(data: Data, text: str) -> str:
-    """A sentence on images as one on what the data are."""
-    if data.kind not in ("rows", "sound"):
-        return text
-    text = re.sub(r"(?<![\w/-])images(?![\w/-])", items(data), text)
-    text = re.sub(r"(?<![\w/-])image(?![\w/-])", items(data)[:-1], text)
-    return text.replace("NaN or infinite pixels", "missing or infinite values").replace("picture for all", "for all")
 
 
 def score_parts(config: Config) -> tuple[str, ...]:

@@ -62,8 +62,6 @@ def check(config: Config) -> None:
             wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
             refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
-    kinds = ("auto", "images", "rows", "sound")
-    refuse_unless(config.data.kind in kinds, "data.kind", f"one of {', '.join(kinds)}")
     _check_sound(config.data.sound)
     refuse_unless(
         config.data.window == 0 or 4 <= config.data.window <= 4096,
@@ -152,14 +150,11 @@ def check_shape(config: Config) -> None:
     """
     shape, names = input_shape(config.data), score_parts(config)
     of_images = [name for name in names if name.startswith(("patches", "components"))]
-    if of_images and len(shape) < 3:
+    if of_images and len(shape) != 3:
         raise UserError(
-            f"evaluate.score={config.evaluate.score!r}: patches and components are of images, and these are rows of "
-            f"sensors; wanted a score without {of_images[0]}, such as pixel or residual_mahalanobis"
-        )
-    if config.model.exposure and config.data.kind in ("rows", "sound"):
-        raise UserError(
-            f"model.exposure=True: only images have a brightness, and these are {config.data.kind}; wanted false"
+            f"evaluate.score={config.evaluate.score!r}: patches and components are of images [H, W, C], and what the "
+            f"networks take has the shape {shape}; wanted a score without {of_images[0]}, such as pixel or "
+            "residual_mahalanobis"
         )
     asked = [name for name in names if name.startswith("residual")]
     if asked and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:

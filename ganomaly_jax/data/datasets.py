@@ -16,7 +16,7 @@ from ganomaly_jax.data import lazy
 from ganomaly_jax.data.lazy import Images
 
 if TYPE_CHECKING:
-    from ganomaly_jax.data.audio.recordings import Recording
+    from ganomaly_jax.data.modality import Layout
 
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
@@ -28,10 +28,10 @@ CALIBRATION = 2
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images of one size, and what their source says of them."""
+    """Items of one size, images or what else `modality` says, and what their source says of them."""
 
     images: Images
-    """`[N, H, W, C]` uint8, uint16 or float32, in memory or read on demand."""
+    """`[N, H, W, C]` uint8, uint16 or float32, in memory or read on demand; of other modalities `[N, ...]`."""
     labels: np.ndarray
     """`[N]` int64, indices into `classes`."""
     classes: tuple[str, ...]
@@ -51,19 +51,17 @@ class Dataset:
     """Where it came from, for messages."""
     digest: str = ""
     """Its `content_hash`, where the source knows it; it has to go where anything is replaced but the range."""
-    columns: tuple[str, ...] = ()
-    """Of rows of sensors, `images` then being `[N, D]` or, of windows, `[N, T, D]` float32: the sensors' names."""
-    spans: np.ndarray | None = None
-    """Of rows, `[N, 3]` int64: recording, first row in it, and the one after the last; of sound the same in samples.
-    None: these are images."""
-    recordings: tuple[Recording, ...] = ()
-    """Of sound, `images` then being windows `[N, T]` float32 of these."""
-    heard: config.Data | None = None
-    """Of sound: the settings, with what the recordings have filled in."""
     notes: tuple[str, ...] = ()
     """What the user should know of how they were read, a sentence each."""
-    scaling: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Of rows whose detector is there already (a mixture): the values of each sensor that become -1 and +1."""
+    modality: str = "images"
+    """The name of what the data are, see `modalities.named`."""
+    layout: Layout | None = None
+    """What only that modality knows of them; None: nothing."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the last axis of `images`; empty where it has none."""
+        return () if self.layout is None else self.layout.feature_names
 
 
 def from_arrays(
@@ -190,7 +188,7 @@ def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str
     digest = hashlib.sha256(f"{dataset.images.dtype.newbyteorder('<').str}{dataset.images.shape};".encode())
     for one in hashes:
         digest.update(one)
-    own = () if dataset.spans is None else (dataset.spans,)
+    own = () if dataset.layout is None else dataset.layout.hashed
     for array in (dataset.labels, dataset.parts, *own):
         if array is None:
             digest.update(b"none;")
@@ -198,7 +196,7 @@ def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str
         little = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
         digest.update(f"{little.dtype.str}{array.shape};".encode() + little.tobytes())
     normal = None if dataset.normal is None else sorted(dataset.normal)
-    digest.update(repr((dataset.classes, normal, *dataset.columns)).encode())
+    digest.update(repr((dataset.classes, normal, *dataset.feature_names)).encode())
     return digest.hexdigest()
 
 

@@ -14,11 +14,12 @@ import numpy as np
 from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_files, config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data import datasets, lazy, sources
+from ganomaly_jax.data import datasets, folders, lazy, sources
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.formats import array_record
 from ganomaly_jax.data.images import decode, scan
 from ganomaly_jax.data.images import files as image_files
+from ganomaly_jax.data.images import sources as image_sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _stored(dataset: Dataset, shard: Path, out: Path) -> tuple[Dataset, list[int
 
 
 def _folder(
-    items: list[sources.Item],
+    items: list[folders.Item],
     normal: frozenset[str] | None,
     has_parts: bool,
     settings: config.Data,
@@ -105,7 +106,7 @@ def _folder(
 ) -> tuple[Dataset, list[int]]:
     """The images of a folder: type and channels of the first count for all, unless a later one says otherwise."""
     paths = [path for path, _, _ in items]
-    height, width = sources.size_of(paths, settings)
+    height, width = image_sources.size_of(paths, settings)
 
     def decoded() -> contextlib.closing[Any]:
         return contextlib.closing(image_files.decode_each(paths, height, width, settings.fit))
@@ -125,7 +126,7 @@ def _folder(
         break
     assert seen is not None and checks is not None
     kind = kind or seen
-    classes, labels, parts = sources.labelled(items, np.array(kept), normal, has_parts)
+    classes, labels, parts = image_sources.labelled(items, np.array(kept), normal, has_parts)
     low, high = kind.span or (None, None)
     # Only what is said of them is asked of these images.
     stand_in = np.broadcast_to(np.zeros((), kind.dtype), (len(kept), height, width, kind.channels))

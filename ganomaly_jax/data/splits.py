@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import textwrap
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,7 @@ from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
-
-if TYPE_CHECKING:
-    pass
+from ganomaly_jax.data.modality import IMAGES, Words
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,8 +32,8 @@ class Split:
     """What the user should know of it, a sentence each."""
 
 
-def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
-    """Training, calibration and test set.
+def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMAGES) -> Split:
+    """Training, calibration and test set; `words` are the modality's own.
 
     With `settings.abnormal`, the protocol of the published tables: train and test part are pooled in this order, the
     normal images shuffled as `numpy.random.seed(seed); numpy.random.shuffle` does and cut at 1 - `settings.test`;
@@ -68,8 +65,8 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
         test = np.concatenate([np.flatnonzero(parts == 1), moved])
         protocol = "own labels, own split"
         if len(moved):
-            notes = (f"{len(moved)} anomalous images of the training part are tested on, never trained on",)
-    check_finite(dataset, train)
+            notes = (f"{len(moved)} anomalous {words.items} of the training part are tested on, never trained on",)
+    check_finite(dataset, train, words)
     set_aside = np.flatnonzero(is_normal & (parts == CALIBRATION))
     if len(set_aside) and len(train) > 1:
         return Split(train, set_aside, test, (~is_normal[test]).astype(np.int64), "as the mixture says", notes)
@@ -82,7 +79,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
     kept = np.sort(kept[: settings.limit or None])
     if len(kept) < 2:
         raise UserError(
-            f"{dataset.name} has {len(pooled_normal)} normal images, of which {len(kept)} would be trained on "
+            f"{dataset.name} has {len(pooled_normal)} normal {words.items}, of which {len(kept)} would be trained on "
             f"({count} for calibration): at least 2 are needed, and some hundreds are worth training on"
         )
     labels = (~is_normal[test]).astype(np.int64)
@@ -116,8 +113,8 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
     return normal
 
 
-def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
-    """Refuse NaN or infinite pixels in the images at `indices` `[n]`, which are to be trained on.
+def check_finite(dataset: Dataset, indices: np.ndarray, words: Words = IMAGES) -> None:
+    """Refuse values that are not finite in the items at `indices` `[n]`, which are to be trained on.
 
     Raises:
       UserError: with their number and the first one's path.
@@ -132,13 +129,16 @@ def check_finite(dataset: Dataset, indices: np.ndarray) -> None:
     bad = indices[~np.array(good, bool)]
     if len(bad):
         raise UserError(
-            f"{len(bad)} of {len(indices)} normal training images of {dataset.name} have NaN or infinite pixels "
+            f"{len(bad)} of {len(indices)} normal training {words.items} of {dataset.name} have {words.not_finite} "
             f"(the first is {dataset.paths[bad[0]]}): take them out or repair them"
         )
 
 
-def describe(dataset: Dataset, split: Split | None = None) -> str:
-    """What was taken as what: a table of at most four rows, then size, range, split and unreadable files."""
+def describe(dataset: Dataset, what: str, split: Split | None = None) -> str:
+    """Returns what was taken as what: a table of at most four rows, then size, range, split and unreadable files.
+
+    `what` is what the modality says of the items, `Modality.describe`.
+    """
     uses = np.full(len(dataset.labels), "images", dtype="<U11")
     if split is not None:
         uses[:] = "not used"
@@ -165,16 +165,7 @@ def describe(dataset: Dataset, split: Split | None = None) -> str:
         counts = [int((np.isin(dataset.labels, group) & (uses == use)).sum()) for use in columns]
         rows.append((name, kind, *map(str, counts)))
     lines = text_table.lines(rows, right=range(2, len(rows[0])))
-    size = " x ".join(map(str, dataset.images.shape[1:]))
-    span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
-    last = f"; {split.protocol}" if split else ""
-    if dataset.recordings:
-        lines.append(f"{size} samples a window; each band scaled by the normal training windows{last}")
-    elif dataset.spans is None:
-        lines.append(f"{size} pixels of {dataset.images.dtype}; range {span}{last}")
-    else:
-        what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"
-        lines.append(f"{size} {what}; scaled by the normal training rows{last}")
+    lines.append(f"{what}{f'; {split.protocol}' if split else ''}")
     lines.extend(f"note: {note}" for note in (*dataset.notes, *(split.notes if split else ())))
     if dataset.problems:
         path, reason = dataset.problems[0]

@@ -7,7 +7,6 @@ a hash of each file. It is written beside its place, loaded and checked there, a
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -24,7 +23,7 @@ import numpy as np
 from ganomaly_jax import __version__
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.deploy import export_runtime
+from ganomaly_jax.deploy import export_runtime, modalities
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 
@@ -73,8 +72,8 @@ def export(
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
     live = source if isinstance(source, scoring_scorer.Scorer) else scoring_scorer.load(source)
-    if form == "onnx" and (live.config.data.tile or live.sound):
-        what = "sound" if live.sound else "tiles"
+    if form == "onnx" and (live.config.data.tile or not modalities.of(live).onnx):
+        what = "tiles" if live.config.data.tile else live.words.kind
         raise UserError(f"a detector of {what} as ONNX is not known to work: wanted the form stablehlo")
     if images is None and not isinstance(source, scoring_scorer.Scorer):
         images = _tested_on(Path(source))
@@ -181,8 +180,7 @@ def _manifest(
             "low": live.low,
             "high": live.high,
             "fit": live.config.data.fit,
-            **({"columns": list(live.columns)} if live.columns else {}),
-            **({"sound": dataclasses.asdict(live.config.data.sound)} if live.sound else {}),
+            **modalities.of(live).fields(live),
         },
         "output": {
             name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in outputs.items()
@@ -213,10 +211,10 @@ def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[
       UserError: they differ by more than rounding.
     """
     count = min(CHECKED, live.block)
-    generated = generate(live, count)
+    generated = modalities.of(live).generate(live, count)
     given = np.zeros((0, *live.input_shape), live.dtype)
     if images is not None:
-        given = live._array(images[:count])
+        given = live.as_input(images[:count])
         given = (
             given[np.isfinite(given).all(tuple(range(1, given.ndim)))].astype(live.dtype)
             if given.dtype == live.dtype
@@ -245,29 +243,6 @@ def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[
         "largest_p_value_difference": float(np.abs(found["p_value"] - expected.p_values).max()),
         "platform": jax.default_backend(),
     }
-
-
-def generate(live: scoring_scorer.Scorer, n: int) -> np.ndarray:
-    """n images of the training type and range [n, H, W, C]: soft waves with noise, flat to loud; always the same."""
-    random = np.random.default_rng(0)
-    if live.columns:  # rows and windows as normal as noise can be, and quieter and louder ones
-        low, high = np.asarray(live.low), np.asarray(live.high)
-        noise = random.normal(0, 1, (n, *live.input_shape)) * random.uniform(0, 3, (n, *[1] * len(live.input_shape)))
-        return ((low + high) / 2 + noise * (high - low) / 2).astype(live.dtype)
-    if live.sound:  # noise and tones, faint to loud
-        seconds = np.arange(live.input_shape[0]) / live.config.data.sound.rate
-        hertz = random.uniform(0, live.config.data.sound.rate / 2, (n, 1))
-        waves = random.normal(0, 0.1, (n, *live.input_shape)) + np.sin(2 * np.pi * hertz * seconds)
-        return (waves * 10 ** random.uniform(-4, 0, (n, 1))).astype(live.dtype)
-    height, width, channels = live.input_shape
-    rows, columns = np.mgrid[:height, :width]
-    turns = random.uniform(0, 3, (n, 1, 1, channels, 2))
-    phase = random.uniform(0, 2 * np.pi, (n, 1, 1, channels))
-    angle = 2 * np.pi * (turns[..., 0] * rows[..., None] / height + turns[..., 1] * columns[..., None] / width)
-    waves = 0.5 + 0.5 * np.sin(angle + phase) * random.uniform(0, 1, (n, 1, 1, channels))
-    noisy = waves + random.normal(0, 1, waves.shape) * random.uniform(0, 0.2, (n, 1, 1, 1))
-    pixels = live.low + np.clip(noisy, 0, 1) * (live.high - live.low)
-    return (np.rint(pixels) if np.dtype(live.dtype).kind == "u" else pixels).astype(live.dtype)
 
 
 def _tested_on(workdir: Path) -> Sequence[Path] | None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
-from ganomaly_jax.deploy import batching, openapi
+from ganomaly_jax.deploy import batching, modalities, openapi
 from ganomaly_jax.deploy import page as deploy_page
 from ganomaly_jax.report import explanation
 from ganomaly_jax.scoring.calibration import INVALID
@@ -116,9 +116,9 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         from starlette.routing import Route
     except ImportError as error:
         raise missing(error) from None
-    if len(scorer.input_shape) < 3:
+    if not modalities.of(scorer).served:
         raise UserError(
-            "this detector scores sensors or sound: wanted one of images; `ganomaly monitor` watches sensors, "
+            f"this detector scores {scorer.words.kind}: wanted one of images; `ganomaly monitor` watches sensors, "
             "`ganomaly predict` scores recordings"
         )
     batching.check(scorer, limits.batch)

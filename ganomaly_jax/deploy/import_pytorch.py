@@ -15,9 +15,11 @@ import numpy as np
 from ganomaly_jax.core import config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy, sources, splits
+from ganomaly_jax.data.images.modality import Images
 from ganomaly_jax.model import ganomaly, pytorch
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import build, scorer
+from ganomaly_jax.scoring.adapters import WholeDetector
 
 _PREPROCESSOR = "anomalib_pre_processor_config"
 
@@ -70,7 +72,7 @@ def import_pytorch(
     settings.data.low, settings.data.high = dataset.low, dataset.high
     normals = lazy.select(dataset.images, chosen)
     made = build.make(
-        detector,
+        WholeDetector(detector, Images().preprocessing(settings.data)),
         jax.device_put(variables),
         settings,
         (str(dataset.images.dtype), dataset.low, dataset.high),

@@ -29,6 +29,7 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_files, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
+from ganomaly_jax.deploy import modalities
 from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, list_parts, package, quiet
 from ganomaly_jax.evaluation.evaluate import NOT_FINITE
 from ganomaly_jax.runs import layout
@@ -183,8 +184,8 @@ def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     folder = folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder
     if not (folder / sealed_folder.MANIFEST).is_file():
         live = scoring_scorer.load(workdir)  # says what is wrong
-        if live.columns:
-            raise UserError("--engine ray scores images: wanted the local engine for tables of sensors")
+        if not modalities.of(live).served:
+            raise UserError(f"--engine ray scores images: wanted the local engine for {live.words.kind}")
     with sealed_folder.translated_errors(folder):
         return hashlib.sha256((folder / sealed_folder.MANIFEST).read_bytes()).hexdigest()
 

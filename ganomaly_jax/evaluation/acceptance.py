@@ -10,6 +10,7 @@ import numpy as np
 from ganomaly_jax.core import text_table
 from ganomaly_jax.data import datasets, lazy
 from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.modality import IMAGES, Words
 from ganomaly_jax.evaluation import auroc_intervals, metrics, two_sample
 from ganomaly_jax.evaluation.auroc_intervals import RESAMPLES, Interval
 from ganomaly_jax.scoring import calibration
@@ -50,7 +51,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
     labels = np.array([dataset.classes[label] not in dataset.normal for label in dataset.labels[held]], np.int64)
     origin, test = origins[held], dataset.parts[held] == 1
     calibrated = dataset.parts[held] == datasets.CALIBRATION
-    again = calibration.by(scores["old"][calibrated], new.config.evaluate)
+    again = calibration.by(scores["old"][calibrated], new.config.evaluate, new.words.items)
     thresholds = {"old": old.threshold, "recalibrated": again.threshold, "new": new.threshold}
     above = {side: scores[side] > thresholds[side] for side in SIDES}
     flagged, counted_in = {}, {}
@@ -79,7 +80,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
     }
 
 
-def decide(figures: dict[str, Any], margin: float) -> list[str]:
+def decide(figures: dict[str, Any], margin: float, words: Words = IMAGES) -> list[str]:
     """Why the new detector may not take the old one's place, a sentence each; empty: it is not worse.
 
     Not worse means, with labelled anomalies: the lower end of the 95 % interval of the difference in AUROC (new minus
@@ -88,8 +89,8 @@ def decide(figures: dict[str, Any], margin: float) -> list[str]:
     interval of the difference is at least -`margin`). In any case: of the old and of the new normal images, each,
     it flags no more than the old detector, or no more than its threshold promises, chance allowed for.
     """
-    said = []
-    for name, where in (("old", "on the old test set"), ("all", "on all held-out images")):
+    said, items = [], words.items
+    for name, where in (("old", "on the old test set"), ("all", f"on all held-out {items}")):
         found = figures["auroc"][name]
         if found is not None and found["difference"]["low"] <= -margin:
             low = found["difference"]["low"]
@@ -108,14 +109,15 @@ def decide(figures: dict[str, Any], margin: float) -> list[str]:
         old, new = (figures["flagged"][group][side] for side in ("old", "new"))
         if new["count"] > old["count"] and new["count"] / new["of"] > _allowed(figures, new["of"]):
             said.append(
-                f"it flags {new['count']} of {new['of']} held-out {group} normal images where the old one flags "
+                f"it flags {new['count']} of {new['of']} held-out {group} normal {items} where the old one flags "
                 f"{old['count']}, and {figures['promised']:.1%} is promised"
             )
     return said
 
 
-def describe(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
+def describe(figures: dict[str, Any], workdir: str, source: str, words: Words = IMAGES) -> list[str]:
     """The comparison in plain words: a table, then sentences with what to do."""
+    items = words.items
     rows: list[tuple[str, ...]] = [
         ("detector", "threshold", "flags old normals", "flags new normals", "finds anomalies")
     ]
@@ -123,8 +125,8 @@ def describe(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
         counts = [figures["flagged"][group][side] for group in GROUPS] + [figures["found"][side]]
         cells = [f"{one['count']} of {one['of']}" if one["of"] else "none labelled" for one in counts]
         rows.append((title, f"{figures['thresholds'][side]:.6g}", *cells))
-    lines = ["compared on the same images, which neither was trained on:", *text_table.lines(rows)]
-    for name, where in (("old", "old test set"), ("all", "all held-out images")):
+    lines = [f"compared on the same {items}, which neither was trained on:", *text_table.lines(rows)]
+    for name, where in (("old", "old test set"), ("all", f"all held-out {items}")):
         found = figures["auroc"][name]
         if found is not None:
             difference = found["difference"]
@@ -134,38 +136,38 @@ def describe(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
                 f"95 % interval {difference['low']:+.4f} to {difference['high']:+.4f} (DeLong's, paired)"
             )
             if min(found["normal"], found["anomalous"]) < _FEW:
-                lines.append(f"note: with fewer than {_FEW} images of a class the interval is rough")
+                lines.append(f"note: with fewer than {_FEW} {items} of a class the interval is rough")
     if not figures["found"]["new"]["of"]:
         lines.append(
-            "note: no anomalies are labelled, so that only the share of flagged normal images was compared; whether "
+            f"note: no anomalies are labelled, so that only the share of flagged normal {items} was compared; whether "
             "the new one finds anomalies as well as the old one is not known"
         )
     for group in GROUPS:
         if figures["counted_in"][group] == "calibration":
             lines.append(
-                f"note: the {group} normal images counted are those that the threshold was set on: there are no others"
+                f"note: the {group} normal {items} counted are those that the threshold was set on: there are no others"
             )
     if figures["left_out"]:
-        lines.append(f"note: {figures['left_out']} images with NaN or infinite pixels are left out")
-    return lines + _advice(figures, workdir, source)
+        lines.append(f"note: {figures['left_out']} {items} with {words.not_finite} are left out")
+    return lines + _advice(figures, workdir, source, items)
 
 
-def _advice(figures: dict[str, Any], workdir: str, source: str) -> list[str]:
+def _advice(figures: dict[str, Any], workdir: str, source: str, items: str) -> list[str]:
     """Where only the level of the scores has moved, a new threshold does."""
     old, again = (figures["flagged"]["new"][side] for side in ("old", "recalibrated"))
     shift = figures["shift"]
     warned = []
     if figures["beyond"] is not None and figures["beyond"] > 0.5:
         warned.append(
-            "note: for the old detector the new normal images are further from normal than the labelled anomalies are: "
-            "look at some of them, they are what is taken for normal from now on"
+            f"note: for the old detector the new normal {items} are further from normal than the labelled anomalies "
+            "are: look at some of them, they are what is taken for normal from now on"
         )
     moved = shift["p_value"] < SHIFTED and old["count"] / old["of"] > _allowed(figures, old["of"])
     ranking = figures["auroc"]["all"]
     if not moved:
         return warned
     shown = (
-        f"the old scores of the new normal images are not those of the old ones (Kolmogorov-Smirnov distance "
+        f"the old scores of the new normal {items} are not those of the old ones (Kolmogorov-Smirnov distance "
         f"{shift['statistic']:.2f}, p value {shift['p_value']:.2g})"
     )
     same = ranking is not None and ranking["difference"]["low"] <= 0 <= ranking["difference"]["high"]

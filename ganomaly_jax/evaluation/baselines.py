@@ -239,7 +239,9 @@ def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, 
         x = np.asarray(scorer.unit(jnp.asarray(raw)))
         block = {"x": x}
         if latents:
-            z = _latents(scorer.detector, scorer.variables["detector"], inference.pad(x, inference.bucket(len(x))))
+            z = _latents(
+                scorer.detector.network, scorer.variables["detector"], inference.pad(x, inference.bucket(len(x)))
+            )
             block["z"] = np.asarray(z)[: len(x)]
         yield block
 

@@ -20,10 +20,10 @@ from ganomaly_jax.data import datasets, lazy, sources, splits
 from ganomaly_jax.evaluation import baselines, curves, group_metrics, pixel_metrics
 from ganomaly_jax.evaluation import metrics as evaluation_metrics
 from ganomaly_jax.parallel import processes
-from ganomaly_jax.report import figures, image_grids, run_report, sensor_plots, spectrogram_plots
+from ganomaly_jax.report import figures, modalities, run_report
 from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
-from ganomaly_jax.scoring import calibration, inference, sound
+from ganomaly_jax.scoring import calibration, inference
 from ganomaly_jax.scoring import groups as scoring_groups
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
@@ -31,9 +31,6 @@ from ganomaly_jax.scoring.scorer import Judgement, Scorer
 NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
 # Below this AUROC a sentence says that the detector does not separate.
 _SEPARATES = 0.6
-_SHOWN_PER_CLASS = 6
-# Of sensors: recordings that are drawn, and rows or windows of each.
-_RECORDINGS, _POINTS = 3, 2000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -144,7 +141,7 @@ def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
     asked = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)
-    found = calibration.by(np.asarray(scorer.variables["calibration"]), asked)
+    found = calibration.by(np.asarray(scorer.variables["calibration"]), asked, scorer.words.items)
     return dataclasses.replace(scorer, calibration=dataclasses.replace(found, groups=scorer.calibration.groups))
 
 
@@ -159,7 +156,7 @@ def _of(
     """Score the test part of `this` and write what was found into `workdir`."""
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
-        raise UserError("the test set is empty: give --data with images to test on")
+        raise UserError(f"the test set is empty: give --data with {scorer.words.items} to test on")
     names = None
     if by is not None:
         names = scoring_groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
@@ -167,8 +164,7 @@ def _of(
     labels = this.split.labels
     paths = [this.dataset.paths[i] for i in this.split.test]
     values = _metrics(this, scorer, judged, labels)
-    if this.dataset.spans is None:
-        values |= pixel_metrics.figures(scorer, images, paths, labels)
+    values |= pixel_metrics.figures(scorer, images, paths, labels)
     values |= _beside(workdir, this, scorer, judged, images, own)
     if names is not None:
         valid = np.isfinite(judged.scores)
@@ -178,10 +174,8 @@ def _of(
     records = list(history.read(workdir / layout.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
     values["warnings"] += diagnostics.words(records, scorer.config.model.latent_size)
-    values["warnings"] = [config.in_words(scorer.config.data, said) for said in values["warnings"]]
     run_folder.write_json(workdir / layout.METRICS, values)
-    not_finite = config.in_words(scorer.config.data, NOT_FINITE)
-    reasons = [not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
+    reasons = [scorer.words.not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, scorer, judged, labels)
     written = _report(workdir, this, scorer, judged, labels, misses, values)
@@ -258,21 +252,21 @@ def _metrics(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -
         "score": scorer.config.evaluate.score,
         "protocol": f"{this.split.protocol}; running statistics, last step",
     }
-    values["items"] = config.items(scorer.config.data)
+    values["items"] = scorer.words.items
     values["warnings"] = _warnings(this, scorer, judged, labels, values)
     return values
 
 
 def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
     """Returns plain sentences about what a user must not overlook."""
-    said = []
+    said, items = [], scorer.words.items
     auroc = values["auroc"]
     if auroc is None:
         missing = "anomalous" if not values["n_anomalous"] else "normal"
-        said.append(f"AUROC and average precision are not defined: the test set has no {missing} images.")
+        said.append(f"AUROC and average precision are not defined: the test set has no {missing} {items}.")
     elif auroc < _SEPARATES:
         said.append(
-            f"The detector does not separate anomalous from normal images: AUROC {auroc:.3f} (chance is 0.5). "
+            f"The detector does not separate anomalous from normal {items}: AUROC {auroc:.3f} (chance is 0.5). "
             "Do not use it as it is."
         )
     rate, size = scorer.calibration.rate, len(scorer.variables["calibration"])
@@ -283,11 +277,12 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
         flagged, n = int((scores > scorer.threshold).sum()), len(scores)
         if n and flagged / n > calibration.allowed(rate, n, size):
             said.append(
-                f"{flagged} of {n} {name} images are flagged: {flagged / n:.1%}, not the promised {rate:.1%}. "
-                "They differ from the images that it was calibrated on; recalibrate it on images like these."
+                f"{flagged} of {n} {name} {items} are flagged: {flagged / n:.1%}, not the promised {rate:.1%}. "
+                f"They differ from the {items} that it was calibrated on; recalibrate it on {items} like these."
             )
     if values["n_invalid"]:
-        said.append(f"{values['n_invalid']} test images have NaN or infinite pixels and are left out of all figures.")
+        invalid = f"{values['n_invalid']} test {items} have {scorer.words.not_finite}"
+        said.append(f"{invalid} and are left out of all figures.")
     if this.dataset.problems:
         path, reason = this.dataset.problems[0]
         said.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")
@@ -325,6 +320,7 @@ def _misses(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) ->
     if not chosen:
         return []
     x, x_hat = scorer.reconstruct(this.dataset.images[this.split.test[chosen]])
+    draw = modalities.of(scorer).case(scorer)
     return [
         figures.Case(
             name=this.dataset.paths[this.split.test[i]],
@@ -336,8 +332,7 @@ def _misses(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) ->
             threshold=scorer.threshold,
             verdict=judged.verdicts[i],
             label=int(labels[i]),
-            columns=scorer.columns,
-            scale=sound.scale_of(scorer) if scorer.sound else None,
+            draw=draw,
         )
         for k, i in enumerate(chosen)
     ]
@@ -356,59 +351,9 @@ def _report(
         return None
     examples = workdir / layout.PICTURES / "examples.png"
     try:
-        if this.dataset.spans is None or scorer.sound:
-            _examples(examples, this, scorer, labels)
-        else:
-            _timeline(examples, this, scorer, judged, labels)
+        modalities.of(scorer).examples(examples, modalities.Tested(this, scorer, judged, labels))
         scored = curves.scored(labels, judged.scores, scorer.threshold)
         return run_report.write(workdir, misses, scored, scorer.residual_max)
     except ImportError as error:
         values["warnings"].append(str(error))
         return None
-
-
-def _timeline(path: Path, this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> None:
-    """Scores and some sensors over time: of recordings with anomalous rows first, and of those the longest."""
-    spans = this.dataset.spans
-    if spans is None:
-        return
-    own = spans[this.split.test]
-
-    def order(k: int) -> tuple[int, int]:
-        here = own[:, 0] == k
-        return -int(labels[here].max()), -int(here.sum())
-
-    found = sorted(np.unique(own[:, 0]).tolist(), key=order)[:_RECORDINGS]
-    series = []
-    for number in found:
-        at = np.flatnonzero(own[:, 0] == number)
-        at = at[np.linspace(0, len(at) - 1, min(len(at), _POINTS)).astype(int)]
-        blocks = [scorer.reconstruct(this.dataset.images[this.split.test[part]]) for part in np.array_split(at, 8)]
-        x, x_hat = (np.concatenate([block[i] for block in blocks if len(block[i])]) for i in (0, 1))
-        if x.ndim == 3:
-            x, x_hat = x[:, -1], x_hat[:, -1]
-        name = this.dataset.paths[this.split.test[at[0]]].rpartition(":")[0]
-        series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, judged.scores[at], labels[at]))
-    figures.timeline(path, series, scorer.columns, scorer.threshold)
-
-
-def _examples(path: Path, this: Run, scorer: Scorer, labels: np.ndarray) -> None:
-    """Normal and anomalous test images of each class with reconstruction and residual, as the paper's Figure 3."""
-    sections = []
-    classes = this.dataset.labels[this.split.test]
-    groups = [("normal", labels == 0)]
-    anomalous = np.unique(classes[labels == 1])[:4]
-    groups += [(this.dataset.classes[i], (labels == 1) & (classes == i)) for i in anomalous]
-    for name, chosen in groups:
-        at = np.flatnonzero(chosen)
-        if len(at):
-            at = at[np.linspace(0, len(at) - 1, min(_SHOWN_PER_CLASS, len(at))).astype(int)]
-            x, x_hat = scorer.reconstruct(this.dataset.images[this.split.test[at]])
-            sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
-    if scorer.sound:
-        scale, size = sound.scale_of(scorer), (13.0, 0.7 + 1.7 * len(sections))
-        figures.drawn(
-            path, *size, lambda figure: spectrogram_plots.examples(figure, sections, scale, scorer.residual_max)
-        )
-        return
-    image_grids.save(image_grids.titled_grid(sections, scorer.residual_max), path)

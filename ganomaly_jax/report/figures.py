@@ -16,13 +16,17 @@ import numpy as np
 
 from ganomaly_jax.core.atomic_files import replacing
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.audio import spectrogram_scale
-from ganomaly_jax.report import html, sensor_plots, spectrogram_plots
+from ganomaly_jax.report import html, sensor_plots
 from ganomaly_jax.report.html import MissingError
 from ganomaly_jax.report.image_grids import COLOURS, one_line, residual, to_rgb
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:
+    Figure = Any
+
+Drawing = Callable[["Case", float], Figure]
+"""(case, residual_max) -> a figure of its input and reconstruction, without captions."""
 
 BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
 CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
@@ -46,10 +50,8 @@ class Case:
     verdict: str
     label: int | str | None
     """0 (normal), 1 (anomalous), the name of a class, or None where it is unknown."""
-    columns: tuple[str, ...] = ()
-    """The names of the sensors."""
-    scale: spectrogram_scale.Scale | None = None
-    """The scale of the spectrogram, for sound: x is [bands, frames, 1]."""
+    draw: Drawing | None = None
+    """Draws it; None: as an image."""
 
 
 def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
@@ -66,20 +68,22 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
     """
     if not (np.isfinite(residual_max) and residual_max > 0):
         raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
-    if case.columns and case.x.shape == case.x_hat.shape:
-        figure = new_figure(9, sensor_plots.height(case.x))
-        sensor_plots.case(figure, case.x, case.x_hat, case.columns)
-        _captions(figure, case)
-        save_figure(figure, path)
-        return
-    if case.x.ndim != 3 or case.x.shape != case.x_hat.shape:
+    if not case.x.ndim or case.x.shape != case.x_hat.shape:
         raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
-    if case.scale is not None:
-        figure = new_figure(9, 3.4)
-        spectrogram_plots.case(figure, case.x, case.x_hat, case.scale, residual_max)
-        _captions(figure, case)
-        save_figure(figure, path)
-        return
+    figure = (case.draw or image_case)(case, residual_max)
+    _captions(figure, case)
+    save_figure(figure, path)
+
+
+def image_case(case: Case, residual_max: float) -> Figure:
+    """Returns a figure of input, reconstruction and residual of an image [H, W, C].
+
+    Raises:
+      MissingError: no matplotlib.
+      UserError: another shape.
+    """
+    if case.x.ndim != 3:
+        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
     figure = new_figure(9, 1.1 + float(np.clip(2.6 * case.x.shape[0] / case.x.shape[1], 1.3, 4.0)))
     from matplotlib.colors import ListedColormap
 
@@ -97,8 +101,7 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
         ax.set_title(title, fontsize=11)
         ax.set_xticks([])
         ax.set_yticks([])
-    _captions(figure, case)
-    save_figure(figure, path)
+    return figure
 
 
 def timeline(path: str | Path, series: Sequence[sensor_plots.Series], columns: Sequence[str], threshold: float) -> None:

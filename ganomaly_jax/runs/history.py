@@ -89,12 +89,12 @@ class History:
                 f"{layout.HISTORY} cannot be written: {error.strerror}; the checkpoints are intact"
             ) from None
 
-    def line(self, images_per_second: float) -> str:
-        """The latest losses for the progress bar."""
+    def line(self, images_per_second: float, items: str = "images") -> str:
+        """The latest losses for the progress bar; `items` is what the modality calls images."""
         last = np.mean(self._window, axis=0) if self._window else self._last
         short = (_SHORT.get(name, name) for name in self._losses)
         losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(short, last, strict=True))
-        return f"{images_per_second:,.0f} images/s  {losses}" if images_per_second else losses
+        return f"{images_per_second:,.0f} {items}/s  {losses}" if images_per_second else losses
 
     def __enter__(self) -> History:
         return self

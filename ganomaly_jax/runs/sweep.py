@@ -13,6 +13,7 @@ from pathlib import Path
 from ganomaly_jax.core import config
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.data import modalities
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.runs import layout, run_folder
 
@@ -32,10 +33,9 @@ def expand(settings: Config, dataset: Dataset) -> list[Member]:
     """The members that a configuration asks for, class by class, seed by seed.
 
     Raises:
-      UserError: a class that the data do not have, or data of sound.
+      UserError: a class that the data do not have, or data that members are not trained on.
     """
-    if dataset.recordings:
-        raise UserError("members.classes, members.seeds: members are of images and rows, not of sound; train one model")
+    modalities.named(dataset.modality).check(settings)
     asked = config.member_classes(settings)
     classes = list(dataset.classes) if asked == ["all"] else asked or [settings.data.abnormal]
     for name in asked:

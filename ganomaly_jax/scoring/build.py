@@ -12,18 +12,19 @@ import numpy as np
 from ganomaly_jax.core import config
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.lazy import Images
-from ganomaly_jax.scoring import calibration, inference, latent_statistics, residual_map, scores, tile_adapter
+from ganomaly_jax.scoring import calibration, inference, latent_statistics, residual_map, scores
+from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.scorer import Scorer
 
 # Pixels of maps that their threshold is taken from.
 _MAP_PIXELS = 2**25
-TRAINED_ON = "images that were trained on (no calibration part): expect more false alarms"
+TRAINED_ON = "that were trained on (no calibration part): expect more false alarms"
 IN_TIME = "neighbours in time are alike, so that they count for fewer than they are"
 
 
 def make(
-    detector: tile_adapter.Judge,
+    detector: Adapter,
     variables: dict[str, Any],
     settings: config.Config,
     pixels: tuple[str, Any, Any],
@@ -31,7 +32,7 @@ def make(
     normals: Images,
     trained_on: bool,
     provenance: dict[str, Any],
-    columns: tuple[str, ...] = (),
+    feature_names: tuple[str, ...] = (),
 ) -> Scorer:
     """A scorer calibrated on raw normal images [n, H, W, C]; `pixels` are (dtype, low, high) of the training images.
 
@@ -41,12 +42,12 @@ def make(
     parts = config.score_parts(settings)
     own: dict[str, Any] = {"detector": variables}
     if not scores.is_plain(parts):
-        learned, held = (tile_adapter.inputs(detector, images) for images in (training, normals))
+        learned, held = (detector.inputs(images) for images in (training, normals))
         seed, size = settings.seed, min(latent_statistics.BANK, len(learned))
         kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
         chosen = lazy.select(learned, kept)
         fitted_on, standard = inference.blocks(detector, pixels, chosen), inference.blocks(detector, pixels, held)
-        own["statistics"] = scores.fit(tile_adapter.network(detector), parts, own, fitted_on, size, standard, seed)
+        own["statistics"] = scores.fit(detector.network, parts, own, fitted_on, size, standard, seed)
     scorer = Scorer(
         detector,
         {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},
@@ -55,7 +56,7 @@ def make(
         calibration=Calibration(0.0, 1.0, "not calibrated"),
         residual_max=1.0,
         provenance=provenance,
-        columns=columns,
+        feature_names=feature_names,
     )
     return calibrated(scorer, normals, trained_on)
 
@@ -65,12 +66,12 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
     configuration asks; what its score is made of stays as it is. `trained_on` as in `make`.
     """
     found_scores = scorer(normals)
-    found = calibration.by(found_scores, scorer.config.evaluate)
+    items = scorer.words.items
+    found = calibration.by(found_scores, scorer.config.evaluate, items)
     if trained_on:
-        found = dataclasses.replace(found, source=f"the scores of {len(normals)} {TRAINED_ON}")
-    if scorer.columns or scorer.sound:
-        source = config.in_words(scorer.config.data, found.source)
-        found = dataclasses.replace(found, source=f"{source}; {IN_TIME}")
+        found = dataclasses.replace(found, source=f"the scores of {len(normals)} {items} {TRAINED_ON}")
+    if scorer.modality.in_time:
+        found = dataclasses.replace(found, source=f"{found.source}; {IN_TIME}")
     residual_max, map_threshold = _scales(scorer, normals)
     return dataclasses.replace(
         scorer,
@@ -82,8 +83,8 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
 
 
 def _scales(scorer: Scorer, normals: Images) -> tuple[float, float]:
-    """`residual_max` and `map_threshold` of the first of raw normals; of rows, which have no maps, one for both."""
-    if scorer.columns:
+    """`residual_max` and `map_threshold` of the first of raw normals; of what has no maps of pixels, one for both."""
+    if len(scorer.detector.network.shape) != 3:
         x, x_hat = scorer.reconstruct(normals[: inference.BUCKETS[-1]])
         return (float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),) * 2
     shown = min(inference.BUCKETS[-1], max(_MAP_PIXELS // math.prod(scorer.input_shape[:2]), 1))

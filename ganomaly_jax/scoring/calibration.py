@@ -40,31 +40,33 @@ class Calibration:
     """The calibration scores of each group, rising, where groups have thresholds of their own; see `of_group`."""
 
 
-def by(scores: np.ndarray, settings: config.Evaluate) -> Calibration:
+def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> Calibration:
     """The threshold that `settings.threshold_by` asks for, and the review band, from calibration scores [n].
+
+    `items` is what the scored things are called.
 
     Raises:
       UserError: no scores, one that is not finite, too few for a tail, a review band that lies within what is
         anomalous already.
     """
     if settings.threshold_by == "rate":
-        found = calibrate(scores, settings.false_positive_rate)
+        found = calibrate(scores, settings.false_positive_rate, items)
     elif settings.threshold_by == "quantile":
-        found = _by_quantile(scores, settings.quantile)
+        found = _by_quantile(scores, settings.quantile, items)
     elif settings.threshold_by == "tail":
-        found = by_tail(scores, settings.false_positive_rate)
+        found = by_tail(scores, settings.false_positive_rate, items)
     else:
-        found = _given(scores, settings.threshold)
+        found = _given(scores, settings.threshold, items)
     if not settings.review:
         return found
-    band = calibrate(scores, settings.review)
+    band = calibrate(scores, settings.review, items)
     if band.threshold >= found.threshold:
         raise UserError(
             f"a review band up to p-values of {settings.review:.2%} begins at a score of {band.threshold:.6g}, and "
-            f"above {found.threshold:.6g} an image is anomalous: wanted a higher review rate (that of the threshold is "
+            f"above {found.threshold:.6g} an item is anomalous: wanted a higher review rate (that of the threshold is "
             f"{found.rate:.2%}), or 0 for no band"
         )
-    source = f"{found.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal images"
+    source = f"{found.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal {items}"
     return dataclasses.replace(found, source=source, review=band.threshold)
 
 
@@ -77,7 +79,7 @@ def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibr
     return by(np.asarray(found.groups[name]), settings) if name in found.groups else found
 
 
-def calibrate(scores: np.ndarray, false_positive_rate: float) -> Calibration:
+def calibrate(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
     """The threshold for a false-positive rate, from the scores [n] of n calibration images.
 
     With n exchangeable normal scores, a fresh one lies above the k-th smallest with probability (n + 1 - k) / (n + 1)
@@ -86,7 +88,7 @@ def calibrate(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     Raises:
       UserError: no scores, or one that is not finite.
     """
-    ordered = _ordered(scores)
+    ordered = _ordered(scores, items)
     n = len(ordered)
     smallest = 1 / (n + 1)
     # The tolerance keeps (n + 1)(1 - rate) = 99.00000000000001 from becoming 100.
@@ -94,12 +96,12 @@ def calibrate(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     rate = (n + 1 - k) / (n + 1)
     if false_positive_rate < smallest:
         source = (
-            f"the largest score of {n} calibration images: {n} can promise a false-positive rate of {smallest:.2%} at "
-            f"best, {false_positive_rate:.2%} was asked (that needs {math.ceil(1 / false_positive_rate) - 1} images)"
+            f"the largest score of {n} calibration {items}: {n} can promise a false-positive rate of {smallest:.2%} at "
+            f"best, {false_positive_rate:.2%} was asked (that needs {math.ceil(1 / false_positive_rate) - 1} {items})"
         )
     else:
         source = (
-            f"a false-positive rate of {false_positive_rate:.2%} on {n} calibration images, normal ones that were not "
+            f"a false-positive rate of {false_positive_rate:.2%} on {n} calibration {items}, normal ones that were not "
             f"trained on (the smallest rate that {n} can promise is {smallest:.2%})"
         )
     return Calibration(float(ordered[k - 1]), rate, source)
@@ -118,33 +120,35 @@ def allowed(rate: float, n: int, size: int) -> float:
     return rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n
 
 
-def _ordered(scores: np.ndarray) -> np.ndarray:
+def _ordered(scores: np.ndarray, items: str) -> np.ndarray:
     n = len(scores)
     if n == 0:
-        raise UserError("no calibration images: a threshold needs at least one; give data.calibration a share above 0")
+        raise UserError(
+            f"no calibration {items}: a threshold needs at least one; give data.calibration a share above 0"
+        )
     if not np.isfinite(scores).all():
         raise UserError(f"{(~np.isfinite(scores)).sum()} of {n} calibration scores are not finite; wanted all finite")
     return np.sort(scores)
 
 
-def _by_quantile(scores: np.ndarray, quantile: float) -> Calibration:
+def _by_quantile(scores: np.ndarray, quantile: float, items: str) -> Calibration:
     """The smallest calibration score that at least this share of them does not exceed."""
-    ordered = _ordered(scores)
+    ordered = _ordered(scores, items)
     n = len(ordered)
     k = max(math.ceil(quantile * n - 1e-9), 1)
     rate = (n + 1 - k) / (n + 1)
-    source = f"the {quantile:.4g} quantile of {n} calibration scores: it flags {rate:.2%} of normal images at most"
+    source = f"the {quantile:.4g} quantile of {n} calibration scores: it flags {rate:.2%} of normal {items} at most"
     return Calibration(float(ordered[k - 1]), rate, source)
 
 
-def _given(scores: np.ndarray, threshold: float) -> Calibration:
-    ordered = _ordered(scores)
+def _given(scores: np.ndarray, threshold: float, items: str) -> Calibration:
+    ordered = _ordered(scores, items)
     above, n = int((ordered > threshold).sum()), len(ordered)
-    source = f"given; {above} of {n} calibration images lie above it"
+    source = f"given; {above} of {n} calibration {items} lie above it"
     return Calibration(float(threshold), (above + 1) / (n + 1), source)
 
 
-def by_tail(scores: np.ndarray, false_positive_rate: float) -> Calibration:
+def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
     """A threshold beyond what the number of scores could promise: peaks over threshold, extreme-value theory.
 
     What scores [n] exceed their 90 % quantile u by follows a generalised Pareto distribution for large u (Pickands
@@ -155,7 +159,7 @@ def by_tail(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     Raises:
       UserError: fewer than 10 different scores above u, or a rate that lies below u (there calibrated ranks serve).
     """
-    ordered = _ordered(scores).astype(np.float64)
+    ordered = _ordered(scores, items).astype(np.float64)
     n = len(ordered)
     m = int(n * _TAIL)
     begin = ordered[-m - 1] if 0 < m < n else ordered[-1]
@@ -163,8 +167,8 @@ def by_tail(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     different = len(np.unique(excesses))
     if different < _LEAST_TAIL:
         raise UserError(
-            f"{n} calibration images have {different} different scores in their highest tenth: a tail is fitted to "
-            f"{_LEAST_TAIL} at least; wanted {_LEAST_TAIL * 10} images or more, or another way to set the threshold"
+            f"{n} calibration {items} have {different} different scores in their highest tenth: a tail is fitted to "
+            f"{_LEAST_TAIL} at least; wanted {_LEAST_TAIL * 10} {items} or more, or another way to set the threshold"
         )
     share = len(excesses) / n
     if false_positive_rate >= share:
@@ -178,7 +182,7 @@ def by_tail(scores: np.ndarray, false_positive_rate: float) -> Calibration:
     source = (
         f"a false-positive rate of {false_positive_rate:.3%} by a generalised Pareto tail (shape {xi:.3f}, scale "
         f"{sigma:.4g}) over the highest {len(excesses)} of {n} calibration scores: an extrapolation"
-        + (f", since {n} images can promise {1 / (n + 1):.2%} at best" if false_positive_rate < 1 / (n + 1) else "")
+        + (f", since {n} {items} can promise {1 / (n + 1):.2%} at best" if false_positive_rate < 1 / (n + 1) else "")
     )
     return Calibration(float(begin + beyond), false_positive_rate, source)
 

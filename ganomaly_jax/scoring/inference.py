@@ -11,36 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.data.lazy import Images
 from ganomaly_jax.parallel import sharding
-from ganomaly_jax.scoring import calibration, scores, tile_adapter
-from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
-from ganomaly_jax.scoring.tile_adapter import Judge
+from ganomaly_jax.scoring import calibration, scores
+from ganomaly_jax.scoring.adapters import Adapter
 
 # A batch is padded to the smallest of these that holds it, and a larger one is cut into the largest: so many programs
 # are compiled at most, whatever sizes come.
 BUCKETS = (1, 8, 64, 256)
 
 
-def unit(detector: Judge, pixels: tuple[str, Any, Any], x: Array) -> Array:
+def unit(detector: Adapter, pixels: tuple[str, Any, Any], x: Array) -> Array:
     """Raw images [B, H, W, C] as the networks take them, see `Scorer.unit`; `pixels` as there. Pure."""
-    dtype, low, high = pixels
-    if isinstance(detector, SpectrogramDetector):
-        return detector.unit(low, high, x)
-    floating = jnp.issubdtype(x.dtype, jnp.floating)
-    if x.dtype == dtype or (floating and dtype == "float32"):
-        return preprocess.to_unit(x, low, high)
-    if floating:
-        return x
-    if x.dtype in (jnp.uint8, jnp.uint16) and dtype in ("uint8", "uint16"):
-        return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
-    raise UserError(f"images of type {x.dtype}: wanted {dtype}, as in training, or floating point in [-1, 1]")
+    return detector.preprocessing.unit(pixels, x)
 
 
 def scored(
-    detector: Judge,
+    detector: Adapter,
     parts: tuple[str, ...],
     pixels: tuple[str, Any, Any],
     variables: dict[str, Any],
@@ -48,7 +36,7 @@ def scored(
 ) -> dict[str, Array]:
     """`score` and `p_value` [B] of raw images, see `Scorer.outputs`; `parts` and `pixels` are the scorer's. Pure."""
     taken = unit(detector, pixels, x)
-    score = tile_adapter.score(detector, lambda network, own: scores.score(network, parts, variables, own), taken)
+    score = detector.score(lambda network, own: scores.score(network, parts, variables, own), taken)
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
 
@@ -60,7 +48,7 @@ compiled = jax.jit(scored, static_argnums=(0, 1, 2))
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def compiled_side_by_side(
     mesh: Any,
-    detector: Judge,
+    detector: Adapter,
     parts: tuple[str, ...],
     pixels: tuple[str, Any, Any],
     variables: dict[str, Any],
@@ -72,11 +60,11 @@ def compiled_side_by_side(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def explained(
-    detector: Judge, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
+    detector: Adapter, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
 ) -> tuple[Array, Array, Array]:
     """(x, x_hat, map) of raw images: [B, H, W, C] float32 in [-1, 1] twice, and their residual map [B, H, W]. Pure."""
     scaled = unit(detector, pixels, x)
-    return scaled, *tile_adapter.explained(detector, variables["detector"], scaled)
+    return scaled, *detector.explained(variables["detector"], scaled)
 
 
 def groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]]:
@@ -110,7 +98,7 @@ def pad(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
 
 
-def blocks(detector: Judge, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
+def blocks(detector: Adapter, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
     """Raw images, or inputs of its network, as batches in [-1, 1], all of one size but the last."""
     for begin in range(0, len(images), BUCKETS[-1]):
         yield np.asarray(unit(detector, pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))

@@ -51,6 +51,7 @@ def recalibrate(
     """
     settings = _asked(false_positive_rate, quantile, tail, threshold)
     made = scorer.load(workdir)
+    items = made.words.items
     evaluate = dataclasses.replace(made.config.evaluate, **settings)
     if review is not None:
         evaluate = dataclasses.replace(evaluate, review=review)
@@ -61,7 +62,9 @@ def recalibrate(
         scores = made(lazy.select(dataset.images, chosen))
         chosen, scores = chosen[np.isfinite(scores)], scores[np.isfinite(scores)]
         if not len(chosen):
-            raise UserError(f"no normal image of {dataset.name} can be scored: they have NaN or infinite pixels")
+            raise UserError(
+                f"no normal {made.words.item} of {dataset.name} can be scored: they have {made.words.not_finite}"
+            )
         provenance = made.provenance | {"calibrated_on": dataset.name}
         normals = lazy.select(dataset.images, chosen)
         made = build.calibrated(dataclasses.replace(made, config=resolved, provenance=provenance), normals)
@@ -70,9 +73,9 @@ def recalibrate(
         if by is not None:
             made = _grouped(made, scores, groups.of_images(by, dataset.paths, source)[chosen])
     else:
-        found = calibration.by(np.asarray(made.variables["calibration"]), evaluate)
+        found = calibration.by(np.asarray(made.variables["calibration"]), evaluate, items)
         if build.TRAINED_ON in made.calibration.source:
-            found = dataclasses.replace(found, source=f"{found.source}; {build.TRAINED_ON}")
+            found = dataclasses.replace(found, source=f"{found.source}; {items} {build.TRAINED_ON}")
         found = dataclasses.replace(found, groups=made.calibration.groups)
         made = dataclasses.replace(made, config=resolved, calibration=found)
         if by is not None:

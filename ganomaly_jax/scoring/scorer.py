@@ -22,18 +22,16 @@ from ganomaly_jax.core import config_values, sealed_folder
 from ganomaly_jax.core.config import Data
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import track
-from ganomaly_jax.data.audio import windows as audio_windows
-from ganomaly_jax.data.images import decode, preprocess
+from ganomaly_jax.data import modalities
 from ganomaly_jax.data.images import files as image_files
-from ganomaly_jax.data.lazy import LazyImages
-from ganomaly_jax.data.rows import splits as row_splits
-from ganomaly_jax.data.rows import tables
+from ganomaly_jax.data.images import modality as images_modality
+from ganomaly_jax.data.modality import InputSpec, Modality, Words
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import checkpoint, layout, sweep
+from ganomaly_jax.scoring import adapters, inference
 from ganomaly_jax.scoring import calibration as scoring_calibration
-from ganomaly_jax.scoring import inference, tile_adapter
+from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
-from ganomaly_jax.scoring.spectrogram_adapter import SpectrogramDetector
 
 # Of raw pixels of large images that are held at once.
 _BLOCK_BYTES = 2**26
@@ -51,6 +49,21 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class JudgedPaths:
+    """What is said of the items in some files, one after the other."""
+
+    names: list[str]
+    """What each item is called: a file, or a place in one."""
+    judged: Judgement
+    reasons: list[str]
+    """Why a verdict is `invalid`, otherwise empty."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What the user should know, a sentence each."""
+    detail: Any = None
+    """What only the modality's own entry in the report's table reads."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
     """A trained detector, its preprocessing and its calibration. Made by `load`; call it with images.
 
@@ -58,7 +71,7 @@ class Scorer:
     and +1.
     """
 
-    detector: tile_adapter.Judge
+    detector: Adapter
     variables: dict[str, Any]
     """`detector`: what `detector.outputs` takes; `statistics`: what `scores.fit` found, empty where the score needs
     none; `calibration`: the sorted scores [n] of the calibration images."""
@@ -72,8 +85,9 @@ class Scorer:
     provenance: dict[str, Any]
     map_threshold: float = math.inf
     """`maps.SHARE` of the pixels of the calibration images have less than this in `maps.residual_map`."""
-    columns: tuple[str, ...] = ()
-    """Of rows of sensors: their names, in the order in which they go in; `low` and `high` have a value for each."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the last axis of what goes in, where it has any: of rows the sensors; `low` and `high` have a value for
+    each."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -81,14 +95,24 @@ class Scorer:
         return self.detector.shape
 
     @property
-    def sound(self) -> bool:
-        """Whether it judges waveforms; `low` and `high` then have a log10 of power for each band of frequency."""
-        return isinstance(self.detector, SpectrogramDetector)
+    def modality(self) -> Modality:
+        """What it judges: images, rows of sensors, sound."""
+        return modalities.of(self.config.data)
+
+    @property
+    def words(self) -> Words:
+        """What one of the judged items is called."""
+        return self.modality.words(self.config.data)
+
+    @property
+    def spec(self) -> InputSpec:
+        """What it takes of the outside."""
+        return InputSpec(self.input_shape, *self.pixels, self.config.data, self.feature_names)
 
     @property
     def block(self) -> int:
         """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
-        if not isinstance(self.detector, tile_adapter.TiledDetector | SpectrogramDetector):
+        if not self.detector.preprocessing.bounded:
             return inference.BUCKETS[-1]
         size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
         return max((size_of for size_of in inference.BUCKETS if size_of * size <= _BLOCK_BYTES), default=1)
@@ -124,8 +148,7 @@ class Scorer:
 
     def reading(self, source: str) -> Data:
         """How another source is read as this detector takes it: of tables its sensors, by their names."""
-        found = dataclasses.replace(self.config.data, source=source)
-        return dataclasses.replace(found, columns=tables.as_text(self.columns)) if self.columns else found
+        return self.modality.reading(self.spec, source)
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
@@ -160,15 +183,11 @@ class Scorer:
 
     def judge(self, images: Any, progress: bool = False) -> Judgement:
         """Scores, p-values and verdicts; `images` as in a call, or read on demand. `progress` is shown of long work."""
-        files = _files(images) if len(self.input_shape) == 3 else None
-        if files is not None:
-            return self.judge_files(files, progress=progress)[0]
-        x, taken = (images, self._array) if isinstance(images, LazyImages) else (self._checked(images), self._sized)
-        blocks = (taken(x[i : i + self.block]) for i in range(0, len(x), self.block))
-        return self._judged(self._shown(blocks, len(x), progress))
+        blocks, total = self.modality.blocks(images, self.spec, self.block)
+        return self._judged(self._shown(blocks, total, progress))
 
     def _shown(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:
-        return track(blocks, total, config_module.items(self.config.data)[:-1], not progress, "scored")
+        return track(blocks, total, self.words.item, not progress, "scored")
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = image_files.WORKERS, progress: bool = False
@@ -183,16 +202,9 @@ class Scorer:
         if not len(paths):
             raise UserError("no image files: wanted at least one")
         problems: list[tuple[str, str]] = []
-
-        def placed(block: tuple[Any, ...]) -> np.ndarray:
-            problems.extend(block[2])
-            return self._placed(*block[:3])
-
-        height, width, channels = self.input_shape
-        fit, like = self.config.data.fit, (self.dtype, self.low, self.high)
-        decoded = image_files.decode_blocks(paths, self.block, height, width, channels, fit, like, workers)
-        with contextlib.closing(decoded) as blocks:
-            return self._judged(self._shown(map(placed, blocks), len(paths), progress)), problems
+        blocks = images_modality.file_blocks(paths, self.spec, self.block, problems, workers)
+        with contextlib.closing(blocks):
+            return self._judged(self._shown(blocks, len(paths), progress)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
         """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
@@ -200,7 +212,7 @@ class Scorer:
 
     def explained(self, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(x, x_hat, map): as `reconstruct`, and `maps.residual_map` of both, [B, H, W] float32 in 0..2."""
-        raw = self._array(images)
+        raw = self.as_input(images)
         found = inference.explained(
             self.detector, self.pixels, self.variables, inference.pad(raw, inference.bucket(len(raw)))
         )
@@ -233,90 +245,20 @@ class Scorer:
         x = sharding.from_local_shards(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
         return inference.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
-    def _array(self, given: Any) -> np.ndarray:
-        return self._sized(self._checked(given))
-
-    def _checked(self, given: Any) -> np.ndarray:
-        """What the program takes, but for the size of images."""
-        if self.sound:
-            return audio_windows.as_input(given, self.config.data)
-        if len(self.input_shape) < 3:
-            return self.rows(given)
-        files = _files(given)
-        if files is not None:
-            return self.read(files)[0]
-        try:
-            x = np.asarray(given)
-        except ValueError:
-            raise UserError("images of different shapes: wanted an array, or image files, which are resized") from None
-        height, width, channels = self.input_shape
-        if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not one image [H, W, 1]
-            x = x[..., None]
-        if x.ndim != 4 or x.shape[-1] != channels or not x.size:
-            raise UserError(
-                f"images of shape {x.shape}: wanted [B, {height}, {width}, {channels}], B at least 1, the shape that "
-                "this detector was trained on (other sizes are resized, other numbers of channels are not guessed)"
-            )
-        if x.dtype.kind == "f" and x.dtype != self.dtype:
-            x = x.astype(np.float32)
-            # Not a NaN: that is the image's own fault and becomes a verdict.
-            if self.dtype != "float32" and (np.abs(x) > 1).any():
-                raise UserError(
-                    f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: wanted [-1, 1]; this detector "
-                    f"was trained on {self.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
-                )
-        elif x.dtype.kind == "u" and self.dtype == "float32":
-            raise UserError(
-                f"images of type {x.dtype}: wanted floating point from {self.low:g} to {self.high:g}, as in training; "
-                "what other pixels mean in that range is not known"
-            )
-        elif x.dtype.kind not in "uf":
-            raise UserError(f"images of type {x.dtype}: wanted {self.dtype}, as in training, or floating point")
-        return x
-
-    def _sized(self, x: np.ndarray) -> np.ndarray:
-        """Images at the size of the network, resized by threads, as files are decoded."""
-        if x.shape[1:] == self.input_shape:
-            return x
-        height, width, channels = self.input_shape
-
-        def fitted(image: np.ndarray) -> np.ndarray:
-            return preprocess.fit_image(image, height, width, channels, self.config.data.fit)
-
-        with contextlib.closing(image_files.read_ahead(fitted, x)) as resized:
-            return np.stack(list(resized))
-
-    def rows(self, given: Any) -> np.ndarray:
-        """Rows or windows of sensors as the program takes them, [n, D] or [n, T, D] float32; see `row_parts.as_input`.
+    def as_input(self, given: Any) -> np.ndarray:
+        """Returns what a call takes as the compiled program takes it, raw items `[n, *input_shape]`.
 
         Raises:
-          UserError: what is given has another shape, or this is a detector of images.
+          UserError: as a call.
         """
-        if len(self.input_shape) == 3 or self.sound:
-            raise UserError(
-                f"this detector is of {'sound' if self.sound else 'images'}: wanted files or arrays of these"
-            )
-        return row_splits.as_input(given, self.input_shape, self.columns, self.low, self.high, self.config.data)
+        return self.modality.as_input(given, self.spec)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
         """Image files as [n, H, W, C] of the training type, and (path, reason) of those that cannot be read.
 
         An unreadable one is there as NaN (float32 then), so that it is scored as invalid and keeps its place.
         """
-        height, width, channels = self.input_shape
-        like = (self.dtype, self.low, self.high)
-        read = image_files.decode_files(paths, height, width, channels, self.config.data.fit, progress, like)
-        return self._placed(*read[:3]), read[2]
-
-    def _placed(self, read: np.ndarray, kept: np.ndarray, problems: Sequence[Any]) -> np.ndarray:
-        """Images of the training type at their places among those that could not be read."""
-        if not problems:
-            return read
-        whole = np.zeros((len(kept) + len(problems), *read.shape[1:]), read.dtype)
-        whole[kept] = read
-        x = np.array(self.unit(jnp.asarray(whole))) if self.dtype != "float32" else whole
-        x[np.setdiff1d(np.arange(len(x)), kept)] = np.nan
-        return x
+        return images_modality.read_files(paths, self.spec, progress)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Scorer:
@@ -341,28 +283,9 @@ class Scorer:
             "residual_max": self.residual_max,
             "map_threshold": self.map_threshold,
             "provenance": self.provenance,
-            **({"columns": self.columns} if self.columns else {}),
+            **({"columns": self.feature_names} if self.feature_names else {}),
         }
         checkpoint.write(directory, self.variables, meta)
-
-
-def _files(given: Any) -> Sequence[Any] | None:
-    """An image file, a folder of them or a sequence of files as a sequence, None for images as arrays.
-
-    Raises:
-      UserError: a folder without image files, or nothing that could be images.
-    """
-    if isinstance(given, (str, os.PathLike)):
-        if not os.path.isdir(given):
-            return [given]
-        if not (found := image_files.list_images(os.fspath(given))):
-            raise UserError(f"no image files in {decode.shown(given)}")
-        return found
-    if hasattr(given, "dtype"):
-        return None
-    if not isinstance(given, Sequence):
-        raise UserError(f"{type(given).__name__}: wanted images as an array, image files, or a folder of them")
-    return given if len(given) and isinstance(given[0], (str, os.PathLike)) else None
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
@@ -396,7 +319,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         if np.dtype(meta["dtype"]).kind not in "uf":
             raise ValueError(f"pixels of type {meta['dtype']}")
         scorer = Scorer(
-            detector=tile_adapter.from_config(settings),
+            detector=adapters.from_config(settings),
             variables=jax.device_put(variables),
             config=settings,
             dtype=str(np.dtype(meta["dtype"])),
@@ -407,11 +330,9 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             # A detector of before has the quantile of the differences on one scale, which is seldom less.
             map_threshold=meta.get("map_threshold", meta["residual_max"]),
             provenance=meta["provenance"],
-            columns=tuple(map(str, meta.get("columns", ()))),
+            feature_names=tuple(map(str, meta.get("columns", ()))),
         )
-        named = 0 if scorer.sound or len(scorer.input_shape) == 3 else scorer.input_shape[-1]
-        if len(scorer.columns) != named:
-            raise ValueError(f"{len(scorer.columns)} names of columns for {scorer.input_shape}")
+        scorer.modality.check_names(scorer.spec)
         # Sizes that do not fit would show only at the first image; nothing is computed here, and that one finds the
         # program traced.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
@@ -423,5 +344,5 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
 
 
 def _range(stored: Any) -> float | tuple[float, ...]:
-    """`low` or `high` as it is stored: a number, or one for each sensor."""
+    """`low` or `high` as it is stored: a number, or one for each feature or band."""
     return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)

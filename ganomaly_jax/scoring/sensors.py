@@ -18,29 +18,17 @@ from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
 from ganomaly_jax.data.rows import windows as row_windows
 from ganomaly_jax.scoring import inference
-from ganomaly_jax.scoring.scorer import Judgement, Scorer
+from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
 # Points of the path that gradients are integrated along: what a row of a live stream can pay for.
 STEPS = 32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judged:
-    """What is said of the rows or windows of some tables."""
+def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
+    """Judges each row, or each window (every `data.stride` rows), of CSV or Parquet files or folders of them.
 
-    paths: list[str]
-    """`FILE:ROW`, the row being the last of the window, counted from 1; `FILE` alone where it cannot be read."""
-    judged: Judgement
-    reasons: list[str]
-    """Why a verdict is `invalid`, otherwise empty."""
-    notes: list[str]
-    """What the user should know, a sentence each."""
-
-
-def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> Judged:
-    """A verdict for each row, or each window (every `data.stride` rows), of CSV or Parquet files or folders of them.
-
-    The detector's sensors are taken from each table by their names, wherever they are in it.
+    The detector's sensors are taken from each table by their names, wherever they are in it. Items are called
+    `FILE:ROW`, the row being the last of the window, counted from 1; `FILE` alone where it cannot be read.
 
     Raises:
       UserError: no tables, or not one that can be read.
@@ -57,8 +45,8 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> Judged:
     failed: list[str] = []
     for file in files:
         try:
-            table = tables.read(file, scorer.columns)
-            x = scorer.rows(table.values)
+            table = tables.read(file, scorer.feature_names)
+            x = scorer.as_input(table.values)
         except UserError as error:
             failed.append(str(error))
             names.append(str(file))
@@ -78,7 +66,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> Judged:
         )
         names += [f"{file}:{row}" for row in last]
         bad = ~np.isfinite(x) if x.ndim == 2 else (~np.isfinite(x)).any(1)
-        why = {i: _why(scorer.columns, bad[i]) for i in np.flatnonzero(bad.any(1)).tolist()}
+        why = {i: _why(scorer.feature_names, bad[i]) for i in np.flatnonzero(bad.any(1)).tolist()}
         reasons += [why.get(i, "") for i in range(len(x))]
     if len(failed) == len(files):
         raise UserError(failed[0] if len(failed) == 1 else f"none of {len(failed)} tables can be judged: {failed[0]}")
@@ -87,7 +75,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> Judged:
         np.concatenate([part.p_values for part in parts]),
         [verdict for part in parts for verdict in part.verdicts],
     )
-    return Judged(names, whole, reasons, notes)
+    return JudgedPaths(names, whole, reasons, notes)
 
 
 def _why(columns: Sequence[str], bad: np.ndarray) -> str:
@@ -129,9 +117,12 @@ def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributio
     Raises:
       UserError: a detector of images, or as a call of the scorer.
     """
-    if len(scorer.input_shape) == 3:
-        raise UserError("this detector is of images: explain.integrated_gradients says what its pixels add")
-    x, run = scorer.rows(given), _program(scorer, steps)
+    if not scorer.feature_names:
+        raise UserError(
+            f"this detector judges {scorer.words.kind}, which have no sensors: attribution.integrated_gradients says "
+            "what the pixels of an image add"
+        )
+    x, run = scorer.as_input(given), _program(scorer, steps)
     size = inference.BUCKETS[2]
     found = []
     for begin in range(0, len(x), size):
@@ -140,7 +131,7 @@ def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributio
             [np.asarray(part) for part in run(scorer.variables, inference.pad(block, inference.bucket(len(block))))]
         )
     values, scores = (np.concatenate([one[i] for one in found])[: len(x)] for i in (0, 1))
-    return Contributions(values, scores, float(found[0][2]), scorer.columns)
+    return Contributions(values, scores, float(found[0][2]), scorer.feature_names)
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,17 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files
+from ganomaly_jax.core import atomic_files, config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.audio import recordings, spectrogram_scale
+from ganomaly_jax.data.audio import recordings, spectrogram, spectrogram_scale
 from ganomaly_jax.data.audio import windows as audio_windows
+from ganomaly_jax.data.audio.modality import Sound
 from ganomaly_jax.data.audio.recordings import Recording
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
+from ganomaly_jax.data.images.modality import Images
 from ganomaly_jax.scoring import calibration
-from ganomaly_jax.scoring.scorer import Judgement, Scorer
+from ganomaly_jax.scoring.adapters import WholeDetector
+from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
-NOT_FINITE = "NaN or infinite samples"
+NOT_FINITE = Sound().words(config.Data()).not_finite
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,10 +56,8 @@ def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[
     Files are read a block at a time, at any rate and with any number of channels.
 
     Raises:
-      UserError: no recordings, or a detector of something else.
+      UserError: no recordings.
     """
-    if not scorer.sound:
-        raise UserError("this detector is not of sound")
     listed: list[Path] = []
     for path in map(Path, paths):
         listed += image_files.scan_folder(path, recordings.ENDINGS)[0] if path.is_dir() else [path]
@@ -84,13 +85,20 @@ def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[
     return found, audio_windows.notes(heard, scorer.config.data)[1:] if heard else []
 
 
-def together(found: Sequence[JudgedRecording]) -> Judgement:
-    """What is said of all windows of all files, one after the other."""
-    return Judgement(
+def judge_paths(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
+    """Judges recordings as `judge_recordings` does; all windows of all files, one after the other.
+
+    Raises:
+      UserError: no recordings.
+    """
+    found, notes = judge_recordings(scorer, paths)
+    judged = Judgement(
         np.concatenate([one.judged.scores for one in found]),
         np.concatenate([one.judged.p_values for one in found]),
         [verdict for one in found for verdict in one.judged.verdicts],
     )
+    names = [name for one in found for name in one.names]
+    return JudgedPaths(names, judged, [reason for one in found for reason in one.reasons], notes, found)
 
 
 def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
@@ -115,15 +123,15 @@ def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
 
 def scale_of(scorer: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
     """What the patches of a detector's windows mean."""
-    return spectrogram_scale.Scale(scorer.detector.spectrogram, scorer.low, scorer.high, begin)  # type: ignore[union-attr]
+    return spectrogram_scale.Scale(spectrogram.of_data(scorer.config.data), scorer.low, scorer.high, begin)
 
 
 def of_patches(scorer: Scorer) -> Scorer:
     """The detector of the patches [B, bands, frames, 1] in [-1, 1] that it takes of waveforms: one of images."""
-    data = dataclasses.replace(scorer.config.data, kind="images", low=-1.0, high=1.0)
+    data = dataclasses.replace(scorer.config.data, kind=Images.name, low=-1.0, high=1.0)
     return dataclasses.replace(
         scorer,
-        detector=scorer.detector.network,  # type: ignore[union-attr]
+        detector=WholeDetector(scorer.detector.network, Images().preprocessing(data)),
         config=dataclasses.replace(scorer.config, data=data),
         low=-1.0,
         high=1.0,

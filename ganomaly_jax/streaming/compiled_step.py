@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.scoring import inference, sensors, tile_adapter
+from ganomaly_jax.scoring import inference, modalities
 from ganomaly_jax.scoring.scorer import Scorer
 
 BLOCK = 64
@@ -65,8 +65,8 @@ class Step:
 
 def outputs(scorer: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Array]]:
     """The pure function that `step` compiles; `steps` of the integral, 0: no contributions."""
-    network = None if isinstance(scorer.detector, tile_adapter.TiledDetector) else tile_adapter.network(scorer.detector)
-    attribute = sensors.attributed(scorer, steps) if steps and scorer.columns else None
+    network = scorer.detector.network if scorer.detector.has_latent else None
+    attribute = modalities.of(scorer).attributed(scorer, steps) if steps else None
 
     def run(variables: Any, x: Array) -> dict[str, Array]:
         found = dict(scorer.outputs(variables, x))
@@ -93,10 +93,10 @@ def step(scorer: Scorer, steps: int = STEPS) -> Step:
     function, base = jax.jit(outputs(scorer, steps)), float("nan")
     kind = jnp.dtype(scorer.dtype)
     # Large images are held one by one.
-    sizes = (1, BLOCK if scorer.columns else min(BLOCK, scorer.block))
+    sizes = (1, min(BLOCK, scorer.block))
     shapes = {size: jax.ShapeDtypeStruct((size, *scorer.input_shape), kind) for size in sizes}
     compiled = {size: function.lower(scorer.variables, shape).compile() for size, shape in shapes.items()}
-    if steps and scorer.columns:
+    if steps and modalities.of(scorer).attributed(scorer, steps) is not None:
         centre = np.asarray([scorer.low, scorer.high], np.float64).mean(0).astype(np.float32)
         x = np.broadcast_to(centre, (1, *scorer.input_shape)).astype(kind)
         base = float(np.asarray(compiled[1](scorer.variables, x)["score"])[0])
@@ -123,7 +123,7 @@ def many(scorer: Scorer, streams: int) -> Many:
     Raises:
       UserError: a detector of images, or no streams.
     """
-    if not scorer.columns or streams < 1:
+    if not scorer.feature_names or streams < 1:
         raise UserError(f"{streams} streams: wanted 1 or more, of a detector of sensors")
     score = functools.partial(inference.scored, scorer.detector, scorer.parts, scorer.pixels)
     shape = scorer.input_shape

@@ -304,20 +304,25 @@ class Folder:
 Source = Pipe | File | Folder
 
 
-def opened(source: str, once: bool, pictures: bool) -> Source:
-    """What `monitor SOURCE` names.
-
-    Args:
-      pictures: whether the detector is of images.
+def opened_folder(source: str, once: bool) -> Source:
+    """Opens a folder that fills with images.
 
     Raises:
-      UserError: nothing there, or not what the detector takes.
+      UserError: it is no folder.
     """
     path = Path(source)
-    if pictures:
-        if not path.is_dir():
-            raise UserError(f"{source}: this detector is of images: wanted a folder that fills with them")
-        return Folder(path, once)
+    if not path.is_dir():
+        raise UserError(f"{source}: this detector is of images: wanted a folder that fills with them")
+    return Folder(path, once)
+
+
+def opened_lines(source: str, once: bool) -> Source:
+    """Opens a file or pipe of rows, or standard input.
+
+    Raises:
+      UserError: nothing there, or a folder.
+    """
+    path = Path(source)
     if source == "-":
         return Pipe(0, None, once)
     if path.is_dir():

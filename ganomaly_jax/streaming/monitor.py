@@ -32,6 +32,7 @@ from ganomaly_jax.streaming import (
     dashboard,
     drift,
     inputs,
+    modalities,
     reference,
     row_parser,
     sensor_checks,
@@ -71,15 +72,14 @@ def monitor(workdir: str, options: Options, log: Log) -> int:
     if options.format not in ("", *row_parser.FORMATS):
         raise UserError(f"--format {options.format}: wanted {' or '.join(row_parser.FORMATS)}")
     scorer = scoring_scorer.load(workdir)
-    if scorer.sound:
-        raise UserError("monitor watches rows of sensors and folders of images: `ganomaly predict` judges recordings")
+    modalities.check(scorer)
     with contextlib.ExitStack() as stack:
         saved = stack.enter_context(_locked(options.state)) if options.state else {}
         watch, known = _started(scorer, workdir, options, saved, log)
-        source = inputs.opened(options.source, options.once, not scorer.columns)
+        source = modalities.opened(scorer, options.source, options.once)
         stream, seen, first, printed = _resumed(watch, source, saved, options.out)
         out = stack.enter_context(_output(options.out))
-        view = dashboard.View(options.source, scorer.threshold, len(scorer.columns)) if options.live else None
+        view = dashboard.View(options.source, scorer.threshold, len(scorer.feature_names)) if options.live else None
         if view is not None:
             stack.callback(view.close)
         sinks = _sinks(workdir, options, stack, log)
@@ -255,7 +255,7 @@ def _started(
 ) -> tuple[streaming_watch.Watch, dict[str, Any]]:
     """Everything that is made once: reference, compiled step, drift tests; and what of it the state keeps."""
     asked = drift.Settings(options.drift_window, options.drift_every, options.drift_every, options.drift_every)
-    key = [options.normals, options.drift_every, options.drift_window, scorer.threshold, list(scorer.columns)]
+    key = [options.normals, options.drift_every, options.drift_window, scorer.threshold, list(scorer.feature_names)]
     known = saved.get("known") or {}
     try:
         if known.get("key") == key:
@@ -265,7 +265,7 @@ def _started(
             normal, drifting = _learned(scorer, workdir, options, asked, log)
             known = {"key": key, "drift": None if drifting is None else drift.to_dict(drifting)}
             known |= {name: sensor_checks.plain(getattr(normal, name)) for name in ("low", "high", "runs")}
-        if normal.low.shape != (len(scorer.columns),):
+        if normal.low.shape != (len(scorer.feature_names),):
             raise ValueError("another number of sensors")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, UserError):

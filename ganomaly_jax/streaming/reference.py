@@ -12,7 +12,7 @@ import numpy as np
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
 from ganomaly_jax.runs import resolution, run_folder
-from ganomaly_jax.scoring import inference, tile_adapter
+from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.streaming import drift, sensor_checks
 from ganomaly_jax.streaming.sensor_checks import Normal
@@ -58,13 +58,13 @@ def learn(scorer: Scorer, workdir: Path, source: str = "") -> Reference:
                 "and drift of latents is not tested; --normals DATA gives normal items",
             ),
         )
-    normal = _normal(scorer, items, every) if scorer.columns else _without(scorer)
+    normal = _normal(scorer, items, every)
     calibration = items[1]
     scores = None
     if source:
         scores = scorer(calibration)
         scores = scores[np.isfinite(scores)]
-    if isinstance(scorer.detector, tile_adapter.TiledDetector):
+    if not scorer.detector.has_latent:
         return Reference(
             normal, None, scores, ("images in tiles have no latent of their own: its drift is not tested",)
         )
@@ -77,7 +77,7 @@ def learn(scorer: Scorer, workdir: Path, source: str = "") -> Reference:
 def _without(scorer: Scorer) -> Normal:
     low, high = (np.atleast_1d(np.asarray(side, np.float64)) for side in (scorer.low, scorer.high))
     centre, spread = (low + high) / 2, (high - low) / 2
-    d = len(scorer.columns)
+    d = len(scorer.feature_names)
     if not d:
         return Normal(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
     return Normal(centre - _WITHOUT * spread, centre + _WITHOUT * spread, np.zeros(d, np.int64))
@@ -109,7 +109,9 @@ def _apart(scorer: Scorer) -> int:
 
 
 def _normal(scorer: Scorer, items: tuple[Any, Any], every: int) -> Normal:
-    d = len(scorer.columns)
+    d = len(scorer.feature_names)
+    if not d:
+        return _without(scorer)
     parts = [np.asarray(part[:_ROWS][::every], np.float64).reshape(-1, d)[-_ROWS:] for part in items]
     both = np.concatenate(parts)
     seen = np.isfinite(both).any(0)
@@ -125,7 +127,7 @@ def _normal(scorer: Scorer, items: tuple[Any, Any], every: int) -> Normal:
 
 
 def _latents(scorer: Scorer, items: Any) -> np.ndarray:
-    network = tile_adapter.network(scorer.detector)
+    network = scorer.detector.network
     encode = jax.jit(lambda variables, x: network.outputs(variables, x)["z"])
     chosen = np.unique(np.linspace(0, len(items) - 1, min(len(items), drift.REFERENCE)).astype(int))
     size, found = inference.BUCKETS[-1], []

@@ -25,8 +25,8 @@ _CLOCKS = tuple(name for name in TIMES if name and not name.startswith(("unnamed
 class Form:
     """How lines are read: what is known of them so far."""
 
-    columns: tuple[str, ...]
-    """The detector's sensors."""
+    sensors: tuple[str, ...]
+    """The detector's."""
     kind: str = ""
     """One of `FORMATS`; empty: the first line says it."""
     time: str = ""
@@ -79,17 +79,17 @@ def read(form: Form, line: bytes) -> tuple[Form, Row | None]:
 
 def _is_header(form: Form, cells: Sequence[str]) -> bool:
     """Whether a line in the midst of others is a header again, as after a restart of what writes them."""
-    return len(set(cells) & set(form.columns)) * 2 > len(form.columns)
+    return len(set(cells) & set(form.sensors)) * 2 > len(form.sensors)
 
 
 def _with_header(form: Form, cells: Sequence[str]) -> Form:
-    twice = [name for name in dict.fromkeys(cells) if cells.count(name) > 1 and name in form.columns]
+    twice = [name for name in dict.fromkeys(cells) if cells.count(name) > 1 and name in form.sensors]
     if twice:
         raise UserError(f"several columns are called {', '.join(map(repr, twice[:5]))}: wanted a name for each")
-    if not set(cells) & set(form.columns):
-        near = difflib.get_close_matches(form.columns[0], cells, n=1, cutoff=0.0)
+    if not set(cells) & set(form.sensors):
+        near = difflib.get_close_matches(form.sensors[0], cells, n=1, cutoff=0.0)
         raise UserError(
-            f"the first line names {listed(cells)}, none of the detector's sensors {listed(form.columns)} (nearest to "
+            f"the first line names {listed(cells)}, none of the detector's sensors {listed(form.sensors)} (nearest to "
             f"the first: {near[0] if near else ''!r}); wanted CSV with a header, or a JSON object a line"
         )
     if form.time and form.time not in cells:
@@ -108,18 +108,18 @@ def _of_json(form: Form, text: str) -> Row:
 
 
 def _unreadable(form: Form, why: str) -> Row:
-    return Row(np.full(len(form.columns), np.nan), problem=why[:200])
+    return Row(np.full(len(form.sensors), np.nan), problem=why[:200])
 
 
 def _made(form: Form, held: dict[str, Any]) -> Row:
     words: list[tuple[str, str]] = []
-    absent = tuple(name for name in form.columns if name not in held)
-    given = [held.get(name) for name in form.columns]
+    absent = tuple(name for name in form.sensors if name not in held)
+    given = [held.get(name) for name in form.sensors]
     try:
         values = np.array(given, np.float64)  # the common case at once: all are numbers; None becomes NaN
     except (ValueError, TypeError, OverflowError):
-        values = np.array([_number(name, cell, words) for name, cell in zip(form.columns, given, strict=True)])
-    clock = form.time or next((name for name in held if name.lower() in _CLOCKS and name not in form.columns), "")
+        values = np.array([_number(name, cell, words) for name, cell in zip(form.sensors, given, strict=True)])
+    clock = form.time or next((name for name in held if name.lower() in _CLOCKS and name not in form.sensors), "")
     said = held.get(clock) if clock else None
     return Row(values, _time(said), "" if said is None else str(said)[:64], absent, tuple(words))
 

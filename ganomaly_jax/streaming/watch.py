@@ -101,10 +101,10 @@ def start(
 ) -> Watch:
     """Before the first row."""
     scorer = settings.scorer
-    d = len(scorer.columns)
+    d = len(scorer.feature_names)
     return Watch(
         settings,
-        row_parser.Form(scorer.columns, kind, clock),
+        row_parser.Form(scorer.feature_names, kind, clock),
         sensor_checks.start(d),
         alarm,
         np.full((2 * _length(scorer), d), np.nan, np.float32),
@@ -139,7 +139,7 @@ def take(watch: Watch, lines: Sequence[Line]) -> list[Said]:
             continue
         row: row_parser.Row | None
         if line.problem:
-            row = row_parser.Row(np.full(len(watch.form.columns), np.nan), problem=line.problem)
+            row = row_parser.Row(np.full(len(watch.form.sensors), np.nan), problem=line.problem)
         else:
             before = watch.form.header
             watch.form, row = row_parser.read(watch.form, line.text)
@@ -177,7 +177,7 @@ def _why(watch: Watch, x: np.ndarray) -> str:
     if np.isfinite(x).all():
         return ""
     bad = ~np.isfinite(x.reshape(-1, x.shape[-1])).all(0)
-    return f"missing or infinite values: {tables.listed([watch.form.columns[k] for k in np.flatnonzero(bad).tolist()])}"
+    return f"missing or infinite values: {tables.listed([watch.form.sensors[k] for k in np.flatnonzero(bad).tolist()])}"
 
 
 def _image(scorer: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:
@@ -187,7 +187,7 @@ def _image(scorer: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:
 
 
 def _of_header(watch: Watch) -> list[Event]:
-    absent = tuple(name for name in watch.form.columns if name not in watch.form.header)
+    absent = tuple(name for name in watch.form.sensors if name not in watch.form.header)
     events = [
         {"event": "column_missing", "sensor": name, "state": "begins"}
         for name in absent
@@ -201,7 +201,7 @@ def _enter(watch: Watch, row: row_parser.Row) -> tuple[list[Event], np.ndarray |
     """Check a row and put it into the ring: what is to tell, and what is to be scored, if anything."""
     settings = watch.settings
     scorer = settings.scorer
-    events, kind = sensor_checks.check(watch.health, scorer.columns, settings.normal, settings.checks, row)
+    events, kind = sensor_checks.check(watch.health, scorer.feature_names, settings.normal, settings.checks, row)
     window = len(scorer.input_shape) == 2
     # A late row has no place in a window, but can be judged by itself.
     if kind == "duplicated" or (kind == "late" and window):
@@ -254,7 +254,7 @@ def _verdict(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> 
     if judged.values is not None:
         values = judged.values[at].astype(np.float64)
         order = np.argsort(-values, kind="stable")[: settings.top].tolist()
-        top = [[scorer.columns[k], float(values[k])] for k in order]
+        top = [[scorer.feature_names[k], float(values[k])] for k in order]
         others = float(values.sum()) - sum(value for _, value in top)
         found |= {"top": top, "others": others, "base": settings.step.base}
         found["error"] = score - settings.step.base - float(values.sum())
@@ -325,7 +325,7 @@ def to_dict(watch: Watch) -> dict[str, Any]:
     """Where it stands, a value of JSON."""
     ring = [sensor_checks.plain(one) for one in watch.ring[: len(watch.ring) // 2]]
     return {
-        "sensors": watch.form.columns,
+        "sensors": watch.form.sensors,
         "shape": watch.settings.scorer.input_shape,
         "form": {"kind": watch.form.kind, "time": watch.form.time, "header": watch.form.header},
         "health": sensor_checks.to_dict(watch.health),
@@ -347,12 +347,12 @@ def resume(watch: Watch, values: Mapping[str, Any]) -> None:
       UserError: a state of another detector, or none.
     """
     try:
-        same = tuple(values["sensors"]) == watch.form.columns
+        same = tuple(values["sensors"]) == watch.form.sensors
         if not same or tuple(values["shape"]) != watch.settings.scorer.input_shape:
             raise UserError("the state is that of another detector, with other sensors; start with another --state")
         form = values["form"]
         watch.form = dataclasses.replace(watch.form, kind=str(form["kind"]), header=tuple(map(str, form["header"])))
-        watch.health = sensor_checks.from_dict(values["health"], len(watch.form.columns))
+        watch.health = sensor_checks.from_dict(values["health"], len(watch.form.sensors))
         watch.alarm = alarms.from_dict(values["alarm"], watch.alarm)
         if watch.drift is not None and values["drift"] is not None:
             before = streaming_drift.from_dict(values["drift"])

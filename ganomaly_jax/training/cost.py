@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from ganomaly_jax.core import memory as core_memory
-from ganomaly_jax.core.config import Config, Train, input_shape
+from ganomaly_jax.core.config import Config, Train
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import modalities
 from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.parallel import sharding
-from ganomaly_jax.scoring import tile_adapter
+from ganomaly_jax.scoring import adapters
 from ganomaly_jax.training import augment
 from ganomaly_jax.training.train_step import STEPS_A_CALL, make_steps
 
@@ -54,7 +55,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     Raises:
       UserError: sizes that are not given or cannot work.
     """
-    shape = input_shape(settings.data)
+    shape = modalities.of(settings.data).network_shape(settings.data)
     if 0 in shape:
         raise UserError(
             f"data.height, data.width, data.channels = {shape}: wanted all three, or data to take them from: "
@@ -76,7 +77,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     return Plan(
         parameters={name: sum(leaf.size for leaf in jax.tree.leaves(p)) for name, p in state.params.items()},
         step_flops=flops,
-        image_flops=_flops(score) * tile_adapter.tiles_of(settings.data),
+        image_flops=_flops(score) * adapters.tiles_of(settings.data),
         batch_size=batch,
         memory=full,
         available=available,

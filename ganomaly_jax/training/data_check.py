@@ -13,14 +13,13 @@ from ganomaly_jax.core import text_table, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
-from ganomaly_jax.data import datasets, lazy, sources, splits
-from ganomaly_jax.data.audio import splits as audio_splits
+from ganomaly_jax.data import datasets, lazy, modalities, sources, splits
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import decode
-from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import findings as training_findings
+from ganomaly_jax.training import modalities as training_modalities
 from ganomaly_jax.training.findings import UNUSABLE, Finding, Headers
 
 
@@ -68,24 +67,21 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
     training_findings.classes(dataset, normal, found)
     if not settings.data.abnormal:  # with a class that is called abnormal the parts are pooled
         training_findings.parts(dataset, normal, found)
-    training_findings.copies(dataset, looked, normal, split, found)
-    if dataset.recordings:
-        training_findings.recordings(dataset, found)
-    else:
-        training_findings.values(dataset, looked, settings, found)
+    modality, inspection = modalities.named(dataset.modality), training_modalities.of(dataset)
+    training_findings.copies(dataset, looked, modality.words(settings.data).same, normal, split, found)
+    inspection.values(dataset, looked, settings, found)
     training_findings.shapes(dataset, headers, settings, found)
     if split is not None:
         training_findings.enough(split, settings, found)
     if scorer is not None:
-        training_findings.fits(scorer, dataset, looked, headers, found)
+        if not training_findings.other_type(scorer, dataset, found):
+            inspection.fits(scorer, dataset, looked, found)
+        training_findings.other_channels(scorer, headers, found)
         if normal is not None:
             training_findings.scores(scorer, dataset, looked, normal, settings.data.source, found)
     found.sort(key=lambda finding: training_findings.WEIGHTS.index(finding.weight))
-    size = " x ".join(map(str, dataset.images.shape[1:]))
-    if dataset.recordings:
-        size = f"{size} samples, {dataset.heard.height} bands x {dataset.heard.width} frames"  # type: ignore[union-attr]
     span = "fitted on the normal training items" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
-    kind = f"all become {size} of {dataset.images.dtype}, range {span}"
+    kind = f"all become {modality.size(dataset)} of {dataset.images.dtype}, range {span}"
     return Check(_table(dataset, looked, normal, headers), kind, found, datasets.content_hash(dataset))
 
 
@@ -101,7 +97,7 @@ def _headers(source: str, abnormal: str) -> Headers:
 def _look(dataset: Dataset, progress: bool) -> training_findings.Looked:
     hashes: list[bytes] = []
     lows, highs, finite = [], [], []
-    learned = _learned(dataset) if _of_rows(dataset) else None
+    learned = _learned(dataset) if training_modalities.of(dataset).by_column else None
     columns: list[tuple[np.ndarray, np.ndarray]] = []
     with Progress(len(dataset.labels), 0, "item", quiet=not progress) as bar:
         for block in lazy.blocks(dataset.images):
@@ -118,10 +114,6 @@ def _look(dataset: Dataset, progress: bool) -> training_findings.Looked:
     return training_findings.Looked(
         hashes, np.concatenate(lows), np.concatenate(highs), np.concatenate(finite), extremes
     )
-
-
-def _of_rows(dataset: Dataset) -> bool:
-    return dataset.spans is not None and not dataset.recordings
 
 
 def _learned(dataset: Dataset) -> np.ndarray:
@@ -143,13 +135,11 @@ def _split(
     except UserError as error:
         found.append(Finding(UNUSABLE, "classes", str(error), "a training would stop here"))
         return None, dataset.normal
-    if not _of_rows(dataset) and not looked.finite.all():  # these have a finding of their own
+    by_column = training_modalities.of(dataset).by_column
+    if not by_column and not looked.finite.all():  # these have a finding of their own
         return None, normal
     try:
-        if _of_rows(dataset):
-            return row_splits.split(dataset, settings.data), normal
-        split = audio_splits.split if dataset.recordings else splits.split
-        return split(dataset, settings.data, settings.seed), normal
+        return modalities.named(dataset.modality).split(dataset, settings.data, settings.seed), normal
     except UserError as error:
         found.append(Finding(UNUSABLE, "split", str(error), "a training would stop here"))
         return None, normal

@@ -31,7 +31,7 @@ class EarlyStopping:
     def sentence(self, step: int, total_steps: int) -> str:
         """Says when and why the training stopped, and how to continue."""
         return (
-            f"Training stopped early at step {step:,} of {total_steps:,}: the loss on the calibration images has not "
+            f"Training stopped early at step {step:,} of {total_steps:,}: the loss on the calibration part has not "
             f"improved in {self.checks} checks since step {self.best_step:,}, where it was {self.best_loss:.4g}. "
             "Set train.patience=0 to continue."
         )

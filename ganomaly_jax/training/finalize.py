@@ -13,7 +13,7 @@ from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.runs.resolution import Run
-from ganomaly_jax.scoring import build, scorer, tile_adapter
+from ganomaly_jax.scoring import adapters, build, scorer
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training.state import Log
 from ganomaly_jax.training.training_run import TrainingRun
@@ -60,7 +60,7 @@ def finish(
         )
     chosen = run.split.calibration if len(run.split.calibration) else run.split.train
     made = build.make(
-        tile_adapter.from_config(run.config),
+        adapters.from_config(run.config),
         _with_recomputed_batch_stats(training_run.run, detector, jax.device_put(variables)),
         run.config,
         run.pixels,
@@ -68,7 +68,7 @@ def finish(
         lazy.select(run.dataset.images, chosen),
         trained_on=not len(run.split.calibration),
         provenance={"step": int(step), **environment},
-        columns=run.dataset.columns,
+        feature_names=run.dataset.feature_names,
     )
     made.save(folder)
     return made

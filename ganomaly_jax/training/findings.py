@@ -12,6 +12,7 @@ import numpy as np
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
+from ganomaly_jax.data.audio import layout
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.evaluation import acceptance, two_sample
@@ -67,12 +68,21 @@ def unusable(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
         listed = tuple(f"{path}: {reason}" for path, reason in dataset.problems)
         what = f"{len(listed)} files cannot be read"
         found.append(Finding(UNUSABLE, "unreadable", what, "repair them or take them out", listed))
+
+
+def missing(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    """Adds values that are missing: whether training takes them is for `data.missing`, see the split."""
     bad = np.flatnonzero(~looked.finite)
-    if len(bad) and dataset.spans is not None:  # whether training takes them is for `data.missing`, see the split
+    if len(bad):
         what = f"{len(bad)} items have missing or infinite values: {'; '.join(dataset.notes)}"
         do = "--config.data.missing=last carries the last value on, mask ignores them; otherwise they are invalid"
         found.append(Finding(NOTE, "missing", what, do, _named(dataset, bad)))
-    elif len(bad):
+
+
+def not_finite(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    """Adds values that are not finite, which training refuses."""
+    bad = np.flatnonzero(~looked.finite)
+    if len(bad):
         what = f"{len(bad)} items have NaN or infinite values"
         do = "repair them or take them out: training refuses them"
         found.append(Finding(UNUSABLE, "not_finite", what, do, _named(dataset, bad)))
@@ -113,8 +123,14 @@ def parts(dataset: Dataset, normal: frozenset[str] | None, found: list[Finding])
 
 
 def copies(
-    dataset: Dataset, looked: Looked, normal: frozenset[str] | None, split: Split | None, found: list[Finding]
+    dataset: Dataset,
+    looked: Looked,
+    same: str,
+    normal: frozenset[str] | None,
+    split: Split | None,
+    found: list[Finding],
 ) -> None:
+    """Adds items that are copies of others; `same` says how they are like them."""
     groups: dict[bytes, list[int]] = collections.defaultdict(list)
     for i, one in enumerate(looked.hashes):
         groups[one].append(i)
@@ -122,12 +138,6 @@ def copies(
     if not twice:
         return
     extra = sum(len(group) - 1 for group in twice)
-    if dataset.recordings:
-        same = "the same to the sample"
-    elif looked.columns is not None:
-        same = "the same in every value"
-    else:
-        same = "the same to the pixel at the network's size"
     what = f"{extra} items are copies of others, {same}"
     do = "take the copies out: they count double, and one of them may be tested on where the other was trained on"
     found.append(Finding(WARNING, "duplicates", what, do, _named(dataset, [i for group in twice for i in group])))
@@ -148,21 +158,29 @@ def copies(
             found.append(Finding(WARNING, "contradiction", what, "correct the labels", _named(dataset, mixed)))
 
 
-def values(dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+def constant(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    """Adds items that have one value throughout."""
     flat = np.flatnonzero(looked.finite & (looked.low == looked.high))
-    if len(flat) and looked.columns is None:
+    if len(flat):
         what = f"{len(flat)} images have one value throughout"
         found.append(
             Finding(WARNING, "constant", what, "look at them: covered lens, failed export?", _named(dataset, flat))
         )
-    if looked.columns is not None:
-        names = getattr(dataset, "columns", ()) or tuple(map(str, range(len(looked.columns[0]))))
-        still = tuple(name for name, low, high in zip(names, *looked.columns, strict=True) if low == high)
-        if still:
-            what = f"{len(still)} columns never change in what would be trained on"
-            do = "leave them out: nothing can be learned of them, and any change of them is anomalous"
-            found.append(Finding(WARNING, "constant_column", what, do, still))
+
+
+def constant_columns(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    """Adds features that never change."""
+    if looked.columns is None:
         return
+    still = tuple(name for name, low, high in zip(dataset.feature_names, *looked.columns, strict=True) if low == high)
+    if still:
+        what = f"{len(still)} columns never change in what would be trained on"
+        do = "leave them out: nothing can be learned of them, and any change of them is anomalous"
+        found.append(Finding(WARNING, "constant_column", what, do, still))
+
+
+def narrow_range(dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+    """Adds a range of integers that is hardly used."""
     kind = dataset.images.dtype.kind
     given = settings.data.low < settings.data.high
     if not looked.finite.any() or given:
@@ -182,14 +200,14 @@ def values(dataset: Dataset, looked: Looked, settings: Config, found: list[Findi
 def recordings(dataset: Dataset, found: list[Finding]) -> None:
     """What is odd about recordings of sound."""
     found += [Finding(NOTE, "sound", said, "look whether that is meant") for said in dataset.notes]
-    clipped = [one for one in dataset.recordings if one.clipped > _CLIPPED]
+    clipped = [one for one in layout.of(dataset).recordings if one.clipped > _CLIPPED]
     if clipped:
         what = f"{len(clipped)} recordings are clipped: more than {_CLIPPED:.1%} of their samples are at full scale"
         named = tuple(f"{one.name}: {one.clipped:.1%}" for one in clipped)
         found.append(
             Finding(WARNING, "clipped", what, "record them again with less gain, clipping sounds broken", named)
         )
-    silent = [one for one in dataset.recordings if one.peak < _SILENT]
+    silent = [one for one in layout.of(dataset).recordings if one.peak < _SILENT]
     if silent:
         what = f"{len(silent)} recordings are silent: no sample is above -80 dB of full scale"
         named = tuple(one.name for one in silent)
@@ -249,17 +267,26 @@ def enough(split: Split, settings: Config, found: list[Finding]) -> None:
         found.append(Finding(WARNING, "batch", what, f"--config.train.batch_size={max(len(split.train) // 4, 2)}"))
 
 
-def fits(scorer: Scorer, dataset: Dataset, looked: Looked, headers: Headers, found: list[Finding]) -> None:
-    """Whether they are of the kind that a detector was trained on."""
-    if str(dataset.images.dtype) != scorer.dtype:
-        what = f"these are {dataset.images.dtype}, the detector was trained on {scorer.dtype}"
-        found.append(Finding(WARNING, "type", what, "convert them as the training images were"))
-    elif looked.columns is None and not dataset.recordings:
-        outside = np.flatnonzero(looked.finite & ((looked.low < scorer.low) | (looked.high > scorer.high)))
-        if len(outside):
-            what = f"{len(outside)} items have values beyond the detector's range {scorer.low:g} to {scorer.high:g}"
-            do = "look whether the exposure or the unit has changed; `ganomaly train` anew if it has for good"
-            found.append(Finding(WARNING, "range", what, do, _named(dataset, outside)))
+def beyond_range(scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+    """Adds values beyond the detector's range."""
+    outside = np.flatnonzero(looked.finite & ((looked.low < scorer.low) | (looked.high > scorer.high)))
+    if len(outside):
+        what = f"{len(outside)} items have values beyond the detector's range {scorer.low:g} to {scorer.high:g}"
+        do = "look whether the exposure or the unit has changed; `ganomaly train` anew if it has for good"
+        found.append(Finding(WARNING, "range", what, do, _named(dataset, outside)))
+
+
+def other_type(scorer: Scorer, dataset: Dataset, found: list[Finding]) -> bool:
+    """Adds, and returns, whether they are of another type than a detector was trained on."""
+    if str(dataset.images.dtype) == scorer.dtype:
+        return False
+    what = f"these are {dataset.images.dtype}, the detector was trained on {scorer.dtype}"
+    found.append(Finding(WARNING, "type", what, f"convert them as the training {scorer.words.items} were"))
+    return True
+
+
+def other_channels(scorer: Scorer, headers: Headers, found: list[Finding]) -> None:
+    """Adds image files of other channels than a detector was trained on."""
     colour = [path for path, (_, _, mode) in headers.items() if "colour" in sort_of(mode)]
     channels = scorer.input_shape[-1]
     if headers and channels in (1, 3):

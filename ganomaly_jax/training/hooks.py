@@ -49,8 +49,9 @@ class LogLosses:
                 wrong = ", ".join(n for n, v in zip(names, values[bad[0]], strict=True) if not np.isfinite(v))
                 training.drop(m, int(call.first[m] + bad[0]) + 1, f"the loss {wrong} is not finite")
         shown = int(training.alive.argmax())
-        line = self.histories[shown].line(images_per_second * len(training.runs))
-        line = line.replace("images/s", f"{config.items(training.config.data)}/s")
+        line = self.histories[shown].line(
+            images_per_second * len(training.runs), training.runs[0].run.words.items
+        )
         self.progress.update(call.step, f"{training.runs[shown].name}: {line}" if training.is_sweep else line)
 
     def finish(self, training: Training) -> None:

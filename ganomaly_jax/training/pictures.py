@@ -14,7 +14,7 @@ from jax import Array
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model.protocol import Detector, TrainState
 from ganomaly_jax.parallel import processes, sharding
-from ganomaly_jax.report import image_grids
+from ganomaly_jax.report import image_grids, modalities
 from ganomaly_jax.runs.resolution import Run
 
 _COUNT = 16
@@ -23,10 +23,10 @@ _COUNT = 16
 def make_draw(run: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None] | None:
     """Makes `draw(epoch, state)`, which writes x and x_hat of some calibration images; compiled once for all epochs.
 
-    Returns None where no pictures are wanted or Pillow is absent, and for rows of sensors. In spectrograms low bands
-    are below.
+    Returns None where no pictures are wanted, Pillow is absent, or the modality has none.
     """
-    if not run.config.train.picture_every or run.dataset.spans is not None or importlib.util.find_spec("PIL") is None:
+    drawing = modalities.named(run.dataset.modality)
+    if not (run.config.train.picture_every and drawing.epochs) or importlib.util.find_spec("PIL") is None:
         return None
     chosen = run.split.calibration if len(run.split.calibration) else run.split.train
     raw = run.dataset.images[chosen[:_COUNT]]
@@ -41,8 +41,7 @@ def make_draw(run: Run, folder: Path, detector: Detector) -> Callable[[int, Trai
         if not processes.is_primary():
             return
         x, x_hat = map(np.asarray, reconstruct(variables, raw))
-        if run.dataset.recordings:
-            x, x_hat = x[:, ::-1], x_hat[:, ::-1]
-        image_grids.save(image_grids.grid(x, x_hat), folder / f"epoch_{epoch:04d}.png")
+        grid = image_grids.grid(drawing.upright(x), drawing.upright(x_hat))
+        image_grids.save(grid, folder / f"epoch_{epoch:04d}.png")
 
     return draw

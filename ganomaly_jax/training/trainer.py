@@ -78,8 +78,8 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     if settings.data.tile and distributed:
         raise UserError("data.tile works within one process: wanted data.tile=0, or no --distributed")
     run = resolution.resolve(settings, arrays, mesh.size, processes.is_primary(), distributed)
-    if run.dataset.recordings and distributed:
-        raise UserError("recordings are trained on within one process: wanted no --distributed")
+    if distributed and not run.modality.per_process:
+        raise UserError(f"{run.words.kind} is trained on within one process: wanted no --distributed")
     sharding.check_batch_size(run.config.train.batch_size, mesh)
     sharding.check_batch_norm_group(settings.mesh.batch_norm_group, mesh)
     if settings.mesh.transform == "pmap" and distributed:
@@ -101,7 +101,7 @@ def train_run(
 ) -> Scorer:
     """Trains and calibrates the detector of a resolved run; arguments, result and errors are those of `train`."""
     workdir, settings = Path(workdir), run.config
-    log = _in_words(run, log if processes.is_primary() else _silent)
+    log = log if processes.is_primary() else _silent
     data_hash = datasets.content_hash(run.dataset)
     processes.check_same(configuration=_comparable(settings), data=data_hash)
     processes.run_on_primary(lambda: run_folder.open_run(workdir, run, data_hash))
@@ -155,8 +155,8 @@ def _describe(run: Run, training_run: TrainingRun, state: TrainState, log: Log) 
     settings, step = run.config, int(state.step)
     parameters = {name: sum(leaf.size for leaf in jax.tree.leaves(p)) / 1e6 for name, p in state.params.items()}
     sizes = " + ".join(f"{count:.1f} M {name}" for name, count in parameters.items())
-    what = "tiles" if settings.data.tile else "images"
-    log(splits.describe(run.dataset, run.split))
+    what = "tiles" if settings.data.tile else run.words.items
+    log(sources.describe(run.dataset, run.split))
     for note in run.notes:
         log(note)
     log(
@@ -209,7 +209,7 @@ def train_members(
         log(note)
     log(
         f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(one.name for one in team)}\n"
-        f"{sharding.describe(mesh)} | {len(dataset.images):,} images {_size(runs[0])} for all | {min(totals):,} "
+        f"{sharding.describe(mesh)} | {len(dataset.images):,} {runs[0].words.items} {_size(runs[0])} for all | {min(totals):,} "
         f"to {max(totals):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
     )
     if (at < totals).any():
@@ -263,10 +263,6 @@ def _comparable(settings: Config) -> str:
     values = config_values.to_dict(settings)
     values["data"]["source"] = ""
     return json.dumps(values)
-
-
-def _in_words(run: Run, log: Log) -> Log:
-    return lambda line: log(config.in_words(run.config.data, line))
 
 
 def _silent(_: str) -> None:

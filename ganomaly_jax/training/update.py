@@ -18,18 +18,16 @@ import numpy as np
 from ganomaly_jax.core import config, config_values, sealed_folder, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.data import datasets, lazy, modalities, sources, splits
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.formats import mixture
 from ganomaly_jax.data.formats.mixture import Part
-from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.evaluation import acceptance
 from ganomaly_jax.runs import checkpoint as runs_checkpoint
 from ganomaly_jax.runs import layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import scorer as scoring_scorer
-from ganomaly_jax.scoring import tile_adapter
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import trainer
 from ganomaly_jax.training.state import Log
@@ -102,13 +100,9 @@ def update(
         raise UserError(f"--out {out} is the run to update, which stays as it is: wanted another folder")
     parent = _parent(workdir, old_source)
     new, settings_of_new = _new(parent, source)
-    scaling = parent.run.scaling
-    if scaling is None:
-        cut = splits.split(new, settings_of_new, parent.run.config.seed)
-    else:
-        cut = row_splits.split(new, settings_of_new)
+    scaling, kind = parent.run.scaling, parent.run.words.items
+    cut = parent.run.modality.split(new, settings_of_new, parent.run.config.seed)
     split, known = _fresh(parent, new, cut)
-    kind = config.items(parent.run.config.data)
     if known:
         log(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
     parts = _parts(parent, new, settings_of_new, split, replay)
@@ -130,14 +124,14 @@ def update(
         log(f"this update is done already, see {out / layout.UPDATE}")
         return done
     mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
-    scorer = parent.scorer
+    scorer, words, in_time = parent.scorer, parent.run.words, parent.run.modality.in_time
     _begin(out, lineage, parts, parent, settings)
     del parent, new
     candidate = trainer.train(settings, out, mixed, log, into=layout.CANDIDATE)
     figures = acceptance.compare(scorer, candidate, mixed, mixture.origins(parts))
-    reasons = acceptance.decide(figures, margin)
-    lines = [config.in_words(settings.data, line) for line in acceptance.describe(figures, str(workdir), source)]
-    if scaling is not None:
+    reasons = acceptance.decide(figures, margin, words)
+    lines = acceptance.describe(figures, str(workdir), source, words)
+    if in_time:
         lines.append(f"note: neighbours in time are alike, so that {kind} count for fewer than they are")
     _settle(out, lineage, figures, margin, reasons, lines)
     return Update(not reasons, tuple(reasons), tuple(lines), figures)
@@ -180,8 +174,10 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     this = resolution.resolve(resolved, progress=True)
     before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(this.dataset)
     datasets.check_unchanged(this.dataset.name, before, now, "Name the unchanged ones with --old-data")
-    if this.dataset.recordings:
-        raise UserError(f"{workdir} is a detector of sound: an update is for images and rows, train anew on all of it")
+    if not this.modality.mixes:
+        raise UserError(
+            f"{workdir} is a detector of {this.words.kind}: an update is for images and rows, train anew on all of it"
+        )
     return _Parent(scorer, this, root / f"{step:08d}", now)
 
 
@@ -191,11 +187,11 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
     share = old.calibration or config.Data.calibration
     settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
     settings.columns = parent.scorer.reading(source).columns
-    dataset = mixture.as_taken(sources.read(settings, progress=True), settings, parent.run.scaling)
-    if (dataset.spans is None) != (parent.run.scaling is None):
-        kinds = ("images", "rows of sensors")
-        taken = kinds[parent.run.scaling is not None]
-        raise UserError(f"{dataset.name} holds {kinds[dataset.spans is not None]}, the detector takes {taken}")
+    dataset = sources.read(settings, progress=True)
+    if dataset.modality != parent.run.dataset.modality:
+        held = modalities.named(dataset.modality).words(settings).kind
+        raise UserError(f"{dataset.name} holds {held}, the detector takes {parent.run.words.kind}")
+    dataset = parent.run.modality.as_part(dataset, settings, parent.run.scaling)
     if old.abnormal not in dataset.classes:  # new normal images seldom come with the class that was abnormal
         settings.abnormal = ""
     if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
@@ -203,8 +199,8 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
         raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: wanted items of that size")
     if dataset.images.dtype != parent.scorer.dtype:
         raise UserError(
-            f"{dataset.name} has {dataset.images.dtype} pixels, the detector was trained on {parent.scorer.dtype}: "
-            "convert them as the old images were"
+            f"{dataset.name} has {dataset.images.dtype} values, the detector was trained on {parent.scorer.dtype}: "
+            f"convert them as the old {parent.run.words.items} were"
         )
     return dataset, settings
 
@@ -219,7 +215,7 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
     train, calibration, test = (part[is_new[part]] for part in (split.train, split.calibration, split.test))
     if len(train) < 1 or len(calibration) < 1:
         raise UserError(
-            f"{new.name} has {len(train)} normal {config.items(parent.run.config.data)} to train on and "
+            f"{new.name} has {len(train)} normal {parent.run.words.items} to train on and "
             f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
             "wanted one of each at least, and some hundreds are worth an update"
         )
@@ -309,7 +305,7 @@ def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Paren
         run_folder.write_json(out / layout.ENVIRONMENT, {run_folder.LINEAGE: lineage})
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
     if not runs_checkpoint.steps(out / layout.CHECKPOINTS):
-        like = jax.eval_shape(tile_adapter.network(parent.scorer.detector).init, jax.random.key(0))
+        like = jax.eval_shape(parent.scorer.detector.network.init, jax.random.key(0))
         state, _ = runs_checkpoint.read(parent.checkpoint, like)
         state = dataclasses.replace(state, step=np.zeros((), np.int32))
         runs_checkpoint.save(

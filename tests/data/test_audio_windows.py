@@ -15,7 +15,7 @@ import ganomaly_jax as gj
 from ganomaly_jax.cli import main
 from ganomaly_jax.core import config, config_values, validation
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data import sources
+from ganomaly_jax.data import modalities, sources
 from ganomaly_jax.data.audio import recordings, spectrogram, spectrogram_scale
 from ganomaly_jax.data.audio import splits as audio_splits
 from ganomaly_jax.data.audio import windows as audio_windows
@@ -99,7 +99,7 @@ def test_windows_are_pieces_of_their_recordings_however_they_are_asked_for(folde
     settings = sound_config().data
     made = sources.load(dataclasses.replace(settings, source=str(folder)))
     assert made.images.shape[1:] == (2176,) and made.classes == ("good", "bad") and made.normal == {"good"}
-    assert set(np.diff(made.spans[made.spans[:, 0] == 0, 1])) == {544}
+    assert set(np.diff(made.layout.spans[made.layout.spans[:, 0] == 0, 1])) == {544}
     i = next(k for k, path in enumerate(made.paths) if path.endswith("bad/1.flac@0.136s"))
     assert made.classes[made.labels[i]] == "bad"
     np.testing.assert_allclose(made.images[i], machine(11, broken=True)[1088 : 1088 + 2176], atol=1e-4)
@@ -125,7 +125,7 @@ def test_a_long_recording_is_read_in_blocks(tmp_path, monkeypatch):
 
 
 def samples_of(made, part):
-    return {(int(k), i) for k, first, last in made.spans[part].tolist() for i in range(first, last)}
+    return {(int(k), i) for k, first, last in made.layout.spans[part].tolist() for i in range(first, last)}
 
 
 @pytest.mark.parametrize(("count", "how"), [(3, "the end of each recording"), (12, "whole recordings")])
@@ -161,12 +161,14 @@ def test_a_source_with_parts_is_tested_on_its_test_part(tmp_path):
 def test_automatic_windows_are_shorter_where_there_is_little():
     settings = config.Data(kind="sound")
     settings.sound.rate = RATE
-    much, little = (audio_windows.of_arrays(np.zeros(n * RATE, np.float32), settings).heard.sound for n in (1200, 20))
+    much, little = (
+        audio_windows.of_arrays(np.zeros(n * RATE, np.float32), settings).layout.settings.sound for n in (1200, 20)
+    )
     assert much.frame == 512 / RATE and much.hop == 256 / RATE  # 64 ms
     assert little.frame < much.frame and little.stride < much.stride / 4
     # 32 mel bands within 500 Hz need frequencies that are close to each other.
     settings.sound.rate = 1000
-    slow = audio_windows.of_arrays(np.zeros(60_000, np.float32), settings).heard
+    slow = audio_windows.of_arrays(np.zeros(60_000, np.float32), settings).layout.settings
     assert (spectrogram.filters(spectrogram.of_data(slow)).sum(0) > 0).all()
 
 
@@ -197,7 +199,7 @@ def test_live_exported_and_hand_made_scores_are_the_same(trained, tmp_path):
     function, variables = scorer.function()
     np.testing.assert_allclose(np.asarray(jax.jit(function)(variables, waves)), live, rtol=1e-5)
     # By hand: the definition of the spectrogram, the stored range, and the image path.
-    made = scorer.detector.spectrogram
+    made = scorer.detector.preprocessing.spectrogram
     assert (made.samples, made.step, made.bands, made.rate) == (256, 128, 16, RATE)
     bands = np.asarray(spectrogram.function(made)(waves))
     low, high = np.array(scorer.low)[:, None], np.array(scorer.high)[:, None]
@@ -252,7 +254,9 @@ def test_loudness_counts_where_it_shall(level):
     settings.sound.rate, settings.sound.level = RATE, level
     made = audio_windows.of_arrays(machine(0, 4), settings)
     ranges = audio_splits.scaled(made, audio_splits.split(made, settings, 0))
-    patches = audio_windows.items(np.stack([machine(1)[:2176], 3 * machine(1)[:2176]]), made.heard, *ranges)[:]
+    patches = audio_windows.items(np.stack([machine(1)[:2176], 3 * machine(1)[:2176]]), made.layout.settings, *ranges)[
+        :
+    ]
     difference = np.abs(patches[0] - patches[1]).max()
     assert difference < 1e-3 if not level else difference > 0.1
     assert np.abs(np.median(patches[0])) < 0.1
@@ -272,7 +276,7 @@ def test_arrays_and_npz_are_recordings(tmp_path, trained):
         audio_windows.of_arrays(waves, settings)
     np.savez(tmp_path / "a.npz", waveforms=(waves * 32767).astype(np.int16), rate=RATE, labels=[0, 0, 1])
     made = sources.load(dataclasses.replace(config.Data(), source=str(tmp_path / "a.npz")))
-    assert made.heard.sound.rate == RATE and made.normal == {"0"} and made.paths[0] == "a.npz[0]@0s"
+    assert made.layout.settings.sound.rate == RATE and made.normal == {"0"} and made.paths[0] == "a.npz[0]@0s"
     np.testing.assert_allclose(made.images[0], waves[0, : made.images.shape[1]], atol=1e-4)
     settings.sound.rate = 2 * RATE
     with pytest.raises(UserError, match=r"recorded at 8000 Hz, data.sound.rate=16000"):
@@ -413,19 +417,17 @@ def test_data_that_cannot_be_trained_on_are_refused(tmp_path):
 
 
 def test_verbs_that_do_not_take_sound_say_so(trained, tmp_path, capsys):
-    workdir, scorer = trained
+    workdir = trained[0]
     for arguments, why in (
         (["monitor", str(tmp_path), "--once"], "`ganomaly predict` judges recordings"),
         (["predict", str(tmp_path)], "no recordings in"),
         (["predict", str(tmp_path), "--groups", "g.csv"], "--groups is for images"),
         (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "an update is for images"),
-        (["serve"], "judges sensors or sound"),
+        (["serve"], "judges sound: wanted one of images"),
         (["export", "--format", "onnx", "--out", str(tmp_path / "o")], "a detector of sound as ONNX"),
     ):
         assert main.main([arguments[0], "--workdir", str(workdir), *arguments[1:]]) == 2
         assert why in capsys.readouterr().err
-    with pytest.raises(UserError, match="this detector is of sound"):
-        scorer.rows(np.zeros((3, 2176)))
 
 
 # Drawing
@@ -457,4 +459,4 @@ def test_axes_are_in_hertz_and_seconds(tmp_path):
 def test_the_configuration_is_one():
     settings = runpy.run_path(str(Path(__file__).resolve().parents[2] / "configs" / "audio.py"))["get_config"]()
     validation.check(settings)
-    assert settings.data.kind == "sound" and config.items(settings.data) == "windows"
+    assert settings.data.kind == "sound" and modalities.of(settings.data).words(settings.data).items == "windows"

@@ -11,7 +11,8 @@ from ganomaly_jax.data import datasets
 from ganomaly_jax.data.batch_order import batch_indices, batch_rows, columns
 from ganomaly_jax.data.datasets import content_hash, from_arrays, value_range
 from ganomaly_jax.data.images.preprocess import finite, fit_image, to_channels, to_unit
-from ganomaly_jax.data.splits import describe, normal_classes, split
+from ganomaly_jax.data.sources import describe
+from ganomaly_jax.data.splits import normal_classes, split
 
 
 def make(labels, classes=None, parts=None, **changes):

@@ -17,6 +17,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import sources
 from ganomaly_jax.data.datasets import content_hash
 from ganomaly_jax.data.formats import arrays as array_files
+from ganomaly_jax.data.images import sources as image_sources
 from ganomaly_jax.data.splits import split
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -78,7 +79,7 @@ def test_elpv(tmp_path, monkeypatch):
 def test_elpv_as_installed(monkeypatch):
     pytest.importorskip("elpv_dataset")
     monkeypatch.setattr(sources, "_from_files", lambda items, *_: items)
-    items = sources._elpv("elpv", config.Data(), False)
+    items = image_sources._elpv("elpv", config.Data(), False)
     counts = [sum(name == wanted for _, name, _ in items) for wanted in ("0", "1/3", "2/3", "1")]
     assert counts == [1508, 295, 106, 715] and all(path.exists() for path, _, _ in items)
 
@@ -142,10 +143,10 @@ def test_tfds(tmp_path, monkeypatch, capfd, caplog):
 
 @pytest.mark.parametrize("folder", [real("xray_baggage")])
 def test_real_xray_baggage(folder):
-    items, normal, has_parts = sources._layout(folder, "")
+    items, normal, has_parts = image_sources.layout(folder, "")
     counts = collections.Counter((name, part) for _, name, part in items)
     assert counts == {("good", 0): 524, ("good", 1): 100, ("gun", 1): 100, ("razor", 1): 100, ("shuriken", 1): 100}
-    few = sources._from_files(
+    few = image_sources.from_files(
         items[::20], normal, has_parts, "few", config.Data(), False, False
     )  # all 924 take seconds
     assert few.images.shape == (47, 64, 64, 3) and not few.problems and few.images.std(axis=(1, 2, 3)).min() > 1
@@ -166,7 +167,7 @@ def test_sheets_of_tiles(tmp_path, monkeypatch):
     sheet = np.zeros((100, 32, 100, 32, 3), np.uint8)
     sheet[..., 0], sheet[..., 1] = (tiles // 256)[:, None, :, None], (tiles % 256)[:, None, :, None]
     sheet[:, 0, :, 1, 2] = 7  # row 0, column 1 of each
-    monkeypatch.setattr(sources, "read_image", lambda _: (sheet.reshape(3200, 3200, 3), (0, 255)))
+    monkeypatch.setattr(image_sources, "read_image", lambda _: (sheet.reshape(3200, 3200, 3), (0, 255)))
     (tmp_path / "data_batch_1.webp").touch()
     np.savez(tmp_path / "labels.npz", train=np.arange(50000) % 2, test=np.arange(10000) % 2, names=["cat", "dog"])
     data = read(tmp_path, abnormal="dog")
@@ -174,7 +175,7 @@ def test_sheets_of_tiles(tmp_path, monkeypatch):
         data.images[:, 9, 9, 0].astype(int) * 256 + data.images[:, 9, 9, 1], np.arange(60000) % 10000
     )
     assert (data.images[:, 0, 1, 2] == 7).all() and not data.images[:, 1, 0, 2].any()
-    monkeypatch.setattr(sources, "read_image", lambda _: (np.zeros((320, 320, 3), np.uint8), (0, 255)))
+    monkeypatch.setattr(image_sources, "read_image", lambda _: (np.zeros((320, 320, 3), np.uint8), (0, 255)))
     with pytest.raises(UserError, match="wanted 100 x 100 tiles"):
         read(tmp_path, abnormal="dog")
     np.savez(tmp_path / "labels.npz", other=np.zeros(3))
@@ -184,8 +185,8 @@ def test_sheets_of_tiles(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("folder", [real("cifar10")])
 def test_real_cifar10(folder, monkeypatch):
-    sheet = sources.read_image(folder / "data_batch_1.webp")
-    monkeypatch.setattr(sources, "read_image", lambda _: sheet)  # one stands for all six, which take seconds
+    sheet = image_sources.read_image(folder / "data_batch_1.webp")
+    monkeypatch.setattr(image_sources, "read_image", lambda _: sheet)  # one stands for all six, which take seconds
     data = read(folder, abnormal="frog")
     assert data.images.shape == (60000, 32, 32, 3) and data.parts.sum() == 10000
     assert data.classes[data.labels[0]] == "frog" and data.classes[data.labels[1]] == "truck"

@@ -116,7 +116,7 @@ def test_no_window_of_one_part_shares_a_row_with_another(window, stride):
     parts = row_splits.split(made, config.Data(test=0.2, calibration=0.2))
     used = {}
     for name in ("train", "calibration", "test"):
-        spans = made.spans[getattr(parts, name)]
+        spans = made.layout.spans[getattr(parts, name)]
         assert len(spans) > 5, name
         used[name] = {(k, i) for k, first, last in spans.tolist() for i in range(first, last)}
     gap = window
@@ -132,7 +132,7 @@ def test_the_parts_that_a_source_has_are_kept():
     settings = config.Data(window=4)
     made = row_windows.from_rows(np.zeros((60, 2)), parts=np.repeat([0, 1], [40, 20]), settings=settings)
     parts = row_splits.split(made, settings)
-    assert (made.spans[parts.test, 0] == 1).all() and (made.spans[parts.train, 0] == 0).all()
+    assert (made.layout.spans[parts.test, 0] == 1).all() and (made.layout.spans[parts.train, 0] == 0).all()
 
 
 def test_windows_that_are_too_many_are_read_on_demand():
@@ -184,12 +184,12 @@ def test_a_stored_detector_is_the_same(trained, labelled):
     workdir, scorer = trained
     loaded = gj.load(workdir)
     x = labelled[0][-40:]
-    assert loaded.columns == COLUMNS and loaded.input_shape == scorer.input_shape
+    assert loaded.feature_names == COLUMNS and loaded.input_shape == scorer.input_shape
     np.testing.assert_array_equal(loaded(x), scorer(x))
-    alone = [scorer(window[None])[0] for window in scorer.rows(x)[:3]]
+    alone = [scorer(window[None])[0] for window in scorer.as_input(x)[:3]]
     np.testing.assert_allclose(alone, scorer(x)[:3], rtol=2e-5)
     fn, variables = scorer.function()
-    np.testing.assert_allclose(jax.jit(fn)(variables, scorer.rows(x)), scorer(x), rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(fn)(variables, scorer.as_input(x)), scorer(x), rtol=1e-4)
 
 
 def test_an_export_gives_the_same_scores(trained, labelled, tmp_path):
@@ -197,7 +197,7 @@ def test_an_export_gives_the_same_scores(trained, labelled, tmp_path):
     manifest = export.export(scorer, tmp_path / "out")
     assert manifest["input"]["columns"] == list(COLUMNS) and len(manifest["input"]["low"]) == 4
     call, _ = export_runtime.load(tmp_path / "out")
-    x = scorer.rows(labelled[0][-50:])
+    x = scorer.as_input(labelled[0][-50:])
     np.testing.assert_allclose(call(x)["score"], scorer(x), rtol=1e-4)
 
 
@@ -291,7 +291,7 @@ def test_columns_are_taken_by_name_and_a_missing_one_is_refused(trained, labelle
     mixed = write(tmp_path / "mixed.csv", x[:, order], [COLUMNS[k] for k in order], time=True)
     found = sensors.judge_tables(scorer, [mixed])
     np.testing.assert_allclose(found.judged.scores, scorer(x), rtol=1e-5)
-    assert found.paths[-1] == f"{mixed}:40"
+    assert found.names[-1] == f"{mixed}:40"
     lacking = write(tmp_path / "lacking.csv", x[:, :3], ["pressure", "flow", "levels"])
     with pytest.raises(UserError, match=r"no column 'level'.*nearest is 'levels'"):
         sensors.judge_tables(scorer, [lacking])
@@ -384,7 +384,7 @@ def test_missing_values_are_never_silent(trained, tmp_path):
     table = write(tmp_path / "a.csv", x)
     found = sensors.judge_tables(scorer, [table])
     invalid = np.array(found.judged.verdicts) == "invalid"
-    np.testing.assert_array_equal(invalid, np.isnan(scorer.rows(x)).reshape(len(invalid), -1).any(1))
+    np.testing.assert_array_equal(invalid, np.isnan(scorer.as_input(x)).reshape(len(invalid), -1).any(1))
     assert "flow" in found.reasons[int(invalid.argmax())] and "flow 3, temperature 1" in found.notes[0]
     masked = dataclasses.replace(scorer.config, data=dataclasses.replace(scorer.config.data, missing="mask"))
     assert np.isfinite(dataclasses.replace(scorer, config=masked)(x)).all()
@@ -411,7 +411,7 @@ def test_an_npz_holds_rows_with_names_and_recordings(tmp_path):
     np.savez(tmp_path / "a.npz", rows=x, labels=np.zeros(40, int), columns=COLUMNS, segments=np.repeat([0, 1], 20))
     settings = config.Data(source=str(tmp_path / "a.npz"), window=8)
     made = resolution.sources.load(settings)
-    assert made.columns == COLUMNS and len(made.images) == 2 * 13
+    assert made.feature_names == COLUMNS and len(made.images) == 2 * 13
     np.savez(tmp_path / "b.npz", x_train=x, x_test=x[:20], y_test=np.repeat([0, 1], 10))
     made = resolution.sources.load(config.Data(source=str(tmp_path / "b.npz")))
     assert made.parts.tolist() == [0] * 40 + [1] * 20 and made.labels.sum() == 10

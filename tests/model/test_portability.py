@@ -21,7 +21,7 @@ from ganomaly_jax.core import config, config_values
 from ganomaly_jax.core.config import Model, score_parts
 from ganomaly_jax.model.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.model.ganomaly import Ganomaly
-from ganomaly_jax.scoring import patch_distance, scorer, scores, tile_adapter
+from ganomaly_jax.scoring import adapters, patch_distance, scorer, scores
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.latent_statistics import fit
 from ganomaly_jax.training import trainer
@@ -156,8 +156,8 @@ def random(*size):
 
 def scorer_program(settings):
     """The pure function of a scorer, raw pixels and a batch of any size to scores and p-values."""
-    detector = tile_adapter.from_config(settings)
-    network = tile_adapter.network(detector)
+    detector = adapters.from_config(settings)
+    network = detector.network
     state = jax.eval_shape(network.init, jax.random.key(0))
     variables = {"detector": network.variables(state), "calibration": jax.ShapeDtypeStruct((50,), jnp.float32)}
     shown = {name: params for name, params in state.params.items() if name != "discriminator" or settings.loss.contrast}

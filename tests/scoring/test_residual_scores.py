@@ -93,7 +93,9 @@ def test_rows_the_whole_way(tmp_path, window):
     broken = items.copy()
     broken[..., 2] = -broken[..., 2]
     assert np.median(made(broken)) > np.median(found) + 1
-    parts = scores.parts(made.detector, ("residual_mahalanobis",), made.variables, made.unit(jnp.asarray(items)))
+    parts = scores.parts(
+        made.detector.network, ("residual_mahalanobis",), made.variables, made.unit(jnp.asarray(items))
+    )
     assert parts["residual_mahalanobis"].shape == (len(items),)
 
 

@@ -17,9 +17,10 @@ from ganomaly_jax.core import config_values, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import tiling
+from ganomaly_jax.data.images.modality import Pixels
 from ganomaly_jax.deploy import export, export_runtime
 from ganomaly_jax.runs import resolution
-from ganomaly_jax.scoring import attribution, build, inference, residual_map, scorer as scoring_scorer, tile_adapter
+from ganomaly_jax.scoring import adapters, attribution, build, inference, residual_map, scorer as scoring_scorer
 from ganomaly_jax.training.trainer import train, train_members
 
 SIDE, TILE = 40, 16
@@ -139,12 +140,17 @@ def test_a_batch_is_of_tiles(arrays):
     assert resolved.config.train.batch_size == 58 * 9 and "tiles" in resolved.notes[0]
 
 
+def of_tiles_alone(scorer):
+    """The detector of single tiles."""
+    return adapters.WholeDetector(scorer.detector.network, Pixels((TILE, TILE, 1)))
+
+
 def test_the_score_of_an_image_is_the_highest_of_its_tiles(trained, arrays):
     scorer = trained[1]
-    assert scorer.input_shape == (SIDE, SIDE, 1) and tile_adapter.network(scorer.detector).shape == (TILE, TILE, 1)
+    assert scorer.input_shape == (SIDE, SIDE, 1) and scorer.detector.network.shape == (TILE, TILE, 1)
     images = arrays[0][70:90]
     where = tiling.grid(SIDE, SIDE, TILE, 0.25)
-    alone = dataclasses.replace(scorer, detector=tile_adapter.network(scorer.detector))
+    alone = dataclasses.replace(scorer, detector=of_tiles_alone(scorer))
     of_tiles = alone(tiling.cut(images, where).reshape(-1, TILE, TILE, 1)).reshape(len(images), -1)
     np.testing.assert_allclose(scorer(images), of_tiles.max(1), rtol=1e-5)
     assert len(np.unique(of_tiles.argmax(1))) > 2
@@ -164,14 +170,12 @@ def test_many_tiles_are_scored_a_few_at_a_time(trained, arrays, monkeypatch):
 
     def everything():
         slope = jax.grad(lambda x: function(variables, x).sum())
-        return jax.jit(lambda x: (function(variables, x), slope(x), *tile_adapter.explained(scorer.detector, own, x)))(
-            unit
-        )
+        return jax.jit(lambda x: (function(variables, x), slope(x), *scorer.detector.explained(own, x)))(unit)
 
     own = variables["detector"]
-    monkeypatch.setattr(tile_adapter, "AT_ONCE", 9)
+    monkeypatch.setattr(adapters, "AT_ONCE", 9)
     by_image = everything()
-    monkeypatch.setattr(tile_adapter, "AT_ONCE", 4)
+    monkeypatch.setattr(adapters, "AT_ONCE", 4)
     for one, other in zip(everything(), by_image, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(by_image[0], scorer(images), rtol=1e-4)
@@ -229,7 +233,7 @@ def test_a_training_computes_the_same_however_it_runs(arrays, tmp_path):
 def test_the_export_is_the_live_detector(trained, arrays, tmp_path, monkeypatch):
     """It takes whole raw images, any number, here one after the other as where there are many tiles."""
     pytest.importorskip("flatbuffers")
-    monkeypatch.setattr(tile_adapter, "_FEW", 0)
+    monkeypatch.setattr(adapters, "_FEW", 0)
     manifest = export.export(trained[1], tmp_path / "out", images=arrays[0][:5])
     assert manifest["input"]["shape"] == ["b", SIDE, SIDE, 1] and manifest["self_check"]["given"] == 5
     score, _ = export_runtime.load(tmp_path / "out")
@@ -244,7 +248,7 @@ def test_maps_are_stitched_from_those_of_the_tiles(trained, arrays):
     found = attribution.residual_maps(scorer, images)
     assert found.x_hat.shape == (3, SIDE, SIDE, 1) and found.values.shape == (3, SIDE, SIDE)
     where = tiling.grid(SIDE, SIDE, TILE, 0.25)
-    alone = dataclasses.replace(scorer, detector=tile_adapter.network(scorer.detector))
+    alone = dataclasses.replace(scorer, detector=of_tiles_alone(scorer))
     one = attribution.residual_maps(alone, tiling.cut(images[1], where))
     wanted = tiling.stitch(jnp.asarray(one.values)[None, ..., None], where)[0, ..., 0]
     np.testing.assert_allclose(found.values[1], wanted, rtol=1e-4, atol=1e-6)

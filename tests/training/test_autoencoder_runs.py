@@ -75,7 +75,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, arrays):
             made = settings(steps=steps, save_every=8, shift=1)
             made.optimizer.average, made.evaluate.score = 0.9, "latent_density+pixel+multiscale"
             scorer = train(made, tmp_path / name, arrays, log=quiet)
-    assert scorer.detector.average == 0.9
+    assert scorer.detector.network.average == 0.9
     np.testing.assert_array_equal(ganomaly_jax.load(tmp_path / "whole")(arrays[0]), scorer(arrays[0]))
     assert_same_bits(final(tmp_path / "parts"), final(tmp_path / "whole"))
     with pytest.raises(UserError, match=r"model\.detector: 'autoencoder' in the stored run, 'ganomaly' now"):

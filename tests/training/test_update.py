@@ -84,7 +84,7 @@ def test_where_it_comes_from_is_kept(kept, old):
 
 def test_it_goes_on_from_the_old_weights(old, kept):
     """What it begins with is the old run's last checkpoint, optimisers included, as step 0."""
-    like = ganomaly_jax.load(old[0]).detector.init(jax.random.key(0))
+    like = ganomaly_jax.load(old[0]).detector.network.init(jax.random.key(0))
     _, last, _ = checkpoint.restore(old[0] / "checkpoints", like)
     _, begun, _ = checkpoint.restore(kept[0] / "checkpoints", like, 0)
     assert int(begun.step) == 0
@@ -305,13 +305,13 @@ def test_rows_of_sensors(tmp_path, window, missing):
     made = ganomaly_jax.load(tmp_path / "two")
     np.testing.assert_array_equal(made.low, old.low)
     np.testing.assert_array_equal(made.high, old.high)
-    assert made.columns == old.columns
+    assert made.feature_names == old.feature_names
     assert (made(held) > made.threshold).mean() < 0.6 * (old(held) > old.threshold).mean()
     # Everything that reads the run again finds the same data, and an update of the update goes on.
     again = resolution.resolve(run_folder.stored_config(tmp_path / "two"))
     assert again.scaling == (tuple(map(float, old.low)), tuple(map(float, old.high)))
     assert datasets.content_hash(again.dataset) == run_folder.stored_environment(tmp_path / "two")["data_hash"]
-    assert len(np.unique(again.dataset.spans[:, 0])) == 2
+    assert len(np.unique(again.dataset.layout.spans[:, 0])) == 2
     assert np.isfinite(np.asarray(again.dataset.images[:])).all()
     assert update.update(folder, str(source), tmp_path / "two", log=said.append).kept
     assert "this update is done already" in said[-1]

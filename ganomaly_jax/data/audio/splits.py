@@ -9,8 +9,9 @@ import numpy as np
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import splits
-from ganomaly_jax.data.audio import spectrogram
+from ganomaly_jax.data.audio import layout, spectrogram
 from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.modality import Scaling
 from ganomaly_jax.data.splits import Split
 
 WHOLE = 10
@@ -34,14 +35,13 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
     Raises:
       UserError: no normal windows, too few of them, or some with NaN or infinite samples.
     """
-    if dataset.spans is None:
-        raise ValueError("not a data set of sound")
+    spans = layout.of(dataset).spans
     normal = splits.normal_classes(dataset, settings.abnormal)
     is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
     parts = np.zeros(len(is_normal), np.int8) if dataset.parts is None else dataset.parts
     own = not settings.abnormal and bool((parts == 1).any())
     pool = np.flatnonzero(is_normal & (parts == 0)) if own else np.flatnonzero(is_normal)
-    spans, whole = dataset.spans, len(np.unique(dataset.spans[pool, 0])) >= WHOLE
+    whole = len(np.unique(spans[pool, 0])) >= WHOLE
     random = np.random.default_rng((seed, 1))
     if own:
         kept, test = pool, np.flatnonzero((parts == 1) | ~is_normal)
@@ -90,18 +90,15 @@ def _set_aside(
 
 
 def _refuse_not_finite(dataset: Dataset, chosen: np.ndarray) -> None:
-    spans = dataset.spans[chosen]  # type: ignore[index]
-    there = [i for i, one in enumerate(dataset.recordings) if not one.finite]
-    suspects = chosen[np.isin(spans[:, 0], there)]
+    own = layout.of(dataset)
+    there = [i for i, one in enumerate(own.recordings) if not one.finite]
+    suspects = chosen[np.isin(own.spans[chosen, 0], there)]
     bad = [i for i in suspects.tolist() if not np.isfinite(dataset.images[i]).all()]
     if bad:
         raise UserError(
             f"{len(bad)} of {len(chosen)} normal windows of {dataset.name} have NaN or infinite samples (the first is "
             f"{dataset.paths[bad[0]]}): repair the recording or take it out"
         )
-
-
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def scaled(dataset: Dataset, own: Split) -> Scaling:
@@ -114,14 +111,12 @@ def scaled(dataset: Dataset, own: Split) -> Scaling:
     Raises:
       UserError: the training windows are silent.
     """
-    heard = dataset.heard
-    if heard is None:
-        raise ValueError("not a data set of sound")
-    most = min(_FITTED, max(_VALUES // (heard.height * heard.width), 1), len(own.train))
+    settings = layout.of(dataset).settings
+    most = min(_FITTED, max(_VALUES // (settings.height * settings.width), 1), len(own.train))
     chosen = own.train[np.linspace(0, len(own.train) - 1, most).astype(int)]
     import jax
 
-    run = jax.jit(spectrogram.function(spectrogram.of_data(heard)))
+    run = jax.jit(spectrogram.function(spectrogram.of_data(settings)))
     found = np.concatenate(
         [np.asarray(run(dataset.images[chosen[i : i + _AT_ONCE]])) for i in range(0, most, _AT_ONCE)]
     )

@@ -19,7 +19,8 @@ from ganomaly_jax.core import config, config_values
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets
-from ganomaly_jax.data.audio import recordings, spectrogram
+from ganomaly_jax.data.audio import layout, recordings, spectrogram
+from ganomaly_jax.data.audio.layout import NAME, SoundLayout
 from ganomaly_jax.data.audio.recordings import Recording
 from ganomaly_jax.data.audio.spectrogram import Spectrogram
 from ganomaly_jax.data.datasets import Dataset
@@ -40,11 +41,9 @@ Item = tuple[Recording, str, int]
 
 def is_source(path: Path, settings: config.Data) -> bool:
     """Whether a file is a recording, or a folder holds recordings and no images."""
-    if settings.kind not in ("auto", "sound"):
-        return False
     if not path.is_dir():
         return path.suffix.lower() in recordings.ENDINGS
-    if settings.kind == "sound":
+    if settings.kind == NAME:
         return True
     found = False
     for inner in path.rglob("*"):
@@ -182,10 +181,9 @@ def made(
         high=None,
         name=name,
         digest=digest.hexdigest(),
-        spans=spans,
         notes=tuple(notes(of, resolved)),
-        recordings=tuple(of),
-        heard=resolved,
+        modality=NAME,
+        layout=SoundLayout(tuple(of), spans, resolved),
     )
 
 
@@ -208,7 +206,7 @@ def _resolved(settings: config.Data, of: Sequence[Recording]) -> config.Data:
     asked = settings.sound
     rate = asked.rate or min(one.rate for one in of)
     bands = settings.height or _BANDS
-    sizes: dict[str, Any] = {"kind": "sound", "height": bands, "width": settings.width or _FRAMES, "channels": 1}
+    sizes: dict[str, Any] = {"kind": NAME, "height": bands, "width": settings.width or _FRAMES, "channels": 1}
     nearest = max(2 ** round(math.log2(_FRAME * rate)), 4)
     tried = [(nearest >> k, 2) for k in range(_SHORTER + 1) if nearest >> k >= 4]
     tried += [(tried[-1][0], 4 << k) for k in range(_CLOSER)]
@@ -280,7 +278,7 @@ def _first(of: Sequence[Recording], is_one: Callable[[Recording], bool]) -> str:
 
 
 def windows(of: Sequence[Recording], spans: np.ndarray, own: Any) -> LazyImages:
-    """Windows [N, T] float32 at `spans` [N, 3], see `Dataset.spans`; those that touch are read together."""
+    """Windows [N, T] float32 at `spans` [N, 3], see `SoundLayout.spans`; those that touch are read together."""
     size = int(spans[0, 2] - spans[0, 1])
 
     def read(indices: np.ndarray) -> np.ndarray:
@@ -333,8 +331,8 @@ def check(settings: config.Config) -> None:
     """
     given, usual = (config_values.flatten(config_values.to_dict(one)) for one in (settings, config.Config()))
     keys = (
-        *("train.shift", "train.flip", "loss.contrast", "members.classes", "members.seeds", "data.tile", "data.low"),
-        *("data.high", "data.window", "data.columns", "data.missing"),
+        *("train.shift", "train.flip", "loss.contrast", "model.exposure", "members.classes", "members.seeds"),
+        *("data.tile", "data.low", "data.high", "data.window", "data.columns", "data.missing"),
     )
     named = [key for key in keys if given[key] != usual[key]]
     if named:
@@ -343,11 +341,9 @@ def check(settings: config.Config) -> None:
 
 def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
     """The settings with what the recordings have filled in."""
-    heard = dataset.heard
-    if heard is None:
-        raise ValueError("not a data set of sound")
+    found = layout.of(dataset).settings
     names = ("kind", "sound", "height", "width", "channels")
-    return dataclasses.replace(settings, **{name: getattr(heard, name) for name in names})
+    return dataclasses.replace(settings, **{name: getattr(found, name) for name in names})
 
 
 def as_input(given: Any, settings: config.Data) -> np.ndarray:

@@ -17,13 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.audio import windows as audio_windows
 from ganomaly_jax.data.datasets import PARTS, Dataset, from_arrays
 from ganomaly_jax.data.images.decode import shown
-from ganomaly_jax.data.rows import windows as row_windows
 
+ENDINGS = (".npz", ".npy")
 IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 # Bytes; smaller arrays are not worth a mapping.
@@ -42,11 +40,11 @@ def regular(path: Path) -> Path:
     return path
 
 
-def npz(path: Path, settings: config.Data, mapped: bool = False) -> Dataset:
-    """The images, rows of sensors or waveforms of an npz or npy file; `mapped`: unread where that can be.
+def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
+    """Reads the array of an npy file, or the arrays of an npz file by name; `mapped`: unread where that can be.
 
     Raises:
-      UserError: it holds something else.
+      UserError: it is no regular file.
       OSError, ValueError, zipfile.BadZipFile: it cannot be read.
     """
     with open(regular(path), "rb") as file:
@@ -54,24 +52,24 @@ def npz(path: Path, settings: config.Data, mapped: bool = False) -> Dataset:
         file.seek(0)
         loaded = np.load(path if mapped and alone else file, "r" if mapped and alone else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            if row_windows.takes(loaded, settings):
-                return row_windows.from_rows(np.asarray(loaded), settings=settings, name=path.name)
-            return from_arrays(loaded, name=path.name)
-        held: dict[str, Any] = {
-            key: _mapped(path, loaded.zip, f"{key}.npy") if mapped else loaded[key] for key in loaded.files
-        }
-    if "waveforms" in held:
-        return audio_windows.of_file(held, settings, path.name)
-    if "rows" in held or row_windows.takes(held.get("x_train"), settings):
-        return row_windows.of_file(held, settings, path.name)
+            return loaded
+        return {key: _mapped(path, loaded.zip, f"{key}.npy") if mapped else loaded[key] for key in loaded.files}
+
+
+def images(held: dict[str, Any], name: str) -> Dataset:
+    """Makes a data set of the images of an npz file.
+
+    Raises:
+      UserError: it holds something else.
+    """
     classes = held.get("classes")
     if "images" in held:
-        return from_arrays(held["images"], held.get("labels"), classes, name=path.name)
+        return from_arrays(held["images"], held.get("labels"), classes, name=name)
     if "x_train" not in held:
         listed = ", ".join(list(held)[:9]) or "nothing"
-        raise UserError(f"{shown(path)} holds {listed}: wanted images and labels, or x_train, y_train, x_test, y_test")
+        raise UserError(f"{name} holds {listed}: wanted images and labels, or x_train, y_train, x_test, y_test")
     sets = [(held[f"x_{part}"], held.get(f"y_{part}"), part) for part in ("train", "test") if f"x_{part}" in held]
-    return _joined(sets, classes, path.name)
+    return _joined(sets, classes, name)
 
 
 def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:

@@ -13,10 +13,11 @@ import numpy as np
 from ganomaly_jax.core import config, config_values
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data import datasets as data_datasets
+from ganomaly_jax.data import modalities
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images.decode import shown
 from ganomaly_jax.data.lazy import Images, LazyImages
-from ganomaly_jax.data.rows import splits as row_splits
+from ganomaly_jax.data.modality import Scaling
 
 NAME = "mixture.json"
 _USES = (("train", 0), ("calibration", data_datasets.CALIBRATION), ("test", 1))
@@ -48,18 +49,6 @@ def origins(parts: Sequence[Part]) -> np.ndarray:
     return np.repeat(np.arange(len(parts)), [len(part.chosen) for part in parts])
 
 
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-def as_taken(dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
-    """A data set as a part: of rows, missing values that are masked become the centre that the detector knows."""
-    if scaling is None or settings.missing != "mask":
-        return dataset
-    return dataclasses.replace(
-        dataset, images=row_splits.masked(dataset.images, row_splits.centre_of(*scaling)), digest=""
-    )
-
-
 def join(
     parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME, scaling: Scaling | None = None
 ) -> Dataset:
@@ -76,9 +65,8 @@ def join(
         listed = ", ".join(f"{dtype} {'x'.join(map(str, shape))} of {d.name}" for d in datasets
                            for shape, dtype in [(d.images.shape[1:], d.images.dtype)])  # fmt: skip
         raise UserError(f"the images differ in size or type: {listed}; wanted one kind, convert the others")
-    columns = datasets[0].columns
-    if any(dataset.columns != columns for dataset in datasets):
-        raise UserError(f"the sensors of {datasets[-1].name} are not those of {datasets[0].name}: wanted the same")
+    modality = modalities.named(datasets[0].modality)
+    layout = modality.mixed(datasets, [part.chosen for part in parts], scaling)
     pairs: list[tuple[str, bool]] = []
     for part, dataset in zip(parts, datasets, strict=True):
         words = [dataset.classes[label] for label in dataset.labels[part.chosen]]
@@ -98,20 +86,9 @@ def join(
         high=None,
         problems=tuple(problem for dataset in datasets for problem in dataset.problems),
         name=name,
-        columns=columns,
-        spans=_spans(parts, datasets) if scaling is not None else None,
-        scaling=scaling,
+        modality=modality.name,
+        layout=layout,
     )
-
-
-def _spans(parts: Sequence[Part], datasets: Sequence[Dataset]) -> np.ndarray:
-    """[N, 3] int64 of all that is taken, recordings numbered through."""
-    found, begin = [], 0
-    for part, dataset in zip(parts, datasets, strict=True):
-        assert dataset.spans is not None
-        found.append(dataset.spans[part.chosen] + [begin, 0, 0])
-        begin += int(dataset.spans[:, 0].max()) + 1
-    return np.concatenate(found)
 
 
 def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
@@ -168,7 +145,8 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
         raise DamagedError(f"{path} cannot be read ({error}); make the update again in another --out") from None
     datasets = []
     for part in parts:
-        dataset = as_taken(read(part.settings), part.settings, scaling)
+        dataset = read(part.settings)
+        dataset = modalities.named(dataset.modality).as_part(dataset, part.settings, scaling)
         advice = f"Put them back as {shown(path)} describes them, or name other data with --data"
         now = data_datasets.content_hash(dataset)
         data_datasets.check_unchanged(part.settings.source, part.content_hash, now, advice, since="the update")

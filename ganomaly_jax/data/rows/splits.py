@@ -12,13 +12,14 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.lazy import Images, LazyImages
-from ganomaly_jax.data.rows import tables
+from ganomaly_jax.data.modality import InputSpec, Scaling
+from ganomaly_jax.data.rows import layout, tables
+from ganomaly_jax.data.rows.layout import NAME
 from ganomaly_jax.data.splits import Split, normal_classes
 
 # Quantiles whose distance is taken as a sensor's spread, the first that is above 0, and how many standard deviations
 # of a normal distribution lie between them; of the last, what few values there are beside the constant one.
 _SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152), (0.0, 1.0, 2.0))
-Scaling = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def check(settings: config.Config) -> None:
@@ -31,6 +32,7 @@ def check(settings: config.Config) -> None:
         "train.shift": settings.train.shift,
         "train.flip": settings.train.flip,
         "loss.contrast": settings.loss.contrast,
+        "model.exposure": settings.model.exposure,
     }
     named = [name for name, value in asked.items() if value]
     if named:
@@ -48,6 +50,7 @@ def split(dataset: Dataset, settings: config.Data) -> Split:
     Raises:
       UserError: no normal rows, too few of them, or some with missing or infinite values.
     """
+    spans = layout.of(dataset).spans
     normal = normal_classes(dataset, settings.abnormal)
     is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
     parts = np.zeros(len(is_normal), np.int8) if dataset.parts is None else dataset.parts
@@ -66,8 +69,8 @@ def split(dataset: Dataset, settings: config.Data) -> Split:
         count = max(count, 1)
     kept, calibration = np.split(train, [len(train) - count])
     gap = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
-    calibration = _apart(dataset.spans, calibration, test, gap)
-    kept = _apart(dataset.spans, kept, np.concatenate([test, calibration]), gap)[: settings.limit or None]
+    calibration = _apart(spans, calibration, test, gap)
+    kept = _apart(spans, kept, np.concatenate([test, calibration]), gap)[: settings.limit or None]
     if len(kept) < 2 or (count and not len(calibration)):
         raise UserError(
             f"{dataset.name}: of {len(normals)} normal rows or windows {len(kept)} would be trained on and "
@@ -90,7 +93,7 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
     constant in training keeps its unit.
     """
     images = dataset.images
-    stride = 1 if dataset.spans is None or images.ndim == 2 else max(images.shape[1] // settings.data.stride, 1)
+    stride = 1 if images.ndim == 2 else max(images.shape[1] // settings.data.stride, 1)
     # Windows that hardly overlap: each row once or so.
     rows = np.asarray(images[own.train[::stride]], np.float64).reshape(-1, images.shape[-1])
     seen = np.isfinite(rows).any(0)
@@ -108,9 +111,9 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
     low[constant], high[constant] = (centre[constant] + by for by in (-1, 1))
     notes = []
     if constant.any():
-        names = [name for name, still in zip(dataset.columns, constant, strict=True) if still]
+        names = [name for name, still in zip(dataset.feature_names, constant, strict=True) if still]
         notes.append(
-            f"note: {len(names)} of {len(dataset.columns)} sensors are constant in training and keep their unit: "
+            f"note: {len(names)} of {len(dataset.feature_names)} sensors are constant in training and keep their unit: "
             f"{tables.listed(names)}"
         )
     size = int(np.prod(images.shape[1:]))
@@ -133,26 +136,22 @@ def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
     window = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
     if settings.channels not in (0, dataset.images.shape[-1]):
         raise UserError(f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors")
-    return dataclasses.replace(
-        settings, kind="rows", window=window, channels=dataset.images.shape[-1], height=0, width=0
-    )
+    return dataclasses.replace(settings, kind=NAME, window=window, channels=dataset.images.shape[-1], height=0, width=0)
 
 
-def as_input(
-    given: Any, shape: tuple[int, ...], columns: tuple[str, ...], low: Any, high: Any, settings: config.Data
-) -> np.ndarray:
-    """Rows or windows as a detector of input `shape` (D,) or (T, D) takes them, [n, ...] float32, n at least 1.
+def as_input(given: Any, spec: InputSpec) -> np.ndarray:
+    """Returns rows or windows as a detector takes them, `[n, *spec.shape]` float32, n at least 1.
 
     Args:
-      given: [n, *shape]; for windows also rows [N, D] in their order in time, of which windows are made as in training
-        (`settings.window` rows, every `settings.stride`); or a pandas data frame, whose columns are taken by name.
-      columns, low, high: of the detector, a value for each sensor.
-      settings: its data; missing values are dealt with as it says.
+      given: `[n, *spec.shape]`; for windows also rows `[N, D]` in their order in time, of which windows are made as in
+        training (`data.window` rows, every `data.stride`); or a pandas data frame, whose columns are taken by name.
+      spec: of the detector; missing values are dealt with as its settings say.
 
     Raises:
       UserError: another shape or type, no row, a column that is missing.
     """
-    table = tables.as_table(given, "the data frame", columns)
+    shape, settings, low, high = spec.shape, spec.data, spec.low, spec.high
+    table = tables.as_table(given, "the data frame", spec.feature_names)
     x = np.asarray(given if table is None else table.values)
     whole = x.ndim == 2 and len(shape) == 2
     if x.dtype.kind not in "biuf" or not x.size or x.shape[-1] != shape[-1] or not (whole or x.shape[1:] == shape):
@@ -192,7 +191,7 @@ def masked(images: Images, centre: np.ndarray) -> Images:
 
 def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data) -> None:
     """Refuse what is not finite in the rows or windows `chosen` [n], unless it is masked."""
-    counts, infinite, first = np.zeros(len(dataset.columns), int), 0, -1
+    counts, infinite, first = np.zeros(len(dataset.feature_names), int), 0, -1
     begin = 0
     for block in lazy.blocks(dataset.images, chosen):
         bad = np.isinf(block) if settings.missing == "mask" else ~np.isfinite(block)
@@ -204,7 +203,7 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
         begin += len(block)
     if first >= 0:
         what = "infinite" if infinite == counts.sum() else "missing or infinite"
-        names = [dataset.columns[k] for k in np.flatnonzero(counts).tolist()]
+        names = [dataset.feature_names[k] for k in np.flatnonzero(counts).tolist()]
         raise UserError(
             f"{what} values of {tables.listed(names)} in what is to be trained on or calibrated with, the first in "
             f"{dataset.paths[first]}. In all of {dataset.name}: {'; '.join(dataset.notes) or 'no missing values'}. "
@@ -213,9 +212,9 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
         )
 
 
-def _apart(spans: np.ndarray | None, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
+def _apart(spans: np.ndarray, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
     """Those of `chosen` [n] that share no row with any of the `others` [m], nor lie nearer to one than `gap` rows."""
-    if spans is None or not len(chosen) or not len(others):
+    if not len(chosen) or not len(others):
         return chosen
     # All recordings one after the other, too far apart to touch.
     longest = np.zeros(int(spans[:, 0].max()) + 1, np.int64)

@@ -20,6 +20,7 @@ from ganomaly_jax.data.datasets import NORMAL_WORDS, PARTS, Dataset, normal_by_w
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.lazy import Images, LazyImages
 from ganomaly_jax.data.rows import tables
+from ganomaly_jax.data.rows.layout import NAME, RowLayout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,17 +37,17 @@ class Recording:
 
 
 def takes(given: Any, settings: config.Data) -> bool:
-    """Whether arrays given in place of a source are rows: as `data.kind` says, otherwise an array [N, D]."""
+    """Returns whether arrays are rows: as `data.kind` says, otherwise an array [N, D]; or an npz file that says so."""
+    if isinstance(given, dict):
+        return "rows" in given or takes(given.get("x_train"), settings)
     if settings.kind != "auto":
-        return settings.kind == "rows"
+        return settings.kind == NAME
     x = given[0] if isinstance(given, tuple) and given else given
     return settings.window > 0 or hasattr(x, "dtypes") or getattr(x, "ndim", 0) == 2
 
 
 def is_source(path: Path, settings: config.Data) -> bool:
     """Whether a file or folder is a table, or a folder of nothing else."""
-    if settings.kind == "images":
-        return False
     if path.is_dir():
         return settings.kind == "rows" or _only_tables(path)
     return path.suffix.lower() in tables.ENDINGS
@@ -244,9 +245,9 @@ def made(
         low=None,
         high=None,
         name=name,
-        columns=columns,
-        spans=at,
         notes=(*notes, *said),
+        modality=NAME,
+        layout=RowLayout(columns, at),
     )
 
 
@@ -297,9 +298,9 @@ def _of_windows(
         low=None,
         high=None,
         name=name,
-        columns=columns,
-        spans=spans,
         notes=tuple(said),
+        modality=NAME,
+        layout=RowLayout(columns, spans),
     )
 
 

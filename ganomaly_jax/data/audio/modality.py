@@ -1,0 +1,130 @@
+"""Sound and vibration, recordings cut into windows, as a modality."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import folders, modality
+from ganomaly_jax.data.audio import layout, recordings, spectrogram, splits, windows
+from ganomaly_jax.data.audio.spectrogram import Spectrogram
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.images.decode import shown
+from ganomaly_jax.data.lazy import LazyImages
+from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling, Words
+from ganomaly_jax.data.splits import Split
+
+if TYPE_CHECKING:
+    import jax
+
+_WORDS = Words("window", "windows", "sound", "NaN or infinite samples", "the same to the sample")
+
+
+@dataclasses.dataclass(frozen=True)
+class Waveforms:
+    """Preprocessing of waveforms `[B, T]`: their spectrogram, each band by its own range."""
+
+    spectrogram: Spectrogram
+    frames: int
+    bounded: bool = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T,): samples of a window."""
+        return (self.spectrogram.length(self.frames),)
+
+    def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
+        """Returns `[B, bands, frames, 1]` in [-1, 1], see `spectrogram.patches`."""
+        return spectrogram.patches(self.spectrogram, *pixels[1:])(x)
+
+
+class Sound:
+    """Windows of recordings, `[N, T]` waveforms; networks see their spectrograms `[bands, frames, 1]`."""
+
+    name = layout.NAME
+    in_time = True
+    mixes = False
+    per_process = False
+
+    def words(self, data: config.Data) -> Words:
+        return _WORDS
+
+    def is_source(self, path: Path, settings: config.Data) -> bool:
+        return windows.is_source(path, settings)
+
+    def open(self, path: Path, settings: config.Data, progress: bool, shared: bool) -> Dataset:
+        items: tuple[list[folders.Item], frozenset[str] | None, bool]
+        items = [(path, "normal", 0)], frozenset({"normal"}), False
+        if path.is_dir():
+            items = folders.layout(path, settings.abnormal, recordings.ENDINGS, "recordings")
+        return windows.load(*items, shown(path), settings, progress)
+
+    def takes(self, given: Any, settings: config.Data) -> bool:
+        return "waveforms" in given if isinstance(given, dict) else settings.kind == self.name
+
+    def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
+        if isinstance(given, dict):
+            return windows.of_file(given, settings, name)
+        return windows.of_arrays(given, settings, name)
+
+    def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
+        return dataset
+
+    def check(self, settings: config.Config) -> None:
+        windows.check(settings)
+
+    def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
+        return splits.split(dataset, settings, seed)
+
+    def resolve(self, dataset: Dataset, settings: config.Config) -> Resolved:
+        split = splits.split(dataset, settings.data, settings.seed)
+        return Resolved(dataset, split, windows.resolved(settings.data, dataset), splits.scaled(dataset, split))
+
+    def network_inputs(self, found: Resolved) -> Resolved:
+        """Returns the patches of the windows' spectrograms, made when read."""
+        patches = windows.items(found.dataset.images, found.data, *(found.scaling or ((), ())))
+        return dataclasses.replace(
+            found, dataset=dataclasses.replace(found.dataset, images=patches), scaling=(-1.0, 1.0)
+        )
+
+    def describe(self, dataset: Dataset) -> str:
+        size = " x ".join(map(str, dataset.images.shape[1:]))
+        return f"{size} samples a window; each band scaled by the normal training windows"
+
+    def size(self, dataset: Dataset) -> str:
+        settings = layout.of(dataset).settings
+        size = " x ".join(map(str, dataset.images.shape[1:]))
+        return f"{size} samples, {settings.height} bands x {settings.width} frames"
+
+    def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
+        raise UserError(_NO_MIXTURE)
+
+    def mixed(self, datasets: Sequence[Dataset], chosen: Sequence[np.ndarray], scaling: Scaling | None) -> None:
+        raise UserError(_NO_MIXTURE)
+
+    def network_shape(self, data: config.Data) -> tuple[int, ...]:
+        return data.height, data.width, data.channels
+
+    def preprocessing(self, data: config.Data) -> Waveforms:
+        return Waveforms(spectrogram.of_data(data), data.width)
+
+    def as_input(self, given: Any, spec: InputSpec) -> np.ndarray:
+        return windows.as_input(given, spec.data)
+
+    def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
+        return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
+
+    def check_names(self, spec: InputSpec) -> None:
+        modality.check_count(spec, 0)
+
+    def reading(self, spec: InputSpec, source: str) -> config.Data:
+        return dataclasses.replace(spec.data, source=source)
+
+
+_NO_MIXTURE = "an update is for images and rows of sensors, not for sound: train anew on all of it"

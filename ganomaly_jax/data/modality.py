@@ -1,0 +1,246 @@
+"""The one interface for what the data are: images, rows of sensors, sound, and whatever is registered beside them.
+
+A modality is chosen once, by `data.modalities`, and everything that depends on what the data are is asked of it. What
+scoring, report, streaming and deployment need beside this lies in one table of each of these rooms, by `Modality.name`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ganomaly_jax.core import config
+
+if TYPE_CHECKING:
+    import jax
+
+    from ganomaly_jax.data.datasets import Dataset
+    from ganomaly_jax.data.splits import Split
+
+Scaling = tuple[Any, Any]
+"""(low, high): the raw values that become -1 and +1, numbers or one for each feature or band."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The modality's own words, which sentences for users are made of."""
+
+    item: str
+    items: str
+    kind: str
+    """What a source holds or a detector takes: `images`, `rows of sensors`, `sound`."""
+    not_finite: str = "missing or infinite values"
+    """Why an item is invalid."""
+    same: str = "the same in every value"
+    """How a copy of an item is like it."""
+
+
+IMAGES = Words("image", "images", "images", "NaN or infinite pixels", "the same to the pixel at the network's size")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class InputSpec:
+    """What a detector takes of the outside: everything that turning given data into its input depends on."""
+
+    shape: tuple[int, ...]
+    """Of one raw item."""
+    dtype: str
+    """Type of the raw training items."""
+    low: Any
+    """Raw value that becomes -1; or one for each feature or band."""
+    high: Any
+    """Raw value that becomes +1, as `low`."""
+    data: config.Data
+    """The detector's resolved settings."""
+    feature_names: tuple[str, ...] = ()
+    """Names of the last axis, where the modality names them."""
+
+    @property
+    def pixels(self) -> tuple[str, Any, Any]:
+        """(dtype, low, high)."""
+        return self.dtype, self.low, self.high
+
+
+class Layout(Protocol):
+    """What only its own modality knows of a data set; beside what is asked here it is opaque to others."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the last axis; empty: none. They count in the content hash."""
+
+    @property
+    def hashed(self) -> tuple[np.ndarray, ...]:
+        """Arrays that count in the content hash beside items, labels and parts."""
+
+
+class Preprocessing(Protocol):
+    """The part of preprocessing that is inside every compiled program and export; hashable, equal if it does the same.
+
+    Implementations are frozen dataclasses, so that JAX compiles one program for all that are equal.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one raw item."""
+
+    @property
+    def bounded(self) -> bool:
+        """Whether raw items may be so large that blocks of them have to be bounded in bytes."""
+
+    def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
+        """Returns raw items x `[B, *shape]` as the network takes them, float32; `pixels` are (dtype, low, high). Pure.
+
+        Raises:
+          UserError: a type that the detector does not take.
+        """
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Resolved:
+    """What the data of a run turn out to be."""
+
+    dataset: Dataset
+    split: Split
+    data: config.Data
+    """The settings without anything automatic."""
+    scaling: Scaling | None
+    """Fitted on the training part; None where it is `data.low` and `data.high`."""
+    notes: tuple[str, ...] = ()
+    """What the user should know, a sentence each."""
+
+
+class Modality(Protocol):
+    """What everything asks that depends on what the data are. Implementations hold no state."""
+
+    @property
+    def name(self) -> str:
+        """The word that `data.kind` and `Dataset.modality` have for it."""
+
+    @property
+    def in_time(self) -> bool:
+        """Whether neighbours are alike, so that n items count for fewer than n."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an update may train on a mixture of old and new data."""
+
+    @property
+    def per_process(self) -> bool:
+        """Whether several processes may train on it together."""
+
+    def words(self, data: config.Data) -> Words:
+        """Returns what one of the data is called."""
+
+    # Reading.
+
+    def is_source(self, path: Path, settings: config.Data) -> bool:
+        """Returns whether an existing file or folder holds data of this modality."""
+
+    def open(self, path: Path, settings: config.Data, progress: bool, shared: bool) -> Dataset:
+        """Reads a file or folder; arguments and errors as in `sources.read`."""
+
+    def takes(self, given: Any, settings: config.Data) -> bool:
+        """Returns whether arrays, or arrays by name as an npz file holds them, are data of this modality."""
+
+    def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
+        """Makes a data set of what it `takes`; `name` is what messages call it.
+
+        Raises:
+          UserError: arrays that cannot be used.
+        """
+
+    def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
+        """Returns a data set that was made elsewhere as `open` would have read it: at the size of the network."""
+
+    # A run.
+
+    def check(self, settings: config.Config) -> None:
+        """Refuses what is asked for and is of another modality.
+
+        Raises:
+          UserError: naming the keys.
+        """
+
+    def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
+        """Returns training, calibration and test part.
+
+        Raises:
+          UserError: too little to train on, or values that cannot be trained on.
+        """
+
+    def resolve(self, dataset: Dataset, settings: config.Config) -> Resolved:
+        """Splits a data set and fills in what the settings leave to it.
+
+        Raises:
+          UserError: data that do not fit the settings.
+        """
+
+    def network_inputs(self, found: Resolved) -> Resolved:
+        """Returns the run's data as the network takes them: tiles of images, patches of spectrograms, or themselves."""
+
+    def describe(self, dataset: Dataset) -> str:
+        """Returns size, type and range of the items in a few words."""
+
+    def size(self, dataset: Dataset) -> str:
+        """Returns the size of an item in words."""
+
+    # A mixture of data sets, which an update trains on.
+
+    def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
+        """Returns a data set as the part of a mixture whose detector has this scaling."""
+
+    def mixed(
+        self, datasets: Sequence[Dataset], chosen: Sequence[np.ndarray], scaling: Scaling | None
+    ) -> Layout | None:
+        """Returns the layout of a mixture of the items `chosen` of each data set.
+
+        Raises:
+          UserError: data sets that do not go together.
+        """
+
+    # A detector.
+
+    def network_shape(self, data: config.Data) -> tuple[int, ...]:
+        """Returns the shape of what a network takes, with 0 for what the settings still leave to the data."""
+
+    def preprocessing(self, data: config.Data) -> Preprocessing:
+        """Returns the part of preprocessing that is compiled with the detector, by resolved settings."""
+
+    def as_input(self, given: Any, spec: InputSpec) -> np.ndarray:
+        """Returns what a caller gives, arrays or files, as raw items `[n, *spec.shape]`, n at least 1.
+
+        Raises:
+          UserError: another shape, size or type, or files that cannot be read.
+        """
+
+    def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
+        """Returns the same in blocks of at most `size` items, and how many items there are."""
+
+    def check_names(self, spec: InputSpec) -> None:
+        """Refuses a detector whose feature names do not fit what it takes.
+
+        Raises:
+          ValueError: another number of names than features.
+        """
+
+    def reading(self, spec: InputSpec, source: str) -> config.Data:
+        """Returns the settings that read another source as this detector takes it."""
+
+
+def check_count(spec: InputSpec, wanted: int) -> None:
+    """Refuses another number of feature names than wanted.
+
+    Raises:
+      ValueError: naming both.
+    """
+    if len(spec.feature_names) != wanted:
+        raise ValueError(f"{len(spec.feature_names)} names of columns for {spec.shape}")
+
+
+def sliced(x: Any, size: int) -> tuple[Iterator[np.ndarray], int]:
+    """Returns x `[n, ...]`, in memory or read on demand, in blocks of at most `size`, and n."""
+    return (x[i : i + size] for i in range(0, len(x), size)), len(x)

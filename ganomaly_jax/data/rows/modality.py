@@ -1,0 +1,144 @@
+"""Rows of sensors, each by itself or in windows, as a modality."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ganomaly_jax.core import config
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import modality
+from ganomaly_jax.data import splits as data_splits
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.data.images import preprocess
+from ganomaly_jax.data.lazy import LazyImages
+from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling, Words
+from ganomaly_jax.data.rows import layout, splits, tables, windows
+from ganomaly_jax.data.rows.layout import RowLayout
+from ganomaly_jax.data.splits import Split
+
+if TYPE_CHECKING:
+    import jax
+
+_KIND = "rows of sensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sensors:
+    """Preprocessing of rows `[B, D]` or windows `[B, T, D]`: each sensor by its own centre and spread."""
+
+    shape: tuple[int, ...]
+    bounded: bool = False
+
+    def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
+        """Returns rows in units of each sensor's spread, float32, see `preprocess.to_unit`.
+
+        Raises:
+          UserError: integers, whose unit is not known.
+        """
+        import jax.numpy as jnp
+
+        dtype, low, high = pixels
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise UserError(f"rows of type {x.dtype}: wanted {dtype}, as in training")
+        return preprocess.to_unit(x, low, high)
+
+
+class Rows:
+    """Rows of sensors in tables or arrays, `[N, D]`, or windows of rows, `[N, T, D]`."""
+
+    name = layout.NAME
+    in_time = True
+    mixes = True
+    per_process = True
+
+    def words(self, data: config.Data) -> Words:
+        return Words("window", "windows", _KIND) if data.window else Words("row", "rows", _KIND)
+
+    def is_source(self, path: Path, settings: config.Data) -> bool:
+        return windows.is_source(path, settings)
+
+    def open(self, path: Path, settings: config.Data, progress: bool, shared: bool) -> Dataset:
+        return windows.load(path, settings)
+
+    def takes(self, given: Any, settings: config.Data) -> bool:
+        return windows.takes(given, settings)
+
+    def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
+        if isinstance(given, dict):
+            return windows.of_file(given, settings, name)
+        return windows.of_arrays(given, settings, name)
+
+    def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
+        return dataset
+
+    def check(self, settings: config.Config) -> None:
+        splits.check(settings)
+
+    def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
+        return splits.split(dataset, settings)
+
+    def resolve(self, dataset: Dataset, settings: config.Config) -> Resolved:
+        data, scaling = splits.resolved(settings.data, dataset), layout.of(dataset).scaling
+        if scaling is not None:
+            split = data_splits.split(dataset, settings.data, settings.seed, self.words(data))
+            return Resolved(dataset, split, data, scaling)
+        split = splits.split(dataset, settings.data)
+        dataset, scaling, notes = splits.scaled(dataset, split, settings)
+        return Resolved(dataset, split, data, scaling, notes)
+
+    def network_inputs(self, found: Resolved) -> Resolved:
+        return found
+
+    def describe(self, dataset: Dataset) -> str:
+        what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"
+        return f"{self.size(dataset)} {what}; scaled by the normal training rows"
+
+    def size(self, dataset: Dataset) -> str:
+        return " x ".join(map(str, dataset.images.shape[1:]))
+
+    def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
+        """Returns the data set with missing values that are masked at the centre that the detector knows."""
+        if scaling is None or settings.missing != "mask":
+            return dataset
+        images = splits.masked(dataset.images, splits.centre_of(*scaling))
+        return dataclasses.replace(dataset, images=images, digest="")
+
+    def mixed(self, datasets: Sequence[Dataset], chosen: Sequence[np.ndarray], scaling: Scaling | None) -> RowLayout:
+        """Returns the layout of a mixture, whose recordings are numbered through.
+
+        Raises:
+          UserError: other sensors in one data set than in another.
+        """
+        columns = datasets[0].feature_names
+        if any(dataset.feature_names != columns for dataset in datasets):
+            raise UserError(f"the sensors of {datasets[-1].name} are not those of {datasets[0].name}: wanted the same")
+        found, begin = [], 0
+        for dataset, own in zip(datasets, chosen, strict=True):
+            spans = layout.of(dataset).spans
+            found.append(spans[own] + [begin, 0, 0])
+            begin += int(spans[:, 0].max()) + 1
+        return RowLayout(columns, np.concatenate(found), scaling)
+
+    def network_shape(self, data: config.Data) -> tuple[int, ...]:
+        return (data.window, data.channels) if data.window else (data.channels,)
+
+    def preprocessing(self, data: config.Data) -> Sensors:
+        return Sensors(self.network_shape(data))
+
+    def as_input(self, given: Any, spec: InputSpec) -> np.ndarray:
+        return splits.as_input(given, spec)
+
+    def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
+        return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
+
+    def check_names(self, spec: InputSpec) -> None:
+        modality.check_count(spec, spec.shape[-1])
+
+    def reading(self, spec: InputSpec, source: str) -> config.Data:
+        """Returns settings that take the detector's sensors by their names."""
+        return dataclasses.replace(spec.data, source=source, columns=tables.as_text(spec.feature_names))

@@ -1,0 +1,256 @@
+"""What the report draws of each modality: cases, examples, epochs, and explanations of single items."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.rows import layout
+from ganomaly_jax.report import (
+    explanation,
+    figures,
+    image_grids,
+    sensor_plots,
+    sound_explanation,
+    spectrogram_plots,
+)
+from ganomaly_jax.runs.resolution import Run
+from ganomaly_jax.scoring import sound
+from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
+
+Explain = Callable[[Path], list[str]]
+"""Draws a picture into a file, and returns what is to say of it in lines."""
+_PER_CLASS = 6
+# Of sensors: recordings that are drawn, and rows or windows of each.
+_RECORDINGS, _POINTS = 3, 2000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tested:
+    """A test set that was judged."""
+
+    run: Run
+    scorer: Scorer
+    judged: Judgement
+    labels: np.ndarray
+    """`[n]` of the run's test part, 0 normal and 1 anomalous."""
+
+
+class ReportModality(Protocol):
+    """What the report asks of a modality."""
+
+    @property
+    def epochs(self) -> bool:
+        """Whether pictures of x and x_hat are drawn during the training."""
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        """Returns inputs of the network `[B, H, W, C]` as they are looked at."""
+
+    def case(self, scorer: Scorer) -> figures.Drawing:
+        """Returns what draws one case."""
+
+    def examples(self, path: Path, tested: Tested) -> None:
+        """Draws a PNG of some of the test set.
+
+        Raises:
+          ImportError: matplotlib or Pillow is absent.
+          UserError: it cannot be written.
+        """
+
+    @property
+    def mapped(self) -> bool:
+        """Whether anomalous items get pictures of where."""
+
+    def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
+        """Draws the anomalous items of judged files, the most anomalous first; `most` of them, 0: all.
+
+        Returns:
+          How many were drawn, and how many are anomalous.
+
+        Raises:
+          UserError: a picture cannot be written.
+        """
+
+    def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
+        """Returns the stem of a picture's name for the item that a user names, and what draws and explains it.
+
+        Raises:
+          UserError: an item that cannot be explained.
+        """
+
+
+class Images:
+    """Images, side by side."""
+
+    epochs = True
+    mapped = True
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        """Returns the images themselves."""
+        return x
+
+    def case(self, scorer: Scorer) -> figures.Drawing:
+        """Returns what draws input, reconstruction and residual."""
+        return figures.image_case
+
+    def examples(self, path: Path, tested: Tested) -> None:
+        """Draws a grid of images, as the paper's Figure 3."""
+        image_grids.save(image_grids.titled_grid(_by_class(tested), tested.scorer.residual_max), path)
+
+    def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
+        """Draws maps of the anomalous images."""
+        return explanation.write_most_anomalous(scorer, folder, found.detail, found.judged, most)
+
+    def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
+        """Returns what explains an image file."""
+        path = Path(given)
+
+        def draw(out: Path) -> list[str]:
+            drawn, lines = explanation.explain(scorer, path)
+            image_grids.save(drawn, out)
+            return lines
+
+        return path.stem, draw
+
+
+class Sensors:
+    """Rows of sensors over time, and whatever is not in the table: values of each feature."""
+
+    epochs = False
+    mapped = False
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        """Returns the inputs themselves."""
+        return x
+
+    def case(self, scorer: Scorer) -> figures.Drawing:
+        """Returns what draws the features that differ most."""
+        names = scorer.feature_names or tuple(map(str, range(scorer.input_shape[-1])))
+
+        def draw(case: figures.Case, residual_max: float) -> figures.Figure:
+            figure = figures.new_figure(9, sensor_plots.height(case.x))
+            sensor_plots.case(figure, case.x, case.x_hat, names)
+            return figure
+
+        return draw
+
+    def examples(self, path: Path, tested: Tested) -> None:
+        """Draws nothing: there is no order that items have in common."""
+
+    def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
+        """Draws nothing."""
+        return 0, 0
+
+    def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
+        """Refuses to draw an item.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            f"this detector judges {scorer.words.kind}, which have no picture: report.html draws them, and "
+            "`ganomaly_jax.contributions` gives from Python what each sensor adds to a score"
+        )
+
+
+class Rows(Sensors):
+    """Rows of sensors over time."""
+
+    def examples(self, path: Path, tested: Tested) -> None:
+        """Draws scores and some sensors over time: of recordings with anomalous rows first, of those the longest."""
+        run, scorer = tested.run, tested.scorer
+        own = layout.of(run.dataset).spans[run.split.test]
+
+        def order(k: int) -> tuple[int, int]:
+            here = own[:, 0] == k
+            return -int(tested.labels[here].max()), -int(here.sum())
+
+        series = []
+        for number in sorted(np.unique(own[:, 0]).tolist(), key=order)[:_RECORDINGS]:
+            at = np.flatnonzero(own[:, 0] == number)
+            at = at[np.linspace(0, len(at) - 1, min(len(at), _POINTS)).astype(int)]
+            blocks = [scorer.reconstruct(run.dataset.images[run.split.test[part]]) for part in np.array_split(at, 8)]
+            x, x_hat = (np.concatenate([block[i] for block in blocks if len(block[i])]) for i in (0, 1))
+            if x.ndim == 3:
+                x, x_hat = x[:, -1], x_hat[:, -1]
+            name = run.dataset.paths[run.split.test[at[0]]].rpartition(":")[0]
+            series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, tested.judged.scores[at], tested.labels[at]))
+        figures.timeline(path, series, scorer.feature_names, scorer.threshold)
+
+
+class Sound:
+    """Spectrograms, with axes in Hz and seconds."""
+
+    epochs = True
+    mapped = True
+
+    def upright(self, x: np.ndarray) -> np.ndarray:
+        """Returns the patches with low bands below."""
+        return x[:, ::-1]
+
+    def case(self, scorer: Scorer) -> figures.Drawing:
+        """Returns what draws input, reconstruction and residual as spectrograms."""
+        scale = sound.scale_of(scorer)
+
+        def draw(case: figures.Case, residual_max: float) -> figures.Figure:
+            figure = figures.new_figure(9, 3.4)
+            spectrogram_plots.case(figure, case.x, case.x_hat, scale, residual_max)
+            return figure
+
+        return draw
+
+    def examples(self, path: Path, tested: Tested) -> None:
+        """Draws some windows of each class."""
+        sections, scale = _by_class(tested), sound.scale_of(tested.scorer)
+        size, most = (13.0, 0.7 + 1.7 * len(sections)), tested.scorer.residual_max
+        figures.drawn(path, *size, lambda figure: spectrogram_plots.examples(figure, sections, scale, most))
+
+    def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
+        """Draws the anomalous windows."""
+        return sound_explanation.write_maps(scorer, folder, found.detail, most)
+
+    def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
+        """Returns what explains a window of a recording, `FILE@SECONDS` or the one of the highest score in a file."""
+        wave, name, begin = sound.window_of(scorer, given)
+
+        def draw(out: Path) -> list[str]:
+            return sound_explanation.explain_window(scorer, wave, name, begin, out)
+
+        return re.sub(r"[^\w.-]+", "_", Path(name).name), draw
+
+
+TABLE: dict[str, ReportModality] = {"images": Images(), "rows": Rows(), "sound": Sound()}
+"""By `Modality.name`."""
+_OTHERS = Sensors()
+
+
+def named(name: str) -> ReportModality:
+    """Returns the entry of a modality."""
+    return TABLE.get(name, _OTHERS)
+
+
+def of(scorer: Scorer) -> ReportModality:
+    """Returns the entry of a scorer's modality."""
+    return named(scorer.modality.name)
+
+
+def _by_class(tested: Tested) -> Sequence[tuple[str, np.ndarray, np.ndarray]]:
+    """(title, x, x_hat) of some normal and anomalous test items of each class."""
+    sections = []
+    dataset, test, labels = tested.run.dataset, tested.run.split.test, tested.labels
+    classes = dataset.labels[test]
+    groups = [("normal", labels == 0)]
+    groups += [(dataset.classes[i], (labels == 1) & (classes == i)) for i in np.unique(classes[labels == 1])[:4]]
+    for name, chosen in groups:
+        at = np.flatnonzero(chosen)
+        if len(at):
+            at = at[np.linspace(0, len(at) - 1, min(_PER_CLASS, len(at))).astype(int)]
+            x, x_hat = tested.scorer.reconstruct(dataset.images[test[at]])
+            sections.append((name if name == "normal" else f"anomalous: {name}", x, x_hat))
+    return sections

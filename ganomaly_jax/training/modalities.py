@@ -1,0 +1,79 @@
+"""What a look at data before the training asks of each modality: what can be wrong with its values."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ganomaly_jax.core.config import Config
+from ganomaly_jax.data.datasets import Dataset
+from ganomaly_jax.scoring.scorer import Scorer
+from ganomaly_jax.training import findings
+from ganomaly_jax.training.findings import Finding, Looked
+
+
+class Inspection(Protocol):
+    """What `data_check` asks of a modality."""
+
+    @property
+    def by_column(self) -> bool:
+        """Whether the extremes of each feature are looked at, and missing values may be trained on."""
+
+    def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+        """Adds what is wrong with the values to `found`."""
+
+    def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+        """Adds how the values differ from those that a detector was trained on to `found`."""
+
+
+class Images:
+    """Images, and whatever is not in the table."""
+
+    by_column = False
+
+    def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+        """Adds values that are not finite, items of one value, and a range that is hardly used."""
+        findings.not_finite(dataset, looked, found)
+        findings.constant(dataset, looked, found)
+        findings.narrow_range(dataset, looked, settings, found)
+
+    def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+        """Adds values beyond the detector's range."""
+        findings.beyond_range(scorer, dataset, looked, found)
+
+
+class Rows:
+    """Rows of sensors."""
+
+    by_column = True
+
+    def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+        """Adds missing values, and sensors that never change."""
+        findings.missing(dataset, looked, found)
+        findings.constant_columns(dataset, looked, found)
+
+    def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+        """Adds nothing: sensors may go beyond what they were in training."""
+
+
+class Sound:
+    """Windows of recordings."""
+
+    by_column = False
+
+    def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
+        """Adds samples that are not finite, and recordings that are clipped or silent."""
+        findings.missing(dataset, looked, found)
+        findings.recordings(dataset, found)
+
+    def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+        """Adds nothing: loudness is in the score."""
+
+
+_OTHERS = Images()
+TABLE: dict[str, Inspection] = {"images": _OTHERS, "rows": Rows(), "sound": Sound()}
+"""By `Modality.name`."""
+
+
+def of(dataset: Dataset) -> Inspection:
+    """Returns the entry of a data set's modality."""
+    return TABLE.get(dataset.modality, _OTHERS)
