@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,15 +15,24 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.lazy import Images
 
-if TYPE_CHECKING:
-    from ganomaly_jax.data.modality import Layout
-
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
 # Words for the training and the test part of a set.
 PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
 # A part of `Dataset.parts` beside those: images that the source itself has set aside for calibration.
 CALIBRATION = 2
+
+
+class Layout(Protocol):
+    """What only its own modality knows of a data set; beside what is asked here it is opaque to others."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the last axis; empty: none. They count in the content hash."""
+
+    @property
+    def hashed(self) -> tuple[np.ndarray, ...]:
+        """Arrays that count in the content hash beside items, labels and parts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

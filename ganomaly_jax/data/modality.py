@@ -18,28 +18,12 @@ from ganomaly_jax.core import config
 if TYPE_CHECKING:
     import jax
 
-    from ganomaly_jax.data.datasets import Dataset
+    from ganomaly_jax.data.datasets import Dataset, Layout
     from ganomaly_jax.data.splits import Split
+    from ganomaly_jax.data.words import Words
 
 Scaling = tuple[Any, Any]
 """(low, high): the raw values that become -1 and +1, numbers or one for each feature or band."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """The modality's own words, which sentences for users are made of."""
-
-    item: str
-    items: str
-    kind: str
-    """What a source holds or a detector takes: `images`, `rows of sensors`, `sound`."""
-    not_finite: str = "missing or infinite values"
-    """Why an item is invalid."""
-    same: str = "the same in every value"
-    """How a copy of an item is like it."""
-
-
-IMAGES = Words("image", "images", "images", "NaN or infinite pixels", "the same to the pixel at the network's size")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,18 +47,6 @@ class InputSpec:
     def pixels(self) -> tuple[str, Any, Any]:
         """(dtype, low, high)."""
         return self.dtype, self.low, self.high
-
-
-class Layout(Protocol):
-    """What only its own modality knows of a data set; beside what is asked here it is opaque to others."""
-
-    @property
-    def feature_names(self) -> tuple[str, ...]:
-        """Names of the last axis; empty: none. They count in the content hash."""
-
-    @property
-    def hashed(self) -> tuple[np.ndarray, ...]:
-        """Arrays that count in the content hash beside items, labels and parts."""
 
 
 class Preprocessing(Protocol):

@@ -12,7 +12,7 @@ from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
-from ganomaly_jax.data.modality import IMAGES, Words
+from ganomaly_jax.data.words import IMAGES, Words
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 from ganomaly_jax.core import text_table
 from ganomaly_jax.data import datasets, lazy
 from ganomaly_jax.data.datasets import Dataset
-from ganomaly_jax.data.modality import IMAGES, Words
+from ganomaly_jax.data.words import IMAGES, Words
 from ganomaly_jax.evaluation import auroc_intervals, metrics, two_sample
 from ganomaly_jax.evaluation.auroc_intervals import RESAMPLES, Interval
 from ganomaly_jax.scoring import calibration

@@ -12,8 +12,9 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import modalities, sources
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images.modality import grid
-from ganomaly_jax.data.modality import Modality, Resolved, Scaling, Words
+from ganomaly_jax.data.modality import Modality, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
+from ganomaly_jax.data.words import Words
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

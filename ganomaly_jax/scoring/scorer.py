@@ -25,7 +25,8 @@ from ganomaly_jax.core.progress import track
 from ganomaly_jax.data import modalities
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images import modality as images_modality
-from ganomaly_jax.data.modality import InputSpec, Modality, Words
+from ganomaly_jax.data.modality import InputSpec, Modality
+from ganomaly_jax.data.words import Words
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import checkpoint, layout, sweep
 from ganomaly_jax.scoring import adapters, inference

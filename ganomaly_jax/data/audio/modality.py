@@ -17,8 +17,9 @@ from ganomaly_jax.data.audio.spectrogram import Spectrogram
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images.decode import shown
 from ganomaly_jax.data.lazy import LazyImages
-from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling, Words
+from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
+from ganomaly_jax.data.words import Words
 
 if TYPE_CHECKING:
     import jax

@@ -13,13 +13,14 @@ import numpy as np
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data import datasets, modality, splits
+from ganomaly_jax.data import datasets, modality, splits, words
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.formats import arrays
 from ganomaly_jax.data.images import decode, files, preprocess, sources, tiling
 from ganomaly_jax.data.lazy import LazyImages
-from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling, Words
+from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
+from ganomaly_jax.data.words import Words
 
 if TYPE_CHECKING:
     import jax
@@ -63,7 +64,7 @@ class Images:
     per_process = True
 
     def words(self, data: config.Data) -> Words:
-        return modality.IMAGES
+        return words.IMAGES
 
     def is_source(self, path: Path, settings: config.Data) -> bool:
         return sources.is_path(path)

@@ -16,10 +16,11 @@ from ganomaly_jax.data import splits as data_splits
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.data.lazy import LazyImages
-from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling, Words
+from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.rows import layout, splits, tables, windows
 from ganomaly_jax.data.rows.layout import RowLayout
 from ganomaly_jax.data.splits import Split
+from ganomaly_jax.data.words import Words
 
 if TYPE_CHECKING:
     import jax
