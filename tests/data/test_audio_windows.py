@@ -381,11 +381,11 @@ def test_check_tells_what_is_odd(tmp_path, capsys):
         ("data.window", 20, "data.window: not for sound"),
         ("data.sound.scale", "bark", "wanted mel or linear"),
         ("data.sound.high", 5000.0, "up to half the rate, 4000 Hz"),
-        ("data.sound.frame", -1.0, "wanted a number from 0 on"),
+        ("data.sound.frame", -1.0, "wanted a number of at least 0"),
         ("data.sound.frame", 3.0, "the longest recording has 2 s, a window 3.24 s"),
         ("data.sound.hop", 1e-6, "a hop of"),
         ("data.height", 256, "some hold no frequency"),
-        ("data.sound.rates", 1, "nearest that exists is 'data.sound.rate'"),
+        ("data.sound.rates", 1, "did you mean data.sound.rate"),
         ("members.seeds", "0,1", "not for sound"),
     ],
 )

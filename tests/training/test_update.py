@@ -247,13 +247,13 @@ def test_a_level_that_moved_needs_a_new_threshold_only():
     found = figures(60, 1)
     found["flagged"]["new"]["recalibrated"] = {"count": 1, "of": 100}
     found["shift"], found["beyond"] = {"statistic": 0.8, "p_value": 1e-9}, 0.1
-    assert "ganomaly recalibrate --workdir W --data NEW" in acceptance._advice(found, "W", "NEW")[0]
+    assert "ganomaly recalibrate --workdir W --data NEW" in acceptance._advice(found, "W", "NEW", "images")[0]
     found["auroc"]["all"]["difference"]["low"] = 0.02  # the order is better than before: that took training
-    assert "recalibrate" not in acceptance._advice(found, "W", "NEW")[0]
+    assert "recalibrate" not in acceptance._advice(found, "W", "NEW", "images")[0]
     found["shift"]["p_value"] = 0.5
-    assert acceptance._advice(found, "W", "NEW") == []
+    assert acceptance._advice(found, "W", "NEW", "images") == []
     found["beyond"] = 0.9
-    assert "look at some of them" in acceptance._advice(found, "W", "NEW")[0]
+    assert "look at some of them" in acceptance._advice(found, "W", "NEW", "images")[0]
 
 
 def test_a_mixture_keeps_classes_apart_and_reads_on_demand(tmp_path):
