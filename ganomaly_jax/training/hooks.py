@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ganomaly_jax.core import config, config_values
+from ganomaly_jax.core import config_values
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes
@@ -49,9 +49,7 @@ class LogLosses:
                 wrong = ", ".join(n for n, v in zip(names, values[bad[0]], strict=True) if not np.isfinite(v))
                 training.drop(m, int(call.first[m] + bad[0]) + 1, f"the loss {wrong} is not finite")
         shown = int(training.alive.argmax())
-        line = self.histories[shown].line(
-            images_per_second * len(training.runs), training.runs[0].run.words.items
-        )
+        line = self.histories[shown].line(images_per_second * len(training.runs), training.runs[0].run.words.items)
         self.progress.update(call.step, f"{training.runs[shown].name}: {line}" if training.is_sweep else line)
 
     def finish(self, training: Training) -> None:

@@ -44,9 +44,9 @@ def best(workdir: Path, last: TrainState, log: Log) -> TrainState:
     """Returns the kept state with the smallest loss on the calibration images, the last one where there are none."""
     step = checkpoint.best(workdir / layout.CHECKPOINTS)
     if step is None:
-        log("note: there are no calibration images to choose a step by: the last one is taken")
+        log("note: there is no calibration part to choose a step by: the last one is taken")
         return last
-    log(f"the detector is that of step {step:,}, which reconstructs the calibration images best")
+    log(f"the detector is that of step {step:,}, which reconstructs the calibration part best")
     return checkpoint.restore(workdir / layout.CHECKPOINTS, last, step)[1]
 
 

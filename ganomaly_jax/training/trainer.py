@@ -17,7 +17,7 @@ import numpy as np
 from ganomaly_jax.core import config, config_values, validation
 from ganomaly_jax.core.config import Config, Mesh, Train
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.data import datasets, lazy, sources
 from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector, TrainState
 from ganomaly_jax.parallel import processes, sharding
