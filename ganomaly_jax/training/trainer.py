@@ -207,9 +207,10 @@ def train_members(
     at, totals = np.array(state.step), [one.total_steps for one in training_runs]
     for note in runs[0].notes:
         log(note)
+    items = runs[0].words.items
     log(
         f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(one.name for one in team)}\n"
-        f"{sharding.describe(mesh)} | {len(dataset.images):,} {runs[0].words.items} {_size(runs[0])} for all | {min(totals):,} "
+        f"{sharding.describe(mesh)} | {len(dataset.images):,} {items} {_size(runs[0])} for all | {min(totals):,} "
         f"to {max(totals):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
     )
     if (at < totals).any():
