@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.scoring import principal_components
+
 CONTROLS = {
     "complexity": "mean absolute difference of neighbouring pixels: no fit at all",
     "pixel PCA": "squared residual outside the first 64 principal components of the training images",
@@ -28,7 +30,8 @@ def scores(images: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -
       train, test: indices into them; at least 2 to train on.
     """
     drawn = np.sort(np.random.default_rng((seed, 4)).permutation(train)[:_FITTED])
-    mean, axes = components(_flat(images, drawn), COMPONENTS)
+    mean, _, axes = principal_components.fit(_flat(images, drawn), COMPONENTS, 1e-6)
+    mean, axes = mean.astype(np.float32), axes.astype(np.float32)
     near, _ = _projected(images, train, mean, axes)
     at, residual = _projected(images, test, mean, axes)
     return {
@@ -43,19 +46,6 @@ def complexity(images: np.ndarray) -> np.ndarray:
     pixels = images.astype(np.float32)
     across, down = (np.abs(np.diff(pixels, axis=axis)).mean(axis=(1, 2, 3), dtype=np.float64) for axis in (2, 1))
     return across + down
-
-
-def components(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and the first principal components [D, k] of rows [n, D] float32; k is `count`, or as many as exist."""
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    few = len(rows) < rows.shape[1]
-    # The smaller of the two products has the same eigenvalues.
-    values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
-    kept = values > 1e-6 * values[-1]
-    values, vectors = values[kept][-count:], vectors[:, kept][:, -count:]
-    axes = centred.T @ vectors / np.sqrt(values) if few else vectors
-    return mean, axes.astype(np.float32)
 
 
 def neighbours(train: np.ndarray, test: np.ndarray, count: int) -> np.ndarray:

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.scoring import principal_components
 
 
 def flat(x: np.ndarray) -> np.ndarray:
-    """Items [n, H, W, C], [n, T, D] or [n, D] as rows [n, D] float64."""
+    """Returns items [n, H, W, C], [n, T, D] or [n, D] as rows [n, D] float64."""
     return np.asarray(x, np.float64).reshape(len(x), -1)
 
 
 def fit(x: np.ndarray, seed: int = 0, components: float = 0.9, scale: bool | None = None) -> dict[str, np.ndarray]:
-    """Principal components of normal items x [n, ...], n at least 2.
+    """Fits the principal components of normal items.
 
     Args:
+      x: [n, ...] float, n at least 2.
+      seed: not used; the interface of a baseline.
       components: below 1, the least number that reaches this share of the variance, and at most one fewer than there
         are variables, so that something is left for Q; from 1, that number (as many as the rank allows).
       scale: divide each variable by its standard deviation first; None: not for images, [n, H, W, C], whose pixels
@@ -32,32 +35,32 @@ def fit(x: np.ndarray, seed: int = 0, components: float = 0.9, scale: bool | Non
     if len(x) < 2 or not components > 0:
         raise UserError(f"PCA of {len(x)} items with components={components}: wanted two items or more, and above 0")
     rows = flat(x)
-    mean = rows.mean(axis=0)
-    rows = rows - mean  # a new array: `flat` may be a view of the caller's
     spread = np.ones(rows.shape[1])
     if scale if scale is not None else x.ndim != 4:
         deviations = rows.std(axis=0, ddof=1)
         spread = np.where(deviations > 0, deviations, 1.0)
-        rows /= spread
-    _, singular, axes = np.linalg.svd(rows, full_matrices=False)
-    variances = singular**2 / (len(rows) - 1)
-    rank = max(int((variances > 1e-12 * max(variances[0], 1e-300)).sum()), 1)
+    mean, variances, axes = principal_components.fit(rows / spread, least=1e-12)
     if components < 1:
         shares = np.cumsum(variances) / max(variances.sum(), 1e-300)
-        count = min(int(np.searchsorted(shares, components - 1e-12)) + 1, max(rows.shape[1] - 1, 1), rank)
+        count = min(int(np.searchsorted(shares, components - 1e-12)) + 1, max(rows.shape[1] - 1, 1), len(variances))
     else:
-        count = min(int(components), rank)
-    return {"mean": mean, "spread": spread, "axes": axes[:count].T, "variances": np.maximum(variances[:count], 1e-12)}
+        count = min(int(components), len(variances))
+    return {
+        "mean": mean * spread,
+        "spread": spread,
+        "axes": axes[:, :count],
+        "variances": np.maximum(variances[:count], 1e-12),
+    }
 
 
 def hotelling(fitted: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Hotelling's T2 [B] of items x [B, ...]: the Mahalanobis distance, squared, within the components."""
+    """Returns Hotelling's T2 [B] of items x [B, ...]: the squared Mahalanobis distance within the components."""
     scores = _centred(fitted, x) @ fitted["axes"]
     return (scores**2 / fitted["variances"]).sum(axis=1)
 
 
 def squared_error(fitted: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Q [B], the squared prediction error (SPE) of items x [B, ...]: what the components do not explain."""
+    """Returns Q [B], the squared prediction error (SPE) of items x [B, ...]: what the components do not explain."""
     rows = _centred(fitted, x)
     return ((rows - rows @ fitted["axes"] @ fitted["axes"].T) ** 2).sum(axis=1)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -170,15 +171,14 @@ class DenoisingAutoencoder:
 
     def score(self, variables: dict[str, Any], x: Array) -> Array:
         """Computes scores [B]: the mean squared (or absolute) error of the reconstruction of each x [B, *shape]."""
-        difference = self.outputs(variables, x)["difference"]
-        distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
-        return jnp.mean(distance, axis=tuple(range(1, x.ndim)))
+        return model_losses.DISTANCES[self.score_distance](self.outputs(variables, x)["difference"])
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """Returns `x_hat`, `difference` = x - x_hat [B, *shape] and `z` [B, latent_size]; nothing is corrupted."""
         self._ganomaly.check_input(x)
         results: Any = self.network.apply(variables, x, train=False)
         x_hat, z = results
+        chex.assert_equal_shape([x_hat, x])
         return {"x_hat": x_hat, "z": z, "difference": x - x_hat}
 
     def reconstruct(self, variables: dict[str, Any], x: Array) -> Array:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -307,9 +308,7 @@ class Ganomaly:
         Differs from the paper: `squared`, the default as in the authors' code, is the mean squared difference over the
         latent; `l1` is the mean absolute difference, which is the paper's L1 norm divided by latent_size.
         """
-        difference = self.outputs(variables, x)["difference"]
-        distance = jnp.square(difference) if self.score_distance == "squared" else jnp.abs(difference)
-        return jnp.mean(distance, axis=-1)
+        return model_losses.DISTANCES[self.score_distance](self.outputs(variables, x)["difference"])
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """Returns the results of one forward pass with running statistics.
@@ -322,6 +321,8 @@ class Ganomaly:
         generator = {name: variables[name] for name in ("params", "batch_stats")}
         results: Any = self.generator.apply(generator, self._to_network_range(x), train=False)
         x_hat, z, z_hat = results
+        chex.assert_equal_shape([x_hat, x])
+        chex.assert_equal_shape([z, z_hat])
         outputs = {"x_hat": self._from_network_range(x_hat), "z": z, "z_hat": z_hat, "difference": z - z_hat}
         if self.contrast_weight:
             discriminated: Any = self.discriminator.apply(variables["discriminator"], x, train=False)

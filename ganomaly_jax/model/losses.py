@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import chex
 import jax.numpy as jnp
 from jax import Array, lax, nn
 
@@ -16,6 +17,7 @@ def l1(a: Array, b: Array) -> Array:
     Differs from the paper: the mean over all elements instead of a norm, as in the authors' code; the weights 1, 50, 1
     belong to means.
     """
+    chex.assert_equal_shape([a, b])  # otherwise one would be broadcast, silently
     return jnp.mean(jnp.abs(a - b))
 
 
@@ -24,7 +26,22 @@ def l2(a: Array, b: Array) -> Array:
 
     Differs from the paper: the mean over all elements instead of a norm, as in the authors' code.
     """
+    chex.assert_equal_shape([a, b])
     return jnp.mean(jnp.square(a - b))
+
+
+def mean_square(difference: Array) -> Array:
+    """Computes the mean squared difference of each item: [B, ...] -> [B]."""
+    return jnp.mean(jnp.square(difference), axis=tuple(range(1, difference.ndim)))
+
+
+def mean_absolute(difference: Array) -> Array:
+    """Computes the mean absolute difference of each item: [B, ...] -> [B]."""
+    return jnp.mean(jnp.abs(difference), axis=tuple(range(1, difference.ndim)))
+
+
+DISTANCES = {"squared": mean_square, "l1": mean_absolute}
+"""What a detector's own score may be, by the name in `evaluate.score`: the size of its `difference`."""
 
 
 def binary_cross_entropy(logits: Array, real: bool) -> Array:
@@ -37,6 +54,7 @@ def binary_cross_entropy(logits: Array, real: bool) -> Array:
     Returns:
       Scalar; each term is at most 100, as in PyTorch, which clamps logarithms at -100.
     """
+    chex.assert_rank(logits, 1)
     # softplus(-l) = -log(sigmoid(l)) without the overflow of either.
     terms = jnp.logaddexp(-logits if real else logits, 0.0)
     return jnp.mean(jnp.minimum(terms, 100.0))
@@ -61,6 +79,8 @@ def info_nce(a: Array, b: Array, temperature: float, axis_name: str | None = Non
     References:
       SimCLR, Chen et al. 2020, arXiv 2002.05709; here only the batch of the other view supplies negatives.
     """
+    chex.assert_rank([a, b], 2)
+    chex.assert_equal_shape([a, b])
     a, b = (v * lax.rsqrt(jnp.sum(jnp.square(v), axis=-1, keepdims=True) + 1e-6) for v in (a, b))
     all_a, all_b, positives = a, b, jnp.arange(len(a))[:, None]
     if axis_name is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 from jax import Array
 
@@ -36,12 +37,14 @@ def to_relative(x: Array) -> Array:
     References:
       The response of a photoreceptor adapted to m: Naka and Rushton, J. Physiol. 185, 1966.
     """
+    chex.assert_rank(x, 4)
     light, mean = (x + 1) / 2, mean_brightness(x)
     return (light - mean) / (light + mean)
 
 
 def to_absolute(relative: Array, x: Array) -> Array:
     """Inverts `to_relative`, with the mean brightness of x: `relative` [B, H, W, C] to images in [-1, 1]."""
+    chex.assert_equal_shape([relative, x])
     relative = jnp.clip(relative, -1, _MAX_RELATIVE)
     light = mean_brightness(x) * (1 + relative) / (1 - relative)
     return jnp.clip(2 * light - 1, -1, 1)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ganomaly_jax.scoring import principal_components
+
 NEIGHBOURS = 5
 """Of which distances are averaged."""
 BANK = 10_000
@@ -32,11 +34,8 @@ def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     mean variance by a tenth, Ledoit and Wolf 2004); `bank` [m, L] of whitened and `directions` [m, L] of unit latents,
     m at most `BANK`; `spacing` and `angular_spacing` [m], the mean distance of each to its neighbours in these.
     """
-    mean = z.mean(axis=0, dtype=np.float64)
-    covariance = np.cov(z.T.astype(np.float64)).reshape(z.shape[1], z.shape[1])
-    ridge = _SHRINKAGE * max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    variances, axes = np.linalg.eigh(covariance + ridge * np.eye(len(covariance)))
-    whitening = axes / np.sqrt(variances)
+    mean, variances, axes = principal_components.fit(z)
+    whitening = axes / np.sqrt(variances + _SHRINKAGE * max(float(variances.mean()), 1e-12))
     kept = z[_drawn(len(z), seed)]
     bank = ((kept - mean) @ whitening).astype(np.float32)
     directions = np.asarray(_unit(jnp.asarray(kept)))
@@ -66,7 +65,7 @@ def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
     mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), _LEAST)
     rows = (rows - mean) / spread
     ridge = _RIDGES[np.argmax(np.sum([_likelihoods(rows, part) for part in _parts(len(rows))], axis=0))]
-    variances, axes = _components(rows)
+    _, variances, axes = principal_components.fit(rows)
     whitening = axes / np.sqrt(variances + ridge) / spread[:, None]
     return {"mean": mean.astype(np.float32), "whitening": whitening.astype(np.float32)}
 
@@ -88,17 +87,10 @@ def _parts(n: int) -> list[np.ndarray]:
 def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
     """Of the rows of one part by a normal distribution of all others, with each ridge: log, up to a constant."""
     others = np.delete(rows, part, axis=0)
-    variances, axes = _components(others)
-    squares = ((rows[part] - others.mean(axis=0)) @ axes) ** 2
+    mean, variances, axes = principal_components.fit(others)
+    squares = ((rows[part] - mean) @ axes) ** 2
     widths = variances + _RIDGES[:, None]
     return -0.5 * (len(part) * np.log(widths).sum(axis=1) + (squares.sum(axis=0) / widths).sum(axis=1))
-
-
-def _components(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances [D], none below 0, and axes [D, D] of the covariance."""
-    covariance = np.cov(rows.T).reshape(rows.shape[1], rows.shape[1])
-    variances, axes = np.linalg.eigh(covariance)
-    return np.maximum(variances, 0), axes
 
 
 def mahalanobis(fitted: dict[str, Array], z: Array) -> Array:

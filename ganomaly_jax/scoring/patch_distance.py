@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ganomaly_jax.scoring import principal_components
+
 SHARES = {"small": 1 / 8, "medium": 3 / 8, "whole": 1.0}
 """Sides of a patch as shares of the image's."""
 BANK = 5_000
@@ -34,6 +36,8 @@ _FLOOR = 0.2
 _LEAST_SIDE = 4
 # A squared distance that says nothing: that of an image to itself is rounding.
 _LEAST = 1e-6
+# As a share of the largest: what is below is rounding.
+_LEAST_VARIANCE = 1e-6
 # Of a range of 1: what is as dark as that is not made brighter.
 _DARK = 0.02
 # Larger patches are averaged down to this, so that a description stays small.
@@ -111,7 +115,7 @@ def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """
     flat = patches.reshape(len(patches), -1)
     random = np.random.default_rng(seed).permutation(len(patches))[:CANDIDATES]
-    mean, axes = _principal(flat[random[:_FITTED]], AXES)
+    mean, _, axes = principal_components.fit(flat[random[:_FITTED]], AXES, _LEAST_VARIANCE)
     axes = axes.astype(np.float32)
     # Some at a time: all of them are large.
     parts = [flat[random[i : i + _FITTED]] @ axes for i in range(0, len(random), _FITTED)]
@@ -170,7 +174,8 @@ def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
 
     Returns float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
     """
-    middle, axes = _principal(images.reshape(len(images), -1), COMPONENTS)
+    rows = images.reshape(len(images), -1)
+    middle, _, axes = principal_components.fit(rows, COMPONENTS, _LEAST_VARIANCE)
     shape = images.shape[1:]
     return {"middle": middle.reshape(shape).astype(np.float32), "axes": axes.reshape(*shape, -1).astype(np.float32)}
 
@@ -181,18 +186,6 @@ def components(fitted: dict[str, Array], x: Array) -> Array:
     at = jnp.einsum("bhwc,hwck->bk", centred, fitted["axes"])
     # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
     return jnp.mean(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["axes"])), axis=(1, 2, 3))
-
-
-def _principal(rows: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and the first principal axes [D, k] of rows [n, D]."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    centred = rows - mean
-    # The smaller of the two products has the same eigenvalues.
-    few = len(rows) < rows.shape[1]
-    values, vectors = np.linalg.eigh(centred @ centred.T if few else centred.T @ centred)
-    count = max(1, min(most, int((values > 1e-6 * values[-1]).sum())))
-    values, vectors = values[-count:], vectors[:, -count:]
-    return mean, centred.T @ vectors / np.sqrt(np.maximum(values, 1e-12)) if few else vectors
 
 
 def _nearest(bank: Array, at: Array) -> Array:

@@ -28,10 +28,11 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax.core.config import SCORES, residual_down
+from ganomaly_jax.model import losses
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.scoring import latent_statistics, patch_distance
 
-PLAIN = ("squared", "l1")
+PLAIN = tuple(losses.DISTANCES)
 _LEAST = 1e-9
 _SCALES = (2, 4, 8)
 
@@ -39,32 +40,11 @@ Outputs = dict[str, Array]
 Fitted = dict[str, Any]
 
 
-def _mean_of_each(values: Array) -> Array:
-    return jnp.mean(values, axis=tuple(range(1, values.ndim)))
-
-
-def _squared(outputs: Outputs, _: Fitted) -> Array:
-    return _mean_of_each(jnp.square(outputs["difference"]))
-
-
-def _l1(outputs: Outputs, _: Fitted) -> Array:
-    return _mean_of_each(jnp.abs(outputs["difference"]))
-
-
-def _pixel(outputs: Outputs, _: Fitted) -> Array:
-    return _mean(jnp.abs(outputs["x"] - outputs["x_hat"]))
-
-
 def _residual(outputs: Outputs) -> Array:
-    """Of each item, flat [B, D]; that of a large image averaged down to what has a covariance."""
+    """Returns x - x_hat of each item, flat [B, D]; that of a large image averaged down to what has a covariance."""
     residual = outputs["x"] - outputs["x_hat"]
     residual = patch_distance.averaged(residual, residual_down(residual.shape[1:]))
     return residual.reshape(-1, math.prod(residual.shape[1:]))
-
-
-def _mean(x: Array) -> Array:
-    """Of each item, [B, ...] -> [B]."""
-    return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
 def _multiscale(outputs: Outputs, _: Fitted) -> Array:
@@ -75,8 +55,12 @@ def _multiscale(outputs: Outputs, _: Fitted) -> Array:
             break
         size = (1, *[scale] * (residual.ndim - 2), 1)  # squares of an image, spans of a window's rows
         pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / math.prod(size)
-        found.append(_mean(jnp.abs(pooled)))
+        found.append(losses.mean_absolute(pooled))
     return jnp.mean(jnp.stack(found), axis=0)
+
+
+def _own(distance: Callable[[Array], Array]) -> Callable[[Outputs, Fitted], Array]:
+    return lambda outputs, _: distance(outputs["difference"])
 
 
 def _statistic(function: Callable[[Fitted, Array], Array], output: str) -> Callable[[Outputs, Fitted], Array]:
@@ -84,9 +68,8 @@ def _statistic(function: Callable[[Fitted, Array], Array], output: str) -> Calla
 
 
 PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
-    "squared": _squared,
-    "l1": _l1,
-    "pixel": _pixel,
+    **{name: _own(distance) for name, distance in losses.DISTANCES.items()},
+    "pixel": lambda outputs, _: losses.mean_absolute(outputs["x"] - outputs["x_hat"]),
     "multiscale": _multiscale,
     "residual_mahalanobis": lambda outputs, fitted: latent_statistics.mahalanobis(
         fitted["residual"], _residual(outputs)
@@ -113,18 +96,35 @@ PARTS["components"] = lambda outputs, fitted: patch_distance.components(fitted["
 
 
 def is_plain(names: tuple[str, ...]) -> bool:
-    """Whether nothing has to be fitted for it."""
+    """Returns whether nothing has to be fitted for a score: one of `PLAIN` alone."""
     return len(names) == 1 and names[0] in PLAIN
 
 
 def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> dict[str, Array]:
-    """Each part [B] of images x [B, ...] in [-1, 1], as it is; `variables` are a scorer's."""
+    """Returns each part of a score, not standardised.
+
+    Args:
+      detector: what `variables["detector"]` are the variables of.
+      names: of the parts, as `evaluate.score` has them.
+      variables: a scorer's: `detector`, and `statistics` from `fit` where parts are fitted.
+      x: [B, ...] float32 in [-1, 1].
+
+    Returns:
+      [B] float32 for each name.
+    """
     outputs = {"x": x} | detector.outputs(variables["detector"], x) | {"image": x}
     return {name: PARTS[name](outputs, variables.get("statistics", {})) for name in dict.fromkeys(names)}
 
 
 def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Array:
-    """The score [B] float32, higher is more anomalous, of images x [B, ...] in [-1, 1]. Pure."""
+    """Returns the score [B] float32, higher is more anomalous. Pure.
+
+    Args:
+      detector: as in `parts`.
+      names: as in `parts`.
+      variables: as in `parts`.
+      x: [B, ...] float32 in [-1, 1].
+    """
     found = parts(detector, names, variables, x)
     if is_plain(names):
         return found[names[0]].astype(jnp.float32)
@@ -132,7 +132,7 @@ def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any],
 
 
 def combined(found: dict[str, Any], names: tuple[str, ...], scale: dict[str, Array]) -> Array:
-    """The mean [B] of the standardised logarithms of parts [B]; `scale` is what `fit` found of each."""
+    """Returns the mean [B] of the standardised logarithms of parts [B]; `scale` is what `fit` found of each."""
     return jnp.mean(jnp.stack([_standardised(found[name], scale[name]) for name in names]), axis=0)
 
 
@@ -149,10 +149,19 @@ def fit(
     calibration: Iterable[np.ndarray],
     seed: int,
 ) -> Fitted:
-    """What `score` needs beside the weights, empty for a plain score.
+    """Fits what `score` needs beside the weights.
 
-    `training` are batches of images that were trained on, `count` in all, `calibration` of normal images that were not,
-    all [B, ...] float32 in [-1, 1]; the arrays of the result are float32.
+    Args:
+      detector: as in `parts`.
+      names: as in `parts`.
+      variables: of the detector, under `detector`.
+      training: batches [B, ...] float32 in [-1, 1] of items that were trained on.
+      count: how many items these are.
+      calibration: batches of normal items that were not trained on.
+      seed: draws what is kept of the training items.
+
+    Returns:
+      Arrays of float32 by part, and `scale`, the location and scale of each; empty for a plain score.
     """
     if is_plain(names):
         return {}
@@ -174,7 +183,7 @@ def _seen(
     count: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """What is fitted to, of all training items: outputs of the detector; by size some patches of each; `exposed`."""
+    """Returns what is fitted to, of all training items: outputs of the detector, some patches by size, `exposed`."""
     used = tuple(sorted({output for word, output in _USES if any(name.startswith(word) for name in names)}))
     cut = {size: share for size, share in patch_distance.SHARES.items() if f"patches_{size}" in names}
     random = np.random.default_rng(seed)

@@ -56,6 +56,8 @@ def limit_for(increments: np.ndarray, between: float, seed: int = 0) -> float:
     Raises:
       UserError: no limit gives it with so few calibration scores.
     """
+    from scipy import optimize
+
     random = np.random.RandomState(seed)  # a stream that no later version of NumPy changes
     probabilities = random.dirichlet(np.ones(len(increments)), DRAWS)
 
@@ -65,21 +67,13 @@ def limit_for(increments: np.ndarray, between: float, seed: int = 0) -> float:
     # The logarithm of the time grows almost linearly with the limit, and the time itself is at least exp(limit) for a
     # likelihood ratio, so the limit lies below its logarithm or, for what the parts have by chance, not far above.
     low, high = 0.05, math.log(between)
-    above, below = excess(low), excess(high)
-    if above <= 0:
+    if excess(low) <= 0:
         return low
-    while below > 0:
-        low, above, high = high, below, 1.5 * high
+    while excess(high) > 0:
+        low, high = high, 1.5 * high
         if high > _MOST:
             raise UserError(
                 f"{between:,.0f} items between false alarms cannot be had with {len(increments) - 1} calibration "
                 "scores: wanted more of them, a shorter time, or 0 to leave the test out"
             )
-        below = excess(high)
-    for _ in range(20):
-        middle = low + (high - low) * min(max(above / (above - below), 0.1), 0.9)
-        found = excess(middle)
-        if abs(found) < 0.01:
-            return middle
-        low, above, high, below = (middle, found, high, below) if found > 0 else (low, above, middle, found)
-    return high
+    return float(optimize.brentq(excess, low, high, xtol=1e-3))
