@@ -1,7 +1,7 @@
 """Files that hold one array of all images: npz, npy, idx.
 
-Where several processes of one training read them, an array that lies in its file as it is is mapped: of its pages only
-those are loaded that are asked for.
+Where several processes of one training read them, npy and idx files are mapped: of their pages only those are loaded
+that are asked for. An npz file is read whole.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import gzip
 import math
 import re
-import struct
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,10 @@ from ganomaly_jax.data.images.decode import shown
 ENDINGS = (".npz", ".npy")
 IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-# Bytes; smaller arrays are not worth a mapping.
-_SMALL = 2**16
 
 
 def regular(path: Path) -> Path:
-    """The path of a file that can be opened without waiting for ever, as one would for a named pipe.
+    """Returns the path of a file that can be opened without waiting for ever, as one would for a named pipe.
 
     Raises:
       UserError: it is something else than a file.
@@ -41,7 +37,11 @@ def regular(path: Path) -> Path:
 
 
 def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
-    """Reads the array of an npy file, or the arrays of an npz file by name; `mapped`: unread where that can be.
+    """Reads the array of an npy file, or the arrays of an npz file by name.
+
+    Args:
+      path: the file.
+      mapped: map an npy file instead of reading it.
 
     Raises:
       UserError: it is no regular file.
@@ -53,7 +53,7 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
         loaded = np.load(path if mapped and alone else file, "r" if mapped and alone else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
-        return {key: _mapped(path, loaded.zip, f"{key}.npy") if mapped else loaded[key] for key in loaded.files}
+        return {key: loaded[key] for key in loaded.files}
 
 
 def images(held: dict[str, Any], name: str) -> Dataset:
@@ -72,29 +72,13 @@ def images(held: dict[str, Any], name: str) -> Dataset:
     return _joined(sets, classes, name)
 
 
-def _mapped(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """An array of an npz file; it is read where it is small or compressed."""
-    info = archive.getinfo(name)
-    with archive.open(info) as member:
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size < _SMALL:
-            return np.lib.format.read_array(member, allow_pickle=False)
-        header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, columns_first, dtype = header[np.lib.format.read_magic(member)](member)
-        begin = member.tell()
-        if dtype.hasobject or begin + math.prod(shape) * dtype.itemsize != info.file_size:
-            raise ValueError(f"{name} is no array of numbers, or is cut short")
-        while member.read(2**20):  # at its end its checksum is compared
-            pass
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # of the local header, which has 30 bytes, a name and an extra field
-        before = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-    return np.memmap(path, dtype, "r", before + begin, shape, "F" if columns_first else "C")
-
-
 def idx(files: list[Path], name: str, mapped: bool = False) -> Dataset:
-    """idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are its parts.
+    """Reads idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are its parts.
 
-    `mapped`: unread where that can be, which is where a file is not packed and has all images.
+    Args:
+      files: the image files.
+      name: of the data set.
+      mapped: map files that are not packed instead of reading them.
 
     Raises:
       UserError: files that are none, or are cut short; several sets.
