@@ -191,7 +191,7 @@ def side_by_side(workdir: str, streams: int, rounds: int) -> dict[str, Any]:
 
     scorer = scoring_scorer.load(workdir)
     begin = time.perf_counter()
-    many = compiled_step.many(scorer, streams)
+    many = compiled_step.compile_streams(scorer, streams)
     compiled = time.perf_counter() - begin
     centre = (np.asarray(scorer.low) + np.asarray(scorer.high)) / 2
     spread = (np.asarray(scorer.high) - np.asarray(scorer.low)) / 2

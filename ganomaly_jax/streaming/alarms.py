@@ -1,4 +1,4 @@
-"""Alarms from verdicts: k anomalous of the last n, and a rest after each. Pure, constant memory, values of JSON."""
+"""Alarms from verdicts: k anomalous of the last n, with a cool-down. Pure, constant memory, JSON-ready."""
 
 from __future__ import annotations
 
@@ -12,76 +12,93 @@ from ganomaly_jax.core.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where it stands."""
+    """State of the alarms of a stream.
+
+    Attributes:
+      k: anomalous verdicts that start an alarm.
+      n: last verdicts that are counted.
+      rest: cool-down, the number of verdicts after an alarm during which no other starts.
+      recent: (row, anomalous) of the last n verdicts.
+      since: row at which the current alarm started; 0 for none.
+      quiet: verdicts left of the cool-down.
+    """
 
     k: int = 3
     n: int = 5
     rest: int = 60
-    """Verdicts after the end of an alarm before there is another: the cool-down."""
     recent: tuple[tuple[int, bool], ...] = ()
-    """(row, anomalous) of the last n verdicts."""
     since: int = 0
-    """Row of the alarm that is on; 0: none is."""
     quiet: int = 0
-    """Verdicts left of the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
-    """An alarm that begins or ends."""
+class Transition:
+    """Start or end of an alarm.
+
+    Attributes:
+      begins: True for a start.
+      since: row of the first anomalous verdict among the last n.
+      count: anomalous verdicts among the last n.
+    """
 
     begins: bool
     since: int
-    """Row of the first anomalous verdict that it is for, of the n."""
     count: int
-    """Anomalous ones of the last n."""
 
 
 def start(every: str, rest: int) -> State:
-    """Of `K/N`, such as 3/5.
+    """Returns the initial state for a rule `K/N`, such as `3/5`, and a cool-down of `rest` verdicts.
 
     Raises:
-      UserError: what is none.
+      UserError: the rule or the cool-down is invalid.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", every)
-    k, n = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", every)
+    k, n = map(int, match.groups()) if match else (0, 0)
     if not 1 <= k <= n <= 10_000:
-        raise UserError(f"--alarm {every!r}: wanted K/N, K anomalous of the last N verdicts, such as 3/5")
+        raise UserError(f"--alarm {every!r}: expected K/N for K anomalous of the last N verdicts, such as 3/5")
     if rest < 0:
-        raise UserError(f"--cool-down {rest}: wanted a number of rows from 0")
+        raise UserError(f"--cool-down {rest}: expected a number of verdicts of at least 0")
     return State(k, n, rest)
 
 
-def update(state: State, row: int, anomalous: bool) -> tuple[State, Change | None]:
-    """After one more verdict. An alarm begins with k anomalous of the last n and ends once there are fewer.
+def update(state: State, row: int, anomalous: bool) -> tuple[State, Transition | None]:
+    """Returns the state after one more verdict, and the transition if an alarm starts or ends.
 
-    While the rest after an alarm lasts none begins; if there are k of n when it is over, one begins then.
+    An alarm starts when k of the last n verdicts are anomalous and ends when fewer are. During the cool-down none
+    starts; if k of n are anomalous at its end, an alarm starts then.
+
+    Args:
+      state: the state so far.
+      row: number of the row.
+      anomalous: whether its verdict is anomalous.
     """
     recent = (*state.recent, (row, anomalous))[-state.n :]
-    hit = [at for at, bad in recent if bad]
-    enough = len(hit) >= state.k
+    anomalous_rows = [at for at, bad in recent if bad]
+    enough = len(anomalous_rows) >= state.k
     state = dataclasses.replace(state, recent=recent)
     if state.since:
         if enough:
             return state, None
-        return dataclasses.replace(state, since=0, quiet=state.rest), Change(False, state.since, len(hit))
+        return dataclasses.replace(state, since=0, quiet=state.rest), Transition(
+            False, state.since, len(anomalous_rows)
+        )
     if state.quiet:
         return dataclasses.replace(state, quiet=state.quiet - 1), None
     if not enough:
         return state, None
-    return dataclasses.replace(state, since=hit[0]), Change(True, hit[0], len(hit))
+    return dataclasses.replace(state, since=anomalous_rows[0]), Transition(True, anomalous_rows[0], len(anomalous_rows))
 
 
-def from_dict(values: Mapping[str, Any], asked: State) -> State:
-    """What `dataclasses.asdict` gave, after JSON, with the k, n and rest that are asked for now.
+def from_dict(values: Mapping[str, Any], requested: State) -> State:
+    """Restores a state from `dataclasses.asdict` after JSON, with the k, n and cool-down of `requested`.
 
     Raises:
-      UserError: something else.
+      UserError: the values are not those of a state.
     """
     try:
-        recent = tuple((int(row), bool(bad)) for row, bad in values["recent"])[-asked.n :]
+        recent = tuple((int(row), bool(bad)) for row, bad in values["recent"])[-requested.n :]
         return dataclasses.replace(
-            asked, recent=recent, since=int(values["since"]), quiet=min(int(values["quiet"]), asked.rest)
+            requested, recent=recent, since=int(values["since"]), quiet=min(int(values["quiet"]), requested.rest)
         )
     except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"no state of alarms ({error})") from None
+        raise UserError(f"the stored state of the alarms is invalid ({error})") from None

@@ -1,8 +1,7 @@
-"""The compiled step of a stream: from raw rows, windows or images to score, p-value, latent and contributions at once.
+"""Compiled scoring of a stream: from raw rows, windows or images to scores, p-values, latents and contributions.
 
-Everything is compiled ahead of time for two sizes, one item and `BLOCK` of them (for a backlog), so that nothing is
-compiled while a stream runs; another shape is an error, never a wait. `Many` is the same for many streams side by side,
-their windows kept on the device.
+The step is compiled ahead of time for one item and for `BLOCK` items (a backlog), so that nothing is compiled while a
+stream runs. `Streams` does the same for many streams side by side, whose windows stay on the device.
 """
 
 from __future__ import annotations
@@ -22,49 +21,58 @@ from ganomaly_jax.scoring import inference, modalities
 from ganomaly_jax.scoring.scorer import Scorer
 
 BLOCK = 64
-"""Items that are judged together where so many wait."""
+"""Items that are scored together when as many are waiting."""
 STEPS = 32
-"""Of the integral that contributions are; what they leave unexplained is told with each verdict."""
-_FEW = 8
-# Up to so many that wait, one after the other is no slower than a padded block.
+"""Default number of integration steps of the contributions; each verdict states the error that they leave."""
+_MAX_SINGLE = 8
+# Up to this many items, scoring one by one is no slower than a padded block.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Judged:
-    """Of n items, in their order."""
+class StepOutput:
+    """Results for n items, in their order.
+
+    Attributes:
+      scores: [n] float32, NaN for invalid items.
+      p_values: [n] float32.
+      latents: [n, L] float32; None for tiled images, which have one latent per tile.
+      values: contributions [n, D] float32 of the sensors to the score, relative to `base`; None if not computed.
+    """
 
     scores: np.ndarray
-    """[n] float32, NaN where an item is invalid."""
     p_values: np.ndarray
-    """[n] float32."""
     latents: np.ndarray | None
-    """[n, L] float32; None where images are cut into tiles, which have a latent each."""
     values: np.ndarray | None
-    """[n, D] float32, what each sensor adds to the score over `base`; None: not asked for, or images."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
-    """`sizes` {1: compiled, BLOCK: compiled}; `base` the score of all sensors' centres, NaN without contributions."""
+    """The compiled scoring step of a detector.
+
+    Attributes:
+      sizes: compiled functions by batch size.
+      variables: variables of the detector.
+      base: score of an input with all sensors at their centres; NaN without contributions.
+    """
 
     sizes: Mapping[int, Callable[..., dict[str, Array]]]
     variables: Any
     base: float
 
-    def __call__(self, x: np.ndarray) -> Judged:
-        """Of items [n, ...] of the scorer's shape and type, any number."""
-        few = len(x) <= _FEW
+    def __call__(self, x: np.ndarray) -> StepOutput:
+        """Scores any number of items [n, ...], in the shape and dtype of the detector's inputs."""
+        few = len(x) <= _MAX_SINGLE
         size = 1 if few else max(self.sizes)
         run = self.sizes[size]
         blocks = [x[i : i + size] for i in range(0, len(x), size)]
         started = [run(self.variables, inference.pad(block, size)) for block in blocks]
-        found = [{name: np.asarray(value) for name, value in one.items()} for one in started]
-        whole = {name: np.concatenate([one[name] for one in found])[: len(x)] for name in found[0]}
-        return Judged(whole["score"], whole["p_value"], whole.get("z"), whole.get("values"))
+        found = [{name: np.asarray(value) for name, value in block.items()} for block in started]
+        results = {name: np.concatenate([block[name] for block in found])[: len(x)] for name in found[0]}
+        return StepOutput(results["score"], results["p_value"], results.get("z"), results.get("values"))
 
 
 def outputs(scorer: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Array]]:
-    """The pure function that `step` compiles; `steps` of the integral, 0: no contributions."""
+    """Returns the pure function that `compile_step` compiles; with `steps` 0 it computes no contributions."""
     network = scorer.detector.network if scorer.detector.has_latent else None
     attribute = modalities.of(scorer).attributed(scorer, steps) if steps else None
 
@@ -79,20 +87,21 @@ def outputs(scorer: Scorer, steps: int) -> Callable[[Any, Array], dict[str, Arra
     return run
 
 
-def step(scorer: Scorer, steps: int = STEPS) -> Step:
-    """Compile the step of a detector: seconds, once.
+def compile_step(scorer: Scorer, steps: int = STEPS) -> Step:
+    """Compiles the scoring step of a detector, which takes seconds.
 
     Args:
-      steps: of the integral that contributions are, see `sensors.contributions`; 0: none.
+      scorer: the detector.
+      steps: integration steps of the contributions (see `sensors.contributions`); 0 for none.
 
     Raises:
-      UserError: steps below 0.
+      UserError: steps is negative.
     """
     if steps < 0:
-        raise UserError(f"{steps} steps of the integral: wanted 0, for no contributions, or more")
+        raise UserError(f"{steps} integration steps: expected at least 0 (no contributions)")
     function, base = jax.jit(outputs(scorer, steps)), float("nan")
     kind = jnp.dtype(scorer.dtype)
-    # Large images are held one by one.
+    # Large images are scored in smaller blocks.
     sizes = (1, min(BLOCK, scorer.block))
     shapes = {size: jax.ShapeDtypeStruct((size, *scorer.input_shape), kind) for size in sizes}
     compiled = {size: function.lower(scorer.variables, shape).compile() for size, shape in shapes.items()}
@@ -104,10 +113,15 @@ def step(scorer: Scorer, steps: int = STEPS) -> Step:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Many:
-    """S streams of rows of one detector, a row of each at a time.
+class Streams:
+    """State of S streams of one detector that advance together, one row at a time.
 
-    `windows` [S, T, D] on the device, the last T rows of each; [S, D] where rows are judged alone. `seen` rows each.
+    Attributes:
+      run: the compiled function.
+      variables: variables of the detector.
+      windows: last T rows of each stream, [S, T, D], on the device; [S, D] for detectors of single rows.
+      seen: rows so far.
+      length: rows in a window, T.
     """
 
     run: Callable[..., tuple[Array, dict[str, Array]]]
@@ -117,33 +131,40 @@ class Many:
     length: int
 
 
-def many(scorer: Scorer, streams: int) -> Many:
-    """Compile one program for so many streams.
+def compile_streams(scorer: Scorer, streams: int) -> Streams:
+    """Compiles the function that advances `streams` streams.
 
     Raises:
-      UserError: a detector of images, or no streams.
+      UserError: the detector is not one of sensors, or `streams` is below 1.
     """
     if not scorer.feature_names or streams < 1:
-        raise UserError(f"{streams} streams: wanted 1 or more, of a detector of sensors")
+        raise UserError(f"{streams} streams: expected at least 1, and a detector of sensors")
     score = functools.partial(inference.scored, scorer.detector, scorer.parts, scorer.pixels)
     shape = scorer.input_shape
 
     def run(variables: Any, windows: Array, x: Array) -> tuple[Array, dict[str, Array]]:
-        held = jnp.concatenate([windows[:, 1:], x[:, None]], axis=1) if len(shape) == 2 else x
-        return held, score(variables, held)
+        updated = jnp.concatenate([windows[:, 1:], x[:, None]], axis=1) if len(shape) == 2 else x
+        return updated, score(variables, updated)
 
     windows = jnp.zeros((streams, *shape), jnp.float32)
     row = jax.ShapeDtypeStruct((streams, shape[-1]), jnp.float32)
-    # The windows go in and come out in the same memory.
+    # The windows are updated in place.
     compiled = jax.jit(run, donate_argnums=1).lower(scorer.variables, windows, row).compile()
-    return Many(compiled, scorer.variables, windows, 0, shape[0] if len(shape) == 2 else 1)
+    return Streams(compiled, scorer.variables, windows, 0, shape[0] if len(shape) == 2 else 1)
 
 
-def advance(streams: Many, x: np.ndarray) -> tuple[Many, dict[str, np.ndarray]]:
-    """One more row of every stream, x [S, D] float32; `score` and `p_value` [S], NaN until the windows are full.
+def advance(streams: Streams, x: np.ndarray) -> tuple[Streams, dict[str, np.ndarray]]:
+    """Adds one row to every stream.
 
-    A row with a value that is not finite makes its stream's windows invalid while it is in them. The `Many` that went
-    in must not be used again: its memory is taken over.
+    A row with a value that is not finite makes the windows that contain it invalid. The buffers of `streams` are
+    donated, so it must not be used again.
+
+    Args:
+      streams: the state so far.
+      x: rows [S, D], float32.
+
+    Returns:
+      The new state, and `score` and `p_value` [S], NaN until the windows are full.
     """
     windows, found = streams.run(streams.variables, streams.windows, jnp.asarray(x, jnp.float32))
     seen = streams.seen + 1

@@ -1,4 +1,4 @@
-"""A stream on the terminal as it runs: scores, threshold, drift, the last events. rich, of the extra `watch`."""
+"""Live view of a stream on the terminal: scores, threshold, drift and recent events. Uses rich (extra `watch`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.streaming.summary import Course
+from ganomaly_jax.streaming.summary import Summary
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _HEIGHT = 8
@@ -15,12 +15,13 @@ _COLOURS = {"normal": "green", "review": "yellow", "anomalous": "red", "invalid"
 
 
 class View:
-    """The view while it is open; `show` draws it anew, at most some times a second."""
+    """An open live view."""
 
     def __init__(self, title: str, threshold: float, sensors: int) -> None:
-        """
+        """Opens the view on standard error.
+
         Raises:
-          UserError: no rich.
+          UserError: rich is not installed.
         """
         try:
             from rich.console import Console
@@ -32,38 +33,42 @@ class View:
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
         self._live.start()
 
-    def show(self, course: Course) -> None:
+    def show(self, summary: Summary) -> None:
+        """Redraws the view."""
         width = max(self._live.console.width - 16, 20)
-        self._live.update(drawn(course, self.title, self.threshold, width, self.sensors), refresh=True)
+        self._live.update(render(summary, self.title, self.threshold, width, self.sensors), refresh=True)
 
     def close(self) -> None:
+        """Closes the view; its last state stays on the terminal."""
         self._live.stop()
 
 
-def drawn(course: Course, title: str, threshold: float, width: int, sensors: int = 1) -> Any:
-    """What rich prints."""
+def render(summary: Summary, title: str, threshold: float, width: int, sensors: int = 1) -> Any:
+    """Returns the renderable of the view for rich."""
     from rich.console import Group
     from rich.markup import escape
     from rich.panel import Panel
     from rich.table import Table
     from rich.text import Text
 
-    last = course.last or {}
+    last = summary.last or {}
     word = last.get("verdict", "")
     head = Text.assemble(
         (f" {word or 'waiting for rows'} ", f"bold reverse {_COLOURS.get(word, 'white')}"),
-        f"  row {last.get('row', 0):,}   {course.verdicts:,} verdicts, {course.anomalous:,} anomalous"
-        + (f", {course.invalid:,} invalid" if course.invalid else ""),
-        (f"   ALARM since row {course.alarm:,}" if course.alarm else "", "bold red"),
+        f"  row {last.get('row', 0):,}   {summary.verdicts:,} verdicts, {summary.anomalous:,} anomalous"
+        + (f", {summary.invalid:,} invalid" if summary.invalid else ""),
+        (f"   ALARM since row {summary.alarm:,}" if summary.alarm else "", "bold red"),
     )
-    parts: list[Any] = [head, Text(), _scores(course, threshold, width)]
+    parts: list[Any] = [head, Text(), _scores(summary, threshold, width)]
     if last.get("score") is not None:
         line = f"score {last['score']:.4g}, threshold {threshold:.4g}, p-value {last['p_value']:.3g}"
         line += f", {last.get('latency_ms', 0):.1f} ms"
         parts.append(Text(line))
         if last.get("top"):
-            parts.append(Text("most from " + ", ".join(f"{_plain(name)} {value:+.3g}" for name, value in last["top"])))
-    standing = course.bins[-1].drift if course.bins else {}
+            parts.append(
+                Text("most from " + ", ".join(f"{_printable(name)} {value:+.3g}" for name, value in last["top"]))
+            )
+    standing = summary.bins[-1].drift if summary.bins else {}
     if standing:
         table = Table.grid(padding=(0, 1))
         for test, share in standing.items():
@@ -71,19 +76,19 @@ def drawn(course: Course, title: str, threshold: float, width: int, sensors: int
             style = "red" if share >= 1 else "yellow" if share >= 0.7 else "green"
             table.add_row(f"drift {test}", Text("█" * full + "·" * (30 - full), style), f"{share:.0%} of its limit")
         parts += [Text(), table]
-    if course.events:
+    if summary.events:
         parts += [
             Text(),
-            *(Text(_event(event), no_wrap=True, overflow="ellipsis") for event in list(course.events)[-_EVENTS:]),
+            *(Text(_event_line(event), no_wrap=True, overflow="ellipsis") for event in list(summary.events)[-_EVENTS:]),
         ]
-    return Panel(Group(*parts), title=escape(_plain(title)), title_align="left")
+    return Panel(Group(*parts), title=escape(_printable(title)), title_align="left")
 
 
-def _scores(course: Course, threshold: float, width: int) -> Any:
-    """The last bins as columns, `_HEIGHT` lines high, red where something is anomalous, the threshold as a line."""
+def _scores(summary: Summary, threshold: float, width: int) -> Any:
+    """Returns the last bins as columns of `_HEIGHT` lines, anomalous ones in red, with the threshold as a line."""
     from rich.text import Text
 
-    bins = course.bins[-width:]
+    bins = summary.bins[-width:]
     values = [one.highest for one in bins]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
@@ -110,13 +115,13 @@ def _scores(course: Course, threshold: float, width: int) -> Any:
     return made
 
 
-def _event(event: dict[str, Any]) -> str:
-    """One event in a line."""
+def _event_line(event: dict[str, Any]) -> str:
+    """Returns one event as a line of text."""
     name = str(event["event"]).replace("_", " ")
-    more = [_plain(str(event[key])) for key in ("sensor", "test", "state", "words", "reason") if event.get(key)]
+    more = [_printable(str(event[key])) for key in ("sensor", "test", "state", "words", "reason") if event.get(key)]
     return f"row {event['row']:>9,}  {name}: {', '.join(more)}" if more else f"row {event['row']:>9,}  {name}"
 
 
-def _plain(text: str) -> str:
-    """Without what a terminal would obey."""
+def _printable(text: str) -> str:
+    """Replaces characters that a terminal would interpret."""
     return "".join(character if character.isprintable() else "?" for character in text)

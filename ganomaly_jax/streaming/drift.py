@@ -1,17 +1,21 @@
-"""Is what comes still like the calibration part? Three tests on a stream, each with a stated time between false alarms.
+"""Drift tests: whether a stream still resembles the calibration part, with a stated time between false alarms.
 
-`ks`: Kolmogorov and Smirnov's test of each window of scores against the calibration scores, exact. `mmd`: the kernel
-two-sample distance of each window of latents to the calibration latents, its limit an approximation
-(`ranks.kernel_limit`). `cusum`: Page's cumulative sum (Page 1954; on these increments it is what the test of Page and
-Hinkley is) of log(1/2) - log(p) / 2, the likelihood ratio of p-values with density p**(-1/2) / 2 to uniform ones, so
-that it notices scores that rise, at once where they rise far.
+- `ks`: the exact two-sample Kolmogorov-Smirnov test of each window of scores against the calibration scores.
+- `mmd`: the kernel two-sample distance of each window of latents to the calibration latents; its limit is an
+  approximation (`two_sample.kernel_limit`).
+- `cusum`: Page's cumulative sum of log(1/2) - log(p) / 2, the likelihood ratio of p-values of density p**(-1/2) / 2 to
+  uniform ones. It detects rising scores, at once where they rise far.
 
-The stated time is that between false alarms of one test, in items, while nothing has changed and items are independent:
-the inverse of the alarms an item, on average over calibration parts of that size. The one part there is may give more
-or fewer; items that resemble their neighbours, as those of a video, give more.
+The stated time is the mean number of items between false alarms of one test while nothing has changed and items are
+independent: the inverse of the rate of alarms, averaged over calibration parts of that size. A single calibration part
+can give more or fewer, and dependent items, such as frames of a video, give more.
 
-`start` and `update` are pure: a state goes in, another comes out. A state takes constant memory, and as a dict
-(`to_dict`) is a value of JSON, so that a monitor can go on after a restart.
+`start` and `update` are pure. A state takes constant memory and can be stored as JSON (`to_dict`), so that a monitor
+can resume after a restart.
+
+References:
+  E. S. Page, Continuous inspection schemes, Biometrika 41, 1954. Gretton et al., A kernel two-sample test, JMLR 13,
+  2012.
 """
 
 from __future__ import annotations
@@ -28,113 +32,133 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import two_sample
 from ganomaly_jax.streaming import run_length
 
-REFERENCE = 2_000
-"""At most so many calibration scores and latents are kept, drawn by the seed."""
-LEAST = 50
-"""Fewer calibration scores say too little about what a window may look like."""
+MAX_REFERENCE = 2_000
+"""Calibration scores and latents that are kept at most, drawn by the seed."""
+MIN_SCORES = 50
+"""Least number of calibration scores; fewer say too little about the distribution of a window."""
 TESTS = ("ks", "mmd", "cusum")
-_WORDS = {
-    "ks": "scores are distributed otherwise than those of the calibration part",
-    "mmd": "latents are distributed otherwise than those of the calibration part",
-    "cusum": "p-values are smaller than those of normal items: scores rise",
+_DESCRIPTIONS = {
+    "ks": "the distribution of scores differs from that of the calibration part",
+    "mmd": "the distribution of latents differs from that of the calibration part",
+    "cusum": "p-values are smaller than those of normal items (rising scores)",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What is tested; a time of 0 leaves a test out."""
+    """Settings of the tests; a time of 0 disables a test.
+
+    Attributes:
+      window: items per window of `ks` and `mmd`; windows do not overlap.
+      ks, mmd, cusum: mean number of items between false alarms of each test. `mmd` needs latents.
+      seed: seed of what is kept of the calibration part, of the random features and of the limits.
+    """
 
     window: int = 200
-    """Items in a window of `ks` and `mmd`; windows follow each other without overlap."""
     ks: float = 50_000
-    """Items between false alarms of the test, while nothing has changed."""
     mmd: float = 50_000
-    """As `ks`; it runs where latents are given."""
     cusum: float = 50_000
-    """As `ks`."""
     seed: int = 0
-    """Draws what is kept of the calibration part, the random features and the limits."""
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where a stream stands: numbers and tuples of numbers only."""
+    """State of the drift tests of a stream: numbers and tuples of numbers only.
+
+    Attributes:
+      settings: the settings.
+      reference: calibration scores, ascending.
+      limits: limit of each active test.
+      between: items between false alarms of each test, as its limit gives them; never fewer than requested.
+      features: mean random features of the calibration latents; empty without `mmd`.
+      bandwidth: bandwidth of the kernel.
+      seen: items with a finite score so far.
+      window: scores of the incomplete window.
+      total: sum of the features of its latents.
+      latents: number of these latents.
+      cusum: the cumulative sum.
+      since: item at which `cusum` last left 0.
+      last: statistics of the last complete window.
+    """
 
     settings: Settings
     reference: tuple[float, ...]
-    """Calibration scores, rising."""
     limits: dict[str, float]
-    """Of each test that runs."""
     between: dict[str, float]
-    """Items between false alarms of each, as its limit gives them: never fewer than asked."""
     features: tuple[float, ...] = ()
-    """Mean random features of the calibration latents; empty where `mmd` does not run."""
     bandwidth: float = 1.0
     seen: int = 0
-    """Items so far; those without a finite score are not counted."""
     window: tuple[float, ...] = ()
-    """Scores of the window that is being filled."""
     total: tuple[float, ...] = ()
-    """Sum of the features of its latents."""
     latents: int = 0
-    """How many these are."""
     cusum: float = 0.0
     since: int = 0
-    """Items before `cusum` was last 0."""
     last: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Statistics of the last full window."""
 
     @property
-    def standing(self) -> dict[str, float]:
-        """How far each test is on the way to its limit, 1 being there; those on windows as of the last full one."""
+    def progress(self) -> dict[str, float]:
+        """Returns statistic / limit of each test, 1 being an alarm; tests on windows as of the last complete one."""
         found = self.last | ({"cusum": self.cusum} if "cusum" in self.limits else {})
         return {test: value / self.limits[test] for test, value in found.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Alarm:
-    """One test that passed its limit."""
+    """A test that passed its limit.
+
+    Attributes:
+      test: `ks`, `mmd` or `cusum`.
+      statistic: its statistic.
+      limit: its limit.
+      between: mean number of items between false alarms.
+      since: first item, from 0, of the window, or the item at which the sum began to rise.
+      words: the alarm as a sentence.
+    """
 
     test: str
     statistic: float
     limit: float
     between: float
-    """Items between false alarms."""
     since: int
-    """The first item, from 0, that the change is seen in: of the window, or where the sum began to rise."""
     words: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What happened at an item."""
+    """Alarms at one item.
+
+    Attributes:
+      item: its number, from 0.
+      alarms: the alarms.
+    """
 
     item: int
-    """Its number, from 0."""
     alarms: tuple[Alarm, ...]
 
     @property
     def words(self) -> str:
+        """Returns the alarms as sentences."""
         return " ".join(alarm.words for alarm in self.alarms)
 
 
 def start(
     settings: Settings, calibration_scores: Sequence[float] | np.ndarray, calibration_latents: np.ndarray | None = None
 ) -> State:
-    """A state before the first item.
+    """Returns the state before the first item.
 
     Args:
-      calibration_scores: [n] of normal items that were not trained on, n at least `LEAST`.
-      calibration_latents: [m, L] of the same; None: `mmd` does not run.
+      settings: the settings.
+      calibration_scores: scores [n] of normal items that were not trained on, n at least `MIN_SCORES`.
+      calibration_latents: latents [m, L] of the same items; None disables `mmd`.
 
     Raises:
-      UserError: settings or calibration items that cannot be used, or too few of them for the times asked.
+      UserError: the settings or the calibration items are unusable, or too few for the requested times.
     """
-    _check(settings)
+    _check_settings(settings)
     scores = _finite(calibration_scores, "calibration")
-    if len(scores) < LEAST:
-        raise UserError(f"{len(scores)} calibration scores: wanted {LEAST} or more to say what a stream may look like")
-    n, window = min(len(scores), REFERENCE), settings.window
+    if len(scores) < MIN_SCORES:
+        raise UserError(f"{len(scores)} calibration scores: expected at least {MIN_SCORES}")
+    n, window = min(len(scores), MAX_REFERENCE), settings.window
     kept = np.sort(np.random.RandomState(settings.seed).permutation(len(scores))[:n])
     limits, between = {}, {}
     found: dict[str, Any] = {}
@@ -146,32 +170,37 @@ def start(
         between["cusum"] = settings.cusum
     if settings.mmd and calibration_latents is not None:
         z = np.asarray(calibration_latents, np.float64)
-        if z.ndim != 2 or len(z) < LEAST or not np.isfinite(z).all():
-            raise UserError(f"calibration latents of shape {z.shape}: wanted finite ones [m, L], m at least {LEAST}")
-        z = z[np.sort(np.random.RandomState(settings.seed).permutation(len(z))[:REFERENCE])]
+        if z.ndim != 2 or len(z) < MIN_SCORES or not np.isfinite(z).all():
+            raise UserError(
+                f"calibration latents of shape {z.shape}: expected finite ones [m, L], m at least {MIN_SCORES}"
+            )
+        z = z[np.sort(np.random.RandomState(settings.seed).permutation(len(z))[:MAX_REFERENCE])]
         width = two_sample.bandwidth(z, settings.seed)
         mapped = two_sample.features(z, width, settings.seed)
         limits["mmd"] = two_sample.kernel_limit(mapped, window, window / settings.mmd, settings.seed)
         between["mmd"] = settings.mmd
         found = {"features": tuple(mapped.mean(axis=0).tolist()), "bandwidth": width}
     if not limits:
-        raise UserError("no test runs: wanted a time above 0 for ks or cusum, or for mmd with calibration latents")
+        raise UserError(
+            "no drift test is active: expected a time above 0 for ks or cusum, or for mmd with calibration latents"
+        )
     return State(settings, tuple(np.sort(scores[kept]).tolist()), limits, between, **found)
 
 
 def update(
     state: State, score: float, latent: Sequence[float] | np.ndarray | None = None
 ) -> tuple[State, Report | None]:
-    """The state after one more item, and what there is to tell of it, mostly nothing.
+    """Returns the state after one more item, and a report if a test raised an alarm.
 
-    After an alarm of `cusum` its sum begins again at 0, so that a change that stays is told again and again.
+    After an alarm `cusum` restarts at 0, so that a lasting change is reported repeatedly.
 
     Args:
-      score: of the item; one that is not finite changes nothing.
-      latent: [L] of the same item; without one, it does not count for `mmd`.
+      state: the state so far.
+      score: score of the item; a score that is not finite leaves the state unchanged.
+      latent: latent [L] of the item; without one it does not count for `mmd`.
 
     Raises:
-      UserError: a latent of another length.
+      UserError: the latent has another length.
     """
     score = float(score)
     if not math.isfinite(score):
@@ -179,7 +208,7 @@ def update(
     item, alarms = state.seen, []
     changes: dict[str, Any] = {"seen": item + 1, "window": (*state.window, score)}
     if state.features and latent is not None:
-        mapped = _mapped(state, latent)
+        mapped = _features_of(state, latent)
         total = mapped if not state.total else mapped + np.asarray(state.total)
         changes |= {"total": tuple(total.tolist()), "latents": state.latents + 1}
     if "cusum" in state.limits:
@@ -193,7 +222,7 @@ def update(
         first = item + 1 - len(after.window)
         last = _window_statistics(after)
         for test, found in last.items():
-            # What differs by rounding from a limit that is a multiple of 1 / (n m) is that limit.
+            # Statistic and limit may be the same multiple of 1 / (n m) and differ by rounding.
             if found >= state.limits[test] * (1 - 1e-9):
                 alarms.append(_alarm(state, test, found, first, item))
         after = dataclasses.replace(after, window=(), total=(), latents=0, last=last)
@@ -201,34 +230,34 @@ def update(
 
 
 def increments(p: Any) -> Any:
-    """What the CUSUM adds at p-values p: the logarithm of the density p**(-1/2) / 2."""
+    """Returns the increments of the CUSUM for p-values p: the logarithm of the density p**(-1/2) / 2."""
     return math.log(0.5) - 0.5 * np.log(p)
 
 
 def p_value(state: State, score: float) -> float:
-    """The conformal p-value of a score by the calibration scores kept, as `calibration.p_values`."""
+    """Returns the conformal p-value of a score with respect to the calibration scores that are kept."""
     n = len(state.reference)
     return (1 + n - bisect.bisect_left(state.reference, score)) / (n + 1)
 
 
 def to_dict(state: State) -> dict[str, Any]:
-    """A value of JSON."""
+    """Returns the state as a JSON-ready dict."""
     return dataclasses.asdict(state)
 
 
 def from_dict(values: Mapping[str, Any]) -> State:
-    """The inverse of `to_dict`, also after JSON.
+    """Restores a state from `to_dict`, also after JSON.
 
     Raises:
-      UserError: something else.
+      UserError: the values are not those of a state.
     """
     try:
-        rest = dict(values)
-        settings = Settings(**rest.pop("settings"))
-        _check(settings)
-        rest |= {name: tuple(map(float, rest[name])) for name in ("reference", "features", "window", "total")}
-        state = State(settings, **rest)
-        whole = all(type(value) is int and value >= 0 for value in (state.seen, state.latents, state.since))
+        fields = dict(values)
+        settings = Settings(**fields.pop("settings"))
+        _check_settings(settings)
+        fields |= {name: tuple(map(float, fields[name])) for name in ("reference", "features", "window", "total")}
+        state = State(settings, **fields)
+        counts_valid = all(type(value) is int and value >= 0 for value in (state.seen, state.latents, state.since))
         numbers = [
             *state.limits.values(),
             *state.between.values(),
@@ -242,73 +271,84 @@ def from_dict(values: Mapping[str, Any]) -> State:
         fits &= len(state.features) in (0, 2 * two_sample.FREQUENCIES) and ("mmd" in state.limits) == bool(
             state.features
         )
-        if not (whole and fits and state.reference and np.isfinite(numbers).all()):
+        if not (counts_valid and fits and state.reference and np.isfinite(numbers).all()):
             raise ValueError("values that do not fit together")
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"no state of a drift test ({error}): wanted what drift.to_dict gave; start anew") from None
+        raise UserError(
+            f"the stored state of the drift tests is invalid ({error}); remove it to start afresh"
+        ) from None
     return state
 
 
 def _window_statistics(state: State) -> dict[str, float]:
-    """Of each test on windows that runs; `mmd` only where each item of the window had its latent."""
+    """Returns the statistics of the tests on windows; `mmd` only if every item of the window had a latent."""
     found = {}
     if "ks" in state.limits:
         found["ks"] = two_sample.distance(np.array(state.reference), np.array(state.window))
     if "mmd" in state.limits and state.latents == len(state.window):
-        off = np.array(state.total) / state.latents - np.array(state.features)
-        found["mmd"] = float(off @ off)
+        difference = np.array(state.total) / state.latents - np.array(state.features)
+        found["mmd"] = float(difference @ difference)
     return found
 
 
-def _mapped(state: State, latent: Any) -> np.ndarray:
+def _features_of(state: State, latent: Any) -> np.ndarray:
+    """Returns the random features of a latent."""
     z = np.asarray(latent, np.float64)
     if z.ndim != 1 or not np.isfinite(z).all():
-        raise UserError(f"a latent of shape {z.shape}, or one that is not finite: wanted [L]")
+        raise UserError(f"latent of shape {z.shape}: expected a finite one [L]")
     return two_sample.features(z[None], state.bandwidth, state.settings.seed)[0]
 
 
 def _alarm(state: State, test: str, statistic: float, since: int, item: int) -> Alarm:
+    """Returns the alarm of a test, with its sentence."""
     limit, between = state.limits[test], state.between[test]
     words = (
-        f"Drift ({test}): {_WORDS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, "
-        f"limit {limit:.4g}, which without drift is passed every {between:,.0f} items on average."
+        f"Drift ({test}): {_DESCRIPTIONS[test]}, seen in items {since} to {item}; statistic {statistic:.4g}, "
+        f"limit {limit:.4g}, which is exceeded every {between:,.0f} items on average without drift."
     )
     return Alarm(test, statistic, limit, between, since, words)
 
 
-def _check(settings: Settings) -> None:
+def _check_settings(settings: Settings) -> None:
+    """Raises a UserError if the settings are invalid."""
     if not (isinstance(settings.window, int) and settings.window >= 10):
-        raise UserError(f"window={settings.window!r}: wanted a number of items from 10")
+        raise UserError(f"window={settings.window!r}: expected a number of items of at least 10")
     for test in TESTS:
         between = getattr(settings, test)
         least, most = (1, math.inf) if test == "cusum" else (2 * settings.window, 10_000 * settings.window)
         if between and not (least <= between <= most and math.isfinite(between)):
             raise UserError(
-                f"{test}={between!r} items between false alarms: wanted 0 to leave it out, or from {least:,} to "
+                f"{test}={between!r} items between false alarms: expected 0 to disable the test, or from {least:,} to "
                 f"{most:,} with a window of {settings.window}"
             )
 
 
 def _finite(scores: Any, name: str) -> np.ndarray:
+    """Returns scores as float64 [n]; raises a UserError if they are not finite."""
     found = np.asarray(scores, np.float64)
     if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
-        raise UserError(f"{name} scores of shape {found.shape}: wanted finite ones [n], n at least 1")
+        raise UserError(f"{name} scores of shape {found.shape}: expected finite ones [n], n at least 1")
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two sets of scores, compared once."""
+    """Result of comparing two sets of scores once.
+
+    Attributes:
+      distance: the Kolmogorov-Smirnov statistic D.
+      p_value: its exact p-value (an upper bound if there are ties).
+      alarm_rate: share of the new scores above the threshold; None without a threshold.
+      reference_alarm_rate: the same of the reference scores.
+      differs: whether the p-value is below the level.
+      words: the result as sentences, with advice.
+    """
 
     distance: float
-    """Kolmogorov and Smirnov's D."""
     p_value: float
-    """Its exact chance (with ties an upper bound) if nothing has changed."""
     alarm_rate: float | None
-    """Share of the new scores above the threshold; None without one."""
     reference_alarm_rate: float | None
     differs: bool
-    """Whether the p-value is below the level."""
     words: str
 
 
@@ -318,17 +358,19 @@ def compare(
     threshold: float | None = None,
     level: float = 0.01,
 ) -> Comparison:
-    """Whether new scores [m] are distributed like reference scores [n], once, with advice.
+    """Tests whether new scores follow the distribution of reference scores.
 
     Args:
-      threshold: that of the detector, for the rates.
-      level: the chance of saying that they differ where they do not, once a call.
+      reference_scores: [n].
+      new_scores: [m].
+      threshold: the detector's threshold, for the alarm rates.
+      level: probability of a false difference, per call.
 
     Raises:
-      UserError: no scores, some that are not finite, or a level that cannot be.
+      UserError: there are no scores, some are not finite, or the level is not between 0 and 1.
     """
     if not 0 < level < 1:
-        raise UserError(f"level={level}: wanted a chance between 0 and 1, such as 0.01")
+        raise UserError(f"level={level}: expected a probability between 0 and 1, such as 0.01")
     reference, new = _finite(reference_scores, "reference"), _finite(new_scores, "new")
     found, p = two_sample.kolmogorov_smirnov(reference, new)
     rates = [None if threshold is None else float((one > threshold).mean()) for one in (new, reference)]

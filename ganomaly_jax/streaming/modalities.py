@@ -1,4 +1,4 @@
-"""What a stream of each modality is."""
+"""Streams by modality."""
 
 from __future__ import annotations
 
@@ -6,28 +6,33 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.streaming import inputs
 
-OPENERS = {"images": inputs.opened_folder, "rows": inputs.opened_lines}
-"""What opens the source of a stream, by `Modality.name`; the others have no streams."""
+OPENERS = {"images": inputs.open_folder, "rows": inputs.open_lines}
+"""Functions that open the source of a stream, by `Modality.name`; other modalities have no streams."""
 
 
-def opened(scorer: Scorer, source: str, once: bool) -> inputs.Source:
-    """Opens what `monitor SOURCE` names as a stream of what the detector takes.
+def open_source(scorer: Scorer, source: str, once: bool) -> inputs.Source:
+    """Opens the source of `ganomaly monitor`.
+
+    Args:
+      scorer: the detector.
+      source: `-` for standard input, or a path.
+      once: end at the end of the source instead of waiting for more.
 
     Raises:
-      UserError: nothing there, not what the detector takes, or a detector of something that has no streams.
+      UserError: the source does not exist or is not of the detector's modality, or there are no streams of that.
     """
     check(scorer)
     return OPENERS[scorer.modality.name](source, once)
 
 
 def check(scorer: Scorer) -> None:
-    """Refuses a detector of something that has no streams.
+    """Checks that there are streams of the detector's modality.
 
     Raises:
-      UserError: naming what it takes.
+      UserError: there are none.
     """
     if scorer.modality.name not in OPENERS:
         raise UserError(
-            f"monitor watches rows of sensors and folders of images, and this is a detector of {scorer.words.kind}: "
-            "`ganomaly predict` judges recordings"
+            f"monitor takes rows of sensors and folders of images, but this is a detector of {scorer.words.kind}: "
+            "use `ganomaly predict`"
         )

@@ -1,4 +1,4 @@
-"""What `ganomaly monitor` can be asked for, with its defaults."""
+"""Options of `ganomaly monitor` and their defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is watched, how, and what is told of it; `ganomaly monitor --help` has a line on each."""
+    """Options of the monitor; `ganomaly monitor --help` describes each in a line."""
 
     source: str = "-"
     """A growing CSV or JSONL file, or a folder that fills with images; `-`: rows from standard input."""

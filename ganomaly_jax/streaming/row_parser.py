@@ -1,4 +1,4 @@
-"""Lines of text as rows of sensors: CSV with a header, or JSON objects. What is wrong with a line is named."""
+"""Parses lines of text as rows of sensors: CSV with a header, or JSON objects. Problems of a line are named."""
 
 from __future__ import annotations
 
@@ -18,113 +18,133 @@ from ganomaly_jax.data.rows.tables import TIMES, listed
 
 FORMATS = ("csv", "jsonl")
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-_CLOCKS = tuple(name for name in TIMES if name and not name.startswith(("unnamed", "__")))
+_TIME_NAMES = tuple(name for name in TIMES if name and not name.startswith(("unnamed", "__")))
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
-    """How lines are read: what is known of them so far."""
+class Format:
+    """Format of the lines, as far as it is known.
+
+    Attributes:
+      sensors: the detector's sensors.
+      kind: one of `FORMATS`; empty until the first line.
+      time: column of the time; empty for the first column with a usual name.
+      header: names in the CSV header.
+    """
 
     sensors: tuple[str, ...]
-    """The detector's."""
     kind: str = ""
-    """One of `FORMATS`; empty: the first line says it."""
     time: str = ""
-    """The column of the time; empty: the first that is called so."""
     header: tuple[str, ...] = ()
-    """Of CSV."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-    """One row as it came."""
+    """One parsed row.
+
+    Attributes:
+      values: [D] float64, NaN for missing values.
+      time: seconds, or any other number; None if there is no time or it cannot be parsed.
+      time_text: the time as written.
+      absent: sensors without a column.
+      unreadable: (sensor, text) of values that are neither numbers nor missing.
+      problem: why the whole row cannot be parsed; empty otherwise.
+    """
 
     values: np.ndarray
-    """[D] float64, NaN where a value is missing."""
     time: float | None = None
-    """Seconds, or whatever number it is; None: no such column, or it cannot be read."""
-    said: str = ""
-    """The time as it stands there."""
+    time_text: str = ""
     absent: tuple[str, ...] = ()
-    """Sensors that the row or the header has no place for."""
-    words: tuple[tuple[str, str], ...] = ()
-    """(sensor, text) of what is neither a number nor missing."""
+    unreadable: tuple[tuple[str, str], ...] = ()
     problem: str = ""
-    """Why nothing of it can be read."""
 
 
-def read(form: Form, line: bytes) -> tuple[Form, Row | None]:
-    """One line without its end; the row is None for a header or an empty line.
+def parse(fmt: Format, line: bytes) -> tuple[Format, Row | None]:
+    """Parses one line.
+
+    Args:
+      fmt: the format so far.
+      line: the line, with or without its end.
+
+    Returns:
+      The format after the line, and the row; None for a header or an empty line.
 
     Raises:
-      UserError: a header that has none of the sensors, or one of them twice.
+      UserError: the header names none of the sensors, or one of them twice.
     """
     text = line.decode("utf-8", errors="replace").lstrip("\ufeff").strip("\r\n")
     if not text.strip():
-        return form, None
-    if not form.kind:
-        form = dataclasses.replace(form, kind="jsonl" if text.lstrip().startswith("{") else "csv")
-    if form.kind == "jsonl":
-        return form, _of_json(form, text)
+        return fmt, None
+    if not fmt.kind:
+        fmt = dataclasses.replace(fmt, kind="jsonl" if text.lstrip().startswith("{") else "csv")
+    if fmt.kind == "jsonl":
+        return fmt, _parse_json(fmt, text)
     try:
         cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
     except (csv.Error, StopIteration) as error:
-        return form, _unreadable(form, f"{error}")
-    if not form.header or _is_header(form, cells):
-        return _with_header(form, cells), None
-    if len(cells) != len(form.header):
-        return form, _unreadable(form, f"{len(cells)} values, the header has {len(form.header)}")
-    return form, _made(form, dict(zip(form.header, cells, strict=True)))
+        return fmt, _unreadable(fmt, f"{error}")
+    if not fmt.header or _is_header(fmt, cells):
+        return _with_header(fmt, cells), None
+    if len(cells) != len(fmt.header):
+        return fmt, _unreadable(fmt, f"{len(cells)} values, the header has {len(fmt.header)}")
+    return fmt, _make_row(fmt, dict(zip(fmt.header, cells, strict=True)))
 
 
-def _is_header(form: Form, cells: Sequence[str]) -> bool:
-    """Whether a line in the midst of others is a header again, as after a restart of what writes them."""
-    return len(set(cells) & set(form.sensors)) * 2 > len(form.sensors)
+def _is_header(fmt: Format, cells: Sequence[str]) -> bool:
+    """Returns True if a line among the data repeats the header, as after a restart of the writer."""
+    return len(set(cells) & set(fmt.sensors)) * 2 > len(fmt.sensors)
 
 
-def _with_header(form: Form, cells: Sequence[str]) -> Form:
-    twice = [name for name in dict.fromkeys(cells) if cells.count(name) > 1 and name in form.sensors]
+def _with_header(fmt: Format, cells: Sequence[str]) -> Format:
+    """Returns the format with this header."""
+    twice = [name for name in dict.fromkeys(cells) if cells.count(name) > 1 and name in fmt.sensors]
     if twice:
-        raise UserError(f"several columns are called {', '.join(map(repr, twice[:5]))}: wanted a name for each")
-    if not set(cells) & set(form.sensors):
-        near = difflib.get_close_matches(form.sensors[0], cells, n=1, cutoff=0.0)
+        raise UserError(f"several columns are called {', '.join(map(repr, twice[:5]))}: expected unique names")
+    if not set(cells) & set(fmt.sensors):
+        near = difflib.get_close_matches(fmt.sensors[0], cells, n=1, cutoff=0.0)
         raise UserError(
-            f"the first line names {listed(cells)}, none of the detector's sensors {listed(form.sensors)} (nearest to "
-            f"the first: {near[0] if near else ''!r}); wanted CSV with a header, or a JSON object a line"
+            f"the first line names {listed(cells)}, none of the detector's sensors {listed(fmt.sensors)} (closest to "
+            f"the first: {near[0] if near else ''!r}); expected CSV with a header, or one JSON object per line"
         )
-    if form.time and form.time not in cells:
-        raise UserError(f"--time {form.time}: there is no such column, but {listed(cells)}")
-    return dataclasses.replace(form, header=tuple(cells))
+    if fmt.time and fmt.time not in cells:
+        raise UserError(f"--time {fmt.time}: no such column; there are {listed(cells)}")
+    return dataclasses.replace(fmt, header=tuple(cells))
 
 
-def _of_json(form: Form, text: str) -> Row:
+def _parse_json(fmt: Format, text: str) -> Row:
+    """Parses a JSON object."""
     try:
-        held = json.loads(text)
+        cells_by_name = json.loads(text)
     except (ValueError, RecursionError) as error:
-        return _unreadable(form, f"no JSON: {error}")
-    if not isinstance(held, dict):
-        return _unreadable(form, "no JSON object")
-    return _made(form, held)
+        return _unreadable(fmt, f"not JSON: {error}")
+    if not isinstance(cells_by_name, dict):
+        return _unreadable(fmt, "not a JSON object")
+    return _make_row(fmt, cells_by_name)
 
 
-def _unreadable(form: Form, why: str) -> Row:
-    return Row(np.full(len(form.sensors), np.nan), problem=why[:200])
+def _unreadable(fmt: Format, why: str) -> Row:
+    """Returns a row of missing values with the reason."""
+    return Row(np.full(len(fmt.sensors), np.nan), problem=why[:200])
 
 
-def _made(form: Form, held: dict[str, Any]) -> Row:
-    words: list[tuple[str, str]] = []
-    absent = tuple(name for name in form.sensors if name not in held)
-    given = [held.get(name) for name in form.sensors]
+def _make_row(fmt: Format, cells_by_name: dict[str, Any]) -> Row:
+    """Returns the row of these cells."""
+    unreadable: list[tuple[str, str]] = []
+    absent = tuple(name for name in fmt.sensors if name not in cells_by_name)
+    given = [cells_by_name.get(name) for name in fmt.sensors]
     try:
-        values = np.array(given, np.float64)  # the common case at once: all are numbers; None becomes NaN
+        values = np.array(given, np.float64)  # the common case, all numbers; None becomes NaN
     except (ValueError, TypeError, OverflowError):
-        values = np.array([_number(name, cell, words) for name, cell in zip(form.sensors, given, strict=True)])
-    clock = form.time or next((name for name in held if name.lower() in _CLOCKS and name not in form.sensors), "")
-    said = held.get(clock) if clock else None
-    return Row(values, _time(said), "" if said is None else str(said)[:64], absent, tuple(words))
+        values = np.array([_number(name, cell, unreadable) for name, cell in zip(fmt.sensors, given, strict=True)])
+    clock = fmt.time or next(
+        (name for name in cells_by_name if name.lower() in _TIME_NAMES and name not in fmt.sensors), ""
+    )
+    clock_cell = cells_by_name.get(clock) if clock else None
+    return Row(values, _time(clock_cell), "" if clock_cell is None else str(clock_cell)[:64], absent, tuple(unreadable))
 
 
-def _number(name: str, cell: Any, words: list[tuple[str, str]]) -> float:
+def _number(name: str, cell: Any, unreadable: list[tuple[str, str]]) -> float:
+    """Returns a cell as a number, NaN if it is missing; adds others to `unreadable`."""
     if cell is None:
         return math.nan
     try:
@@ -133,21 +153,21 @@ def _number(name: str, cell: Any, words: list[tuple[str, str]]) -> float:
     except (ValueError, OverflowError):
         pass
     if not (isinstance(cell, str) and cell.strip().lower() in _MISSING):
-        words.append((name, str(cell)[:64]))
+        unreadable.append((name, str(cell)[:64]))
     return math.nan
 
 
-def _time(said: Any) -> float | None:
-    """A number, or a date and time of ISO 8601 as seconds (without a zone as UTC)."""
-    if said is None or isinstance(said, bool):
+def _time(clock_cell: Any) -> float | None:
+    """Returns a time in seconds: a number, or an ISO 8601 date and time (UTC without a zone); None otherwise."""
+    if clock_cell is None or isinstance(clock_cell, bool):
         return None
     try:
-        found = float(said)
+        found = float(clock_cell)
         return found if math.isfinite(found) else None
     except (ValueError, TypeError, OverflowError):
         pass
     try:
-        when = datetime.datetime.fromisoformat(str(said))
+        when = datetime.datetime.fromisoformat(str(clock_cell))
         return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
     except (ValueError, OverflowError):
         return None

@@ -1,8 +1,8 @@
-"""Where events go beside the output: files and webhooks, through a queue on disk, in a thread of their own.
+"""Delivery of events to files and webhooks, through a queue on disk, in a thread of its own.
 
-An event is a file in the queue's folder until the receiver has taken it, so that nothing is lost while it is down or
-the monitor stops; scoring never waits for it. Each is delivered at least once, in order, with an `id` of its own: one
-that was delivered just before a crash comes again with the same id. Standard library only.
+An event is a file in the queue's folder until it is delivered, so that none is lost while the receiver is down or the
+monitor restarts; scoring never waits for it. Events are delivered at least once, in order, each with an `id`: after a
+crash an event may be delivered again with the same id. Standard library only.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 
-MOST = 100_000
-"""Events that wait at most; more are counted and left out."""
+MAX_QUEUED = 100_000
+"""Events in a queue at most; further ones are counted and dropped."""
 TIMEOUT = 10.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the next try; doubled after each that failed."""
@@ -34,16 +34,30 @@ Log = Callable[[str], None]
 
 
 class RefusedError(Exception):
-    """The receiver will never take this one."""
+    """The receiver rejects an event for good."""
 
 
 class Sink:
     """One receiver with its queue and its thread."""
 
-    def __init__(self, target: str, spool: Path, log: Log, most: int = MOST, first_wait: float = FIRST_WAIT) -> None:
-        self.name, self._deliver = _shown(target), _deliverer(target)
+    def __init__(
+        self, target: str, spool: Path, log: Log, max_queued: int = MAX_QUEUED, first_wait: float = FIRST_WAIT
+    ) -> None:
+        """Opens the queue and starts the thread.
+
+        Args:
+          target: file, or http(s) URL.
+          spool: folder of the queues.
+          log: called with messages for the user.
+          max_queued: events in the queue at most.
+          first_wait: seconds before the first retry.
+
+        Raises:
+          UserError: the target is invalid, or the queue is in use or cannot be written.
+        """
+        self.name, self._deliver = _display_name(target), _make_deliver(target)
         self.folder = spool / hashlib.sha256(target.encode()).hexdigest()[:16]
-        self._say, self.most, self._first_wait = log, most, first_wait
+        self._log, self.max_queued, self._first_wait = log, max_queued, first_wait
         self.dropped = 0
         self._stop, self._wake = threading.Event(), threading.Event()
         try:
@@ -51,9 +65,9 @@ class Sink:
             self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another monitor uses the queue {self.folder}: wanted another --spool") from None
+            raise UserError(f"another monitor uses the queue {self.folder}: choose another --spool") from None
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be written: {error.strerror}; wanted another --spool") from None
+            raise UserError(f"{self.folder} cannot be written: {error.strerror}; choose another --spool") from None
         waiting = self.waiting()
         self._count = len(waiting)
         self._next = 1 + int(waiting[-1].name.split("-")[0]) if waiting else 0
@@ -63,15 +77,23 @@ class Sink:
         self._thread.start()
 
     def waiting(self) -> list[Path]:
-        """Files of the events that were not taken yet, in their order."""
+        """Returns the files of the events that are not delivered yet, in order."""
         return sorted(self.folder.glob("[0-9]*.json"))
 
     def put(self, name: str, event: dict[str, Any]) -> bool:
-        """Queue an event under an id of letters, digits and -; False where there is no room."""
+        """Queues an event.
+
+        Args:
+          name: id of the event, of letters, digits and hyphens.
+          event: JSON-ready dict.
+
+        Returns:
+          False if the queue is full or cannot be written.
+        """
         with self._changing:
             if name in self._known:
                 return True
-            if self._count >= self.most:
+            if self._count >= self.max_queued:
                 self.dropped += 1
                 return False
             self._count += 1
@@ -79,18 +101,18 @@ class Sink:
             number, self._next = self._next, self._next + 1
         try:
             atomic_files.write_text(self.folder / f"{number:012}-{name}.json", json.dumps({"id": name} | event) + "\n")
-        except UserError as error:  # a full disk must not end the watch
+        except UserError as error:  # a full disk must not end the monitor
             with self._changing:
                 self._count -= 1
                 self._known.discard(name)
                 self.dropped += 1
-            self._say(str(error))
+            self._log(str(error))
             return False
         self._wake.set()
         return True
 
     def close(self, wait: float) -> int:
-        """Deliver for so many seconds more, then stop; how many still wait. They go first next time."""
+        """Delivers for at most `wait` seconds more and stops; returns the number of undelivered events."""
         if self._count:
             deadline = threading.Event()
             for _ in range(max(int(wait / 0.05), 1)):
@@ -103,6 +125,7 @@ class Sink:
         return self._count
 
     def _run(self) -> None:
+        """Delivers the queue until stopped, waiting longer after each failure."""
         wait, down = self._first_wait, False
         while not self._stop.is_set():
             queue = self.waiting()
@@ -116,12 +139,14 @@ class Sink:
                 try:
                     self._deliver(path.read_bytes(), path.stem.split("-", 1)[1])
                 except RefusedError as error:
-                    self._say(f"{self.name} refuses {path.stem}: {error}; it is kept in {self.folder / _REFUSED}")
+                    self._log(
+                        f"{self.name} rejects {path.stem}: {error}; the event is kept in {self.folder / _REFUSED}"
+                    )
                     (self.folder / _REFUSED).mkdir(exist_ok=True)
                     os.replace(path, self.folder / _REFUSED / path.name)
-                except (OSError, ValueError) as error:  # of HTTP as well
+                except (OSError, ValueError) as error:  # including those of HTTP
                     if not down:
-                        self._say(f"{self.name} cannot be reached: {error}; events wait in {self.folder}")
+                        self._log(f"{self.name} cannot be reached: {error}; events wait in {self.folder}")
                     down = True
                     self._stop.wait(wait)
                     wait = min(2 * wait, LONGEST_WAIT)
@@ -130,49 +155,51 @@ class Sink:
                     with suppress(OSError):
                         path.unlink()
                     if down:
-                        self._say(f"{self.name} is there again")
+                        self._log(f"{self.name} can be reached again")
                     wait, down = self._first_wait, False
                 with self._changing:
                     self._count -= 1
                     self._known.discard(path.stem.split("-", 1)[1])
 
 
-def _shown(target: str) -> str:
-    """Without what may be secret: of an address the host alone."""
+def _display_name(target: str) -> str:
+    """Returns the target without what may be secret: of a URL only scheme and host."""
     parts = urlsplit(target)
     return f"{parts.scheme}://{parts.hostname}" if parts.scheme in ("http", "https") else target
 
 
-def _deliverer(target: str) -> Callable[[bytes, str], None]:
-    """What delivers the bytes of one event.
+def _make_deliver(target: str) -> Callable[[bytes, str], None]:
+    """Returns the function that delivers the bytes of one event.
 
     Raises:
-      UserError: neither a file's name nor an address.
+      UserError: the target is neither a file nor an http(s) URL.
     """
     parts = urlsplit(target)
     if "://" not in target:
         path = Path(target)
         if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"--sink {target}: wanted a file in a folder that is there, or http://HOST/PATH")
+            raise UserError(f"--sink {target}: expected a file in an existing folder, or http://HOST/PATH")
         return lambda data, name: _append(path, data)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--sink {parts.scheme}://...: wanted http://HOST/PATH, https://HOST/PATH, or a file")
+        raise UserError(f"--sink {parts.scheme}://...: expected http://HOST/PATH, https://HOST/PATH, or a file")
     return lambda data, name: _post(target, data, name)
 
 
 def _append(path: Path, data: bytes) -> None:
+    """Appends an event to a file."""
     with path.open("ab") as file:
         file.write(data)
 
 
 def _post(url: str, data: bytes, name: str) -> None:
+    """Posts an event to a URL."""
     headers = {"Content-Type": "application/json", "Idempotency-Key": name, "User-Agent": "ganomaly"}
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=TIMEOUT) as answer:
             answer.read(2**16)
     except urllib.error.HTTPError as error:
         error.close()
-        # What a receiver says of itself passes; what it says of the event does not.
+        # These concern the receiver and may pass; other client errors concern the event.
         if 400 <= error.code < 500 and error.code not in (401, 403, 404, 408, 425, 429):
             raise RefusedError(f"HTTP {error.code}") from None
         raise OSError(f"HTTP {error.code}") from None
@@ -180,5 +207,5 @@ def _post(url: str, data: bytes, name: str) -> None:
         raise OSError(str(getattr(error, "reason", error))) from None
     except ValueError:
         raise
-    except Exception as error:  # http.client has errors of its own, of answers that are none
+    except Exception as error:  # http.client raises its own errors for invalid responses
         raise OSError(f"{type(error).__name__}: {error}") from None

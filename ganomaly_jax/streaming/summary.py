@@ -1,4 +1,4 @@
-"""The course of a stream in constant memory, for the live view and the picture: bins of scores, drift and events."""
+"""Summary of a stream in constant memory, for the live view and the plot: binned scores, drift and events."""
 
 from __future__ import annotations
 
@@ -8,115 +8,131 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ganomaly_jax.streaming.watch import Said
+from ganomaly_jax.streaming.watch import RowOutput
 
-MOST = 1024
-"""Bins; when all are full, two neighbours become one each."""
-EVENTS = 500
-"""Events kept, the last ones."""
+MAX_BINS = 1024
+"""Bins at most; when all are full, neighbours are merged."""
+MAX_EVENTS = 500
+"""Number of last events that are kept."""
 
 
 @dataclasses.dataclass(eq=False)
 class Bin:
-    """Some verdicts one after the other."""
+    """Some consecutive verdicts.
+
+    Attributes:
+      first: first row.
+      last: last row.
+      highest: highest score; NaN if all are invalid.
+      total: sum of the scores.
+      count: number of scores in `total`.
+      anomalous: number of anomalous verdicts.
+      drift: highest progress of each drift test.
+    """
 
     first: int
-    """Row."""
     last: int
     highest: float
-    """Score; NaN where all are invalid."""
     total: float
     count: int
-    """Of scores in `total`."""
     anomalous: int
     drift: dict[str, float]
-    """The furthest that each test was on the way to its limit."""
 
 
 @dataclasses.dataclass(eq=False)
-class Course:
-    """`bins` of `width` verdicts each, the last one maybe of fewer; `events` as they were told."""
+class Summary:
+    """Summary of a stream.
+
+    Attributes:
+      bins: bins of `width` verdicts; the last may have fewer.
+      width: verdicts per bin.
+      filled: verdicts in the last bin.
+      events: the last events.
+      last: the last verdict.
+      verdicts: number of verdicts.
+      anomalous: number of anomalous verdicts.
+      invalid: number of invalid verdicts.
+      alarm: row at which the current alarm started; 0 for none.
+    """
 
     bins: list[Bin] = dataclasses.field(default_factory=list)
     width: int = 1
     filled: int = 0
-    """Verdicts in the last bin."""
     events: collections.deque[dict[str, Any]] = dataclasses.field(
-        default_factory=lambda: collections.deque(maxlen=EVENTS)
+        default_factory=lambda: collections.deque(maxlen=MAX_EVENTS)
     )
     last: dict[str, Any] | None = None
-    """The last verdict."""
     verdicts: int = 0
     anomalous: int = 0
     invalid: int = 0
     alarm: int = 0
-    """Row since which an alarm is on, 0: none is."""
 
 
-def add(course: Course, said: Said) -> None:
-    """One row more."""
-    for event in said.events:
-        course.events.append(event)
+def add(summary: Summary, output: RowOutput) -> None:
+    """Adds the output of one row."""
+    for event in output.events:
+        summary.events.append(event)
         if event["event"] == "alarm":
-            course.alarm = event["since"] if event["state"] == "begins" else 0
-    verdict = said.verdict
+            summary.alarm = event["since"] if event["state"] == "begins" else 0
+    verdict = output.verdict
     if verdict is None:
         return
-    course.last, score = verdict, verdict["score"]
+    summary.last, score = verdict, verdict["score"]
     bad = verdict["verdict"] == "anomalous"
-    course.verdicts += 1
-    course.anomalous += bad
-    course.invalid += score is None
-    one = Bin(said.row, said.row, math.nan, 0.0, 0, int(bad), dict(said.standing))
+    summary.verdicts += 1
+    summary.anomalous += bad
+    summary.invalid += score is None
+    new = Bin(output.row, output.row, math.nan, 0.0, 0, int(bad), dict(output.drift_progress))
     if score is not None:
-        one.highest, one.total, one.count = score, score, 1
-    if course.bins and course.filled < course.width:
-        course.bins[-1] = _together(course.bins[-1], one)
-        course.filled += 1
+        new.highest, new.total, new.count = score, score, 1
+    if summary.bins and summary.filled < summary.width:
+        summary.bins[-1] = _merge(summary.bins[-1], new)
+        summary.filled += 1
         return
-    if len(course.bins) == MOST:
-        course.bins = [_together(*course.bins[i : i + 2]) for i in range(0, MOST, 2)]
-        course.width *= 2
-    course.bins.append(one)
-    course.filled = 1
+    if len(summary.bins) == MAX_BINS:
+        summary.bins = [_merge(*summary.bins[i : i + 2]) for i in range(0, MAX_BINS, 2)]
+        summary.width *= 2
+    summary.bins.append(new)
+    summary.filled = 1
 
 
-def _together(one: Bin, other: Bin) -> Bin:
-    scores = [value for value in (one.highest, other.highest) if not math.isnan(value)]
-    names = {**one.drift, **other.drift}
-    drift = {name: max(one.drift.get(name, 0.0), other.drift.get(name, 0.0)) for name in names}
+def _merge(first: Bin, second: Bin) -> Bin:
+    """Merges two neighbouring bins."""
+    scores = [value for value in (first.highest, second.highest) if not math.isnan(value)]
+    names = {**first.drift, **second.drift}
+    drift = {name: max(first.drift.get(name, 0.0), second.drift.get(name, 0.0)) for name in names}
     return Bin(
-        one.first,
-        other.last,
+        first.first,
+        second.last,
         max(scores, default=math.nan),
-        one.total + other.total,
-        one.count + other.count,
-        one.anomalous + other.anomalous,
+        first.total + second.total,
+        first.count + second.count,
+        first.anomalous + second.anomalous,
         drift,
     )
 
 
-def to_dict(course: Course) -> dict[str, Any]:
-    """A value of JSON."""
-    bins = [dataclasses.asdict(one) | ({} if one.count else {"highest": None}) for one in course.bins]
-    plain = {name: getattr(course, name) for name in _NUMBERS}
-    return {"bins": bins, "events": list(course.events), "last": course.last} | plain
+def to_dict(summary: Summary) -> dict[str, Any]:
+    """Returns the summary as a JSON-ready dict."""
+    bins = [dataclasses.asdict(one) | ({} if one.count else {"highest": None}) for one in summary.bins]
+    plain = {name: getattr(summary, name) for name in _NUMBERS}
+    return {"bins": bins, "events": list(summary.events), "last": summary.last} | plain
 
 
 _NUMBERS = ("width", "filled", "verdicts", "anomalous", "invalid", "alarm")
 
 
-def from_dict(values: Mapping[str, Any]) -> Course:
-    """The inverse of `to_dict`, after JSON; an empty one where it is something else: nothing depends on it."""
-    made = Course()
+def from_dict(values: Mapping[str, Any]) -> Summary:
+    """Restores a summary from `to_dict`, after JSON; an empty one if the values are invalid."""
+    summary = Summary()
     try:
-        made.bins = [
+        summary.bins = [
             Bin(**(one | {"highest": math.nan if one["highest"] is None else one["highest"]})) for one in values["bins"]
         ]
-        made.events.extend(dict(one) for one in values["events"])
-        made.last = values["last"]
+        summary.events.extend(dict(one) for one in values["events"])
+        summary.last = values["last"]
         for name in _NUMBERS:
-            setattr(made, name, int(values[name]))
+            setattr(summary, name, int(values[name]))
     except (TypeError, ValueError, KeyError):
-        return Course()
-    return made
+        return Summary()
+    return summary

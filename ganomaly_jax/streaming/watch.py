@@ -1,6 +1,6 @@
-"""The heart of a monitor: rows go in, lines of JSON come out. No files, no clocks but for the latency.
+"""The core of a monitor: rows in, verdicts and events out. No files, and no clock except for the latency.
 
-A `Watch` holds the last rows in a ring, where sensors, alarms and drift stand, and counts; its memory is constant.
+A `Watch` holds the last rows in a ring and the states of sensors, alarms and drift; its memory is constant.
 """
 
 from __future__ import annotations
@@ -26,70 +26,98 @@ from ganomaly_jax.streaming import drift as streaming_drift
 Event = dict[str, Any]
 
 QUIET = 5
-"""Windows of the drift tests before one that goes on passing its limit is told of again."""
+"""Windows of the drift tests during which a test that keeps passing its limit is not reported again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Something that arrived: the bytes of a line, or what is to tell of the source (`event`)."""
+    """Something that arrived from the source.
+
+    Attributes:
+      text: bytes of the line.
+      arrived: `time.perf_counter()` at arrival.
+      end: bytes of the source up to the end of this line.
+      event: event of the source itself, instead of a line.
+      problem: why the line cannot be read at all.
+      path: whether `text` is the path of an image.
+    """
 
     text: bytes = b""
     arrived: float = 0.0
-    """`time.perf_counter()`."""
     end: int = 0
-    """Bytes of the source up to here."""
     event: Event | None = None
     problem: str = ""
-    """Why the line cannot be read at all."""
     path: bool = False
-    """Whether `text` is the path of an image."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Said:
-    """What is said of one row: `events`, then its verdict if it has one."""
+class RowOutput:
+    """Events and verdict of one row.
+
+    Attributes:
+      row: number of the row.
+      events: its events.
+      verdict: its verdict, or None.
+      drift_progress: progress of each drift test towards its limit, see `drift.State.progress`.
+    """
 
     row: int
     events: tuple[Event, ...]
     verdict: Event | None
-    standing: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """How far each drift test is on the way to its limit, see `drift.State.standing`."""
+    drift_progress: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Settings:
-    """What does not change while a stream runs."""
+    """What does not change while a stream runs.
+
+    Attributes:
+      scorer: the detector.
+      step: its compiled step.
+      normal: normal behaviour of the sensors.
+      checks: settings of the sensor checks.
+      top: sensors listed in a verdict.
+      drift_step: verdicts from one item of the drift tests to the next; 0 for `drift_stride`.
+    """
 
     scorer: Scorer
     step: compiled_step.Step
-    normal: sensor_checks.Normal
+    normal: sensor_checks.NormalRanges
     checks: sensor_checks.Settings
     top: int = 3
     drift_step: int = 0
-    """Verdicts from one item of the drift tests to the next; 0: `stride_of_drift`."""
 
 
 @dataclasses.dataclass(eq=False)
 class Watch:
-    """Where a stream stands; `take` changes it in place."""
+    """State of a stream, which `process` modifies in place.
+
+    Attributes:
+      settings: what does not change.
+      format: format of the lines.
+      health: state of the sensor checks.
+      alarm: state of the alarms.
+      ring: [2 T, D] float32, each row twice, T apart, so that the last T are always contiguous.
+      carried: [D], last value of each sensor.
+      drift: state of the drift tests, or None.
+      row: rows so far, including those that were left out.
+      filled: rows that went into the ring.
+      items: verdicts so far.
+      told: by drift test, how often it passed its limit since it was last reported, and the item until which it is
+        quiet.
+    """
 
     settings: Settings
-    form: row_parser.Form
+    format: row_parser.Format
     health: sensor_checks.Health
     alarm: alarms.State
     ring: np.ndarray
-    """[2 T, D] float32: each row twice, T apart, so that the last T are always one piece."""
     carried: np.ndarray
-    """[D] last values that were there."""
     drift: streaming_drift.State | None = None
     row: int = 0
-    """Rows so far, those that were left out as well."""
     filled: int = 0
-    """Rows that went into the ring."""
     items: int = 0
-    """Verdicts so far."""
     told: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
-    """Of each drift test that was told of: how often it passed its limit since, and until which item it is quiet."""
 
 
 def start(
@@ -99,12 +127,12 @@ def start(
     kind: str = "",
     clock: str = "",
 ) -> Watch:
-    """Before the first row."""
+    """Returns the state before the first row."""
     scorer = settings.scorer
     d = len(scorer.feature_names)
     return Watch(
         settings,
-        row_parser.Form(scorer.feature_names, kind, clock),
+        row_parser.Format(scorer.feature_names, kind, clock),
         sensor_checks.start(d),
         alarm,
         np.full((2 * _length(scorer), d), np.nan, np.float32),
@@ -114,80 +142,97 @@ def start(
 
 
 def _length(scorer: Scorer) -> int:
+    """Returns the number of rows in a window, 1 for single rows."""
     return scorer.input_shape[0] if len(scorer.input_shape) == 2 else 1
 
 
-def take(watch: Watch, lines: Sequence[Line]) -> list[Said]:
-    """Judge what has arrived, any number of lines, scored together; what is said, in their order.
+def process(watch: Watch, lines: Sequence[Line]) -> list[RowOutput]:
+    """Processes what has arrived, scoring it together.
+
+    Args:
+      watch: the state, modified in place.
+      lines: any number of lines.
+
+    Returns:
+      The outputs of the rows, in order.
 
     Raises:
-      UserError: a header that has none of the sensors.
+      UserError: a header names none of the sensors.
     """
-    found: list[_Found] = []
+    found: list[_PendingRow] = []
     inputs: list[np.ndarray] = []
     for line in lines:
         if line.event is not None:
-            found.append(_Found(watch.row, [line.event], line.arrived))
+            found.append(_PendingRow(watch.row, [line.event], line.arrived))
             continue
         if line.path:
             watch.row += 1
             image, why = _image(watch.settings.scorer, line.text)
             inputs += [] if image is None else [image]
             found.append(
-                _Found(watch.row, [], line.arrived, None if image is None else len(inputs) - 1, why, line.text)
+                _PendingRow(watch.row, [], line.arrived, None if image is None else len(inputs) - 1, why, line.text)
             )
             continue
         row: row_parser.Row | None
         if line.problem:
-            row = row_parser.Row(np.full(len(watch.form.sensors), np.nan), problem=line.problem)
+            row = row_parser.Row(np.full(len(watch.format.sensors), np.nan), problem=line.problem)
         else:
-            before = watch.form.header
-            watch.form, row = row_parser.read(watch.form, line.text)
+            before = watch.format.header
+            watch.format, row = row_parser.parse(watch.format, line.text)
             if row is None:
-                if watch.form.header != before:
-                    found.append(_Found(watch.row, _of_header(watch), line.arrived))
+                if watch.format.header != before:
+                    found.append(_PendingRow(watch.row, _header_events(watch), line.arrived))
                 continue
         watch.row += 1
-        events, x = _enter(watch, row)
+        events, x = _add_row(watch, row)
         if x is not None:
             inputs.append(x)
-        at, why = (None, "") if x is None else (len(inputs) - 1, _why(watch, x))
-        found.append(_Found(watch.row, events, line.arrived, at, why))
-    judged = watch.settings.step(np.stack(inputs)) if inputs else None
-    return [_say(watch, one, judged) for one in found]
+        at, why = (None, "") if x is None else (len(inputs) - 1, _invalid_reason(watch, x))
+        found.append(_PendingRow(watch.row, events, line.arrived, at, why))
+    scored = watch.settings.step(np.stack(inputs)) if inputs else None
+    return [_output(watch, one, scored) for one in found]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Found:
-    """A row before it is judged."""
+class _PendingRow:
+    """A row before it is scored.
+
+    Attributes:
+      row: number of the row.
+      events: its events so far.
+      arrived: time of arrival.
+      at: position among the inputs that are scored; None if it is not scored.
+      why: why its verdict is invalid.
+      path: path of an image.
+    """
 
     row: int
     events: list[Event]
     arrived: float
     at: int | None = None
-    """Its place among what is scored; None: it is not."""
     why: str = ""
-    """What makes its verdict invalid."""
     path: bytes = b""
-    """Of an image."""
 
 
-def _why(watch: Watch, x: np.ndarray) -> str:
-    """Which sensors of a row or window are not finite; empty: none."""
+def _invalid_reason(watch: Watch, x: np.ndarray) -> str:
+    """Returns which sensors of a row or window are not finite; empty for none."""
     if np.isfinite(x).all():
         return ""
     bad = ~np.isfinite(x.reshape(-1, x.shape[-1])).all(0)
-    return f"missing or infinite values: {tables.listed([watch.form.sensors[k] for k in np.flatnonzero(bad).tolist()])}"
+    return (
+        f"missing or infinite values: {tables.listed([watch.format.sensors[k] for k in np.flatnonzero(bad).tolist()])}"
+    )
 
 
 def _image(scorer: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:
-    """One image of the detector's type, or why it cannot be used."""
+    """Returns an image in the detector's dtype, or why it cannot be used."""
     x, problems = scorer.read([os.fsdecode(path)])
     return (None, problems[0][1]) if problems else (x[0].astype(scorer.dtype, copy=False), "")
 
 
-def _of_header(watch: Watch) -> list[Event]:
-    absent = tuple(name for name in watch.form.sensors if name not in watch.form.header)
+def _header_events(watch: Watch) -> list[Event]:
+    """Returns the events of a new header."""
+    absent = tuple(name for name in watch.format.sensors if name not in watch.format.header)
     events = [
         {"event": "column_missing", "sensor": name, "state": "begins"}
         for name in absent
@@ -197,22 +242,22 @@ def _of_header(watch: Watch) -> list[Event]:
     return events
 
 
-def _enter(watch: Watch, row: row_parser.Row) -> tuple[list[Event], np.ndarray | None]:
-    """Check a row and put it into the ring: what is to tell, and what is to be scored, if anything."""
+def _add_row(watch: Watch, row: row_parser.Row) -> tuple[list[Event], np.ndarray | None]:
+    """Checks a row and adds it to the ring; returns its events, and the input to score, if any."""
     settings = watch.settings
     scorer = settings.scorer
     events, kind = sensor_checks.check(watch.health, scorer.feature_names, settings.normal, settings.checks, row)
     window = len(scorer.input_shape) == 2
-    # A late row has no place in a window, but can be judged by itself.
+    # A late row has no place in a window, but can be scored by itself.
     if kind == "duplicated" or (kind == "late" and window):
         return events, None
     with np.errstate(over="ignore"):
         x = row.values.astype(np.float32)
-    way = scorer.config.data.missing
-    if way == "last":
+    policy = scorer.config.data.missing
+    if policy == "last":
         x = np.where(np.isnan(x), watch.carried, x)
         watch.carried = x
-    elif way == "mask":
+    elif policy == "mask":
         x = row_splits.filled(x, row_splits.centre_of(scorer.low, scorer.high))
     if not window:
         return events, x
@@ -225,34 +270,36 @@ def _enter(watch: Watch, row: row_parser.Row) -> tuple[list[Event], np.ndarray |
     return events, watch.ring[at + 1 : at + 1 + length].copy()
 
 
-def _say(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> Said:
+def _output(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | None) -> RowOutput:
+    """Returns the output of a row after scoring, and updates alarms and drift."""
     verdict, events = None, one.events
     if one.at is not None or one.path:
-        verdict = _verdict(watch, one, judged)
+        verdict = _verdict(watch, one, scored)
         watch.items += 1
         watch.alarm, change = alarms.update(watch.alarm, one.row, verdict["verdict"] == calibration.ANOMALOUS)
         if change is not None:
-            events.append(_of_alarm(watch, change, verdict))
-        if one.at is not None and judged is not None:
-            latent = None if judged.latents is None else judged.latents[one.at]
-            events += _drifting(watch, float(judged.scores[one.at]), latent)
+            events.append(_alarm_event(watch, change, verdict))
+        if one.at is not None and scored is not None:
+            latent = None if scored.latents is None else scored.latents[one.at]
+            events += _drift_events(watch, float(scored.scores[one.at]), latent)
         verdict["latency_ms"] = round((time.perf_counter() - one.arrived) * 1e3, 3)
     named = tuple({"event": event.pop("event"), "row": one.row} | event for event in events)
-    return Said(one.row, named, verdict, {} if watch.drift is None else watch.drift.standing)
+    return RowOutput(one.row, named, verdict, {} if watch.drift is None else watch.drift.progress)
 
 
-def _verdict(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> Event:
+def _verdict(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | None) -> Event:
+    """Returns the verdict of a row, JSON-ready."""
     settings, at = watch.settings, one.at
     scorer = settings.scorer
     found: Event = {"row": one.row} | ({"path": os.fsdecode(one.path)} if one.path else {})
     found |= {"score": None, "p_value": None, "verdict": calibration.INVALID, "top": []}
-    if at is None or judged is None or not math.isfinite(judged.scores[at]):
+    if at is None or scored is None or not math.isfinite(scored.scores[at]):
         return found | {"reason": one.why or "the score is not finite"}
-    score = float(judged.scores[at])
-    (word,) = calibration.verdicts(judged.scores[at : at + 1], scorer.threshold, scorer.calibration.review)
-    found |= {"score": score, "p_value": float(judged.p_values[at]), "verdict": word}
-    if judged.values is not None:
-        values = judged.values[at].astype(np.float64)
+    score = float(scored.scores[at])
+    (word,) = calibration.verdicts(scored.scores[at : at + 1], scorer.threshold, scorer.calibration.review)
+    found |= {"score": score, "p_value": float(scored.p_values[at]), "verdict": word}
+    if scored.values is not None:
+        values = scored.values[at].astype(np.float64)
         order = np.argsort(-values, kind="stable")[: settings.top].tolist()
         top = [[scorer.feature_names[k], float(values[k])] for k in order]
         others = float(values.sum()) - sum(value for _, value in top)
@@ -261,7 +308,8 @@ def _verdict(watch: Watch, one: _Found, judged: compiled_step.Judged | None) -> 
     return found
 
 
-def _of_alarm(watch: Watch, change: alarms.Change, verdict: Event) -> Event:
+def _alarm_event(watch: Watch, change: alarms.Transition, verdict: Event) -> Event:
+    """Returns the event of an alarm that starts or ends."""
     event: Event = {"event": "alarm", "state": "begins" if change.begins else "ends", "since": change.since}
     event |= {"anomalous": change.count, "of": watch.alarm.n}
     return (
@@ -271,13 +319,14 @@ def _of_alarm(watch: Watch, change: alarms.Change, verdict: Event) -> Event:
     )
 
 
-def stride_of_drift(scorer: Scorer) -> int:
-    """Verdicts from one item of the drift tests to the next: windows that share no row."""
+def drift_stride(scorer: Scorer) -> int:
+    """Returns the number of verdicts from one item of the drift tests to the next, such that windows share no row."""
     return -(-_length(scorer) // scorer.config.data.stride) if len(scorer.input_shape) == 2 else 1
 
 
-def _drifting(watch: Watch, score: float, latent: np.ndarray | None) -> list[Event]:
-    every = watch.settings.drift_step or stride_of_drift(watch.settings.scorer)
+def _drift_events(watch: Watch, score: float, latent: np.ndarray | None) -> list[Event]:
+    """Updates the drift tests and returns their events."""
+    every = watch.settings.drift_step or drift_stride(watch.settings.scorer)
     if watch.drift is None or (watch.items - 1) % every:
         return []
     usable = latent is not None and bool(np.isfinite(latent).all())
@@ -306,33 +355,33 @@ def _drifting(watch: Watch, score: float, latent: np.ndarray | None) -> list[Eve
     return found
 
 
-def text(said: Said) -> str:
-    """Its lines, each with its end; empty where nothing is said."""
-    spoken = (*said.events, *([] if said.verdict is None else [said.verdict]))
-    return "".join(json.dumps(_plain(one), ensure_ascii=False, allow_nan=False) + "\n" for one in spoken)
+def to_lines(output: RowOutput) -> str:
+    """Returns the events and the verdict of a row as lines of JSON; empty if there are none."""
+    spoken = (*output.events, *([] if output.verdict is None else [output.verdict]))
+    return "".join(json.dumps(_json_value(one), ensure_ascii=False, allow_nan=False) + "\n" for one in spoken)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers that JSON does not have as null."""
+def _json_value(value: Any) -> Any:
+    """Replaces numbers that JSON does not have by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {name: _plain(own) for name, own in value.items()}
-    return [_plain(own) for own in value] if isinstance(value, (list, tuple)) else value
+        return {name: _json_value(own) for name, own in value.items()}
+    return [_json_value(own) for own in value] if isinstance(value, (list, tuple)) else value
 
 
 def to_dict(watch: Watch) -> dict[str, Any]:
-    """Where it stands, a value of JSON."""
-    ring = [sensor_checks.plain(one) for one in watch.ring[: len(watch.ring) // 2]]
+    """Returns the state as a JSON-ready dict."""
+    ring = [sensor_checks.to_json(one) for one in watch.ring[: len(watch.ring) // 2]]
     return {
-        "sensors": watch.form.sensors,
+        "sensors": watch.format.sensors,
         "shape": watch.settings.scorer.input_shape,
-        "form": {"kind": watch.form.kind, "time": watch.form.time, "header": watch.form.header},
+        "form": {"kind": watch.format.kind, "time": watch.format.time, "header": watch.format.header},
         "health": sensor_checks.to_dict(watch.health),
         "alarm": dataclasses.asdict(watch.alarm),
         "drift": None if watch.drift is None else streaming_drift.to_dict(watch.drift),
         "ring": ring,
-        "carried": sensor_checks.plain(watch.carried),
+        "carried": sensor_checks.to_json(watch.carried),
         "row": watch.row,
         "filled": watch.filled,
         "items": watch.items,
@@ -341,33 +390,33 @@ def to_dict(watch: Watch) -> dict[str, Any]:
 
 
 def resume(watch: Watch, values: Mapping[str, Any]) -> None:
-    """Go on where `to_dict` (after JSON) left off.
+    """Restores the state from `to_dict`, after JSON.
 
     Raises:
-      UserError: a state of another detector, or none.
+      UserError: the values are those of another detector, or not those of a state.
     """
     try:
-        same = tuple(values["sensors"]) == watch.form.sensors
+        same = tuple(values["sensors"]) == watch.format.sensors
         if not same or tuple(values["shape"]) != watch.settings.scorer.input_shape:
-            raise UserError("the state is that of another detector, with other sensors; start with another --state")
-        form = values["form"]
-        watch.form = dataclasses.replace(watch.form, kind=str(form["kind"]), header=tuple(map(str, form["header"])))
-        watch.health = sensor_checks.from_dict(values["health"], len(watch.form.sensors))
+            raise UserError("the state belongs to a detector of other sensors; choose another --state")
+        fmt = values["form"]
+        watch.format = dataclasses.replace(watch.format, kind=str(fmt["kind"]), header=tuple(map(str, fmt["header"])))
+        watch.health = sensor_checks.from_dict(values["health"], len(watch.format.sensors))
         watch.alarm = alarms.from_dict(values["alarm"], watch.alarm)
         if watch.drift is not None and values["drift"] is not None:
             before = streaming_drift.from_dict(values["drift"])
             if before.settings == watch.drift.settings and before.reference == watch.drift.reference:
                 watch.drift = before
-        ring = np.stack([sensor_checks.array(one) for one in values["ring"]]).astype(np.float32)
+        ring = np.stack([sensor_checks.from_json(one) for one in values["ring"]]).astype(np.float32)
         if ring.shape != (len(watch.ring) // 2, watch.ring.shape[1]):
             raise ValueError("another window")
         watch.ring[:] = np.concatenate([ring, ring])
-        watch.carried = sensor_checks.array(values["carried"]).astype(np.float32)
+        watch.carried = sensor_checks.from_json(values["carried"]).astype(np.float32)
         watch.row, watch.filled, watch.items = (int(values[name]) for name in ("row", "filled", "items"))
         watch.told = {str(test): (int(one[0]), int(one[1])) for test, one in values["told"].items()}
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"no state of a monitor ({type(error).__name__}: {error}); start with another --state"
+            f"the stored state of the monitor is invalid ({type(error).__name__}: {error}); choose another --state"
         ) from None

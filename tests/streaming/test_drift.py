@@ -79,7 +79,7 @@ def test_a_true_shift_is_found_soon_and_told_with_its_beginning(started, test):
     assert alarm.test == test and report.item - WINDOW < (2 * WINDOW if test != "cusum" else 30)
     assert WINDOW <= alarm.since <= report.item and alarm.statistic >= alarm.limit
     assert f"{alarm.between:,.0f} items" in report.words
-    assert state.standing[test] >= 1 or test == "cusum"
+    assert state.progress[test] >= 1 or test == "cusum"
 
 
 def test_scores_that_fall_are_no_alarm_of_cusum_but_of_ks(started):
@@ -98,7 +98,7 @@ def test_after_a_restart_it_goes_on_as_if_nothing_had_been():
         whole, report = drift.update(whole, score, latent)
         again, other = drift.update(restarted, score, latent)
         assert again == whole and other == report
-    assert set(whole.standing) == {"ks", "mmd", "cusum"}
+    assert set(whole.progress) == {"ks", "mmd", "cusum"}
 
 
 def test_what_is_not_finite_changes_nothing(started):
@@ -120,7 +120,7 @@ def test_p_values_are_those_of_the_calibration(started):
         (drift.Settings(ks=10), np.arange(100.0), "ks=10"),
         (drift.Settings(), np.arange(49.0), "49 calibration scores"),
         (drift.Settings(), np.full(100, np.nan), "finite"),
-        (drift.Settings(ks=0, cusum=0), np.arange(100.0), "no test runs"),
+        (drift.Settings(ks=0, cusum=0), np.arange(100.0), "no drift test is active"),
     ],
 )
 def test_what_cannot_be_is_refused(settings, scores, words):
@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused(settings, scores, words):
     "change", [{"seen": -1}, {"window": None}, {"limits": {"ks": 1.0}}, {"more": 1}, {"reference": []}]
 )
 def test_a_state_that_is_none_is_refused(started, change):
-    with pytest.raises(UserError, match="no state of a drift test"):
+    with pytest.raises(UserError, match="stored state of the drift tests is invalid"):
         drift.from_dict(drift.to_dict(started["cusum"]) | change)
 
 

@@ -18,14 +18,14 @@ def read_all(source, most=8):
 
 def test_a_file_that_grows_is_cut_or_replaced(tmp_path):
     path = tmp_path / "rows.csv"
-    source = inputs.opened(str(path), False, False)
+    source = inputs.open_source(str(path), False, False)
     assert read_all(source) == []
     path.write_text("a\n1\n2")
     assert read_all(source) == ["a", "1"]
     with path.open("a") as file:
         file.write("0\n3\n")
     assert read_all(source) == ["20", "3"]
-    place = json.loads(json.dumps(source.place()))
+    place = json.loads(json.dumps(source.position()))
     # Cut and written anew, longer than before: the size alone does not show it.
     path.write_text("a\n7\n8\n9\n10\n")
     assert read_all(source) == ["source_truncated", "a", "7", "8", "9", "10"]
@@ -34,34 +34,34 @@ def test_a_file_that_grows_is_cut_or_replaced(tmp_path):
     path.rename(tmp_path / "rows.csv.1")
     path.write_text("a\n12\n")
     assert read_all(source) == ["11", "source_rotated", "a", "12"]
-    other = inputs.opened(str(path), False, False)
-    assert [line.event["event"] for line in other.go_to(place)] == ["source_replaced"]
+    other = inputs.open_source(str(path), False, False)
+    assert [line.event["event"] for line in other.seek(place)] == ["source_replaced"]
 
 
 def test_what_was_written_before_a_rotation_is_read_after_a_restart(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a\n1\n")
-    source = inputs.opened(str(path), False, False)
+    source = inputs.open_source(str(path), False, False)
     read_all(source)
-    place = source.place()
+    place = source.position()
     with path.open("a") as file:
         file.write("2\n")
     path.rename(tmp_path / "rows.csv.1")
     path.write_text("a\n3\n")
-    again = inputs.opened(str(path), False, False)
-    assert again.go_to(place) == []
+    again = inputs.open_source(str(path), False, False)
+    assert again.seek(place) == []
     assert read_all(again) == ["2", "source_rotated", "a", "3"]
 
 
 def test_a_line_without_end_is_told_of_and_not_kept(tmp_path):
-    lines = inputs.Lines()
-    lines.add(b"a\n" + b"x" * (inputs.LONGEST + 1))
+    lines = inputs.LineBuffer()
+    lines.add(b"a\n" + b"x" * (inputs.MAX_LINE + 1))
     lines.add(b"y" * 1000)
     assert len(lines.rest) <= 1000
     lines.add(b"\nb\n")
     assert [line.problem or line.text for line in lines.take()] == [
         b"a",
-        f"a line longer than {inputs.LONGEST} bytes",
+        f"a line longer than {inputs.MAX_LINE} bytes",
         b"b",
     ]
 
@@ -69,6 +69,6 @@ def test_a_line_without_end_is_told_of_and_not_kept(tmp_path):
 def test_what_is_no_source_is_refused(tmp_path):
     for source, pictures in ((tmp_path / "no" / "rows.csv", False), (tmp_path, False), (tmp_path / "rows.csv", True)):
         with pytest.raises(UserError):
-            inputs.opened(str(source), False, pictures)
-    with pytest.raises(UserError, match="no file"):
-        inputs.opened(str(tmp_path / "rows.csv"), True, False)
+            inputs.open_source(str(source), False, pictures)
+    with pytest.raises(UserError, match="does not exist"):
+        inputs.open_source(str(tmp_path / "rows.csv"), True, False)

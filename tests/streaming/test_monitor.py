@@ -65,8 +65,10 @@ def finished(folder, window):
 def settings(trained):
     """What does not change while a stream runs, compiled once."""
     scorer = trained[1]
-    normal = sensor_checks.Normal(np.array([48.0, 30, 49, 40]), np.array([52.0, 70, 51, 60]), np.zeros(4, np.int64))
-    return streaming_watch.Settings(scorer, compiled_step.step(scorer), normal, sensor_checks.Settings())
+    normal = sensor_checks.NormalRanges(
+        np.array([48.0, 30, 49, 40]), np.array([52.0, 70, 51, 60]), np.zeros(4, np.int64)
+    )
+    return streaming_watch.Settings(scorer, compiled_step.compile_step(scorer), normal, sensor_checks.Settings())
 
 
 def watch_of(settings, **more):
@@ -83,7 +85,7 @@ def csv_lines(values, times=None):
 
 def taken(watch, lines, size=7):
     """All that is said, (events, verdicts)."""
-    said = [one for i in range(0, len(lines), size) for one in streaming_watch.take(watch, lines[i : i + size])]
+    said = [one for i in range(0, len(lines), size) for one in streaming_watch.process(watch, lines[i : i + size])]
     return [event for one in said for event in one.events], [one.verdict for one in said if one.verdict]
 
 
@@ -129,7 +131,7 @@ def test_nothing_is_compiled_while_a_stream_runs(settings):
 def test_many_streams_at_once_are_as_each_alone(trained):
     scorer = trained[1]
     x = np.stack([plant(20, seed) for seed in range(5)], axis=1)  # [20, 5, 4]
-    streams = compiled_step.many(scorer, 5)
+    streams = compiled_step.compile_streams(scorer, 5)
     for row in x[:-1]:
         streams, found = compiled_step.advance(streams, row)
     x[-1, 2, 1] = np.nan
@@ -142,13 +144,13 @@ def test_many_streams_at_once_are_as_each_alone(trained):
 
 
 def test_memory_is_constant(settings):
-    watch, seen = watch_of(settings), summary.Course()
+    watch, seen = watch_of(settings), summary.Summary()
     sizes = []
     for repeat in range(6):
-        for said in streaming_watch.take(watch, csv_lines(plant(700, repeat))):
+        for said in streaming_watch.process(watch, csv_lines(plant(700, repeat))):
             summary.add(seen, said)
         sizes.append(len(json.dumps(streaming_watch.to_dict(watch))))
-    assert max(sizes[1:]) < 1.05 * sizes[1] and len(seen.bins) <= summary.MOST
+    assert max(sizes[1:]) < 1.05 * sizes[1] and len(seen.bins) <= summary.MAX_BINS
     assert seen.verdicts == watch.items > 4000 and seen.bins[-1].last == watch.row
     assert json.loads(json.dumps(summary.to_dict(summary.from_dict(summary.to_dict(seen))))) == json.loads(
         json.dumps(summary.to_dict(seen))
@@ -221,7 +223,7 @@ def test_each_fault_of_a_sensor_is_named(settings):
 
 def test_units_are_told_from_sensors_that_go_astray():
     def told(values, before, low=19.0, high=25.0):
-        return sensor_checks.explained(np.asarray(values, float), before, low, high)
+        return sensor_checks.explain_out_of_range(np.asarray(values, float), before, low, high)
 
     room = np.linspace(21, 23, 20)
     assert told(room * 1.8 + 32, 21.0)[1]["words"].endswith("Celsius to Fahrenheit")
@@ -253,13 +255,13 @@ def test_rows_late_or_twice_are_named_and_not_judged_twice(settings):
 
 
 def test_times_are_read_as_they_come():
-    form = row_parser.Form(("a",))
-    form, _ = row_parser.read(form, b"\xef\xbb\xbfTimestamp,a")
+    form = row_parser.Format(("a",))
+    form, _ = row_parser.parse(form, b"\xef\xbb\xbfTimestamp,a")
     for text, seconds in (("2024-01-01T00:00:10Z", 1704067210), ("2024-01-01 00:00:10", 1704067210), ("7.5", 7.5)):
-        assert row_parser.read(form, f"{text},1".encode())[1].time == seconds
-    assert row_parser.read(form, b"noon,1")[1].time is None
+        assert row_parser.parse(form, f"{text},1".encode())[1].time == seconds
+    assert row_parser.parse(form, b"noon,1")[1].time is None
     with pytest.raises(UserError, match="no such column"):
-        row_parser.read(row_parser.Form(("a",), time="when"), b"time,a")
+        row_parser.parse(row_parser.Format(("a",), time="when"), b"time,a")
 
 
 # Alarms and drift
@@ -290,7 +292,7 @@ def test_drift_is_told_with_its_stated_time_and_then_rests(settings):
     asked = drift.Settings(20, 1000, 0, 1000)
     state = drift.start(asked, np.asarray(scorer.variables["calibration"]))
     watch = watch_of(settings, drifting=state)
-    every = streaming_watch.stride_of_drift(scorer)
+    every = streaming_watch.drift_stride(scorer)
     assert every == (8 if len(scorer.input_shape) == 2 else 1)
     x = plant(40 * every, 8, broken=True)
     events, verdicts = taken(watch, csv_lines(x))
@@ -369,7 +371,7 @@ def test_states_that_cannot_be_used_are_refused(windowed, tmp_path, capsys):
     held["watch"]["sensors"] = ["other"]
     state.write_text(json.dumps(held))
     assert monitored(workdir, source, "--state", str(state)) == 2
-    assert "another detector" in capsys.readouterr().err
+    assert "detector of other sensors" in capsys.readouterr().err
 
 
 def test_a_process_that_gets_rows_and_a_signal(windowed, tmp_path):
@@ -425,7 +427,7 @@ def test_flags_that_cannot_be_are_refused(windowed, tmp_path, flags, capsys):
     source = write(tmp_path / "rows.csv", plant(20, 1))
     call = ["monitor", str(source), "--workdir", str(windowed[0]), "--once", "--spool", str(tmp_path / "spool"), *flags]
     assert main.main(call) == 2
-    assert "wanted" in capsys.readouterr().err
+    assert "expected" in capsys.readouterr().err
 
 
 def test_a_folder_of_images(arrays, tmp_path, capsys):
@@ -475,11 +477,11 @@ def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):
 
 
 def course_of(settings):
-    watch, seen = watch_of(settings), summary.Course()
+    watch, seen = watch_of(settings), summary.Summary()
     state = drift.start(drift.Settings(20, 1000, 0, 1000), np.asarray(settings.scorer.variables["calibration"]))
     watch.drift = state
     lines = csv_lines(np.concatenate([plant(100, 3), plant(100, 4, broken=True)]))
-    for said in streaming_watch.take(watch, lines):
+    for said in streaming_watch.process(watch, lines):
         summary.add(seen, said)
     return seen
 
@@ -489,17 +491,17 @@ def test_the_view_shows_scores_threshold_drift_and_events(settings):
     shown = console.Console(file=io.StringIO(), width=100, record=True)
     seen = course_of(settings)
     seen.events[-1]["words"] = "\x1b[2J[red]"
-    shown.print(dashboard.drawn(seen, "plant [1]", settings.scorer.threshold, 80))
+    shown.print(dashboard.render(seen, "plant [1]", settings.scorer.threshold, 80))
     text = shown.export_text()
     for word in ("plant [1]", "verdicts", "threshold", "drift ks", "alarm", "most from"):
         assert word in text, word
     assert "\x1b" not in text and "[red]" in text
-    shown.print(dashboard.drawn(summary.Course(), "plant", 1.0, 80))
+    shown.print(dashboard.render(summary.Summary(), "plant", 1.0, 80))
     assert "waiting for rows" in shown.export_text()
 
 
 def test_the_picture_of_the_report_is_drawn(settings, tmp_path):
-    path = plot.watched(course_of(settings), settings.scorer.threshold, "plant", tmp_path / "watch.png")
+    path = plot.save_plot(course_of(settings), settings.scorer.threshold, "plant", tmp_path / "watch.png")
     with Image.open(path) as picture:
         assert picture.size[0] == 1350 and np.asarray(picture.convert("L")).std() > 5
-    plot.watched(summary.Course(), 1.0, "nothing yet", tmp_path / "empty.png")
+    plot.save_plot(summary.Summary(), 1.0, "nothing yet", tmp_path / "empty.png")

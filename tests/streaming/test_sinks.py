@@ -64,7 +64,7 @@ def test_a_webhook_that_is_down_loses_nothing_and_holds_nothing_up(tmp_path):
 
 
 def test_a_queue_is_bounded_and_of_one_monitor(tmp_path):
-    sink = sinks.Sink("http://127.0.0.1:9/", tmp_path, quiet, most=2, first_wait=30)
+    sink = sinks.Sink("http://127.0.0.1:9/", tmp_path, quiet, max_queued=2, first_wait=30)
     try:
         assert [sink.put(f"s-{i}-0", {}) for i in range(3)] == [True, True, False] and sink.dropped == 1
         with pytest.raises(UserError, match="another monitor"):
