@@ -164,7 +164,7 @@ def in_process(scorer: Any, files: Sequence[bytes], size: int, seconds: float) -
         start = time.perf_counter()
         some = [files[(at + i) % len(files)] for i in range(size)]
         read = [image_files.decoded(io.BytesIO(one), height, width, scorer.config.data.fit) for one in some]
-        batching.answers(scorer, read, [False] * size)
+        batching.score_batch(scorer, read, [False] * size)
         taken.append(time.perf_counter() - start)
         at += size
     return {"images_a_second": size / float(np.median(taken)), "ms": float(np.median(taken)) * 1e3}
@@ -183,7 +183,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
         for i, content in enumerate(files):
             (folder / f"{i:03}.png").write_bytes(content)
         scorer = trainer.train(settings(), workdir, (images, np.zeros(len(images), int)), log=lambda line: None)
-        batching.warm(scorer, 64)
+        batching.warm_up(scorer, 64)
         log("trained")
         found: dict[str, Any] = {"turns": {}, "bytes": float(np.mean([len(one) for one in files]))}
         with serving(workdir, options.queue) as server:

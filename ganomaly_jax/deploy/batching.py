@@ -1,4 +1,4 @@
-"""Images that come one by one, scored together: what waits while the device works is its next batch."""
+"""Dynamic batching of the server: requests that arrive while the device is busy are scored together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from ganomaly_jax.scoring.scorer import Scorer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-    """What is said of one image: `score` and `p_value`, NaN where it is invalid, and its maps if wanted."""
+    """Result for one image.
+
+    Attributes:
+      score: score; NaN for an invalid image.
+      p_value: p-value; NaN for an invalid image.
+      verdict: verdict.
+      maps: residual maps, if requested.
+    """
 
     score: float
     p_value: float
@@ -27,76 +34,103 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """One image that waits: as `images.decoded` gave it, whether its maps are wanted, and who waits for the answer."""
+    """An image that waits for its result.
+
+    Attributes:
+      image: the image as decoded (`images.decoded`).
+      mapped: whether its maps are requested.
+      answer: future of the result.
+    """
 
     image: image_files.Decoded
     mapped: bool
     answer: asyncio.Future[Answer]
 
 
-def check(scorer: Scorer, most: int) -> None:
-    """Whether a batch may have `most` images.
+def check_batch_size(scorer: Scorer, most: int) -> None:
+    """Checks that batches may have `most` images.
 
     Raises:
-      UserError: it may not.
+      UserError: the detector takes fewer at once.
     """
     if not 1 <= most <= scorer.block:
-        raise UserError(f"batches of {most} images: wanted 1 to {scorer.block}, what this detector takes at once")
+        raise UserError(
+            f"batches of {most} images: expected 1 to {scorer.block}, the most that this detector takes at once"
+        )
 
 
-def warm(scorer: Scorer, most: int) -> None:
-    """Compile every program that batches of up to `most` images need, so that no request waits for it."""
+def warm_up(scorer: Scorer, most: int) -> None:
+    """Compiles every program that batches of up to `most` images need, so that no request waits for compilation."""
     for size in inference.BUCKETS:
         if size <= inference.bucket(most):
             scorer.judge(np.zeros((min(size, most), *scorer.input_shape), scorer.dtype))
     attribution.residual_maps(scorer, np.zeros((1, *scorer.input_shape), scorer.dtype))
 
 
-def answers(scorer: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool]) -> list[Answer | UserError]:
-    """Of images as `images.decoded` gives them, in one batch; an error in the place of one that cannot be used."""
+def score_batch(
+    scorer: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool]
+) -> list[Answer | UserError]:
+    """Scores decoded images in one batch.
+
+    Args:
+      scorer: the detector.
+      batch: images as decoded (`images.decoded`).
+      mapped: for each image whether its maps are requested.
+
+    Returns:
+      One result per image, or the error of an image that cannot be used.
+    """
     height, width, channels = scorer.input_shape
     names = [str(i) for i in range(len(batch))]
     like = (scorer.dtype, scorer.low, scorer.high)
     raw, kept, problems, _ = image_files.together(names, batch, height, width, channels, like)
-    found: dict[int, Answer | UserError] = {int(name): UserError(reason) for name, reason in problems}
+    results: dict[int, Answer | UserError] = {int(name): UserError(reason) for name, reason in problems}
     if len(kept):
-        judged = scorer.judge(raw)
-        for place, i in enumerate(kept.tolist()):
-            drawn = attribution.residual_maps(scorer, raw[place : place + 1]) if mapped[i] else None
-            scores = float(judged.scores[place]), float(judged.p_values[place])
-            found[i] = Answer(*scores, judged.verdicts[place], drawn)
-    return [found[i] for i in range(len(batch))]
+        scored = scorer.judge(raw)
+        for position, i in enumerate(kept.tolist()):
+            maps = attribution.residual_maps(scorer, raw[position : position + 1]) if mapped[i] else None
+            numbers = float(scored.scores[position]), float(scored.p_values[position])
+            results[i] = Answer(*numbers, scored.verdicts[position], maps)
+    return [results[i] for i in range(len(batch))]
 
 
-def together(waiting: int, most: int) -> int:
-    """How many of the images that wait make the next batch: all that may, but where padding would more than double
-    them, as many as fill a smaller one. On a CPU 9 images as 64 take four times as long as 8 and 1.
+def next_batch_size(waiting: int, most: int) -> int:
+    """Returns how many of the waiting images make up the next batch.
+
+    All of them, up to `most`; but where padding would more than double them, as many as fill a smaller bucket: on a CPU
+    9 images padded to 64 take four times as long as 8 and 1.
     """
-    some = min(waiting, most)
-    full = max(size for size in inference.BUCKETS if size <= some)
-    return some if inference.bucket(some) <= 2 * some else full
+    candidates = min(waiting, most)
+    full = max(size for size in inference.BUCKETS if size <= candidates)
+    return candidates if inference.bucket(candidates) <= 2 * candidates else full
 
 
-async def work(scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None]) -> None:
-    """Answer jobs until this task is cancelled, at most `most` at once; `note` is told the size of each batch.
+async def serve_jobs(scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None]) -> None:
+    """Scores jobs in batches until this task is cancelled.
 
-    Nothing waits for a batch to fill: an idle device takes one image at once, a busy one finds all that came meanwhile.
+    No batch waits to be filled: an idle device scores a single image at once, a busy one finds all that have arrived.
+
+    Args:
+      scorer: the detector.
+      jobs: queue of jobs.
+      most: images in a batch at most.
+      note: called with the size of each batch.
     """
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "device") as device:
         while True:
             batch = [await jobs.get()]
-            batch += [jobs.get_nowait() for _ in range(together(1 + jobs.qsize(), most) - 1)]
+            batch += [jobs.get_nowait() for _ in range(next_batch_size(1 + jobs.qsize(), most) - 1)]
             note(len(batch))
-            found: Sequence[Answer | Exception]
+            results: Sequence[Answer | Exception]
             try:
-                found = await loop.run_in_executor(
-                    device, answers, scorer, [job.image for job in batch], [job.mapped for job in batch]
+                results = await loop.run_in_executor(
+                    device, score_batch, scorer, [job.image for job in batch], [job.mapped for job in batch]
                 )
-            except Exception as error:  # one batch may fail, out of memory say; the next may not
-                found = [error] * len(batch)
-            for job, answer in zip(batch, found, strict=True):
-                if job.answer.done():  # who asked has gone
+            except Exception as error:  # one batch may fail, for example out of memory, and the next succeed
+                results = [error] * len(batch)
+            for job, answer in zip(batch, results, strict=True):
+                if job.answer.done():  # the client has gone
                     continue
                 if isinstance(answer, Exception):
                     job.answer.set_exception(answer)

@@ -1,8 +1,8 @@
-"""The scoring function as a file: StableHLO by `jax.export`, callable with jax and numpy alone, or ONNX.
+"""Export of the scoring function: StableHLO by `jax.export`, callable with jax and numpy alone, or ONNX.
 
-An export is a folder: the program (`score.stablehlo` or `score.onnx`), the weights beside it where asked for
-(`weights.npz`: arrays only, numpy refuses pickles in it), `loader.py` that loads and calls it, and `manifest.json` with
-a hash of each file. It is written beside its place, loaded and checked there, and renamed.
+An export is a folder: the program (`score.stablehlo` or `score.onnx`), optionally the weights beside it (`weights.npz`,
+arrays only), `loader.py` that loads and calls it, and `manifest.json` with a hash of each file. It is written under a
+temporary name, loaded and checked there, and renamed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ WEIGHTS = "weights.npz"
 LOADER = "loader.py"
 KIND = "ganomaly_jax export"
 PLATFORMS = ("cpu", "cuda", "tpu")
-CHECKED = 64
-# Of the largest score of the self-check. Two programs for the same sums round differently; nothing else may differ.
+SELF_CHECK_SIZE = 64
+# Relative to the largest score of the self-check: two programs of the same computation differ by rounding only.
 TOLERANCE = 1e-4
 
 
@@ -44,39 +44,39 @@ def export(
     form: str = "stablehlo",
     images: Any = None,
 ) -> dict[str, Any]:
-    """Write the scoring function of a detector to a folder, which is there whole or not at all.
+    """Writes the scoring function of a detector to a folder, completely or not at all.
 
-    The program takes raw pixels `x` [b, H, W, C] of the training type (`manifest["input"]`), any b, and returns what
-    `Scorer.outputs` does: a dict with `score` and `p_value` [b] float32, NaN where a pixel is NaN or infinite.
+    The program takes raw pixels `x` [b, H, W, C] in the training dtype (`manifest["input"]`), for any b, and returns a
+    dict with `score` and `p_value` [b] float32, NaN for images with NaN or infinite pixels, as `Scorer.outputs`.
 
     Args:
       source: a `Scorer`, the folder of a finished run, or a detector folder.
-      out: the folder to make; an earlier export there is replaced.
+      out: the folder to create; an earlier export there is replaced.
       weights: `inside` the program, or `beside` it in a file of their own (StableHLO only).
       form: `stablehlo`, for the platforms cpu, cuda and tpu; or `onnx` (extra `onnx`).
-      images: for the self-check, as a call of the scorer takes them; without any, image files that the run tested on,
-        where they are still there. Generated ones make up the 64.
+      images: images for the self-check, as for a call of the scorer. By default image files of the run's test set that
+        still exist; generated images fill up to 64.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: no detector; something else is at `out`; a package is absent; or the program that was written does not
-        give the scores of the live detector. Nothing is written then.
+      UserError: there is no detector, `out` holds something else, a package is missing, or the program does not
+        reproduce the detector's scores. Nothing is written then.
       DamagedError: the detector is damaged.
     """
     if form not in PROGRAMS:
-        raise UserError(f"an export as {form!r}: wanted one of {', '.join(PROGRAMS)}")
+        raise UserError(f"form {form!r}: expected one of {', '.join(PROGRAMS)}")
     if weights not in ("inside", "beside") or (form == "onnx" and weights == "beside"):
-        raise UserError(f"weights {weights!r} as {form}: wanted 'inside', or for stablehlo 'beside'")
+        raise UserError(f"weights {weights!r} with form {form!r}: expected 'inside', or 'beside' with 'stablehlo'")
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
     live = source if isinstance(source, scoring_scorer.Scorer) else scoring_scorer.load(source)
     if form == "onnx" and (live.config.data.tile or not modalities.of(live).onnx):
         what = "tiles" if live.config.data.tile else live.words.kind
-        raise UserError(f"a detector of {what} as ONNX is not known to work: wanted the form stablehlo")
+        raise UserError(f"a detector of {what} cannot be exported as ONNX: use the form stablehlo")
     if images is None and not isinstance(source, scoring_scorer.Scorer):
-        images = _tested_on(Path(source))
+        images = _test_images(Path(source))
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -86,27 +86,25 @@ def export(
             (folder / LOADER).write_bytes(Path(export_runtime.__file__).read_bytes())
             manifest = _manifest(live, folder, form, weights, written_by)
             _write_manifest(folder, manifest)
-            # What is checked is what lies there, by its own loader.
+            # The files on disk are checked, by the loader beside them.
             manifest["self_check"] = _self_check(live, folder, images)
             _write_manifest(folder, manifest)
             sealed_folder.fsync_tree(folder)
             sealed_folder.move_into_place(folder, target)
             sealed_folder.fsync(target.parent)
     except OSError as error:
-        raise UserError(
-            f"cannot write {out}: {error.strerror or error}; everything that was there is intact"
-        ) from error
+        raise UserError(f"{out} cannot be written: {error.strerror or error}; what was there is unchanged") from error
     return manifest
 
 
 def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
-    """What was written and checked, in three lines."""
-    checked, given = manifest["self_check"], manifest["input"]
+    """Returns a description of an export in three lines."""
+    checked, expected = manifest["self_check"], manifest["input"]
     size = sum(entry["size"] for entry in manifest["files"].values()) / 1e6
     return (
-        f"{Path(out) / manifest['program']}: {size:.1f} MB with its loader, weights {manifest['weights']}\n"
-        f"takes {given['dtype']} [{', '.join(map(str, given['shape']))}]; {LOADER} shows how to call it\n"
-        f"self-check on {checked['images']} images ({checked['given']} of them given or the run's own): scores differ "
+        f"{Path(out) / manifest['program']}: {size:.1f} MB including its loader, weights {manifest['weights']}\n"
+        f"takes {expected['dtype']} [{', '.join(map(str, expected['shape']))}]; {LOADER} shows how to call it\n"
+        f"self-check on {checked['images']} images ({checked['given']} of them real): scores differ "
         f"by at most {checked['largest_difference']:.1e}, the largest score being {checked['largest_score']:.3g}"
     )
 
@@ -114,7 +112,7 @@ def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
 def flat_function(
     live: scoring_scorer.Scorer,
 ) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
-    """(fn, weights): `fn(weights, x)` is `Scorer.outputs` with its arrays in one flat dict, `a/b/c` to array."""
+    """Returns (fn, weights): `fn(weights, x)` is `Scorer.outputs`, `weights` a flat dict of arrays by `a/b/c`."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -128,7 +126,7 @@ def flat_function(
 
 
 def lower(live: scoring_scorer.Scorer, beside: bool = False) -> jax.export.Exported:
-    """The program, not yet written: of x [b, H, W, C], or with `beside` of a flat dict of weights and x."""
+    """Exports the program of x [b, H, W, C], or with `beside` of a flat dict of weights and x, without writing it."""
     function, named = flat_function(live)
     (size,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
@@ -139,6 +137,7 @@ def lower(live: scoring_scorer.Scorer, beside: bool = False) -> jax.export.Expor
 
 
 def _write_stablehlo(folder: Path, live: scoring_scorer.Scorer, beside: bool) -> dict[str, str]:
+    """Writes the program, and perhaps the weights; returns the versions that wrote it."""
     if importlib.util.find_spec("flatbuffers") is None:
         raise UserError("an export needs flatbuffers: pip install 'ganomaly-jax[export]'")
     program = lower(live, beside)
@@ -154,6 +153,7 @@ def _write_stablehlo(folder: Path, live: scoring_scorer.Scorer, beside: bool) ->
 
 
 def _write_onnx(folder: Path, live: scoring_scorer.Scorer) -> dict[str, str]:
+    """Writes the program; returns the versions that wrote it."""
     from ganomaly_jax.deploy import onnx
 
     return onnx.write(folder / PROGRAMS["onnx"], live)
@@ -162,6 +162,7 @@ def _write_onnx(folder: Path, live: scoring_scorer.Scorer) -> dict[str, str]:
 def _manifest(
     live: scoring_scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]
 ) -> dict[str, Any]:
+    """Returns the manifest of the files in `folder`."""
     one = jax.ShapeDtypeStruct((1, *live.input_shape), np.dtype(live.dtype))
     outputs = jax.eval_shape(live.outputs, live.variables, one)
     return {
@@ -198,37 +199,37 @@ def _manifest(
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """With `sha256`, the hash of the rest of it, so that a threshold cannot change unseen."""
+    """Writes the manifest with `sha256`, the hash of its other entries, so that changes are detected."""
     manifest.pop("sha256", None)
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     (folder / sealed_folder.MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[str, Any]:
-    """Live and exported scores of 64 images: the largest differences.
+    """Compares scores of the detector and of the export on 64 images, and returns the largest differences.
 
     Raises:
-      UserError: they differ by more than rounding.
+      UserError: they differ by more than rounding, or the program does not run.
     """
-    count = min(CHECKED, live.block)
+    count = min(SELF_CHECK_SIZE, live.block)
     generated = modalities.of(live).generate(live, count)
-    given = np.zeros((0, *live.input_shape), live.dtype)
+    real = np.zeros((0, *live.input_shape), live.dtype)
     if images is not None:
-        given = live.as_input(images[:count])
-        given = (
-            given[np.isfinite(given).all(tuple(range(1, given.ndim)))].astype(live.dtype)
-            if given.dtype == live.dtype
-            else given[:0]
+        real = live.as_input(images[:count])
+        real = (
+            real[np.isfinite(real).all(tuple(range(1, real.ndim)))].astype(live.dtype)
+            if real.dtype == live.dtype
+            else real[:0]
         )
-    x = np.concatenate([given, generated[len(given) :]])
+    x = np.concatenate([real, generated[len(real) :]])
     expected = live.judge(x)
     try:
         score, _ = export_runtime.load(folder)
-        found = {name: np.asarray(value) for name, value in score(x).items()}
-    except Exception as error:  # of XLA or onnxruntime
+        exported = {name: np.asarray(value) for name, value in score(x).items()}
+    except Exception as error:  # errors of XLA or onnxruntime
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"the exported program does not run here ({what}): nothing was written") from error
-    difference = float(np.abs(found["score"] - expected.scores).max())
+    difference = float(np.abs(exported["score"] - expected.scores).max())
     largest = float(np.abs(expected.scores).max())
     if not difference <= TOLERANCE * max(largest, 1e-30):
         raise UserError(
@@ -237,16 +238,16 @@ def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[
         )
     return {
         "images": len(x),
-        "given": len(given),
+        "given": len(real),
         "largest_difference": difference,
         "largest_score": largest,
-        "largest_p_value_difference": float(np.abs(found["p_value"] - expected.p_values).max()),
+        "largest_p_value_difference": float(np.abs(exported["p_value"] - expected.p_values).max()),
         "platform": jax.default_backend(),
     }
 
 
-def _tested_on(workdir: Path) -> Sequence[Path] | None:
-    """Image files of the run's own test set, spread over it, as far as they are still there."""
+def _test_images(workdir: Path) -> Sequence[Path] | None:
+    """Returns image files of the run's test set that still exist, spread over it; None if there are none."""
     import csv
 
     try:
@@ -254,16 +255,12 @@ def _tested_on(workdir: Path) -> Sequence[Path] | None:
             paths = [Path(row["path"]) for row in csv.DictReader(file) if row["verdict"] != "invalid"]
     except (OSError, KeyError, ValueError):
         return None
-    there = [path for path in paths[:: max(1, len(paths) // CHECKED)][:CHECKED] if path.is_file()]
-    return there or None
+    existing = [path for path in paths[:: max(1, len(paths) // SELF_CHECK_SIZE)][:SELF_CHECK_SIZE] if path.is_file()]
+    return existing or None
 
 
 def _refuse_to_replace(target: Path) -> None:
-    """Only an earlier export may give way.
-
-    Raises:
-      UserError: something else is there.
-    """
+    """Raises a UserError if `target` exists and is not an earlier export."""
     if not os.path.lexists(target):
         return
     names = {entry.name for entry in target.iterdir()} if target.is_dir() else {""}
@@ -274,4 +271,6 @@ def _refuse_to_replace(target: Path) -> None:
     except (OSError, ValueError, AttributeError):
         kind = None
     if kind != KIND or not names <= {sealed_folder.MANIFEST, LOADER, WEIGHTS, "__pycache__", *PROGRAMS.values()}:
-        raise UserError(f"{target} is there and is no export alone: wanted a folder that is new, empty, or an export")
+        raise UserError(
+            f"{target} exists and is not just an export: choose a new or empty folder, or an earlier export"
+        )

@@ -1,9 +1,9 @@
-"""Scores from an export of ganomaly_jax. Needs jax, numpy and flatbuffers (score.onnx: onnxruntime), nothing else.
+"""Loads and calls an export of ganomaly_jax. Needs jax, numpy and flatbuffers (score.onnx: onnxruntime) only.
 
-score, manifest = load()  # of the folder that this file is in
+score, manifest = load()  # by default from the folder of this file
 score(x)  # x: raw pixels [b, H, W, C] of manifest["input"] -> {"score": [b], "p_value": [b]}, float32
 
-A score above manifest["threshold"] is anomalous; NaN is that of an image with a NaN or infinite pixel.
+Scores above manifest["threshold"] are anomalous; images with NaN or infinite pixels have the score NaN.
 """
 
 from __future__ import annotations
@@ -19,16 +19,26 @@ import numpy as np
 
 
 def load(folder: str | Path = Path(__file__).parent) -> tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]:
-    """(score, manifest) of an export. `ValueError` where a file was altered."""
+    """Loads an export.
+
+    Args:
+      folder: folder of the export, by default that of this file.
+
+    Returns:
+      (score, manifest), see above.
+
+    Raises:
+      ValueError: a file was altered.
+    """
     manifest = json.loads(Path(folder, "manifest.json").read_bytes())
     if manifest.pop("sha256") != _hash(json.dumps(manifest, sort_keys=True).encode()):
         raise ValueError(f"{folder} is damaged: manifest.json was altered")
 
     def content(name: str) -> bytes:
-        read = Path(folder, name).read_bytes()
-        if manifest["files"][name]["sha256"] != _hash(read):
+        data = Path(folder, name).read_bytes()
+        if manifest["files"][name]["sha256"] != _hash(data):
             raise ValueError(f"{folder} is damaged: {name} was altered")
-        return read
+        return data
 
     program = content(manifest["program"])
     call = _onnx(program) if manifest["program"].endswith(".onnx") else _stablehlo(program)
@@ -40,10 +50,12 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Callable[[Any], di
 
 
 def _hash(content: bytes) -> str:
+    """Returns the sha256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _stablehlo(program: bytes) -> Callable[..., Any]:
+    """Returns the function of a StableHLO program."""
     import jax
     import jax.export
 
@@ -51,9 +63,10 @@ def _stablehlo(program: bytes) -> Callable[..., Any]:
 
 
 def _onnx(program: bytes) -> Callable[..., Any]:
+    """Returns the function of an ONNX program."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(program)
     names = [output.name for output in session.get_outputs()]
-    (x_name,) = (given.name for given in session.get_inputs())
+    (x_name,) = (value.name for value in session.get_inputs())
     return lambda x: dict(zip(names, session.run(names, {x_name: np.asarray(x)}), strict=True))

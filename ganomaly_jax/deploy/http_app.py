@@ -121,7 +121,7 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
             f"this detector scores {scorer.words.kind}: wanted one of images; `ganomaly monitor` watches sensors, "
             "`ganomaly predict` scores recordings"
         )
-    batching.check(scorer, limits.batch)
+    batching.check_batch_size(scorer, limits.batch)
     for name in ("body", "pixels", "queue", "body_s"):
         if not getattr(limits, name) > 0:
             raise UserError(f"limit {name} {getattr(limits, name)}: wanted more than 0")
@@ -235,10 +235,10 @@ def _number(value: float) -> float | None:
 async def _work(state: _State) -> None:
     """Compiles, then answers jobs until it is cancelled or fails; /healthz reports the failure."""
     try:
-        await asyncio.get_running_loop().run_in_executor(None, batching.warm, state.scorer, state.limits.batch)
+        await asyncio.get_running_loop().run_in_executor(None, batching.warm_up, state.scorer, state.limits.batch)
         state.compiled = True
         print("ganomaly: ready", file=sys.stderr, flush=True)
-        await batching.work(state.scorer, state.jobs, state.limits.batch, state.batches.observe)
+        await batching.serve_jobs(state.scorer, state.jobs, state.limits.batch, state.batches.observe)
     except Exception as error:
         state.error = f"the detector does not work: {type(error).__name__}: {error}"[:500]
         print(f"ganomaly: {state.error}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Detectors from PyTorch: the original's netG.pth and anomalib's Ganomaly checkpoint, calibrated here on normals."""
+"""Import of PyTorch detectors (the original's netG.pth, anomalib's Ganomaly), calibrated on normal images."""
 
 from __future__ import annotations
 
@@ -31,27 +31,30 @@ def import_pytorch(
     false_positive_rate: float | None = None,
     progress: bool = False,
 ) -> scorer.Scorer:
-    """A detector with the weights of a PyTorch GANomaly, its threshold and p-values from `normals`, in a run's folder.
+    """Creates a detector with the weights of a PyTorch GANomaly, with threshold and p-values from normal images.
 
-    The sizes of the network come from the file. Scores are those of the PyTorch network in `eval` mode: the mean over
-    the latent of the squared difference. The discriminator, optimisers and any threshold in the file are left out.
+    The sizes of the network are inferred from the file. Scores are those of the PyTorch network in `eval` mode: the
+    mean squared difference over the latent. Discriminator, optimizers and any threshold in the file are ignored.
 
     Args:
       path: `netG.pth` of the original code, or a `.ckpt` of anomalib's Ganomaly; read without running code from it
         (`weights_only`).
-      normals: normal images that these weights were not trained on, at least a few hundred: a folder or file as in
-        `Config.data.source`, or an array [N, H, W, C] uint8 or uint16. Images called anomalous are left out.
-      workdir: a folder to make; the detector is written into its `detector/`, for `load` and the command line.
-      false_positive_rate: share of normal images that may be flagged; None: the default of `config.Evaluate`.
-      progress: show a bar while files are read.
+      normals: normal images that the weights were not trained on, at least a few hundred: a folder or file as in
+        `Config.data.source`, or an array [N, H, W, C] of uint8 or uint16. Images labelled anomalous are ignored.
+      workdir: folder to create; the detector is written to its `detector/`, for `load` and the command line.
+      false_positive_rate: share of normal images that may be flagged; None for the default of `config.Evaluate`.
+      progress: show a progress bar while files are read.
+
+    Returns:
+      The detector.
 
     Raises:
-      UserError: torch is absent; the file is no GANomaly, or one that cannot be scored; no normal images, or of a
-        floating-point type; `workdir` is taken.
+      UserError: PyTorch is not installed; the file is not a GANomaly, or one that cannot be scored; there are no normal
+        images, or they are floating point; `workdir` is in use.
     """
     folder = Path(workdir)
     if (folder / layout.CONFIG).exists() or (folder / layout.DETECTOR).exists():
-        raise UserError(f"{folder} holds a run already; wanted another --workdir")
+        raise UserError(f"{folder} already holds a run; choose another --workdir")
     settings, tensors = _read(Path(path))
     detector = ganomaly.from_config(settings)
     variables = pytorch.generator_from_pytorch(detector, tensors)
@@ -60,18 +63,20 @@ def import_pytorch(
         normals = None
     if false_positive_rate is not None:
         settings.evaluate.false_positive_rate = false_positive_rate
-    validation.check(dataclasses.replace(settings, model=config.Model()))  # the rest of it
+    validation.check(
+        dataclasses.replace(settings, model=config.Model())
+    )  # everything but the model, which the file defines
     dataset = sources.load(settings.data, normals, progress)
     normal = splits.normal_classes(dataset, settings.data.abnormal)
     chosen = np.flatnonzero([dataset.classes[label] in normal for label in dataset.labels])
     if not len(chosen) or dataset.low is None or dataset.high is None:
         raise UserError(
-            f"{dataset.name}: {len(chosen)} normal images of type {dataset.images.dtype}; wanted at least one, uint8 "
-            "or uint16: what the values of floating point mean to these weights is not known"
+            f"{dataset.name}: {len(chosen)} normal images of dtype {dataset.images.dtype}; expected at least one, of "
+            "uint8 or uint16, since the range of floating-point values is unknown"
         )
     settings.data.low, settings.data.high = dataset.low, dataset.high
     normals = lazy.select(dataset.images, chosen)
-    made = build.make(
+    imported = build.make(
         WholeDetector(detector, Images().preprocessing(settings.data)),
         jax.device_put(variables),
         settings,
@@ -81,43 +86,44 @@ def import_pytorch(
         trained_on=False,
         provenance={"imported": Path(path).name, "sha256": _digest(Path(path)), "network": settings.model.network},
     )
-    made.save(folder / layout.DETECTOR)
-    return made
+    imported.save(folder / layout.DETECTOR)
+    return imported
 
 
 def _read(path: Path) -> tuple[config.Config, dict[str, np.ndarray]]:
-    """The configuration that the file describes, and the generator under the original's names."""
+    """Returns the configuration that the file describes, and the generator's tensors in the original's names."""
     tensors = pytorch.read_pytorch(path)
     settings = config.Config()
     if (renamed := pytorch.rename_anomalib(tensors)) is not None:
         settings.model.network = "anomalib"
         tensors = renamed
-    found = pytorch.infer_sizes(tensors)
-    settings.data.height = settings.data.width = found["side"]
-    settings.data.channels = found["channels"]
+    sizes = pytorch.infer_sizes(tensors)
+    settings.data.height = settings.data.width = sizes["side"]
+    settings.data.channels = sizes["channels"]
     for name in ("latent_size", "features", "extra_layers"):
-        setattr(settings.model, name, found[name])
+        setattr(settings.model, name, sizes[name])
     if renamed is not None:
-        _refuse_other_preprocessing(path, found["side"])
+        _refuse_other_preprocessing(path, sizes["side"])
     return settings, tensors
 
 
 def _refuse_other_preprocessing(path: Path, side: int) -> None:
-    """Of a checkpoint of anomalib 2.7 and later, which tells it; before, and by default, it is what stands here."""
+    """Raises a UserError if a checkpoint of anomalib states another preprocessing than the default."""
     for arguments in _dicts(pytorch.read_checkpoint(path).get(_PREPROCESSOR)):
         size, mean, deviation = (arguments.get(name) for name in ("size", "mean", "std"))
         if size is not None and list(np.ravel(size)) not in ([side], [side, side]):
             raise UserError(
-                f"{path} was trained at {size} pixels, where its network is one for {side}: wanted a square, its side "
-                "a power of 2"
+                f"{path} was trained with images of {size} pixels, but its network is for {side}: expected a square "
+                "whose side is a power of 2"
             )
         if mean is not None and [tuple(mean), tuple(deviation or ())] != list(ganomaly.IMAGENET):
             raise UserError(
-                f"{path} scales by mean {mean} and deviation {deviation}: wanted anomalib's own, {ganomaly.IMAGENET}"
+                f"{path} normalises by mean {mean} and std {deviation}: expected the default, {ganomaly.IMAGENET}"
             )
 
 
 def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yields all dicts in a tree of containers."""
     if isinstance(tree, dict):
         yield tree
     if isinstance(tree, (dict, list, tuple)):
@@ -126,5 +132,6 @@ def _dicts(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _digest(path: Path) -> str:
+    """Returns the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

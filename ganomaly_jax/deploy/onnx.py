@@ -1,4 +1,4 @@
-"""The scoring function as ONNX, by jax2onnx (extra `onnx`)."""
+"""Export of the scoring function as ONNX, by jax2onnx (extra `onnx`)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ from ganomaly_jax.scoring import scorer
 
 
 def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
-    """Write `Scorer.outputs` with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
+    """Writes `Scorer.outputs` with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
+
+    Args:
+      path: the file.
+      live: the detector.
 
     Returns:
-      The versions of what wrote it.
+      Versions of the packages that wrote it, and the opset.
 
     Raises:
-      UserError: a package is absent, or the converter does not know an operation of this detector.
+      UserError: a package is missing, or the converter does not support an operation of this detector.
     """
     with _quiet("jax2onnx", "onnx_ir"):
         return _write(path, live)
@@ -31,7 +35,7 @@ def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Iterator[None]:
-    """Without what these log: parts that they cannot load and values without a type, which ONNX infers."""
+    """Silences these loggers: they report missing optional parts, and values without a type, which ONNX infers."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     try:
@@ -44,12 +48,13 @@ def _quiet(*names: str) -> Iterator[None]:
 
 
 def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
+    """Converts, checks and saves the program."""
     try:
         import jax2onnx
         import onnx
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"an export as ONNX needs {error.name}: pip install 'ganomaly-jax[onnx]'") from None
+        raise UserError(f"exporting to ONNX needs {error.name}: pip install 'ganomaly-jax[onnx]'") from None
     (size,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
     names = list(jax.eval_shape(live.outputs, live.variables, x))
@@ -61,7 +66,7 @@ def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
                 input_names=["x"],
                 output_names=names,
             )
-    except Exception as error:  # a converter fails in many ways
+    except Exception as error:  # a converter can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise UserError(f"jax2onnx cannot convert this detector ({reason}); --format stablehlo can") from error
     onnx.checker.check_model(model)

@@ -1,9 +1,9 @@
-"""Batch scoring on a Ray cluster: Ray Data deals parts of the input out to actors, each with one scorer.
+"""Batch scoring on a Ray cluster: Ray Data distributes parts of the input to actors with one scorer each.
 
-The input is cut into parts of a fixed number of rows. A part is scored by one call of an actor, comes back as Parquet
-and is written whole or not at all by this process, so that a worker that dies costs at most the parts it had, and a
-run that was stopped goes on with those that are missing. Only the source and the detector need a place that all
-machines see. Ray and pyarrow are imported on use.
+The input is cut into parts of a fixed number of rows. A part is scored by one call of an actor, returns as Parquet and
+is written atomically by this process. A worker that dies costs at most its current parts, and a run that was stopped
+continues with the missing ones. Only the input and the detector have to be visible to all machines. Ray and pyarrow are
+imported on use.
 """
 
 from __future__ import annotations
@@ -30,22 +30,29 @@ from ganomaly_jax.core import atomic_files, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.deploy import modalities
-from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, list_parts, package, quiet
+from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, import_package, list_parts, without_warnings
 from ganomaly_jax.evaluation.evaluate import NOT_FINITE
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID, NORMAL
 
-# The file in the results' folder that says what they are of; readers of Parquet folders pass over this first letter.
+# Describes the results in their folder; readers of Parquet folders skip names with this first letter.
 ABOUT = "_about.json"
-_DEATHS = 3  # of workers that start, one after another
-_FRUITLESS = 2  # passes that score nothing: what is left then kills its workers
-_ANSWER = 60  # seconds until a cluster must have answered
+_MAX_START_FAILURES = 3  # consecutive workers that die while starting
+_MAX_USELESS_PASSES = 2  # passes without progress: what is left then kills its workers
+_CONNECT_TIMEOUT_S = 60  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What `predict` did: rows by verdict, parts in all, parts that were there already, parts by worker (host:pid)."""
+class Result:
+    """Outcome of `predict`.
+
+    Attributes:
+      counts: rows by verdict.
+      parts: number of parts.
+      kept: parts that were already scored.
+      workers: parts by worker (host:pid).
+    """
 
     counts: dict[str, int]
     parts: int
@@ -61,54 +68,54 @@ def predict(
     address: str = "",
     part_size: int = PART,
     log: Callable[[str], None] = lambda line: None,
-) -> Found:
-    """Score images on Ray and write `out/part-000000.parquet`, ...: path, label, score, p_value, verdict, reason.
+) -> Result:
+    """Scores images on Ray and writes `out/part-000000.parquet`, ...: path, label, score, p_value, verdict, reason.
 
-    Run again with the same arguments, it scores the parts that are missing. If Ray runs already in this process, that
-    cluster is used and left running.
+    Run again with the same arguments, it scores the missing parts. If Ray already runs in this process, that cluster is
+    used and left running.
 
     Args:
-      workdir: a finished run's folder or a detector folder, at the same place on every machine.
-      sources: image files, folders of them, and Parquet (`image`: encoded bytes, or `path`; optional `label`, 0 or 1)
-        or ArrayRecord shards (a record is an encoded image, or they are of `ganomaly pack`), or folders of those;
-        likewise on every machine.
-      out: folder of the results, needed on this machine only; new, empty, or of the same scoring.
-      workers: actors; 0: one for each accelerator of the cluster, or for each machine where there are none.
-      address: HOST:PORT or `auto`; empty: $RAY_ADDRESS, or a cluster of this machine alone, for this call.
-      part_size: rows a part at most.
-      say: takes a line about workers that died.
+      workdir: folder of a finished run or detector folder, at the same path on every machine.
+      sources: image files, Parquet shards (`image` with encoded bytes, or `path`; optional `label`, 0 or 1),
+        ArrayRecord shards (records are encoded images, or those of `ganomaly pack`), or folders of these; at the same
+        path on every machine.
+      out: folder of the results, on this machine only; new, empty, or with results of the same call.
+      workers: number of actors; 0 for one per accelerator of the cluster, or per machine if there are none.
+      address: HOST:PORT or `auto`; empty for $RAY_ADDRESS, or else a local cluster for this call.
+      part_size: rows per part at most.
+      log: called with messages about workers that died.
 
     Raises:
-      UserError: Ray is not installed or not reachable, nothing to score, results of something else in `out`.
+      UserError: Ray is not installed or cannot be reached, there is nothing to score, or `out` holds other results.
       DamagedError: the detector was altered, or rows are missing at the end.
     """
-    package("ray.data", "ray")
-    package("pyarrow.parquet", "pyarrow")
+    import_package("ray.data", "ray")
+    import_package("pyarrow.parquet", "pyarrow")
     if workers < 0:
-        raise UserError(f"--workers {workers}: wanted a number of workers, or 0 for one each machine or accelerator")
+        raise UserError(f"--workers {workers}: expected a number of workers, or 0 for one per machine or accelerator")
     out, detector = Path(out), _detector_hash(workdir)
     if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out} is a file: with --engine ray it is the folder of the results")
+        raise UserError(f"--out {out} is a file: with --engine ray it has to be a folder")
     parts = list_parts(sources, part_size)
-    _claim(out, _about(sources, parts, part_size, detector))
-    missing = [index for index, part in enumerate(parts) if not _is_whole(_file(out, index), part.rows)]
+    _claim_folder(out, _about(sources, parts, part_size, detector))
+    missing = [index for index, part in enumerate(parts) if not _is_complete(_file(out, index), part.rows)]
     kept, done = len(parts) - len(missing), collections.Counter[str]()
     if missing:
-        # Ray tells of workers that died on standard output, which is for results.
-        with contextlib.redirect_stdout(sys.stderr), quiet(), _cluster(address, workers) as ray:
-            where = (str(Path(workdir).resolve()), detector, os.getcwd())
-            for row in _all_scored(ray, parts, missing, where, workers, log):
+        # Ray reports dead workers on standard output, which is for results.
+        with contextlib.redirect_stdout(sys.stderr), without_warnings(), _cluster(address, workers) as ray:
+            location = (str(Path(workdir).resolve()), detector, os.getcwd())
+            for row in _all_scored(ray, parts, missing, location, workers, log):
                 with atomic_files.replacing(_file(out, row["part"])) as temporary:
                     temporary.write_bytes(row["parquet"])
                 done[row["worker"]] += 1
-    return Found(_count(out, parts), len(parts), kept, dict(done))
+    return Result(_count(out, parts), len(parts), kept, dict(done))
 
 
 def _about(sources: Sequence[str], parts: Sequence[Part], part_size: int, detector: str) -> dict[str, Any]:
-    """What results are of: two that differ here may not share a folder."""
+    """Returns what identifies the results of a call; results that differ in it may not share a folder."""
     listed = hashlib.sha256()
     for part in parts:
-        # The size of a shard, but of no image: millions of them would have to be asked for it.
+        # The size of shards only: there may be millions of images.
         size = 0 if part.kind == "images" else os.path.getsize(part.names[0])
         listed.update(repr((part, size)).encode("utf-8", "backslashreplace"))
     return {
@@ -121,12 +128,14 @@ def _about(sources: Sequence[str], parts: Sequence[Part], part_size: int, detect
     }
 
 
-def _claim(out: Path, about: dict[str, Any]) -> None:
-    """Make the folder ours, or see that it is."""
+def _claim_folder(out: Path, about: dict[str, Any]) -> None:
+    """Marks the folder as that of these results, or checks that it is."""
     path = out / ABOUT
     if not path.exists():
         if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"--out {out} holds other files: wanted a new or empty folder, or one to go on with")
+            raise UserError(
+                f"--out {out} holds other files: choose a new or empty folder, or one with results to resume"
+            )
         atomic_files.write_text(path, json.dumps(about, indent=1) + "\n")
         return
     try:
@@ -137,66 +146,69 @@ def _claim(out: Path, about: dict[str, Any]) -> None:
         if stored.get(key) != now:
             name = {"list": "list of inputs", "inputs": "number of inputs"}.get(key, key.replace("_", " "))
             raise UserError(
-                f"--out {out} holds results of another {name} ({_short(stored.get(key))}, asked is "
+                f"--out {out} holds results of another {name} ({_short(stored.get(key))}, requested "
                 f"{_short(now)}): choose another folder, or delete this one"
             )
 
 
 def _short(value: Any) -> str:
+    """Returns a short form of a value for messages."""
     return value[:12] if isinstance(value, str) else str(value)
 
 
 def _file(out: Path, index: int) -> Path:
+    """Returns the path of a part's results."""
     return out / f"part-{index:06}.parquet"
 
 
-def _is_whole(path: Path, rows: int) -> bool:
+def _is_complete(path: Path, rows: int) -> bool:
+    """Returns True if a part's results exist and have all rows."""
     import pyarrow as pa
 
     try:
-        return package("pyarrow.parquet", "pyarrow").read_metadata(path).num_rows == rows
+        return import_package("pyarrow.parquet", "pyarrow").read_metadata(path).num_rows == rows
     except (OSError, pa.ArrowException):
         return False
 
 
 def _count(out: Path, parts: Sequence[Part]) -> dict[str, int]:
-    """Rows by verdict, as written.
+    """Counts the rows by verdict, as written.
 
     Raises:
-      DamagedError: other rows than inputs.
+      DamagedError: a part is missing or has another number of rows.
     """
     counts = dict.fromkeys((NORMAL, ANOMALOUS, INVALID), 0)
     for index, part in enumerate(parts):
         path = _file(out, index)
-        if not _is_whole(path, part.rows):
+        if not _is_complete(path, part.rows):
             raise DamagedError(
-                f"{path} is missing or has not the {part.rows} rows of its inputs: run the command again"
+                f"{path} is missing or does not have the {part.rows} rows of its inputs: run the command again"
             )
-        column = package("pyarrow.parquet", "pyarrow").read_table(path, columns=["verdict"])["verdict"]
+        column = import_package("pyarrow.parquet", "pyarrow").read_table(path, columns=["verdict"])["verdict"]
         for verdict in column.to_pylist():
-            counts[verdict] = counts.get(verdict, 0) + 1  # `review`, where there is such a band
+            counts[verdict] = counts.get(verdict, 0) + 1  # `review` is possible as well
     return counts
 
 
 def _detector_hash(workdir: str | os.PathLike[str]) -> str:
-    """The sha256 of the detector's manifest, which holds those of all its files."""
+    """Returns the sha256 of the detector's manifest, which holds those of all its files."""
     folder = Path(workdir)
     folder = folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder
     if not (folder / sealed_folder.MANIFEST).is_file():
-        live = scoring_scorer.load(workdir)  # says what is wrong
+        live = scoring_scorer.load(workdir)  # raises the error that explains what is wrong
         if not modalities.of(live).served:
-            raise UserError(f"--engine ray scores images: wanted the local engine for {live.words.kind}")
+            raise UserError(f"--engine ray scores images only: use the local engine for {live.words.kind}")
     with sealed_folder.translated_errors(folder):
         return hashlib.sha256((folder / sealed_folder.MANIFEST).read_bytes()).hexdigest()
 
 
 @contextlib.contextmanager
 def _cluster(address: str, workers: int) -> Iterator[Any]:
-    """Ray, connected; what is started here ends here."""
+    """Connects to Ray; a cluster that is started here is stopped at the end."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray = package("ray", "ray")
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what is lost is told below, without tracebacks
+    ray = import_package("ray", "ray")
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # losses are reported below, without tracebacks
     if ray.is_initialized():
         yield ray
         return
@@ -206,14 +218,14 @@ def _cluster(address: str, workers: int) -> Iterator[Any]:
         cpus = max(workers, os.cpu_count() or 1)
         settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     else:
-        _reach(address)
+        _check_reachable(address)
         settings["address"] = address
     try:
         try:
             with _no_log_lines():
                 ray.init(**settings)
         except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-            raise UserError(f"Ray does not start or cannot be joined: {last_line(error)}") from None
+            raise UserError(f"Ray cannot be started or joined: {last_line(error)}") from None
         yield ray
     finally:
         ray.shutdown()
@@ -221,42 +233,44 @@ def _cluster(address: str, workers: int) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _no_log_lines() -> Iterator[None]:
-    """Ray's core logs to standard error: not below the level set here, but for a line that says so."""
+    """Silences Ray's core, which writes to standard error even about its own log level."""
     if "RAY_BACKEND_LOG_LEVEL" in os.environ:
         yield
         return
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         yield
     finally:
         del os.environ["RAY_BACKEND_LOG_LEVEL"]
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(devnull)
 
 
-def _reach(address: str) -> None:
-    """Join the cluster from another process first: `ray.init` itself tries for two minutes and cannot be stopped."""
+def _check_reachable(address: str) -> None:
+    """Joins the cluster from another process first: `ray.init` itself tries for two minutes and cannot be stopped."""
     if address.startswith("ray://"):
-        raise UserError(f"--address {address}: wanted HOST:PORT or auto, run on a machine of the cluster")
+        raise UserError(f"--address {address}: expected HOST:PORT or auto, on a machine of the cluster")
     script = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40)"
     host, _, port = address.rpartition(":")
     try:
         if host:
             socket.create_connection((host, int(port)), 10).close()
         call = [sys.executable, "-W", "ignore", "-c", script, address]
-        ran = subprocess.run(call, capture_output=True, text=True, errors="replace", timeout=_ANSWER, check=False)
+        ran = subprocess.run(
+            call, capture_output=True, text=True, errors="replace", timeout=_CONNECT_TIMEOUT_S, check=False
+        )
         why = "" if ran.returncode == 0 else (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
     except subprocess.TimeoutExpired:
-        why = f"no Ray cluster answered within {_ANSWER} s"
+        why = f"no Ray cluster answered within {_CONNECT_TIMEOUT_S} s"
     except (OSError, ValueError, OverflowError) as error:
         why = last_line(error)
     if why:
         raise UserError(
-            f"--address {address}: {why}; wanted HOST:PORT of a running cluster (`ray start --head`), or auto"
+            f"--address {address}: {why}; expected HOST:PORT of a running cluster (`ray start --head`), or auto"
         )
 
 
@@ -264,20 +278,20 @@ def _all_scored(
     ray: Any,
     parts: Sequence[Part],
     missing: Sequence[int],
-    where: tuple[str, str, str],
+    location: tuple[str, str, str],
     workers: int,
     log: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """What `Scoring` gives for each missing part, in the order in which they are done.
+    """Yields the results of `ScoringActor` for each missing part, in the order in which they are completed.
 
-    Ray restarts a worker that died, but what it had in work may wait for ever where its machine has gone. So Ray drops
-    that, and it is dealt out anew, to the workers that can be had then, when all else is done.
+    Ray restarts a worker that died, but its current parts may wait forever if its machine has gone. So Ray drops those,
+    and they are distributed again when all others are done.
     """
     left, fruitless, why = dict.fromkeys(missing), 0, "their workers died"
     while left:
         before = len(left)
         try:
-            for row in _scored(ray, parts, list(left), where, workers):
+            for row in _scored(ray, parts, list(left), location, workers):
                 if row["error"]:
                     raise (DamagedError if row["exit_code"] == DamagedError.exit_code else UserError)(row["error"])
                 del left[row["part"]]
@@ -287,23 +301,23 @@ def _all_scored(
         except (ray.exceptions.RayError, RuntimeError, TimeoutError) as error:
             why = last_line(error)
         fruitless = fruitless + 1 if len(left) == before else 0
-        if fruitless == _FRUITLESS:
+        if fruitless == _MAX_USELESS_PASSES:
             name = decode.shown(parts[next(iter(left))].names[0])
             raise UserError(
-                f"{before} parts of the input, such as that with {name}, were tried {_FRUITLESS} times: {why}; "
-                "the others are scored, and the same command goes on"
+                f"{before} parts of the input, such as that with {name}, failed {_MAX_USELESS_PASSES} times: {why}; "
+                "the others are scored, and the same command resumes"
             )
         if left:
-            log(f"{len(left)} parts were lost with their workers: once more")
+            log(f"{len(left)} parts were lost with their workers; trying again")
 
 
 def _scored(
-    ray: Any, parts: Sequence[Part], wanted: Sequence[int], where: tuple[str, str, str], workers: int
+    ray: Any, parts: Sequence[Part], wanted: Sequence[int], location: tuple[str, str, str], workers: int
 ) -> Iterator[dict[str, Any]]:
-    """One pass over the wanted parts by as many workers as there is room for."""
+    """Makes one pass over the given parts, with as many workers as there is room for."""
     import pyarrow as pa
 
-    data, resources = package("ray.data", "ray"), ray.cluster_resources()
+    data, resources = import_package("ray.data", "ray"), ray.cluster_resources()
     accelerator = next((name for name in ("GPU", "TPU") if resources.get(name, 0) >= 1), "")
     most = int(resources.get(accelerator or "CPU", 0))
     if not most:
@@ -318,13 +332,13 @@ def _scored(
     context = data.DataContext.get_current()
     context.enable_progress_bars = sys.stdout.isatty() and sys.stderr.isatty()
     context.print_on_execution_start = False
-    context.max_consecutive_actor_init_deaths = _DEATHS
+    context.max_consecutive_actor_init_deaths = _MAX_START_FAILURES
     context.max_errored_blocks = -1
-    # A table is a block, and a block is a task: a part is done or dropped as a whole.
+    # A table is a block and a block is a task: a part is completed or dropped as a unit.
     tables = [pa.table({"part": [index], "task": [pickle.dumps(parts[index])]}) for index in wanted]
     scored = data.from_arrow(tables).map_batches(
-        Scoring,
-        fn_constructor_args=(*where, __version__),
+        ScoringActor,
+        fn_constructor_args=(*location, __version__),
         batch_size=1,
         batch_format="pyarrow",
         compute=data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
@@ -335,44 +349,63 @@ def _scored(
     yield from scored.iter_rows()
 
 
-class Scoring:
-    """An actor's state: one scorer, loaded with the first part so that its refusal is a sentence like any other."""
+class ScoringActor:
+    """Ray actor with one scorer, which is loaded with the first part so that its errors are reported like any other."""
 
     def __init__(self, workdir: str, detector: str, base: str, version: str) -> None:
+        """Stores where the detector is, its hash, the folder of relative names, and the version of the package."""
         self.workdir, self.detector, self.base, self.version = workdir, detector, base, version
         self.scorer: scoring_scorer.Scorer | None = None
 
     def __call__(self, batch: Any) -> Any:
-        """One row of `part` and `task` (a pickled `Part`) as one of part, parquet, error, exit_code and worker."""
+        """Scores a part.
+
+        Args:
+          batch: one row of `part` and `task` (a pickled `Part`).
+
+        Returns:
+          One row of `part`, `parquet`, `error`, `exit_code` and `worker`.
+        """
         import pyarrow as pa
 
         row: dict[str, Any] = batch.to_pylist()[0]
         parquet, error, code = b"", "", 0
         try:
             if self.scorer is None:
-                self.scorer = self._loaded()
-            parquet = judged(self.scorer, pickle.loads(row["task"]), self.base)
+                self.scorer = self._load()
+            parquet = score_part(self.scorer, pickle.loads(row["task"]), self.base)
         except (UserError, DamagedError) as problem:
             error, code = f"{problem} (on {socket.gethostname()})", problem.exit_code
-        except Exception as problem:  # Ray would drop the part and with it the reason
+        except Exception as problem:  # Ray would drop the part, and the reason with it
             error, code = f"{type(problem).__name__}: {problem} (on {socket.gethostname()})", UserError.exit_code
         worker = f"{socket.gethostname()}:{os.getpid()}"
-        given = {"part": row["part"], "parquet": parquet, "error": error, "exit_code": code, "worker": worker}
-        return pa.table({name: [value] for name, value in given.items()})
+        result = {"part": row["part"], "parquet": parquet, "error": error, "exit_code": code, "worker": worker}
+        return pa.table({name: [value] for name, value in result.items()})
 
-    def _loaded(self) -> scoring_scorer.Scorer:
+    def _load(self) -> scoring_scorer.Scorer:
+        """Loads the detector; raises a UserError if detector or package differ from those of the command."""
         if self.version != __version__:
-            raise UserError(f"ganomaly-jax {__version__}: wanted {self.version}, as where the command was given")
+            raise UserError(
+                f"this worker has ganomaly-jax {__version__}: expected {self.version}, the version of the command"
+            )
         if _detector_hash(self.workdir) != self.detector:
-            raise UserError(f"{self.workdir} holds another detector than where the command was given")
+            raise UserError(f"{self.workdir} holds another detector than that of the command")
         return scoring_scorer.load(self.workdir)
 
 
-def judged(scorer: scoring_scorer.Scorer, part: Part, base: str) -> bytes:
-    """The rows of a part as a Parquet file; relative names are below the folder `base`.
+def score_part(scorer: scoring_scorer.Scorer, part: Part, base: str) -> bytes:
+    """Scores a part of the input.
+
+    Args:
+      scorer: the detector.
+      part: the part.
+      base: folder of relative names.
+
+    Returns:
+      A Parquet file as bytes.
 
     Raises:
-      UserError: labels other than 0 and 1.
+      UserError: a label is neither 0 nor 1.
     """
     import pyarrow as pa
 
@@ -394,5 +427,5 @@ def judged(scorer: scoring_scorer.Scorer, part: Part, base: str) -> bytes:
             values = (decode.shown(block.names[i]), block.labels[i], *numbers, verdict, why)
             rows.append(dict(zip(schema.names, values, strict=True)))
     sink = pa.BufferOutputStream()
-    package("pyarrow.parquet", "pyarrow").write_table(pa.Table.from_pylist(rows, schema), sink)
+    import_package("pyarrow.parquet", "pyarrow").write_table(pa.Table.from_pylist(rows, schema), sink)
     return sink.getvalue().to_pybytes()

@@ -1,4 +1,4 @@
-"""Images in parts of a fixed number of rows, from image files, Parquet and ArrayRecord shards, read a block at a time.
+"""Parts of a fixed number of images from image files, Parquet and ArrayRecord shards, read a block at a time.
 
 pyarrow and array_record are imported on use.
 """
@@ -21,31 +21,43 @@ from ganomaly_jax.data.formats import array_record
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
 
-# Rows a part: what a killed worker or a stopped run has to score again.
+# Rows per part, which a killed worker or a stopped run has to score again.
 PART = 1024
 BLOCK = 256  # images of a shard that are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rows `start` to `stop` of a shard, or, with the kind `images`, so many files."""
+    """Rows of a shard, or some image files.
+
+    Attributes:
+      kind: `images`, `parquet`, `array_record` (encoded images) or `packed` (by `ganomaly pack`).
+      names: the image files, or the shard.
+      start: first row.
+      stop: row after the last.
+    """
 
     kind: str
-    """`images`, `parquet`, `array_record` (encoded images) or `packed` (by `ganomaly pack`)."""
     names: tuple[str, ...]
-    """The image files, or the one shard."""
     start: int
     stop: int
 
     @property
     def rows(self) -> int:
+        """Returns the number of rows."""
         return self.stop - self.start
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Rows as they are read: `images` are file names, encoded images or pixels [n, H, W, C], `faults` those that could
-    not be read."""
+    """Rows that were read together.
+
+    Attributes:
+      names: names of the rows.
+      labels: labels, None if unknown.
+      images: file names, encoded images, or pixels [n, H, W, C].
+      faults: reasons by index of rows that could not be read.
+    """
 
     names: list[str]
     labels: list[int | None]
@@ -54,24 +66,28 @@ class Block:
 
 
 def list_parts(sources: Sequence[str], part_size: int = PART) -> list[Part]:
-    """The input in parts, always the same for the same files: image files together, each shard by itself.
+    """Cuts the input into parts, deterministically: image files together, each shard by itself.
+
+    Args:
+      sources: files and folders.
+      part_size: rows per part at most.
 
     Raises:
-      UserError: no rows, a shard that cannot be read or has other columns, images and shards in one folder.
+      UserError: there are no rows, a shard cannot be read or has other columns, or a folder holds images and shards.
     """
     found: list[str] = []
     shards: list[tuple[str, str]] = []
     for source in sources:
         if "://" in source:
-            raise UserError(f"{source}: wanted a path that all machines see, such as a bucket that is mounted")
+            raise UserError(f"{source}: expected a path that all machines see, such as a mounted bucket")
         inside = _shards(Path(source)) if Path(source).is_dir() else []
-        pictures = [str(path) for path in image_files.list_images(source)] if Path(source).is_dir() else []
-        if inside and pictures:
-            raise UserError(f"{source} holds both images ({pictures[0]}) and shards ({inside[0][1]}): wanted one kind")
+        images = [str(path) for path in image_files.list_images(source)] if Path(source).is_dir() else []
+        if inside and images:
+            raise UserError(f"{source} holds both images ({images[0]}) and shards ({inside[0][1]}): expected one kind")
         if not Path(source).is_dir():
             kind = _kind(source)
             (shards if kind else found).append((kind, source) if kind else source)  # type: ignore[arg-type]
-        found += pictures
+        found += images
         shards += inside
     parts = [
         Part("images", tuple(found[i : i + part_size]), i, min(i + part_size, len(found)))
@@ -81,11 +97,12 @@ def list_parts(sources: Sequence[str], part_size: int = PART) -> list[Part]:
         rows = {"parquet": _parquet_rows, "array_record": _records, "packed": _packed_rows}[kind](shard)
         parts += [Part(kind, (shard,), i, min(i + part_size, rows)) for i in range(0, rows, part_size)]
     if not parts:
-        raise UserError(f"nothing to score in {', '.join(sources)}: wanted images, Parquet or ArrayRecord files")
+        raise UserError(f"nothing to score in {', '.join(sources)}: expected images, Parquet or ArrayRecord files")
     return parts
 
 
 def _kind(name: str) -> str:
+    """Returns the kind of a shard by its name; empty for other files."""
     if name.endswith(".parquet"):
         return "parquet"
     if not array_record.is_shard(name):
@@ -94,15 +111,17 @@ def _kind(name: str) -> str:
 
 
 def _shards(folder: Path) -> list[tuple[str, str]]:
+    """Returns (kind, path) of all shards below a folder."""
     names = (os.path.join(root, name) for root, _, inside in os.walk(folder) for name in inside if name[0] not in "._")
     return [(kind, name) for name in sorted(names) if (kind := _kind(name))]
 
 
 def _parquet_rows(path: str) -> int:
+    """Returns the number of rows of a Parquet shard, after checking its columns."""
     import pyarrow as pa
 
     try:
-        file = package("pyarrow.parquet", "pyarrow").ParquetFile(path)
+        file = import_package("pyarrow.parquet", "pyarrow").ParquetFile(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{decode.shown(path)} cannot be read as Parquet: {last_line(error)}") from None
     with file:
@@ -117,24 +136,25 @@ def _parquet_rows(path: str) -> int:
     good = all(kind is None or any(check(kind) for check in checks) for _, kind, checks in wanted)
     if not good or not {"image", "path"} & set(types):
         raise UserError(
-            f"{decode.shown(path)} has the columns {held}: wanted image (binary: PNG, JPEG, ... files) or path "
+            f"{decode.shown(path)} has the columns {held}: expected image (binary: PNG, JPEG, ... files) or path "
             "(string), and label (0 normal, 1 anomalous) if there are labels"
         )
     return rows
 
 
 def _records(path: str) -> int:
-    reader = package("array_record.python.array_record_module", "array_record").ArrayRecordReader(path)
+    """Returns the number of records of an ArrayRecord shard."""
+    reader = import_package("array_record.python.array_record_module", "array_record").ArrayRecordReader(path)
     rows = reader.num_records() if reader.ok() else 0
     try:
-        reader.close()  # says what was wrong from the beginning
+        reader.close()  # raises what was wrong from the beginning
     except RuntimeError as error:
         raise UserError(f"{decode.shown(path)} cannot be read as ArrayRecord: {last_line(error)}") from None
     return rows
 
 
 def blocks(part: Part, base: str) -> Iterator[Block]:
-    """The rows of a part; those of a shard a block at a time."""
+    """Yields the rows of a part; of a shard in blocks, of which damaged ones have faults."""
     if part.kind == "images":
         yield Block(list(part.names), [None] * part.rows, [os.path.join(base, name) for name in part.names])
         return
@@ -145,7 +165,7 @@ def blocks(part: Part, base: str) -> Iterator[Block]:
         for block in read(shard, os.path.join(base, shard), part.start, part.stop):
             at += len(block.names)
             yield block
-    except (OSError, RuntimeError, ValueError) as error:  # as pyarrow and array_record tell of damage
+    except (OSError, RuntimeError, ValueError) as error:  # how pyarrow and array_record report damage
         if isinstance(error, UserError):
             raise
         reason = f"damaged shard: {last_line(error)}"
@@ -155,7 +175,8 @@ def blocks(part: Part, base: str) -> Iterator[Block]:
 
 
 def _parquet_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Block]:
-    with package("pyarrow.parquet", "pyarrow").ParquetFile(path) as file:
+    """Yields the rows of a Parquet shard."""
+    with import_package("pyarrow.parquet", "pyarrow").ParquetFile(path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         groups = [i for i, end in enumerate(ends) if end > start and end - sizes[i] < stop]
@@ -170,19 +191,21 @@ def _parquet_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Bl
 
 
 def _parquet_block(shard: str, folder: str, first: int, count: int, rows: dict[str, list[Any]]) -> Block:
+    """Returns a block of these rows of a Parquet shard."""
     labels = rows.get("label", [None] * count)
     names = [name or f"{shard}[{first + i}]" for i, name in enumerate(rows.get("path", [None] * count))]
     for name, label in zip(names, labels, strict=True):
         if label not in (None, 0, 1):
-            raise UserError(f"{name} has the label {label}: wanted 0 normal, 1 anomalous, or null")
-    given = rows.get("image") or [name and os.path.join(folder, name) for name in rows["path"]]
-    faults = {i: "no image: null" for i, item in enumerate(given) if item is None}
+            raise UserError(f"{name} has the label {label}: expected 0 normal, 1 anomalous, or null")
+    images = rows.get("image") or [name and os.path.join(folder, name) for name in rows["path"]]
+    faults = {i: "no image: null" for i, item in enumerate(images) if item is None}
     known = [None if label is None else int(label) for label in labels]
-    return Block(names, known, [item or b"" for item in given], faults)
+    return Block(names, known, [item or b"" for item in images], faults)
 
 
 def _record_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Block]:
-    module = package("array_record.python.array_record_module", "array_record")
+    """Yields the rows of an ArrayRecord shard of encoded images."""
+    module = import_package("array_record.python.array_record_module", "array_record")
     reader = module.ArrayRecordReader(path)
     try:
         for first in range(start, stop, BLOCK):
@@ -194,12 +217,13 @@ def _record_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Blo
 
 
 def _packed_rows(path: str) -> int:
-    package("array_record.python.array_record_module", "array_record")
+    """Returns the number of rows of a packed shard."""
+    import_package("array_record.python.array_record_module", "array_record")
     return len(array_record.opened(Path(path)).note["labels"])
 
 
 def _packed_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Block]:
-    """Labels are those that the source of the packed images says itself, if it does."""
+    """Yields the rows of a packed shard; labels are those of its source, if that says which classes are normal."""
     dataset = array_record.joined([array_record.opened(Path(path))], shard)
     normal = dataset.normal
     for first in range(start, stop, BLOCK):
@@ -210,35 +234,41 @@ def _packed_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Blo
 
 
 @contextlib.contextmanager
-def as_files(given: Sequence[str | bytes]) -> Iterator[list[str]]:
-    """File names, and encoded images as files in memory: there is one way to read an image, and it opens a file."""
-    held: list[int] = []
+def as_files(images: Sequence[str | bytes]) -> Iterator[list[str]]:
+    """Yields file names, with encoded images as files in memory, since images are read from files only."""
+    descriptors: list[int] = []
     try:
         paths = []
-        for item in given:
+        for item in images:
             if isinstance(item, bytes):
-                held.append(os.memfd_create("image"))
-                with open(held[-1], "wb", closefd=False) as file:
+                descriptors.append(os.memfd_create("image"))
+                with open(descriptors[-1], "wb", closefd=False) as file:
                     file.write(item)
-                item = f"/proc/self/fd/{held[-1]}"
+                item = f"/proc/self/fd/{descriptors[-1]}"
             paths.append(item)
         yield paths
     finally:
-        for descriptor in held:
+        for descriptor in descriptors:
             os.close(descriptor)
 
 
-def package(module: str, package: str) -> Any:
+def import_package(module: str, package: str) -> Any:
+    """Imports a module of an optional package.
+
+    Raises:
+      UserError: it is not installed.
+    """
     try:
-        with quiet():
+        with without_warnings():
             return importlib.import_module(module)
     except ImportError as error:
         extra = "'ganomaly-jax[ray]'" if package != "array_record" else "array_record"
-        raise UserError(f"--engine ray: {package} is missing ({error}): python -m pip install {extra}") from None
+        raise UserError(f"--engine ray needs {package} ({error}): pip install {extra}") from None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
+    """Ignores warnings inside the context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

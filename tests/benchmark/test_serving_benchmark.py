@@ -51,7 +51,7 @@ def test_the_files_are_the_images():
 
 
 def test_the_same_in_process(trained, monkeypatch):
-    sizes, answers = [], batching.answers
+    sizes, answers = [], batching.score_batch
 
     def counted(scorer, read, mapped):
         sizes.append(len(read))
@@ -59,7 +59,7 @@ def test_the_same_in_process(trained, monkeypatch):
         assert all(isinstance(one, batching.Answer) for one in found)
         return found
 
-    monkeypatch.setattr(batching, "answers", counted)
+    monkeypatch.setattr(batching, "score_batch", counted)
     found = serving.in_process(trained[1], serving.pngs(blobs(5, 0)), 8, 0.05)
     assert set(sizes) == {8} and found["images_a_second"] == pytest.approx(8e3 / found["ms"])
 

@@ -177,7 +177,7 @@ def test_nothing_but_an_export_is_replaced(trained, tmp_path):
     (tmp_path / "web" / "manifest.json").write_text('{"kind": "something else"}')
     for name in ("empty", "detector", "file", "web", "."):
         before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-        with pytest.raises(UserError, match="is no export"):
+        with pytest.raises(UserError, match="is not just an export"):
             export.export(trained[1], tmp_path / name)
         assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
 
@@ -212,7 +212,7 @@ def test_what_is_absent_is_named(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"jax2onnx.*ganomaly-jax\[onnx\]"):
         export.export(trained[1], tmp_path / "out", form="onnx")
     for words in ({"form": "saved_model"}, {"weights": "outside"}, {"weights": "beside", "form": "onnx"}):
-        with pytest.raises(UserError, match="wanted"):
+        with pytest.raises(UserError, match="expected"):
             export.export(trained[1], tmp_path / "out", **words)
     assert not list(tmp_path.iterdir())
 

@@ -48,13 +48,13 @@ def served(scorer):
 @pytest.fixture
 def held(served, monkeypatch):
     """Set it, and the device goes on: until then it works on its first batch."""
-    answers, go = batching.answers, threading.Event()
+    answers, go = batching.score_batch, threading.Event()
 
     def waiting(*given):
         assert go.wait(30)
         return answers(*given)
 
-    monkeypatch.setattr(batching, "answers", waiting)
+    monkeypatch.setattr(batching, "score_batch", waiting)
     yield go
     go.set()
 
@@ -117,7 +117,7 @@ def test_an_error_of_the_device_is_one_answer(served, monkeypatch, capsys):
 
     body = png(blobs(1, 8)[0])
     with monkeypatch.context() as patch:
-        patch.setattr(batching, "answers", broken)
+        patch.setattr(batching, "score_batch", broken)
         said = error(served.ask("POST", "/score", body), 500)
     assert said == "the detector failed: RuntimeError: out of memory"
     assert said in capsys.readouterr().err
@@ -222,9 +222,9 @@ def test_a_threshold_that_nothing_passes(served, scorer, monkeypatch):
 
 
 def test_batches_are_not_mostly_padding():
-    taken = {waiting: batching.together(waiting, 64) for waiting in (1, 3, 4, 8, 9, 31, 32, 64, 65, 1000)}
+    taken = {waiting: batching.next_batch_size(waiting, 64) for waiting in (1, 3, 4, 8, 9, 31, 32, 64, 65, 1000)}
     assert taken == {1: 1, 3: 1, 4: 4, 8: 8, 9: 8, 31: 8, 32: 32, 64: 64, 65: 64, 1000: 64}
-    assert [batching.together(50, most) for most in (1, 5, 8, 20)] == [1, 5, 8, 8]
+    assert [batching.next_batch_size(50, most) for most in (1, 5, 8, 20)] == [1, 5, 8, 8]
 
 
 def test_other_paths_and_methods(served):
@@ -274,7 +274,7 @@ def test_the_page_runs_nothing_but_its_own_script(served):
 
 def test_before_it_is_ready_and_after_it_broke(scorer, monkeypatch, capsys):
     go = threading.Event()
-    monkeypatch.setattr(batching, "warm", lambda *given: go.wait(30) and 1 / 0)
+    monkeypatch.setattr(batching, "warm_up", lambda *given: go.wait(30) and 1 / 0)
     running = Served(http_app.application(scorer, LIMITS), LIMITS)
     try:
         wait_for(lambda: running.server.started)
@@ -297,7 +297,7 @@ def test_who_has_gone_is_passed_over(scorer):
         given[0].answer.cancel()
         for job in given:
             jobs.put_nowait(job)
-        working = asyncio.create_task(batching.work(scorer, jobs, 8, lambda size: None))
+        working = asyncio.create_task(batching.serve_jobs(scorer, jobs, 8, lambda size: None))
         found = await given[1].answer
         working.cancel()
         return found

@@ -147,7 +147,7 @@ def test_scores_are_those_of_pytorch(anomalib, extra, normals, tmp_path):
     x, x_hat = loaded.reconstruct(normals[:3])
     assert np.abs(x).max() <= 1 and np.abs(x_hat).max() <= 1 and np.ptp(x_hat) > 0
     export.export(loaded, tmp_path / "export")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         ganomaly_jax.import_pytorch(file, normals, tmp_path / "run")
 
 
@@ -176,9 +176,9 @@ def test_what_cannot_be_scored_is_refused(normals, tmp_path):
     made = weights(0)
     refused({name: value for name, value in made.items() if "initial-conv" not in name}, "no generator")
     refused({name: value for name, value in made.items() if not name.startswith("decoder")}, "no tensor 'decoder")
-    refused(made, "floating point", normals.astype(np.float32))
+    refused(made, "floating-point", normals.astype(np.float32))
     refused(made, "1 to N", normals[..., :2])
-    for place, said in (("size", "trained at"), ("mean", "scales by")):
+    for place, said in (("size", "trained with"), ("mean", "normalises by")):
         content = as_anomalib(made)
         for one in content["anomalib_pre_processor_config"]["transform"]["init_args"]["transforms"]:
             if place in one["init_args"]:
@@ -189,12 +189,12 @@ def test_what_cannot_be_scored_is_refused(normals, tmp_path):
         def __reduce__(self):
             return (exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",))
 
-    refused({"state_dict": made, "callbacks": Evil()}, "weights alone")
+    refused({"state_dict": made, "callbacks": Evil()}, "weights only")
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_network_of_anomalib_is_not_trained():
-    with pytest.raises(UserError, match="square, 32 or more"):
+    with pytest.raises(UserError, match="square of at least 32"):
         ganomaly_jax.Ganomaly((32, 64, 3), network="anomalib")
     settings = ganomaly_jax.Config()
     settings.model.network = "anomalib"

@@ -113,7 +113,7 @@ def test_a_killed_worker_loses_nothing(
 
 
 def scored_here(trained, part):
-    return pq.read_table(io.BytesIO(ray_engine.judged(trained[1], part, ""))).to_pylist()
+    return pq.read_table(io.BytesIO(ray_engine.score_part(trained[1], part, ""))).to_pylist()
 
 
 def test_records_and_rows_are_scored_as_the_files_are(trained, pictures, encoded, expected, tmp_path):
@@ -189,7 +189,7 @@ def test_relative_names_are_below_the_folder_of_the_command(trained, pictures, m
     monkeypatch.chdir(pictures.parent)
     part = ray_inputs.list_parts([pictures.name], 2)[0]
     monkeypatch.chdir("/")
-    rows = pq.read_table(io.BytesIO(ray_engine.judged(trained[1], part, str(pictures.parent)))).to_pylist()
+    rows = pq.read_table(io.BytesIO(ray_engine.score_part(trained[1], part, str(pictures.parent)))).to_pylist()
     assert [row["path"] for row in rows] == [f"{pictures.name}/000.png", f"{pictures.name}/001.png"]
     assert "invalid" not in {row["verdict"] for row in rows}
 
@@ -200,12 +200,12 @@ def test_a_worker_tells_in_a_row_what_it_refuses(trained, pictures, tmp_path):
     detector = ray_engine._detector_hash(trained[0])
     for workdir, seal, version, why, code in (
         (trained[0], "other", ray_engine.__version__, "another detector", 2),
-        (trained[0], detector, "0.0", "wanted 0.0", 2),
+        (trained[0], detector, "0.0", "expected 0.0", 2),
         (tmp_path, detector, ray_engine.__version__, "is no run's folder", 2),
     ):
-        row = ray_engine.Scoring(str(workdir), seal, "", version)(batch).to_pylist()[0]
+        row = ray_engine.ScoringActor(str(workdir), seal, "", version)(batch).to_pylist()[0]
         assert why in row["error"] and socket.gethostname() in row["error"] and row["exit_code"] == code
-    row = ray_engine.Scoring(str(trained[0]), detector, "", ray_engine.__version__)(batch).to_pylist()[0]
+    row = ray_engine.ScoringActor(str(trained[0]), detector, "", ray_engine.__version__)(batch).to_pylist()[0]
     assert not row["error"] and len(pq.read_table(io.BytesIO(row["parquet"]))) == 32
 
 
@@ -225,7 +225,7 @@ def test_a_part_that_kills_its_workers_is_given_up(monkeypatch, pictures, good, 
 
     monkeypatch.setattr(ray_engine, "_scored", scored)
     lines, rows = [], []
-    with pytest.raises(UserError, match=rf"^{4 - len(good)} parts .*tried 2 times: the worker died;"):
+    with pytest.raises(UserError, match=rf"^{4 - len(good)} parts .*failed 2 times: the worker died;"):
         rows += ray_engine._all_scored(FakeRay, parts, range(4), ("", "", ""), 0, lines.append)
     assert len(lines) == said
 
@@ -249,9 +249,9 @@ def without_a_cluster(monkeypatch):
         ran.append(list(missing))
         scorer = scoring_scorer.load(where[0])
         for i in missing:
-            yield {"part": i, "parquet": ray_engine.judged(scorer, parts[i], where[2]), "worker": "here:1"}
+            yield {"part": i, "parquet": ray_engine.score_part(scorer, parts[i], where[2]), "worker": "here:1"}
 
-    monkeypatch.setattr(ray_engine, "package", lambda name, _: pq if name == "pyarrow.parquet" else None)
+    monkeypatch.setattr(ray_engine, "import_package", lambda name, _: pq if name == "pyarrow.parquet" else None)
     monkeypatch.setattr(ray_engine, "_cluster", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ray_engine, "_all_scored", scored)
     return ran
@@ -304,10 +304,10 @@ def test_a_folder_of_other_results_is_refused(trained, pictures, tmp_path, witho
 
 def test_rows_that_are_missing_at_the_end_are_noticed(trained, pictures, tmp_path, without_a_cluster, monkeypatch):
     short = ray_inputs.list_parts([str(pictures)], 31)[0]
-    given = [{"part": 0, "parquet": ray_engine.judged(trained[1], short, ""), "worker": "here:1"}]
+    given = [{"part": 0, "parquet": ray_engine.score_part(trained[1], short, ""), "worker": "here:1"}]
     for rows in (given, []):
         monkeypatch.setattr(ray_engine, "_all_scored", lambda *_, rows=rows: iter(rows))
-        with pytest.raises(DamagedError, match=r"part-000000\.parquet is missing or has not the 32 rows"):
+        with pytest.raises(DamagedError, match=r"part-000000\.parquet is missing or does not have the 32 rows"):
             ray_engine.predict(trained[0], [str(pictures)], tmp_path / "out")
 
 
@@ -320,7 +320,7 @@ def test_rows_that_are_missing_at_the_end_are_noticed(trained, pictures, tmp_pat
         (["IMAGES", "--engine", "ray", "--out", "NEW", "--workers", "-1"], "--workers -1"),
         (["NEW/none", "--engine", "ray", "--out", "NEW", "--workdir", "NEW"], "does not exist"),
         (["EMPTY", "--engine", "ray", "--out", "NEW"], "nothing to score"),
-        (["s3://bucket/a", "--engine", "ray", "--out", "NEW"], "wanted a path that all machines see"),
+        (["s3://bucket/a", "--engine", "ray", "--out", "NEW"], "expected a path that all machines see"),
         (["EMPTY/no.parquet", "--engine", "ray", "--out", "NEW"], "cannot be read as Parquet"),
     ],
 )
@@ -338,7 +338,7 @@ def test_refusals_are_one_sentence(trained, pictures, tmp_path, words, why, monk
 @pytest.mark.parametrize(
     ("table", "why"),
     [
-        ({"jpeg": [b""]}, r"has the columns jpeg \(binary\): wanted image"),
+        ({"jpeg": [b""]}, r"has the columns jpeg \(binary\): expected image"),
         ({"image": ["a.png"]}, r"image \(string\)"),
         ({"path": ["a.png"], "label": ["good"]}, r"label \(string\)"),
     ],
@@ -351,7 +351,7 @@ def test_other_columns_are_refused(tmp_path, table, why):
 
 def test_other_labels_and_mixed_folders_and_damage_are_refused(pictures, tmp_path):
     pq.write_table(pa.table({"path": ["a.png"], "label": [7]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.png has the label 7: wanted 0 normal"):
+    with pytest.raises(UserError, match=r"a\.png has the label 7: expected 0 normal"):
         list(ray_inputs.blocks(ray_inputs.list_parts([str(tmp_path)])[0], ""))
     shutil.copy(pictures / "000.png", tmp_path)
     with pytest.raises(UserError, match="holds both images"):
@@ -366,12 +366,12 @@ def test_no_cluster_at_the_address_is_told_at_once(monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'ganomaly-jax[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        monkeypatch.setattr(ray_engine, "_ANSWER", 1)
-        with pytest.raises(UserError, match=r"no Ray cluster answered within 1 s; wanted HOST:PORT"):
-            ray_engine._reach(address)
-    for given, why in ((address, "refused"), ("nonsense:port", "invalid literal"), ("ray://a:1", "wanted HOST:PORT")):
+        monkeypatch.setattr(ray_engine, "_CONNECT_TIMEOUT_S", 1)
+        with pytest.raises(UserError, match=r"no Ray cluster answered within 1 s; expected HOST:PORT"):
+            ray_engine._check_reachable(address)
+    for given, why in ((address, "refused"), ("nonsense:port", "invalid literal"), ("ray://a:1", "expected HOST:PORT")):
         with pytest.raises(UserError, match=why):
-            ray_engine._reach(given)
+            ray_engine._check_reachable(given)
 
 
 def test_without_ray_it_says_what_to_install(trained, pictures, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ def read_all(source, most=8):
 
 def test_a_file_that_grows_is_cut_or_replaced(tmp_path):
     path = tmp_path / "rows.csv"
-    source = inputs.open_source(str(path), False, False)
+    source = inputs.open_lines(str(path), False)
     assert read_all(source) == []
     path.write_text("a\n1\n2")
     assert read_all(source) == ["a", "1"]
@@ -34,21 +34,21 @@ def test_a_file_that_grows_is_cut_or_replaced(tmp_path):
     path.rename(tmp_path / "rows.csv.1")
     path.write_text("a\n12\n")
     assert read_all(source) == ["11", "source_rotated", "a", "12"]
-    other = inputs.open_source(str(path), False, False)
+    other = inputs.open_lines(str(path), False)
     assert [line.event["event"] for line in other.seek(place)] == ["source_replaced"]
 
 
 def test_what_was_written_before_a_rotation_is_read_after_a_restart(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("a\n1\n")
-    source = inputs.open_source(str(path), False, False)
+    source = inputs.open_lines(str(path), False)
     read_all(source)
     place = source.position()
     with path.open("a") as file:
         file.write("2\n")
     path.rename(tmp_path / "rows.csv.1")
     path.write_text("a\n3\n")
-    again = inputs.open_source(str(path), False, False)
+    again = inputs.open_lines(str(path), False)
     assert again.seek(place) == []
     assert read_all(again) == ["2", "source_rotated", "a", "3"]
 
@@ -67,8 +67,9 @@ def test_a_line_without_end_is_told_of_and_not_kept(tmp_path):
 
 
 def test_what_is_no_source_is_refused(tmp_path):
-    for source, pictures in ((tmp_path / "no" / "rows.csv", False), (tmp_path, False), (tmp_path / "rows.csv", True)):
+    lines, folder = inputs.open_lines, inputs.open_folder
+    for source, opener in ((tmp_path / "no" / "rows.csv", lines), (tmp_path, lines), (tmp_path / "rows.csv", folder)):
         with pytest.raises(UserError):
-            inputs.open_source(str(source), False, pictures)
+            opener(str(source), False)
     with pytest.raises(UserError, match="does not exist"):
-        inputs.open_source(str(tmp_path / "rows.csv"), True, False)
+        inputs.open_lines(str(tmp_path / "rows.csv"), True)
