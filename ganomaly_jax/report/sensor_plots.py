@@ -78,8 +78,10 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
         ax.set_axis_off()
     for ax in axes[max(len(chosen) - 3, 0) : len(chosen)]:
         ax.set_xlabel("row of the window", fontsize=9)
+        ax.locator_params(axis="x", integer=True, nbins=6)
         ax.tick_params(labelbottom=True)
-    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, ncols=2, loc="outside upper center")
+    # Beside the axes: above and below them are the title and the verdict.
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
 
 
 def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], threshold: float) -> None:
