@@ -16,7 +16,7 @@ from PIL import Image
 from ganomaly_jax.core import config, config_values
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import curves, metrics
-from ganomaly_jax.report import curve_plots, figures, image_grids, run_report
+from ganomaly_jax.report import curve_plots, figures, image_grids, run_report, sensor_plots
 from ganomaly_jax.report import html as report_html
 from ganomaly_jax.runs import diagnostics
 
@@ -137,7 +137,14 @@ def test_hostile_text_stays_text(written):
 
 def test_hostile_names_of_columns_are_drawn_and_stay_out_of_the_page(tmp_path):
     x = np.array([0.5, -0.5, 2.0], np.float32)
-    case = make_case(name=HOSTILE, x=x, x_hat=x / 2, columns=(HOSTILE, "$x_{$", "\ud800"))
+    columns = (HOSTILE, "$x_{$", "\ud800")
+
+    def draw(case, _):
+        figure = figures.new_figure(9, sensor_plots.height(case.x))
+        sensor_plots.case(figure, case.x, case.x_hat, columns)
+        return figure
+
+    case = make_case(name=HOSTILE, x=x, x_hat=x / 2, draw=draw)
     page = run_report.write(tmp_path, [case], curves.scored([0, 1], [2.0, 0.5], 1.0), 1.0)
     text = page.read_text("utf-8")
     assert "<script" not in text and "alert(1)" in Tags(text).text
