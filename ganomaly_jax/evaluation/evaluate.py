@@ -278,7 +278,7 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
         if n and flagged / n > calibration.allowed(rate, n, size):
             said.append(
                 f"{flagged} of {n} {name} {items} are flagged: {flagged / n:.1%}, not the promised {rate:.1%}. "
-                f"They differ from the {items} that the threshold was calibrated on; recalibrate it on {items} like these."
+                f"They differ from the {items} that the threshold was set on; recalibrate it on {items} like these."
             )
     if values["n_invalid"]:
         invalid = f"{values['n_invalid']} test {items} have {scorer.words.not_finite}"
