@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.support import blobs
+from tests.support import assert_scores_close, blobs
 
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
@@ -360,11 +360,11 @@ def test_arrays_of_other_sizes_are_resized_and_other_things_refused(trained):
 def test_types_that_are_not_those_of_the_training(trained):
     scorer, one = trained[1], blobs(2, 3)
     unit = one.astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(scorer(unit), scorer(one), rtol=1e-4)
+    assert_scores_close(scorer, one, scorer(unit), scorer(one))
     with pytest.raises(UserError, match=r"from 0 to .*wanted \[-1, 1\].*trained on uint8"):
         scorer(np.concatenate([one.astype(np.float32), one.astype(np.float32) * 0]))
     floating = dataclasses.replace(scorer, dtype="float32", low=0.0, high=255.0)
-    np.testing.assert_allclose(floating(one.astype(np.float32)), scorer(one), rtol=1e-4)
+    assert_scores_close(scorer, one, floating(one.astype(np.float32)), scorer(one))
     for kind in (np.uint8, np.uint16):
         with pytest.raises(UserError, match=rf"of type {np.dtype(kind)}: wanted floating point from 0 to 255"):
             floating(one.astype(kind))
