@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tests.support import assert_scores_close
 
 import ganomaly_jax as gj
 from ganomaly_jax.cli import main
@@ -27,6 +26,7 @@ from ganomaly_jax.scoring import sensors
 from ganomaly_jax.scoring.recalibration import recalibrate
 from ganomaly_jax.streaming import reference
 from ganomaly_jax.training import data_check
+from tests.support import assert_scores_close
 
 COLUMNS = ("pressure", "flow", "level", "temperature")
 
@@ -275,8 +275,8 @@ def test_contributions_add_up_and_name_the_sensor(trained):
     x[:, 2] += 1  # ten times its own noise
     found = sensors.contributions(scorer, x)
     assert found.values.shape == (len(scorer(x)), 4)
-    # The sum of the gradients at so many points in place of the integral: where the gradient jumps, at the kinks of the
-    # networks, it is off by up to half a step. So the error falls as 1 / steps; 4 / steps leaves room for several kinks.
+    # A sum of gradients at so many points stands for the integral: where the gradient jumps, at the kinks of the
+    # networks, it is off by up to half a step. The error falls as 1 / steps; 4 / steps leaves room for several kinks.
     for steps in (sensors.STEPS, 8 * sensors.STEPS):
         found = sensors.contributions(scorer, x, steps)
         difference = found.scores - found.centre_score

@@ -46,7 +46,7 @@ def settings(tile=TILE, **train_values):
 
 
 def assert_tiles_close(scorer, images, found, wanted):
-    """As `support.assert_scores_close`, of images [B, 40, 40, 1]: the score of one has the rounding of its worst tile."""
+    """As `support.assert_scores_close`, of images: the score of one has the rounding of its worst tile."""
     tiles = tiling.cut(scorer.unit(jnp.asarray(images)), scorer.detector.grid).reshape(-1, TILE, TILE, 1)
     of_tiles = score_tolerance(scorer.detector.network, scorer.variables["detector"], tiles)
     assert_within(found, wanted, of_tiles.reshape(len(images), -1).max(1))
