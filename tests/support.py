@@ -53,25 +53,32 @@ def roundings(variables):
     return float(sum(np.prod(kernel.shape[:-1]) for kernel in kernels)) ** 0.5
 
 
-def score_tolerance(detector, variables, x):
-    """Returns the absolute error [B] that rounding may give the scores of x by GANomaly's squared distance.
+def score_tolerance(detector, variables, x, score="squared"):
+    """Returns the absolute error [B] that rounding may give the scores of x.
 
-    A score is the mean of (z - z_hat)^2 over N latents that are nearly equal. With an error e of standard deviation
-    d = k eps |z| in each difference, |z| the largest of the batch and k from `roundings`, it moves by
+    GANomaly's `squared` is the mean of (z - z_hat)^2 over N latents that are nearly equal. With an error e of standard
+    deviation d = k eps |z| in each difference, |z| the largest of the batch and k from `roundings`, it moves by
 
         2 / N sum((z - z_hat) e) + mean(e^2), of standard deviation 2 sqrt(score / N) d, and about d^2.
 
     Four standard deviations are allowed. So the tolerance is relative to the latents and not to the score: where z and
     z_hat agree to 1 %, a rounding of z is a hundred times as large beside the score.
 
+    `pixel` is the mean of |x - x_hat|, which moves by as much as x_hat does: d with the largest of x and x_hat for z.
+
     Args:
       detector: a GANomaly of images or rows.
       variables: what `detector.outputs` takes.
       x: float32 [B, ...] in [-1, 1].
+      score: what `evaluate.score` names.
     """
+    assert score in ("squared", "pixel")
     found = detector.outputs(variables, x)
+    rounding = roundings(variables) * ROUNDING
+    if score == "pixel":
+        return np.full(len(x), 4 * rounding * max(float(jnp.abs(leaf).max()) for leaf in (x, found["x_hat"])))
     z, z_hat = np.asarray(found["z"], np.float64), np.asarray(found["z_hat"], np.float64)
-    d = roundings(variables) * ROUNDING * max(np.abs(z).max(), np.abs(z_hat).max())
+    d = rounding * max(np.abs(z).max(), np.abs(z_hat).max())
     return 4 * (2 * np.sqrt(np.square(z - z_hat).mean(-1) / z.shape[-1]) * d + d**2)
 
 
@@ -88,5 +95,5 @@ def assert_scores_close(scorer, images, found, wanted):
     For the scores of two programs: another batch size, an export, another way of compiling. One program gives the same
     bits, which is for `assert_array_equal`.
     """
-    x = scorer.unit(jnp.asarray(images))
-    assert_within(found, wanted, score_tolerance(scorer.detector, scorer.variables["detector"], x))
+    x, (score,) = scorer.unit(jnp.asarray(images)), scorer.parts
+    assert_within(found, wanted, score_tolerance(scorer.detector, scorer.variables["detector"], x, score))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support import assert_scores_close, blobs, tiny_config
 
 import ganomaly_jax as gj
 from ganomaly_jax.cli import main
+from tests.support import assert_scores_close, blobs, tiny_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "0.1.0"
 
