@@ -96,4 +96,4 @@ def assert_scores_close(scorer, images, found, wanted):
     bits, which is for `assert_array_equal`.
     """
     x, (score,) = scorer.unit(jnp.asarray(images)), scorer.parts
-    assert_within(found, wanted, score_tolerance(scorer.detector, scorer.variables["detector"], x, score))
+    assert_within(found, wanted, score_tolerance(scorer.detector.network, scorer.variables["detector"], x, score))

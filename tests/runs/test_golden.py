@@ -43,7 +43,7 @@ def test_a_run_on_images_scores_as_it_did():
 def test_a_run_on_rows_with_a_summed_score_scores_as_it_did():
     scorer = gj.load(GOLDEN / "rows")
     wanted = expected("rows")
-    assert scorer.columns == ("pressure", "flow", "level", "temperature") and scorer.input_shape == (8, 4)
+    assert scorer.feature_names == ("pressure", "flow", "level", "temperature") and scorer.input_shape == (8, 4)
     judged = scorer.judge(wanted["x"])
     # Logarithms of distances, divided by their spread: of order 1, and their relative errors are absolute ones here.
     np.testing.assert_allclose(judged.scores, wanted["scores"], rtol=1e-4, atol=1e-3)
@@ -63,7 +63,10 @@ def test_a_run_is_evaluated_again(images, arrays):
 def test_the_command_predicts_with_it(images, tmp_path, capsys):
     table = tmp_path / "rows.csv"
     wanted = expected("rows")
-    lines = [",".join(gj.load(GOLDEN / "rows").columns), *(",".join(map(repr, map(float, row))) for row in wanted["x"])]
+    lines = [
+        ",".join(gj.load(GOLDEN / "rows").feature_names),
+        *(",".join(map(repr, map(float, row))) for row in wanted["x"]),
+    ]
     table.write_text("\n".join(lines) + "\n")
     shutil.copytree(GOLDEN / "rows", tmp_path / "rows")
     assert main.main(["predict", "--workdir", str(tmp_path / "rows"), str(table)]) == 0
