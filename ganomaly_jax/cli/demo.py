@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ganomaly_jax.cli import arguments, train
-from ganomaly_jax.core import config, exit_codes, presets
+from ganomaly_jax.core import config, exit_codes, presets, validation
 from ganomaly_jax.core.errors import UserError
 
 
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     arguments.apply(settings, overrides)
     if config.has_members(settings):
         raise UserError("the demo trains one model; `ganomaly train --config.members...` trains several")
+    validation.check(settings)
     found = train.train_and_evaluate(settings, args.workdir)
     if found is not None and found.misses:
         print("worst misses (a picture of each is in the report):")

@@ -15,7 +15,8 @@ from ganomaly_jax.runs import layout
 if TYPE_CHECKING:
     from ganomaly_jax.data.datasets import Dataset
     from ganomaly_jax.evaluation.evaluate import Evaluation
-    from ganomaly_jax.scoring.scorer import Judgement
+    from ganomaly_jax.runs.resolution import Run
+    from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -64,27 +65,61 @@ def evaluate_and_print(
     workdir: str,
     source: str = "",
     rate: float | None = None,
-    own: Dataset | None = None,
-    judged: Judgement | None = None,
     by: str | None = None,
-    printed: Sequence[str] = (),
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
     """Evaluates a run and prints what was found.
 
     Args:
-      workdir, source, rate, own, judged, by, baselines, combine: see `evaluation.evaluate.evaluate`.
+      workdir, source, rate, by, baselines, combine: see `evaluation.evaluate.evaluate`.
+
+    Returns:
+      The evaluation.
+    """
+    from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
+
+    found = evaluation_evaluate.evaluate(workdir, source, None, rate, None, None, by, baselines, combine)
+    print_evaluation(found, rate, by)
+    return found
+
+
+def evaluate_run_and_print(
+    workdir: Path, scorer: Scorer, run: Run, judged: Judgement | None, printed: Sequence[str]
+) -> Evaluation:
+    """Evaluates a run that has just been trained and prints what was found.
+
+    Args:
+      workdir: the run's folder.
+      scorer: its detector.
+      run: the resolved run.
+      judged: what was said of its test set, where all processes have scored it together.
       printed: lines that are on the terminal already; a warning among them is not repeated.
 
     Returns:
       The evaluation.
     """
-    from ganomaly_jax.evaluation import baselines as evaluation_baselines
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
+
+    found = evaluation_evaluate.evaluate_run(workdir, scorer, run, judged)
+    print_evaluation(found, printed=printed)
+    return found
+
+
+def print_evaluation(
+    found: Evaluation, rate: float | None = None, by: str | None = None, printed: Sequence[str] = ()
+) -> None:
+    """Prints what an evaluation has found.
+
+    Args:
+      found: the evaluation.
+      rate: the rate that was asked for, if any.
+      by: the groups that were asked for, if any.
+      printed: lines that are on the terminal already; a warning among them is not repeated.
+    """
+    from ganomaly_jax.evaluation import baselines as evaluation_baselines
     from ganomaly_jax.evaluation import group_metrics
 
-    found = evaluation_evaluate.evaluate(workdir, source, None, rate, own, judged, by, baselines, combine)
     values = found.metrics
 
     def shown(name: str) -> str:
@@ -114,7 +149,6 @@ def evaluate_and_print(
             print(note)
     if found.page is not None:
         print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
-    return found
 
 
 def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:

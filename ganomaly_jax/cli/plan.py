@@ -23,7 +23,6 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     settings = arguments.settings(args, overrides)
     validation.check(settings)
     from ganomaly_jax.data import modalities, sources
-    from ganomaly_jax.model import registry
     from ganomaly_jax.parallel import sharding
     from ganomaly_jax.runs import resolution, sweep
     from ganomaly_jax.training import cost
@@ -33,14 +32,14 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
             raise UserError("members are counted from the data: wanted `ganomaly plan DATA`")
         dataset = sources.read(settings.data, progress=True)
         team = sweep.expand(settings, dataset)
-        one = resolution.resolve(sweep.settings_of(settings, team[0]), dataset).config
+        one = resolution.resolve_checked(sweep.settings_of(settings, team[0]), dataset)
         devices = sharding.member_mesh(len(team), settings.mesh.devices).size
-        print(cost.describe(cost.plan(one)))
-        print(cost.describe_members(registry.from_config(one), len(team), devices, dataset.images.nbytes))
+        print(cost.describe(cost.plan(one.config)))
+        print(cost.describe_members(one.detector, len(team), devices, dataset.images.nbytes))
         return exit_codes.DONE
     mesh = sharding.local_mesh(settings.mesh.devices)
     if 0 in modalities.of(settings.data).network_shape(settings.data) and settings.data.source:
-        settings = resolution.resolve(settings, devices=mesh.size, progress=True).config
+        settings = resolution.resolve_checked(settings, devices=mesh.size, progress=True).config
     sharding.check_batch_size(settings.train.batch_size, mesh)
     print(cost.describe(cost.plan(settings, mesh.size)))
     return exit_codes.DONE

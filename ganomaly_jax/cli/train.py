@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.cli import arguments, evaluate
@@ -52,30 +53,28 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
 
 def train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
-    """Trains one model and prints its evaluation.
+    """Trains one model and prints its evaluation; the configuration is one that `validation.check` has accepted.
 
     Returns:
       The evaluation; None in all processes of a training but the first.
     """
-    from ganomaly_jax.data import sources
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
     from ganomaly_jax.parallel import processes
     from ganomaly_jax.training import trainer
 
-    validation.check(settings)
-    dataset = sources.load(settings.data, progress=processes.is_primary(), shared=processes.is_distributed())
+    resolved = trainer.resolve(settings)
     printed: list[str] = []
 
     def log(line: str) -> None:
         printed.append(line)
         print(line, flush=True)
 
-    scorer = trainer.train(settings, workdir, dataset, log, fall_back)
-    judged = evaluation_evaluate.judge_together(scorer, dataset) if processes.is_distributed() else None
+    scorer = trainer.train_run(resolved, workdir, log, fall_back)
+    judged = evaluation_evaluate.judge_together(scorer, resolved) if processes.is_distributed() else None
 
     def on_primary() -> Evaluation:
         print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return evaluate.evaluate_and_print(workdir, own=dataset, judged=judged, printed=printed)
+        return evaluate.evaluate_run_and_print(Path(workdir), scorer, resolved, judged, printed)
 
     return processes.run_on_primary(on_primary)
 

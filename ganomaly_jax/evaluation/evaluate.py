@@ -81,11 +81,11 @@ def evaluate(
     settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **asked))
     validation.check(settings)
     scorer = dataclasses.replace(scorer, config=settings)
-    return _of(workdir, scorer, _data(workdir, scorer, source, arrays, own), judged, by, own)
+    return evaluate_run(workdir, scorer, _data(workdir, scorer, source, arrays, own), judged, by, own)
 
 
-def judge_together(scorer: Scorer, own: datasets.Dataset) -> Judgement:
-    """What is said of a run's test set by all processes of its training, each of its part; all of them call it.
+def judge_together(scorer: Scorer, run: Run) -> Judgement:
+    """Scores the test set of a run in all processes of its training, each its part; all of them call it.
 
     Parts are of whole blocks, so that the scores are those of one process.
 
@@ -94,13 +94,12 @@ def judge_together(scorer: Scorer, own: datasets.Dataset) -> Judgement:
     """
 
     def part() -> bytes:
-        this = resolution.resolve(scorer.config, own)
         size = inference.BUCKETS[-1]
-        mine = processes.local_range(-(-len(this.split.test) // size))
-        chosen = this.split.test[mine.start * size : mine.stop * size]
+        mine = processes.local_range(-(-len(run.split.test) // size))
+        chosen = run.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):
             return b""
-        found = scorer.judge(lazy.select(this.dataset.images, chosen), progress=processes.is_primary())
+        found = scorer.judge(lazy.select(run.dataset.images, chosen), progress=processes.is_primary())
         return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
 
     scores, p_values = np.frombuffer(b"".join(processes.all_gather_bytes(part)), np.float32).reshape(-1, 2).T
@@ -128,7 +127,7 @@ def evaluate_members(
             folder = sweep.folder(workdir, one)
             if (folder / layout.DETECTOR).is_dir():
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
-                found[one.name] = _of(folder, scorer, resolution.resolve(scorer.config, own))
+                found[one.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
             else:
                 found[one.name] = None
             progress.update(done, one.name)
@@ -145,7 +144,7 @@ def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
     return dataclasses.replace(scorer, calibration=dataclasses.replace(found, groups=scorer.calibration.groups))
 
 
-def _of(
+def evaluate_run(
     workdir: Path,
     scorer: Scorer,
     this: Run,
@@ -153,7 +152,16 @@ def _of(
     by: scoring_groups.Given | None = None,
     own: datasets.Dataset | None = None,
 ) -> Evaluation:
-    """Score the test part of `this` and write what was found into `workdir`."""
+    """Scores the test part of a resolved run and writes what was found, as `evaluate` does, into the run's folder.
+
+    Args:
+      workdir: the run's folder.
+      scorer: the detector.
+      this: the run; its test part is scored.
+      judged: as in `evaluate`.
+      by: as in `evaluate`.
+      own: the run's own data, where `this` holds other data and baselines are configured.
+    """
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError(f"the test set is empty: give --data with {scorer.words.items} to test on")
@@ -221,7 +229,7 @@ def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets
     labels = np.array([dataset.classes[i] not in normal for i in dataset.labels[test]], np.int64)
     none = np.array([], np.int64)
     split = splits.Split(none, none, test, labels, f"all images of {source or 'the arrays'}")
-    return Run(dataclasses.replace(settings, data=resolved), dataset, split, ())
+    return Run(dataclasses.replace(settings, data=resolved), dataset, split, (), scorer.detector.network)
 
 
 def _check_unchanged(workdir: Path, dataset: datasets.Dataset) -> None:

@@ -15,6 +15,8 @@ from ganomaly_jax.data.images.modality import grid
 from ganomaly_jax.data.modality import Modality, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.data.words import Words
+from ganomaly_jax.model import registry
+from ganomaly_jax.model.protocol import Detector
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,6 +28,8 @@ class Run:
     split: Split
     notes: tuple[str, ...]
     """Sentences that the user should see before the training starts."""
+    detector: Detector
+    """The network, built once for all that is done with the run."""
     scaling: Scaling | None = None
     """(low, high): the raw values that become -1 and +1, or one for each feature or band; None: those of `config`."""
 
@@ -63,6 +67,13 @@ def resolve(
       UserError: a configuration or data that cannot work.
     """
     validation.check(settings)
+    return resolve_checked(settings, arrays, devices, progress, shared)
+
+
+def resolve_checked(
+    settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False, shared: bool = False
+) -> Run:
+    """Resolves a configuration that `validation.check` has accepted; arguments, result and errors as `resolve`."""
     dataset = sources.load(settings.data, arrays, progress, shared)
     modality = modalities.named(dataset.modality)
     modality.check(settings)
@@ -78,7 +89,7 @@ def resolve(
             raise UserError(f"{inputs} {what} {items} do not fill a batch on {devices} devices")
         resolved.train.batch_size = fits
         notes += (f"batch {settings.train.batch_size} -> {fits}: there are only {inputs} {what} {items}",)
-    return Run(resolved, found.dataset, found.split, notes, found.scaling)
+    return Run(resolved, found.dataset, found.split, notes, registry.from_config(resolved), found.scaling)
 
 
 def of_inputs(this: Run) -> Run:

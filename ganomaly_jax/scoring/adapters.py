@@ -130,8 +130,13 @@ class TiledDetector:
 
 
 def from_config(config: Config) -> Adapter:
-    """Returns what a resolved configuration describes."""
-    network, data = registry.from_config(config), config.data
+    """Builds the network that a resolved configuration describes, and returns it as one that scores raw items."""
+    return of_network(registry.from_config(config), config)
+
+
+def of_network(network: Detector, config: Config) -> Adapter:
+    """Returns a network as one that scores raw items, as a resolved configuration describes them."""
+    data = config.data
     preprocessing = modalities.of(data).preprocessing(data)
     if data.tile:
         return TiledDetector(network, preprocessing, data.overlap, data.tile_score)

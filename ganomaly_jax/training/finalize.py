@@ -11,7 +11,6 @@ import numpy as np
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import adapters, build, scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -25,7 +24,6 @@ _BATCHES = 20
 def finish(
     run: Run,
     training_run: TrainingRun,
-    detector: Detector,
     variables: Any,
     step: int,
     environment: dict[str, Any],
@@ -39,7 +37,6 @@ def finish(
     Args:
       run: with the images as they are scored.
       training_run: with the images as the network takes them, such as their tiles.
-      detector: the network.
       variables: what scoring needs of its state, numpy arrays.
       step: the step of these weights.
       environment: what `env.json` holds, for the provenance.
@@ -60,8 +57,8 @@ def finish(
         )
     chosen = run.split.calibration if len(run.split.calibration) else run.split.train
     made = build.make(
-        adapters.from_config(run.config),
-        _with_recomputed_batch_stats(training_run.run, detector, jax.device_put(variables)),
+        adapters.of_network(run.detector, run.config),
+        _with_recomputed_batch_stats(training_run.run, jax.device_put(variables)),
         run.config,
         run.pixels,
         lazy.select(run.dataset.images, run.split.train),
@@ -85,9 +82,9 @@ def _recalibrated(folder: Path) -> Scorer | None:
     return before if before.provenance.get(scorer.RECALIBRATED) else None
 
 
-def _with_recomputed_batch_stats(run: Run, detector: Detector, variables: Any) -> Any:
+def _with_recomputed_batch_stats(run: Run, variables: Any) -> Any:
     """Returns the variables; averaged weights with batch norm's statistics of some training batches."""
-    size = run.config.train.batch_size
+    detector, size = run.detector, run.config.train.batch_size
     count = min(_BATCHES, len(run.split.train) // size)
     if not run.config.optimizer.average or not count:
         return variables

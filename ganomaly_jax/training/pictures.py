@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.model.protocol import Detector, TrainState
+from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.report import image_grids, modalities
 from ganomaly_jax.runs.resolution import Run
@@ -20,7 +20,7 @@ from ganomaly_jax.runs.resolution import Run
 _COUNT = 16
 
 
-def make_draw(run: Run, folder: Path, detector: Detector) -> Callable[[int, TrainState], None] | None:
+def make_draw(run: Run, folder: Path) -> Callable[[int, TrainState], None] | None:
     """Makes `draw(epoch, state)`, which writes x and x_hat of some calibration images; compiled once for all epochs.
 
     Returns None where no pictures are wanted, Pillow is absent, or the modality has none.
@@ -34,10 +34,10 @@ def make_draw(run: Run, folder: Path, detector: Detector) -> Callable[[int, Trai
     @jax.jit
     def reconstruct(variables: Any, raw: Array) -> tuple[Array, Array]:
         x = preprocess.to_unit(raw, *run.pixels[1:])
-        return x, detector.reconstruct(variables, x)
+        return x, run.detector.reconstruct(variables, x)
 
     def draw(epoch: int, state: TrainState) -> None:
-        variables = sharding.to_host(detector.variables(state))
+        variables = sharding.to_host(run.detector.variables(state))
         if not processes.is_primary():
             return
         x, x_hat = map(np.asarray, reconstruct(variables, raw))

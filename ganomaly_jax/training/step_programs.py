@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax.model import registry
-from ganomaly_jax.model.protocol import Detector, TrainState
+from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.training import augment, health
 from ganomaly_jax.training.input_pipeline import Feed
@@ -21,20 +21,17 @@ from ganomaly_jax.training.train_step import STEPS_A_CALL, make_member_steps, ma
 from ganomaly_jax.training.training_run import TrainingRun
 
 
-def one_model(
-    training_run: TrainingRun, detector: Detector, mesh: Any, state: TrainState, feed: Feed, log: Log
-) -> CompiledSteps:
+def one_model(training_run: TrainingRun, mesh: Any, state: TrainState, feed: Feed, log: Log) -> CompiledSteps:
     """Compiles the steps of one model; each batch is spread over the devices.
 
     Args:
       training_run: what is trained.
-      detector: the network.
       mesh: the devices.
       state: as it lies on the devices; its memory is given to the first call.
       feed: the images of each call. A device gets those of its own places in a batch only.
       log: takes one line, how long it took.
     """
-    settings = training_run.run.config
+    settings, detector = training_run.run.config, training_run.run.detector
     low, high = training_run.run.pixels[1:]
     # Where XLA partitions the program, a step sees the whole batch and has nothing to average.
     axis_name = None if settings.mesh.shard_from else sharding.axis_name(mesh)
@@ -70,20 +67,17 @@ def one_model(
     )
 
 
-def members(
-    training_runs: Sequence[TrainingRun], detector: Detector, mesh: Any, state: TrainState, log: Log
-) -> CompiledSteps:
+def members(training_runs: Sequence[TrainingRun], mesh: Any, state: TrainState, log: Log) -> CompiledSteps:
     """Compiles the steps of all members of a sweep, which are dealt out over the devices and share one data set.
 
     Args:
-      training_runs: of each member; their runs have the same images.
-      detector: the same for all.
+      training_runs: of each member; their runs have the same images and equal detectors.
       mesh: the devices.
       state: every array with a leading axis of members, filled up (`fill`) and sharded along it.
       log: takes one line, how long it took.
     """
     first_run, count, slots = training_runs[0].run, len(training_runs), len(state.step)
-    settings = first_run.config.train
+    settings, detector = first_run.config.train, first_run.detector
     images = sharding.replicate(first_run.dataset.images, mesh)
     ranges = np.array([one.run.pixels[1:] for one in training_runs], np.float32)
     seeds = np.array([one.run.config.seed for one in training_runs], np.uint32)

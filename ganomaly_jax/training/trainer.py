@@ -18,8 +18,7 @@ from ganomaly_jax.core import config, config_values, validation
 from ganomaly_jax.core.config import Config, Mesh, Train
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources
-from ganomaly_jax.model import registry
-from ganomaly_jax.model.protocol import Detector, TrainState
+from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
@@ -62,11 +61,16 @@ def train(
       StoppedError: SIGINT or SIGTERM came; the state is saved.
       ProcessLostError: another process is gone.
     """
+    validation.check(settings)
     return train_run(resolve(settings, arrays), workdir, log, fall_back, into)
 
 
 def resolve(settings: Config, arrays: Any = None) -> Run:
-    """Loads the data of one model and refuses what cannot be trained on these devices and processes.
+    """Resolves a configuration that `validation.check` has accepted, to train one model on these devices and processes.
+
+    Args:
+      settings: what to train.
+      arrays: as in `train`.
 
     Raises:
       UserError: saying what is wanted instead.
@@ -77,7 +81,7 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     distributed = processes.is_distributed()
     if settings.data.tile and distributed:
         raise UserError("data.tile works within one process: wanted data.tile=0, or no --distributed")
-    run = resolution.resolve(settings, arrays, mesh.size, processes.is_primary(), distributed)
+    run = resolution.resolve_checked(settings, arrays, mesh.size, processes.is_primary(), distributed)
     if distributed and not run.modality.per_process:
         raise UserError(f"{run.words.kind} is trained on within one process: wanted no --distributed")
     sharding.check_batch_size(run.config.train.batch_size, mesh)
@@ -105,29 +109,24 @@ def train_run(
     data_hash = datasets.content_hash(run.dataset)
     processes.check_same(configuration=_comparable(settings), data=data_hash)
     processes.run_on_primary(lambda: run_folder.open_run(workdir, run, data_hash))
-    training_run = TrainingRun(resolution.of_inputs(run), workdir)
-    detector = registry.from_config(settings)
+    training_run, detector = TrainingRun(resolution.of_inputs(run), workdir), run.detector
     state, early_stopping = resume.latest(
         workdir, jax.jit(detector.init)(jax.random.key(settings.seed)), fall_back, log
     )
     _describe(run, training_run, state, log)
     with resume.lost_process_named(workdir):
-        state = _trained(training_run, detector, state, early_stopping, log)
+        state = _trained(training_run, state, early_stopping, log)
         if settings.train.choose == "best":
             state = resume.best(workdir, state, log)
         variables = sharding.to_host(detector.variables(state))
         environment = run_folder.environment(run, data_hash, workdir)
-        scorer = finalize.finish(
-            run, training_run, detector, variables, int(state.step), environment, log, workdir / into
-        )
+        scorer = finalize.finish(run, training_run, variables, int(state.step), environment, log, workdir / into)
     for sentence in diagnostics.words(history.read(workdir / layout.HISTORY), settings.model.latent_size):
         log(f"note: {sentence}")
     return scorer
 
 
-def _trained(
-    training_run: TrainingRun, detector: Detector, state: TrainState, early_stopping: EarlyStopping, log: Log
-) -> TrainState:
+def _trained(training_run: TrainingRun, state: TrainState, early_stopping: EarlyStopping, log: Log) -> TrainState:
     """Trains one model from a state to its last step."""
     run, step = training_run.run, int(state.step)
     settings = run.config
@@ -141,8 +140,8 @@ def _trained(
         if feed.note:
             log(feed.note)
         state = sharding.place(state, sharding.state_shardings(state, mesh, settings.mesh.shard_from))
-        compiled = step_programs.one_model(training_run, detector, mesh, state, feed, log)
-        draw = pictures.make_draw(run, training_run.folder / layout.PICTURES, detector)
+        compiled = step_programs.one_model(training_run, mesh, state, feed, log)
+        draw = pictures.make_draw(run, training_run.folder / layout.PICTURES)
         every = settings.train.picture_every * training_run.steps_per_epoch
         training = Training(
             [training_run], training_run.folder, settings, compiled, state, np.array([step]), early_stopping, log
@@ -190,12 +189,12 @@ def train_members(
     if isinstance(dataset.images, lazy.LazyImages):
         dataset = dataclasses.replace(dataset, images=dataset.images[:])
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)
-    runs = [resolution.resolve(sweep.settings_of(settings, one), dataset) for one in team]
+    runs = [resolution.resolve_checked(sweep.settings_of(settings, one), dataset) for one in team]
     training_runs = [
         TrainingRun(run, sweep.folder(workdir, one), one.name) for run, one in zip(runs, team, strict=True)
     ]
     resolved = _settings_of_all(settings, runs)
-    detector = registry.from_config(runs[0].config)
+    detector = runs[0].detector
     cost.check_members(detector, len(team), mesh.size, dataset.images.nbytes)
     data_hash = datasets.content_hash(dataset)
     run_folder.open_workdir(workdir, resolved, data_hash)
@@ -216,7 +215,7 @@ def train_members(
     if (at < totals).any():
         with cost.out_of_memory_named(resolved, 1):
             state = sharding.shard_members(step_programs.fill(state, mesh.size), mesh)
-            compiled = step_programs.members(training_runs, detector, mesh, state, log)
+            compiled = step_programs.members(training_runs, mesh, state, log)
             state = loop.run(Training(training_runs, workdir, resolved, compiled, state, at, EarlyStopping(), log))
     variables, steps_done = jax.device_get((detector.variables(state), state.step))
     alive = np.asarray(jax.vmap(step_programs.is_finite)(state))
@@ -224,7 +223,7 @@ def train_members(
     def finish(m: int) -> Scorer:
         own, one = jax.tree.map(lambda leaf: leaf[m], variables), training_runs[m]
         folder = one.folder / layout.DETECTOR
-        return finalize.finish(one.run, one, detector, own, int(steps_done[m]), environments[m], log, folder)
+        return finalize.finish(one.run, one, own, int(steps_done[m]), environments[m], log, folder)
 
     return {one.name: finish(m) if alive[m] else None for m, one in enumerate(training_runs)}
 

@@ -19,7 +19,7 @@ from ganomaly_jax.runs import checkpoint
 # `ganomaly train` without the evaluation at its end, whose report takes as long as everything else together.
 PROGRAM = (
     "import sys; from ganomaly_jax.cli import evaluate, main; "
-    "evaluate.evaluate_and_print = lambda *_, **__: None; sys.exit(main.main())"
+    "evaluate.evaluate_run_and_print = lambda *_, **__: None; sys.exit(main.main())"
 )
 
 PARTS = ("kills", "disks", "flips", "signals")
