@@ -192,26 +192,6 @@ class Modality(Protocol):
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
         """Returns the same in blocks of at most `size` items, and how many items there are."""
 
-    def check_names(self, spec: InputSpec) -> None:
-        """Refuses a detector whose feature names do not fit what it takes.
-
-        Raises:
-          ValueError: another number of names than features.
-        """
-
-    def reading(self, spec: InputSpec, source: str) -> config.Data:
-        """Returns the settings that read another source as this detector takes it."""
-
-
-def check_count(spec: InputSpec, wanted: int) -> None:
-    """Refuses another number of feature names than wanted.
-
-    Raises:
-      ValueError: naming both.
-    """
-    if len(spec.feature_names) != wanted:
-        raise ValueError(f"{len(spec.feature_names)} names of columns for {spec.shape}")
-
 
 def sliced(x: Any, size: int) -> tuple[Iterator[np.ndarray], int]:
     """Returns x `[n, ...]`, in memory or read on demand, in blocks of at most `size`, and n."""

@@ -26,6 +26,7 @@ from ganomaly_jax.data import modalities
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images import modality as images_modality
 from ganomaly_jax.data.modality import InputSpec, Modality
+from ganomaly_jax.data.rows.tables import as_text
 from ganomaly_jax.data.words import Words
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import checkpoint, layout, sweep
@@ -149,7 +150,8 @@ class Scorer:
 
     def reading(self, source: str) -> Data:
         """How another source is read as this detector takes it: of tables its sensors, by their names."""
-        return self.modality.reading(self.spec, source)
+        found = dataclasses.replace(self.config.data, source=source)
+        return dataclasses.replace(found, columns=as_text(self.feature_names)) if self.feature_names else found
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
@@ -333,7 +335,8 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             provenance=meta["provenance"],
             feature_names=tuple(map(str, meta.get("columns", ()))),
         )
-        scorer.modality.check_names(scorer.spec)
+        if len(scorer.feature_names) not in (0, scorer.input_shape[-1]):
+            raise ValueError(f"{len(scorer.feature_names)} names of features for {scorer.input_shape}")
         # Sizes that do not fit would show only at the first image; nothing is computed here, and that one finds the
         # program traced.
         one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))

@@ -121,11 +121,5 @@ class Sound:
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
         return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
 
-    def check_names(self, spec: InputSpec) -> None:
-        modality.check_count(spec, 0)
-
-    def reading(self, spec: InputSpec, source: str) -> config.Data:
-        return dataclasses.replace(spec.data, source=source)
-
 
 _NO_MIXTURE = "an update is for images and rows of sensors, not for sound: train anew on all of it"

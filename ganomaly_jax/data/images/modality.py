@@ -162,12 +162,6 @@ class Images:
         x = _checked(given, spec)
         return (_sized(x[i : i + size], spec) for i in range(0, len(x), size)), len(x)
 
-    def check_names(self, spec: InputSpec) -> None:
-        modality.check_count(spec, 0)
-
-    def reading(self, spec: InputSpec, source: str) -> config.Data:
-        return dataclasses.replace(spec.data, source=source)
-
 
 def grid(data: config.Data) -> tiling.Grid | None:
     """Returns the tiles of resolved settings; None: whole images."""

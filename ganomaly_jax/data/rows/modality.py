@@ -17,7 +17,7 @@ from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.data.lazy import LazyImages
 from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
-from ganomaly_jax.data.rows import layout, splits, tables, windows
+from ganomaly_jax.data.rows import layout, splits, windows
 from ganomaly_jax.data.rows.layout import RowLayout
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.data.words import Words
@@ -136,10 +136,3 @@ class Rows:
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
         return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
-
-    def check_names(self, spec: InputSpec) -> None:
-        modality.check_count(spec, spec.shape[-1])
-
-    def reading(self, spec: InputSpec, source: str) -> config.Data:
-        """Returns settings that take the detector's sensors by their names."""
-        return dataclasses.replace(spec.data, source=source, columns=tables.as_text(spec.feature_names))
