@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
             trainer.train_members(settings, folder, dataset, log=log)
             took = time.perf_counter() - begin
             each = evaluate.evaluate_members(folder, own=dataset)
-            summary = sweep_summary.summarise(sweep.stored(Path(folder)), each)
+            summary = sweep_summary.summarise(sweep.read_members(Path(folder)), each)
         found[dtype] = summary | {"training_s": took}
         log(f"{dtype}: trained in {took:.0f} s")
         log("\n".join(sweep_summary.lines(summary)))

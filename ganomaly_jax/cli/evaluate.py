@@ -42,7 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.runs import sweep
 
-    if sweep.stored(Path(args.workdir)):
+    if sweep.read_members(Path(args.workdir)):
         for option in ("data", "baselines", "combine", "groups"):
             if getattr(args, option):
                 raise UserError(
@@ -159,7 +159,7 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     from ganomaly_jax.runs import sweep
 
     found = evaluation_evaluate.evaluate_members(workdir, rate, own)
-    summary = sweep_summary.summarise(sweep.stored(Path(workdir)), found)
+    summary = sweep_summary.summarise(sweep.read_members(Path(workdir)), found)
     print("AUROC, running statistics, last step")
     print("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:

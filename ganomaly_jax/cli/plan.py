@@ -32,7 +32,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
             raise UserError("members are counted from the data: wanted `ganomaly plan DATA`")
         dataset = sources.read(settings.data, progress=True)
         team = sweep.expand(settings, dataset)
-        one = resolution.resolve_checked(sweep.settings_of(settings, team[0]), dataset)
+        one = resolution.resolve_checked(sweep.member_config(settings, team[0]), dataset)
         devices = sharding.member_mesh(len(team), settings.mesh.devices).size
         print(cost.describe(cost.plan(one.config)))
         print(cost.describe_members(one.detector, len(team), devices, dataset.images.nbytes))

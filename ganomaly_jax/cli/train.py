@@ -98,7 +98,7 @@ def _join(args: argparse.Namespace) -> None:
         processes.initialize(args.coordinator_address, args.num_processes, args.process_id, args.wait)
     from ganomaly_jax.runs import orbax_logging
 
-    orbax_logging.failed_writes()
+    orbax_logging.silence_failed_writes()
 
 
 def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> int:

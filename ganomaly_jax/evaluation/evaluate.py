@@ -114,7 +114,7 @@ def evaluate_members(
     Arguments and errors are those of `evaluate`.
     """
     workdir = Path(workdir)
-    team = sweep.stored(workdir)
+    team = sweep.read_members(workdir)
     if not team:
         raise UserError(f"{workdir} holds no members: wanted the --workdir of a training with --config.members")
     if own is None:
@@ -124,7 +124,7 @@ def evaluate_members(
     found: dict[str, Evaluation | None] = {}
     with Progress(len(team), 0, "member") as progress:
         for done, one in enumerate(team, 1):
-            folder = sweep.folder(workdir, one)
+            folder = sweep.member_folder(workdir, one)
             if (folder / layout.DETECTOR).is_dir():
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
                 found[one.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
@@ -181,7 +181,7 @@ def evaluate_run(
         judged = scoring_groups.judge_by(scorer, judged, names)
     records = list(history.read(workdir / layout.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
-    values["warnings"] += diagnostics.words(records, scorer.config.model.latent_size)
+    values["warnings"] += diagnostics.problems(records, scorer.config.model.latent_size)
     run_folder.write_json(workdir / layout.METRICS, values)
     reasons = [scorer.words.not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
     write_predictions(workdir / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)

@@ -1,4 +1,4 @@
-"""Training health, read from the history of a run: curves, and sentences about what went wrong."""
+"""Diagnostics of a training from its history: curves, and sentences about problems."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ CURVES = {
 }
 IMAGES, STOPPED = "images", "stopped"
 
-# With so many logits on the right side of 0, nearly all lie far from it, where the loss and its gradients are flat.
+# At this accuracy nearly all logits are far from 0, where the loss and its gradients are flat.
 HAS_WON = 0.99
-# The best linear reconstruction has the variance that it explains: below a quarter, three quarters of what tells one
-# normal image from another are missing.
+# The best linear reconstruction has the variance that it explains: below a quarter, three quarters of the differences
+# between normal images are missing.
 NEARLY_THE_SAME = 0.25
-# A latent code that uses less than a tenth of its dimensions could be a tenth as long, or has collapsed.
+# A latent that uses less than a tenth of its dimensions could be a tenth as long, or has collapsed.
 COLLAPSED = 0.1
 
 
-def words(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
-    """Describes what is wrong at the end of a training, in plain sentences.
+def problems(records: Iterable[Mapping[str, Any]], latent_size: int) -> list[str]:
+    """Describes the problems at the end of a training.
 
     Args:
-      records: the records of `history.jsonl`.
-      latent_size: dimensions of the latent code.
+      records: records of `history.jsonl`.
+      latent_size: dimensions of the latent.
 
     Returns:
-      A sentence for each problem; none for a healthy training.
+      A sentence per problem; empty for a healthy training.
     """
     records = list(records)
-    said = []
+    sentences = []
     if records and isinstance(records[-1].get(STOPPED), str):
-        said.append(records[-1][STOPPED])
-    looks = curves(records)
-    if ACCURACY in looks:
-        steps, values = looks[ACCURACY]
+        sentences.append(records[-1][STOPPED])
+    measured = curves(records)
+    if ACCURACY in measured:
+        steps, values = measured[ACCURACY]
         since = len(values)
         while since and values[since - 1] >= HAS_WON:
             since -= 1
         if since < len(values):
-            said.append(
+            sentences.append(
                 f"The discriminator has told {values[-1]:.0%} of real and reconstructed images apart since step "
                 f"{steps[since]:,}: its loss no longer trains the generator."
             )
-    if VARIANCE in looks and (ratio := looks[VARIANCE][1][-1]) < NEARLY_THE_SAME:
-        said.append(f"The reconstructions have collapsed: they vary only {ratio:.0%} as much as the inputs.")
-    if RANK in looks:
+    if VARIANCE in measured and (ratio := measured[VARIANCE][1][-1]) < NEARLY_THE_SAME:
+        sentences.append(f"The reconstructions have collapsed: they vary only {ratio:.0%} as much as the inputs.")
+    if RANK in measured:
         images = next((r[IMAGES] for r in reversed(records) if isinstance(r.get(IMAGES), int)), latent_size + 1)
-        if (rank := looks[RANK][1][-1]) < COLLAPSED * min(latent_size, images - 1):
-            said.append(f"The latent code uses only about {rank:.0f} of its {latent_size} dimensions.")
-    return said
+        if (rank := measured[RANK][1][-1]) < COLLAPSED * min(latent_size, images - 1):
+            sentences.append(f"The latent code uses only about {rank:.0f} of its {latent_size} dimensions.")
+    return sentences
 
 
 def curves(records: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Sequence[int], Sequence[float]]]:
-    """Returns (steps, values) of each of `CURVES` that the records of a history hold; of two for one step the later."""
+    """Returns (steps, values) of each of `CURVES` in the records; of two values for one step the later."""
     found: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     for record in records:
         for name, values in found.items():

@@ -1,4 +1,4 @@
-"""`history.jsonl`: the losses of a training and its health, as they come."""
+"""`history.jsonl`: losses and diagnostics of a training, written as it runs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,28 @@ from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.runs import layout
 
-# The losses on the progress line; another one has its own name there.
+# Short names on the progress line; other losses keep their names.
 _SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generator": "G", "discriminator": "D"}
 
 
 class History:
-    """`history.jsonl`: a line every few steps with the mean losses of those, and lines of their own for the looks at
-    other images; lines beyond a resumed step go.
+    """Writer of `history.jsonl`: a line every few steps with their mean losses, and lines of diagnostics.
 
-    `losses` are their names. Without a path nothing is written.
+    When a run resumes, lines beyond its step are removed.
+
+    Args:
+      path: the file; None to write nothing.
+      step: step at which the run starts or resumes.
+      epoch_steps: steps per epoch.
+      every: steps per line.
+      losses: names of the losses.
+
+    Raises:
+      UserError: the file cannot be written.
     """
 
     def __init__(self, path: Path | None, step: int, epoch_steps: int, every: int, losses: Sequence[str]) -> None:
+        """Opens the file."""
         self._epoch_steps, self._every, self._losses = epoch_steps, every, losses
         self._window: list[np.ndarray] = []
         self._step, self._last = step, np.full(len(losses), np.nan)
@@ -43,14 +53,14 @@ class History:
                             kept.append(line)
                             self._checked = max(self._checked, record["step"] if "images" in record else 0)
                     except (ValueError, KeyError, TypeError):
-                        continue  # a line that a kill cut short
+                        continue  # truncated by a kill
             atomic_files.write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
     def add(self, first: int, losses: np.ndarray, images_per_second: float) -> None:
-        """The losses [n, L] of the steps first + 1 ... first + n."""
+        """Adds losses [n, L] of the steps first + 1 to first + n."""
         self._speed = images_per_second or self._speed
         for row in losses:
             self._window.append(row)
@@ -59,7 +69,7 @@ class History:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what has come since the last line."""
+        """Writes a line of the losses since the last one."""
         if not self._window:
             return
         self._last = np.mean(self._window, axis=0)
@@ -70,16 +80,17 @@ class History:
         self._write(values)
 
     def add_health(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes a line with what was measured on other images, their number under `images`; once for a step."""
+        """Writes a line of diagnostics on other images, whose number is `images`; at most once per step."""
         if step > self._checked:
             self._write({"step": step, "epoch": round(step / self._epoch_steps, 4), **values})
             self._checked = step
 
     def note(self, step: int, values: Mapping[str, Any]) -> None:
-        """A line with anything else that happened."""
+        """Writes a line about anything else."""
         self._write({"step": step, **values})
 
     def _write(self, values: Mapping[str, Any]) -> None:
+        """Writes a line of JSON."""
         if self._file is None:
             return
         try:
@@ -90,7 +101,7 @@ class History:
             ) from None
 
     def line(self, images_per_second: float, items: str = "images") -> str:
-        """The latest losses for the progress bar; `items` is what the modality calls images."""
+        """Returns the latest losses as a progress line; `items` is the modality's word for images."""
         last = np.mean(self._window, axis=0) if self._window else self._last
         short = (_SHORT.get(name, name) for name in self._losses)
         losses = "  ".join(f"{name} {value:.3g}" for name, value in zip(short, last, strict=True))
@@ -105,7 +116,7 @@ class History:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole records of a history, in the order of the file; none where it cannot be read."""
+    """Yields the complete records of a history, in order; none if it cannot be read."""
     try:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""Of a write that failed one sentence is told: the rest of what Orbax's threads say of it is left out.
+"""Keeps Orbax's threads from logging failed writes, which are reported in one sentence.
 
-The error itself reaches who called Orbax; beside it, and sometimes after it, its threads log the same with pages of
-metadata, and TensorStore calls back into an event loop that has been closed. For a process of our own only.
+The error reaches the caller of Orbax; beside it, and sometimes after it, Orbax's threads log it with pages of metadata,
+and TensorStore calls back into a closed event loop. For processes of the command line only.
 """
 
 from __future__ import annotations
@@ -11,25 +11,27 @@ import sys
 from typing import Any
 
 
-def failed_writes() -> None:
-    """From now on. What has nothing to do with a write of Orbax is told as before; call it once."""
+def silence_failed_writes() -> None:
+    """Silences logs of failed writes from now on; everything else is logged as before. Call it once."""
     from absl import logging as absl  # Orbax logs with it.
 
-    absl.get_absl_logger().addFilter(_of_no_thread)
-    logging.getLogger("asyncio").addFilter(_awaited)  # nothing else here has tasks
-    before = sys.unraisablehook
+    absl.get_absl_logger().addFilter(_is_not_from_thread)
+    logging.getLogger("asyncio").addFilter(_is_not_unretrieved)  # nothing else here uses tasks
+    previous_hook = sys.unraisablehook
 
-    def told(unraisable: Any) -> None:
+    def hook(unraisable: Any) -> None:
         error = unraisable.exc_value
         if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            before(unraisable)
+            previous_hook(unraisable)
 
-    sys.unraisablehook = told
+    sys.unraisablehook = hook
 
 
-def _of_no_thread(record: logging.LogRecord) -> bool:
+def _is_not_from_thread(record: logging.LogRecord) -> bool:
+    """Returns False for records of Orbax's signalling thread."""
     return "_SignalingThread" not in record.getMessage()
 
 
-def _awaited(record: logging.LogRecord) -> bool:
+def _is_not_unretrieved(record: logging.LogRecord) -> bool:
+    """Returns False for asyncio's records of exceptions that nobody retrieved."""
     return "exception was never retrieved" not in record.getMessage()

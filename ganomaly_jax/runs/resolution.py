@@ -1,4 +1,4 @@
-"""What a configuration becomes once its data are seen."""
+"""Resolution of a configuration: what it becomes once its data have been read."""
 
 from __future__ import annotations
 
@@ -21,31 +21,38 @@ from ganomaly_jax.model.protocol import Detector
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """What a configuration becomes once its data are seen: nothing automatic is left in `config`."""
+    """A resolved run: nothing automatic is left in its configuration.
+
+    Attributes:
+      config: the resolved configuration.
+      dataset: the data.
+      split: their split.
+      notes: sentences that the user should see before the training.
+      detector: the detector, built once for everything that is done with the run.
+      scaling: (low, high), the raw values that become -1 and +1, or one pair per feature or band; None for those of
+        `config`.
+    """
 
     config: Config
     dataset: Dataset
     split: Split
     notes: tuple[str, ...]
-    """Sentences that the user should see before the training starts."""
     detector: Detector
-    """The network, built once for all that is done with the run."""
     scaling: Scaling | None = None
-    """(low, high): the raw values that become -1 and +1, or one for each feature or band; None: those of `config`."""
 
     @property
     def modality(self) -> Modality:
-        """What the data are."""
+        """Returns the modality of the data."""
         return modalities.named(self.dataset.modality)
 
     @property
     def words(self) -> Words:
-        """What one of the data is called."""
+        """Returns the modality's words for its items."""
         return self.modality.words(self.config.data)
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:
-        """(dtype, low, high) of the raw items."""
+        """Returns (dtype, low, high) of the raw items."""
         low, high = self.scaling or (self.config.data.low, self.config.data.high)
         return str(self.dataset.images.dtype), low, high
 
@@ -53,18 +60,18 @@ class Run:
 def resolve(
     settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False, shared: bool = False
 ) -> Run:
-    """Loads and splits the data and fills in what the configuration leaves to them.
+    """Loads and splits the data, and completes the configuration from them.
 
     Args:
-      settings: what is asked for.
-      arrays: in place of `data.source`, see `sources.load`; and `shared` as there.
-      devices: that a batch is spread over. A batch larger than the training part becomes the largest that the part and
-        the devices allow, with a note.
-      progress: show a bar on standard error while files are read.
-      shared: several processes call this.
+      settings: the configuration.
+      arrays: data in place of `data.source`, see `sources.load`.
+      devices: number of devices over which a batch is spread. A batch larger than the training part is reduced to the
+        largest that training part and devices allow, with a note.
+      progress: show a progress bar while files are read.
+      shared: whether several processes call this.
 
     Raises:
-      UserError: a configuration or data that cannot work.
+      UserError: the configuration or the data cannot be used.
     """
     validation.check(settings)
     return resolve_checked(settings, arrays, devices, progress, shared)

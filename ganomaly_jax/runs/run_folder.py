@@ -1,4 +1,4 @@
-"""What a run's folder holds besides its checkpoints: configuration, environment, lineage."""
+"""Configuration, environment and lineage in a run's folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LINEAGE = "lineage"
 
 
 def stored_config(workdir: Path) -> Config | None:
-    """The configuration of the run in this folder, None where there is no run.
+    """Returns the configuration of the run in this folder, None if there is no run.
 
     Raises:
-      DamagedError: `config.json` is there and cannot be read.
+      DamagedError: `config.json` exists but cannot be read.
     """
     path = workdir / layout.CONFIG
     try:
@@ -32,19 +32,24 @@ def stored_config(workdir: Path) -> Config | None:
     except FileNotFoundError:
         return None
     except (ValueError, AttributeError) as error:  # UserError and JSONDecodeError are ValueErrors
-        raise DamagedError(f"{path} cannot be read ({error}); restore it or start in another --workdir") from None
+        raise DamagedError(f"{path} cannot be read ({error}); restore it or use another --workdir") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON whole or not at all; NaN and infinity are refused, they are not JSON."""
+    """Writes JSON atomically; NaN and infinity are refused, since JSON does not have them."""
     atomic_files.write_text(path, json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def environment(run: Run, data_hash: str, workdir: Path | None = None) -> dict[str, Any]:
-    """What `env.json` holds: versions, devices, hash of the data, seed; and the lineage that the one in `workdir` has,
-    where the run goes on from another one's weights."""
+    """Returns the content of `env.json`: versions, devices, hash of the data, seed.
+
+    Args:
+      run: the resolved run.
+      data_hash: hash of its data.
+      workdir: folder whose `env.json` may hold a lineage, which is kept; None for none.
+    """
     import jax
 
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "chex", "pillow")
@@ -70,35 +75,35 @@ def environment(run: Run, data_hash: str, workdir: Path | None = None) -> dict[s
 
 
 def open_workdir(workdir: Path, resolved: Config, data_hash: str) -> None:
-    """Make the folder of a run, or make sure that the run in it is the one asked for.
+    """Creates the folder of a run, or checks that the run in it is the same.
 
     Raises:
-      UserError: the folder holds another run (says what differs), other data, or cannot be written.
+      UserError: the folder holds another run (the message says what differs) or other data, or cannot be written.
     """
     stored = stored_config(workdir)
     if stored is not None:
         other = config_values.differences(stored, resolved)
         if other:
             raise UserError(
-                f"{workdir} holds a run of another configuration: {'; '.join(other)}. "
-                "Take another --workdir, or the same configuration to go on"
+                f"{workdir} holds a run with another configuration: {'; '.join(other)}. "
+                "Use another --workdir, or the same configuration to resume"
             )
         before = stored_environment(workdir).get("data_hash")
-        advice = "Take another --workdir, or the same data to go on"
+        advice = "Use another --workdir, or the same data to resume"
         datasets.check_unchanged(f"of the run in {workdir}", before, data_hash, advice)
     write_json(workdir / layout.CONFIG, config_values.to_dict(resolved))
 
 
 def open_run(workdir: Path, run: Run, data_hash: str) -> dict[str, Any]:
-    """Opens the folder of a run as `open_workdir` does, writes `env.json` into it and returns what that holds."""
+    """Opens the folder of a run (see `open_workdir`), writes `env.json` into it and returns its content."""
     open_workdir(workdir, run.config, data_hash)
-    held = environment(run, data_hash, workdir)
-    write_json(workdir / layout.ENVIRONMENT, held)
-    return held
+    values = environment(run, data_hash, workdir)
+    write_json(workdir / layout.ENVIRONMENT, values)
+    return values
 
 
 def stored_environment(workdir: Path) -> dict[str, Any]:
-    """`env.json` of a run, empty where it is missing or cannot be read."""
+    """Returns the content of `env.json`, empty if it is missing or cannot be read."""
     try:
         return json.loads((workdir / layout.ENVIRONMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The members of a run: independent models, each class abnormal in turn, times seeds."""
+"""Members of a sweep: independent models, one for each abnormal class and seed."""
 
 from __future__ import annotations
 
@@ -20,55 +20,59 @@ from ganomaly_jax.runs import layout, run_folder
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One model of several."""
+    """One model of a sweep.
+
+    Attributes:
+      name: name of its folder, a run's folder.
+      abnormal: its abnormal class; empty for that of the data.
+      seed: its seed.
+    """
 
     name: str
-    """Of its folder, a run's folder of its own."""
     abnormal: str
-    """The class that is abnormal for it; empty: as the data say."""
     seed: int
 
 
 def expand(settings: Config, dataset: Dataset) -> list[Member]:
-    """The members that a configuration asks for, class by class, seed by seed.
+    """Returns the members that a configuration requests, by class, then seed.
 
     Raises:
-      UserError: a class that the data do not have, or data that members are not trained on.
+      UserError: the data have no such class, or do not support members.
     """
     modalities.named(dataset.modality).check(settings)
-    asked = config.member_classes(settings)
-    classes = list(dataset.classes) if asked == ["all"] else asked or [settings.data.abnormal]
-    for name in asked:
-        if asked != ["all"] and name not in dataset.classes:
+    requested = config.member_classes(settings)
+    classes = list(dataset.classes) if requested == ["all"] else requested or [settings.data.abnormal]
+    for name in requested:
+        if requested != ["all"] and name not in dataset.classes:
             near = difflib.get_close_matches(name, dataset.classes, n=1, cutoff=0.0)
             raise UserError(
-                f"members.classes: {name!r} is no class of {dataset.name}, which has {', '.join(dataset.classes)}; "
-                f"the nearest is {near[0]!r}, and `all` takes each in turn"
+                f"members.classes: {name!r} is not a class of {dataset.name}, which has {', '.join(dataset.classes)}; "
+                f"the nearest is {near[0]!r}, and `all` takes each class in turn"
             )
-    made = []
-    for place, abnormal in enumerate(classes):
-        # A class may be called anything; its place keeps names apart that differ in odd characters only.
+    members = []
+    for position, abnormal in enumerate(classes):
+        # Class names are arbitrary; the position keeps names unique that differ in special characters only.
         plain = re.sub(r"[^\w.-]+", "_", abnormal)
-        word = abnormal if plain == abnormal else f"{place}_{plain}"
+        word = abnormal if plain == abnormal else f"{position}_{plain}"
         for seed in config.member_seeds(settings):
-            made.append(Member(f"{word}-seed{seed}" if abnormal else f"seed{seed}", abnormal, seed))
-    return made
+            members.append(Member(f"{word}-seed{seed}" if abnormal else f"seed{seed}", abnormal, seed))
+    return members
 
 
-def settings_of(settings: Config, member: Member) -> Config:
-    """The configuration of one member, as if it were trained alone."""
-    own = copy.deepcopy(settings)
-    own.data.abnormal, own.seed, own.members = member.abnormal, member.seed, config.Members()
-    return own
+def member_config(settings: Config, member: Member) -> Config:
+    """Returns the configuration of one member, as if it were trained alone."""
+    alone = copy.deepcopy(settings)
+    alone.data.abnormal, alone.seed, alone.members = member.abnormal, member.seed, config.Members()
+    return alone
 
 
-def folder(workdir: Path, member: Member) -> Path:
-    """The run's folder of a member."""
+def member_folder(workdir: Path, member: Member) -> Path:
+    """Returns the run's folder of a member."""
     return workdir / layout.MEMBERS / member.name
 
 
-def write(workdir: Path, members: Sequence[Member]) -> None:
-    """Keep the list of members in the folder of the whole.
+def write_members(workdir: Path, members: Sequence[Member]) -> None:
+    """Writes the list of members to the folder of the sweep.
 
     Raises:
       UserError: it cannot be written.
@@ -76,11 +80,11 @@ def write(workdir: Path, members: Sequence[Member]) -> None:
     run_folder.write_json(workdir / layout.MEMBER_LIST, {"members": [dataclasses.asdict(member) for member in members]})
 
 
-def stored(workdir: Path) -> list[Member]:
-    """The members of the run in this folder, empty where it is one model or no run.
+def read_members(workdir: Path) -> list[Member]:
+    """Returns the members of the sweep in this folder; empty for a single run or no run.
 
     Raises:
-      DamagedError: the list is there and cannot be read.
+      DamagedError: the list exists but cannot be read.
     """
     path = workdir / layout.MEMBER_LIST
     try:

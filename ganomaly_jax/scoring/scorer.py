@@ -305,9 +305,9 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     folder = Path(directory)
     if (folder / layout.DETECTOR).is_dir():
         folder = folder / layout.DETECTOR
-    elif team := sweep.stored(folder):
+    elif team := sweep.read_members(folder):
         raise UserError(
-            f"{directory} holds {len(team)} members: name one of them, such as {sweep.folder(folder, team[0])}"
+            f"{directory} holds {len(team)} members: name one of them, such as {sweep.member_folder(folder, team[0])}"
         )
     elif not (folder / sealed_folder.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"

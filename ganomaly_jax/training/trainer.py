@@ -39,8 +39,8 @@ def train(
 ) -> Scorer:
     """Trains a detector in the folder `workdir`, or resumes the training in it, and calibrates it.
 
-    Among several processes (`processes.start`) all call this with the same arguments on the same data, and share the
-    file system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
+    Among several processes (`processes.initialize`) all call this with the same arguments on the same data, and share
+    the file system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
 
     Args:
       settings: what to train, see `config.Config`.
@@ -121,7 +121,7 @@ def train_run(
         variables = sharding.to_host(detector.variables(state))
         environment = run_folder.environment(run, data_hash, workdir)
         scorer = finalize.finish(run, training_run, variables, int(state.step), environment, log, workdir / into)
-    for sentence in diagnostics.words(history.read(workdir / layout.HISTORY), settings.model.latent_size):
+    for sentence in diagnostics.problems(history.read(workdir / layout.HISTORY), settings.model.latent_size):
         log(f"note: {sentence}")
     return scorer
 
@@ -189,16 +189,16 @@ def train_members(
     if isinstance(dataset.images, lazy.LazyImages):
         dataset = dataclasses.replace(dataset, images=dataset.images[:])
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)
-    runs = [resolution.resolve_checked(sweep.settings_of(settings, one), dataset) for one in team]
+    runs = [resolution.resolve_checked(sweep.member_config(settings, one), dataset) for one in team]
     training_runs = [
-        TrainingRun(run, sweep.folder(workdir, one), one.name) for run, one in zip(runs, team, strict=True)
+        TrainingRun(run, sweep.member_folder(workdir, one), one.name) for run, one in zip(runs, team, strict=True)
     ]
     resolved = _settings_of_all(settings, runs)
     detector = runs[0].detector
     cost.check_members(detector, len(team), mesh.size, dataset.images.nbytes)
     data_hash = datasets.content_hash(dataset)
     run_folder.open_workdir(workdir, resolved, data_hash)
-    sweep.write(workdir, team)
+    sweep.write_members(workdir, team)
     environments = [run_folder.open_run(one.folder, one.run, data_hash) for one in training_runs]
     run_folder.write_json(workdir / layout.ENVIRONMENT, environments[0])
     keys = jnp.stack([jax.random.key(one.seed) for one in team])

@@ -139,8 +139,8 @@ def update(
 
 def _parent(workdir: Path, old_source: str) -> _Parent:
     """The finished run to go on from, with its data."""
-    if team := sweep.stored(workdir):
-        first = sweep.folder(workdir, team[0])
+    if team := sweep.read_members(workdir):
+        first = sweep.member_folder(workdir, team[0])
         raise UserError(f"{workdir} holds {len(team)} members, whose checkpoints are of all together ({first} has "
                         "none of its own): wanted the folder of a run of one model")  # fmt: skip
     settings = run_folder.stored_config(workdir)

@@ -315,7 +315,7 @@ def test_what_cannot_be_served(trained, scorer, capsys, monkeypatch, tmp_path):
     for flags, wanted in (
         (["--host", "no.such.host.invalid"], "wanted --host"),
         (["--port", "70000"], "wanted 0 to 65535"),
-        (["--max-batch", "1000"], "wanted 1 to 256"),
+        (["--max-batch", "1000"], "expected 1 to 256"),
         (["--queue", "0"], "limit queue 0"),
         (["--drain", "-1"], "--drain -1"),
         (["--drain", "nan"], "--drain nan"),

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import asyncio
 from ganomaly_jax.runs import orbax_logging
-orbax_logging.failed_writes()
+orbax_logging.silence_failed_writes()
 from absl import logging
 logging.error("[process=0] _SignalingThread.run() raised an exception: %s", "pages")
 logging.error("something else")

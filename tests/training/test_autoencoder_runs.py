@@ -51,8 +51,10 @@ def test_a_run_is_looked_at_without_a_discriminator(run):
     losses = [record for record in records if "images" not in record]
     assert {"step", "epoch", "images_per_second", "reconstruction"} == {name for one in losses for name in one}
     sick = {"step": 300, diagnostics.VARIANCE: 0.1, diagnostics.RANK: 1.0, "images": 256}
-    assert not any(word in line for line in diagnostics.words([sick], 100) for word in ("discriminator", "generator"))
-    assert len(diagnostics.words([sick], 100)) == 2
+    assert not any(
+        word in line for line in diagnostics.problems([sick], 100) for word in ("discriminator", "generator")
+    )
+    assert len(diagnostics.problems([sick], 100)) == 2
 
 
 def test_read_evaluated_and_exported_it_scores_as_it_did(run, arrays, tmp_path):

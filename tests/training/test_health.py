@@ -90,7 +90,7 @@ def record(step, accuracy, variance=0.8, rank=30.0, images=256):
 
 def test_words_of_a_sick_training():
     records = [record(100, 1.0), record(1200, 0.8), {"step": 1250, "generator": 1.0}, record(1300, 0.99)]
-    said = diagnostics.words([*records, record(1400, 0.996, 0.12, 9.2)], 100)
+    said = diagnostics.problems([*records, record(1400, 0.996, 0.12, 9.2)], 100)
     assert said == [
         "The discriminator has told 100% of real and reconstructed images apart since step 1,300: its loss no longer "
         "trains the generator.",
@@ -100,10 +100,12 @@ def test_words_of_a_sick_training():
 
 
 def test_words_of_a_healthy_training():
-    assert diagnostics.words([record(100, 1.0, 0.1, 2), record(200, 0.98, 0.26, 10.1)], 100) == []
-    assert diagnostics.words([], 100) == []
-    assert diagnostics.words([record(200, 0.5, rank=2.0, images=12)], 100) == [], "12 images span 11 dimensions at most"
-    assert len(diagnostics.words([record(200, 0.5, rank=1.05, images=12)], 100)) == 1
+    assert diagnostics.problems([record(100, 1.0, 0.1, 2), record(200, 0.98, 0.26, 10.1)], 100) == []
+    assert diagnostics.problems([], 100) == []
+    assert diagnostics.problems([record(200, 0.5, rank=2.0, images=12)], 100) == [], (
+        "12 images span 11 dimensions at most"
+    )
+    assert len(diagnostics.problems([record(200, 0.5, rank=1.05, images=12)], 100)) == 1
     broken = {
         "step": 3,
         diagnostics.ACCURACY: "high",
@@ -111,7 +113,7 @@ def test_words_of_a_healthy_training():
         diagnostics.RANK: None,
         "images": "many",
     }
-    assert diagnostics.words([broken], 100) == []
+    assert diagnostics.problems([broken], 100) == []
 
 
 def test_early_stopping():
@@ -261,7 +263,7 @@ def test_the_health_is_drawn_and_the_losses_are_the_same_beside_it(tmp_path):
     path.write_text("".join(json.dumps(one) + "\n" for one in losses + looks))
     assert curve_plots.health(path, png) == png
     assert curve_plots.losses(path, tmp_path / "losses.png").read_bytes() == alone
-    assert diagnostics.words(losses + looks, 100)[0] == "It stopped."
+    assert diagnostics.problems(losses + looks, 100)[0] == "It stopped."
 
 
 def test_process_0_has_the_say():

@@ -60,22 +60,22 @@ def assert_same(ours, theirs, tolerance=1e-6):
 def test_a_member_is_the_same_model_trained_alone(together, classes, tmp_path):
     """Weights, optimiser, running statistics, threshold and scores; their lengths differ with their class."""
     workdir, scorers = together
-    team = sweep.stored(workdir)
+    team = sweep.read_members(workdir)
     assert [one.name for one in team] == list(scorers)
     assert len(team) == 6
     whole = final(workdir)
     assert len(set(whole["step"].tolist())) > 1
     for m in (3,):
         alone = tmp_path / team[m].name
-        settings = sweep.settings_of(config(), team[m])
+        settings = sweep.member_config(config(), team[m])
         theirs = train(settings, alone, classes, log=quiet)
         assert_same(jax.tree.map(lambda leaf, m=m: leaf[m], whole), final(alone))
-        ours = ganomaly_jax.load(sweep.folder(workdir, team[m]))
+        ours = ganomaly_jax.load(sweep.member_folder(workdir, team[m]))
         np.testing.assert_allclose(ours(classes[0]), theirs(classes[0]), rtol=1e-5)
         assert ours.threshold == pytest.approx(theirs.threshold, rel=1e-5)
-        stored = [(folder / "config.json").read_text() for folder in (sweep.folder(workdir, team[m]), alone)]
+        stored = [(folder / "config.json").read_text() for folder in (sweep.member_folder(workdir, team[m]), alone)]
         assert stored[0] == stored[1]
-        lines = [folder / "history.jsonl" for folder in (sweep.folder(workdir, team[m]), alone)]
+        lines = [folder / "history.jsonl" for folder in (sweep.member_folder(workdir, team[m]), alone)]
         steps = [[json.loads(line)["step"] for line in path.read_text().splitlines()] for path in lines]
         assert steps[0] == steps[1]
 
@@ -136,7 +136,7 @@ def test_a_member_that_diverged_does_not_stop_the_others(together, classes, tmp_
     theirs, ours = final(together[0]), final(tmp_path)
     for m in (0, 5):
         assert_same(*(jax.tree.map(lambda leaf, m=m: leaf[m], tree) for tree in (ours, theirs)))
-    summary = sweep_summary.summarise(sweep.stored(tmp_path), {name: None for name in found})
+    summary = sweep_summary.summarise(sweep.read_members(tmp_path), {name: None for name in found})
     assert summary["auroc"] is None
     assert all("-" in line for line in sweep_summary.lines(summary)[1:])
 
@@ -157,10 +157,10 @@ def test_evaluation_of_all(together, classes, monkeypatch):
     monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
     dataset = sources.read(config().data, classes)
     found = evaluate.evaluate_members(workdir, own=dataset)
-    team = sweep.stored(workdir)
+    team = sweep.read_members(workdir)
     assert list(found) == [one.name for one in team]
     for one in team:
-        own = json.loads((sweep.folder(workdir, one) / "metrics.json").read_text())
+        own = json.loads((sweep.member_folder(workdir, one) / "metrics.json").read_text())
         assert own["seed"] == one.seed
         assert own["auroc"] == found[one.name].metrics["auroc"]
         assert list(own["per_class"]) == [one.abnormal]
@@ -216,7 +216,7 @@ def test_bad_wishes_are_told(together, classes, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="another configuration: members"):
         train_members(members_of("all", "0"), workdir, classes, log=quiet)
     for wish, match in (
-        (members_of("lying,standign", ""), "'standign' is no class of .*nearest is 'standing'"),
+        (members_of("lying,standign", ""), "'standign' is not a class of .*nearest is 'standing'"),
         (members_of("all", "0,0"), "different numbers"),
         (members_of("all", "0,x"), "different numbers"),
         (members_of("lying,lying", ""), "different names"),

@@ -260,7 +260,7 @@ def test_a_damaged_checkpoint_is_passed_over_when_told(tmp_path, arrays):
     damaged = tmp_path / "checkpoints" / "00000008" / "meta.json"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     settings.train.steps = 12
-    with pytest.raises(DamagedError, match="good: 4"):
+    with pytest.raises(DamagedError, match="undamaged: 4"):
         train(settings, tmp_path, arrays, log=lambda line: None)
     said = []
     scorer = train(settings, tmp_path, arrays, log=said.append, fall_back=True)
