@@ -112,6 +112,18 @@ def test_commands_are_accepted(path):
                 assert word.partition("=")[0] in known, f"{words[0]} has no {word}"
 
 
+@pytest.mark.parametrize(
+    "path", [page for page in PAGES if "benchmarks" not in page.parts[-3:]], ids=lambda path: path.name
+)
+def test_options_in_the_text_exist(path):
+    parser = main.make_parser()
+    [action] = [found for found in parser._actions if isinstance(found, argparse._SubParsersAction)]
+    known = {option for verb in action.choices.values() for option in verb._option_string_actions}
+    others = {"--partners", "--signal", "--ntasks-per-node", "--quick"}  # of 0.1.0, of SLURM, of the benchmarks
+    for option in re.findall(r"`(--[\w-]+)", prose(path)):
+        assert option in known | others or option.startswith(("--config", "--xla")), f"no verb has {option}"
+
+
 def _is_shipped(name):
     return (ROOT / "configs" / f"{name}.py").is_file()
 
