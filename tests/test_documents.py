@@ -156,3 +156,8 @@ def test_python_blocks_compile_and_their_names_exist(path):
                         assert hasattr(importlib.import_module(node.module), alias.name), alias.name
     for name in re.findall(r"`gj\.([A-Za-z_]+)", text(path)):
         assert name in ganomaly_jax.__all__, f"gj.{name}: no such name"
+
+
+def test_every_public_name_is_documented():
+    named = set(re.findall(r"\bgj\.(\w+)", text(ROOT / "docs" / "python-api.md")))
+    assert named >= set(ganomaly_jax.__all__), sorted(set(ganomaly_jax.__all__) - named)
