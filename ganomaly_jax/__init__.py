@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from ganomaly_jax.scoring.scorer import Scorer as Scorer
     from ganomaly_jax.scoring.scorer import load as load
     from ganomaly_jax.scoring.sensors import contributions as contributions
+    from ganomaly_jax.streaming.compiled_step import Streams as Streams
+    from ganomaly_jax.streaming.compiled_step import advance as advance
+    from ganomaly_jax.streaming.compiled_step import compile_streams as compile_streams
     from ganomaly_jax.training.cost import Plan as Plan
     from ganomaly_jax.training.cost import plan as plan
     from ganomaly_jax.training.data_check import Check as Check
@@ -76,6 +79,7 @@ _HOME = {
     "scoring.recalibration": ("recalibrate",),
     "scoring.scorer": ("Judgement", "Scorer", "load"),
     "scoring.sensors": ("contributions",),
+    "streaming.compiled_step": ("Streams", "advance", "compile_streams"),
     "training.cost": ("Plan", "plan"),
     "training.data_check": ("Check", "check"),
     "training.trainer": ("train", "train_members"),
