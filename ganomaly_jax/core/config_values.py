@@ -28,7 +28,7 @@ class Key:
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """Returns the first line of its docstring."""
         return self.text.partition("\n")[0]
 
 

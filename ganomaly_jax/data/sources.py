@@ -124,7 +124,7 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         siblings = os.listdir(path.parent) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, [*names, *siblings], n=1)
         hint = f"; did you mean {near[0] if near[0] in names else shown(path.parent / near[0])}?" if near else ""
-        raise UserError(f"nothing at {shown(path)}: wanted {_WANTED}{hint}") from None
+        raise UserError(f"{shown(path)} does not exist; expected {_WANTED}{hint}") from None
     except (OSError, EOFError, ValueError, KeyError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{shown(path)} cannot be read: {detail}") from None

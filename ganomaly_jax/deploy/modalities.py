@@ -1,4 +1,4 @@
-"""What deployment knows of each modality: whether it is served, and how an export is described and tried."""
+"""Deployment by modality: whether it is served, and how exports are described and checked."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ganomaly_jax.scoring.scorer import Scorer
 
 
 class DeployModality(Protocol):
-    """What deployment asks of a modality."""
+    """Interface that deployment needs of a modality."""
 
     @property
     def served(self) -> bool:
-        """Whether the HTTP service and Ray take its files."""
+        """Returns True if the HTTP server and Ray accept its files."""
 
     @property
     def onnx(self) -> bool:
-        """Whether its preprocessing is known to work as ONNX."""
+        """Returns True if its preprocessing is known to work as ONNX."""
 
     def fields(self, scorer: Scorer) -> dict[str, Any]:
-        """Returns what an export's manifest says of its input beside shape, type and range."""
+        """Returns further entries about the input for an export's manifest."""
 
     def generate(self, scorer: Scorer, n: int) -> np.ndarray:
-        """Returns n raw items of the training type and range, from quiet to loud; always the same."""
+        """Returns n deterministic raw items [n, *shape] of the training dtype and range, weak to strong."""
 
 
 class Images:

@@ -30,11 +30,11 @@ class Detector(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input: (H, W, C), (T, D) or (D,)."""
+        """Returns the shape of one input: (H, W, C), (T, D) or (D,)."""
 
     @property
     def axis_name(self) -> str | None:
-        """Mapped axis that `update` averages over; None if it sees the global batch."""
+        """Returns the mapped axis that `update` averages over; None if it sees the global batch."""
 
     @property
     def losses(self) -> tuple[str, ...]:

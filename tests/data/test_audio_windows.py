@@ -419,7 +419,7 @@ def test_data_that_cannot_be_trained_on_are_refused(tmp_path):
 def test_verbs_that_do_not_take_sound_say_so(trained, tmp_path, capsys):
     workdir = trained[0]
     for arguments, why in (
-        (["monitor", str(tmp_path), "--once"], "`ganomaly predict` judges recordings"),
+        (["monitor", str(tmp_path), "--once"], "use `ganomaly predict`"),
         (["predict", str(tmp_path)], "no recordings in"),
         (["predict", str(tmp_path), "--groups", "g.csv"], "--groups is for images"),
         (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "an update is for images"),

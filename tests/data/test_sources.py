@@ -295,7 +295,7 @@ def test_idx(tmp_path):
 
 def test_what_is_no_source(tmp_path):
     fill(tmp_path / "bottles", {".": 3})
-    with pytest.raises(UserError, match=r"nothing at .*bottle: wanted a folder.*; did you mean .*bottles\?"):
+    with pytest.raises(UserError, match=r"bottle does not exist; expected a folder.*; did you mean .*bottles\?"):
         read(tmp_path / "bottle")
     with pytest.raises(UserError, match=r"did you mean mnist5k\?"):
         read("mnist5")
