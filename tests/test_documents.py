@@ -112,9 +112,7 @@ def test_commands_are_accepted(path):
                 assert word.partition("=")[0] in known, f"{words[0]} has no {word}"
 
 
-@pytest.mark.parametrize(
-    "path", [page for page in PAGES if "benchmarks" not in page.parts[-3:]], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [page for page in PAGES if "benchmarks" not in page.parts], ids=lambda path: path.name)
 def test_options_in_the_text_exist(path):
     parser = main.make_parser()
     [action] = [found for found in parser._actions if isinstance(found, argparse._SubParsersAction)]
@@ -122,6 +120,15 @@ def test_options_in_the_text_exist(path):
     others = {"--partners", "--signal", "--ntasks-per-node", "--quick"}  # of 0.1.0, of SLURM, of the benchmarks
     for option in re.findall(r"`(--[\w-]+)", prose(path)):
         assert option in known | others or option.startswith(("--config", "--xla")), f"no verb has {option}"
+
+
+@pytest.mark.parametrize(
+    "path", [page for page in PAGES if "benchmarks" in page.parts], ids=lambda path: path.parent.name
+)
+def test_options_of_benchmarks_exist(path):
+    sources = "\n".join(text(source) for source in (ROOT / "benchmarks").rglob("*.py"))
+    for option in re.findall(r"(?<![\w-])--[a-z][\w-]+", text(path)):
+        assert f'"{option}"' in sources or option.startswith(("--help", "--format", "--xla")), f"no {option}"
 
 
 def _is_shipped(name):
