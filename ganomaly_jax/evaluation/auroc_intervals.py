@@ -22,7 +22,7 @@ _BLOCK = 4_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and the ends of its confidence interval."""
+    """Holds a figure and the ends of its confidence interval."""
 
     value: float
     low: float
@@ -31,7 +31,7 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two scores on the same items: first minus second."""
+    """Holds the comparison of two scores on the same items, first minus second."""
 
     difference: Interval
     """Of the AUROCs, with the normal interval of its standard error."""

@@ -42,7 +42,7 @@ _RESAMPLES = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Baseline:
-    """One detector; those that share `fit` and `on` are fitted once.
+    """Describes one statistical detector; those that share `fit` and `on` are fitted once.
 
     `on` is `x`, items [n, ...] float32 in [-1, 1], or `z`, their latents [n, L] float32.
     """
@@ -56,7 +56,7 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """Detector, baselines and their combinations on one test set, by name."""
+    """Holds detector, baselines and their combinations on one test set, by name."""
 
     scores: dict[str, np.ndarray]
     """[N] float64 each, higher is more anomalous, NaN for an invalid item; a combination's is on a scale of its own."""
@@ -70,9 +70,10 @@ class Comparison:
 
 
 def outside(detector: Any, on: str = "x", higher: str = "") -> Baseline:
-    """Any object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a baseline; it is fitted in place.
+    """Returns a baseline of any object with `fit(X)` and `decision_function(X)`, X [n, D] float64.
 
     Args:
+      detector: the object; it is fitted in place.
       on: `x` or `z`.
       higher: what a higher value of `decision_function` means, `anomalous` or `normal`; empty: `normal` for
         scikit-learn's classes and what inherits from its outlier detectors (negative is an outlier there; of a Pipeline
@@ -140,7 +141,7 @@ _neighbours = jax.jit(latent_statistics.neighbours)
 
 
 def combinations(words: str) -> tuple[str, ...]:
-    """The ways that `evaluate.combine` names; empty for none.
+    """Returns the combinations that `evaluate.combine` names; empty for none.
 
     Raises:
       UserError: an unknown name.
@@ -161,7 +162,7 @@ def compare(
     seed: int = 0,
     scores: np.ndarray | None = None,
 ) -> Comparison:
-    """A detector beside statistical ones, on the same items.
+    """Compares a detector with statistical ones on the same items.
 
     Args:
       training, calibration, test: raw items [n, ...] of the shape that `judge` was trained on: normal ones to fit to,
@@ -232,7 +233,7 @@ def _given(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
 
 
 def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
-    """`x` [B, ...] in [-1, 1] and, where wanted, `z` [B, L], a block at a time."""
+    """Yields `x` [B, ...] in [-1, 1] and, where wanted, `z` [B, L], a block at a time."""
     size = inference.BUCKETS[-1]
     for begin in range(0, len(items), size):
         raw = np.asarray(items[begin : begin + size])
@@ -270,7 +271,7 @@ def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], seed: in
 def _scores(
     scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], fitted: Mapping[Any, Any]
 ) -> dict[str, np.ndarray]:
-    """[n] float64 of each baseline, NaN for an item that has a NaN or infinite value."""
+    """Returns scores [n] float64 of each baseline, NaN for an item that has a NaN or infinite value."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     latents = any(baseline.on == "z" for baseline in chosen.values())
     for block in _blocks(scorer, items, latents):
@@ -292,7 +293,7 @@ def _scores(
 
 
 def _combine(ways: Sequence[str], on_calibration: dict[str, np.ndarray], on_test: dict[str, np.ndarray]) -> None:
-    """Add the combinations to both."""
+    """Adds the combinations to both."""
     names = list(on_calibration)
     of_calibration = np.stack([combination.rarity_of_reference(on_calibration[name]) for name in names])
     of_test = np.stack([combination.rarity(on_calibration[name], on_test[name]) for name in names])
@@ -337,7 +338,7 @@ def _figures(
 
 
 def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Whether the GAN earns its keep, in words: by the intervals of the differences, nothing being chosen."""
+    """Returns sentences that say whether the detector is better than the baselines, by the intervals of differences."""
     known = {name: found["difference"] for name, found in figures.items() if found.get("difference")}
     sides = {
         "The detector separates better than": [name for name, (_, _, high) in known.items() if high < 0],
@@ -350,7 +351,7 @@ def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A table for the terminal, from what `metrics.json` holds."""
+    """Returns a table for the terminal, line by line, from what `metrics.json` holds."""
     rows: list[tuple[str, ...]] = [
         ("", "AUROC", "(95 %)", "av. prec.", "false pos.", "true pos.", "AUROC minus the detector's")
     ]

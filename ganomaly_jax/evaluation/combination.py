@@ -11,10 +11,17 @@ _LEAST = 1e-300
 
 
 def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """How rare scores [B] are among normal ones: (1 + how many of the reference [n] are at least as high) / (n + 1).
+    """Returns how rare scores are among normal ones: (1 + how many of the reference are at least as high) / (n + 1).
 
     Above all of the reference it falls on exponentially, by the mean excess of the highest tenth, so that what lies
     there keeps its order in a combination: an extrapolation, where the conformal p-value stays 1 / (n + 1).
+
+    Args:
+      reference: [n] scores of normal items.
+      scores: [B] scores; NaN gives NaN.
+
+    Returns:
+      [B] float64 above 0 and at most 1.
     """
     ordered, n = np.sort(reference), len(reference)
     found = (1.0 + n - np.searchsorted(ordered, scores, side="left")) / (n + 1)
@@ -26,7 +33,7 @@ def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def rarity_of_reference(reference: np.ndarray) -> np.ndarray:
-    """`rarity` [n] of each of the reference [n] among the others, over n + 1 all the same, so that it is no greater."""
+    """Returns the `rarity` [n] of each of the reference [n] among the others, over n + 1 all the same."""
     ordered, n = np.sort(reference), len(reference)
     found = (n - np.searchsorted(ordered, reference, side="left").astype(float)) / (n + 1)
     if n > 2:  # the highest alone lies beyond the others

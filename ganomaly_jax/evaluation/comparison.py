@@ -21,7 +21,7 @@ _FEW = 10
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What two runs came to on the same test images."""
+    """Holds what two runs came to on the same test items."""
 
     names: tuple[str, str]
     auroc: tuple[Interval, Interval]
@@ -35,10 +35,11 @@ class Comparison:
 
 
 def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
-    """Two runs by their predictions.csv, image by image, matched by path.
+    """Compares two runs by their predictions.csv, item by item, matched by path.
 
     Args:
-      first, second: folders of two evaluated runs.
+      first: folder of an evaluated run.
+      second: folder of another one.
 
     Raises:
       UserError: no predictions with labels there, other test images or other labels, or one class only.
@@ -74,7 +75,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
 
 
 def describe(found: Comparison) -> list[str]:
-    """The comparison in plain words, a line each."""
+    """Returns the comparison in plain English, line by line."""
     lines = [f"{found.n_normal} normal and {found.n_anomalous} anomalous test images, the same for both"]
     if found.left_out:
         lines.append(f"{found.left_out} images without a score in one of the runs are left out")
@@ -99,7 +100,7 @@ def describe(found: Comparison) -> list[str]:
 
 
 def _read(workdir: Path) -> dict[str, tuple[int, float]]:
-    """{path: (label, score; NaN where it is invalid)} of a run."""
+    """Reads {path: (label, score; NaN where it is invalid)} of a run."""
     path = workdir / layout.PREDICTIONS
     if not path.is_file():
         if (workdir / layout.MEMBERS).is_dir():

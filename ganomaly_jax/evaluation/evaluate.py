@@ -35,7 +35,7 @@ _SEPARATES = 0.6
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What was found, and what it was found on."""
+    """Holds the results of an evaluation."""
 
     metrics: dict[str, Any]
     page: Path | None
@@ -55,7 +55,7 @@ def evaluate(
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
-    """Score the test set of a run and write metrics.json, predictions.csv, pictures and report.html into its folder.
+    """Scores the test set of a run; writes metrics.json, predictions.csv, pictures and report.html into its folder.
 
     Scores use running statistics only: each depends on its own image alone. Nothing is chosen on the test data.
 
@@ -109,9 +109,18 @@ def judge_together(scorer: Scorer, run: Run) -> Judgement:
 def evaluate_members(
     workdir: str | os.PathLike[str], false_positive_rate: float | None = None, own: datasets.Dataset | None = None
 ) -> dict[str, Evaluation | None]:
-    """`evaluate` for every member of a run, each in its folder; {name: what was found, None for one that diverged}.
+    """Evaluates every member of a sweep, each in its own folder.
 
-    Arguments and errors are those of `evaluate`.
+    Args:
+      workdir: folder of the sweep.
+      false_positive_rate: as in `evaluate`.
+      own: as in `evaluate`.
+
+    Returns:
+      What was found, by the name of the member; None for one that diverged.
+
+    Raises:
+      UserError: as `evaluate`, or the folder holds no members.
     """
     workdir = Path(workdir)
     team = sweep.read_members(workdir)
@@ -193,7 +202,7 @@ def evaluate_run(
 def _beside(
     workdir: Path, this: Run, scorer: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
 ) -> dict[str, Any]:
-    """What `metrics.json` holds of the statistical detectors that the configuration asks for."""
+    """Returns what `metrics.json` holds of the statistical detectors that the configuration asks for."""
     asked = scorer.config.evaluate
     if not asked.baselines:
         return {}
@@ -300,8 +309,10 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
 def write_predictions(
     path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
 ) -> None:
-    """`predictions.csv`, a row an image: path, label (0 normal, 1 anomalous, empty unknown), score, p_value, verdict,
-    and the reason of a verdict `invalid`, whose score and p-value are empty.
+    """Writes `predictions.csv`, a row an item.
+
+    The columns are path, label (0 normal, 1 anomalous, empty where unknown), score, p_value, verdict, and the reason of
+    a verdict `invalid`, whose score and p-value are empty.
 
     Raises:
       UserError: it cannot be written.

@@ -133,7 +133,7 @@ def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | 
 
 
 def _spread(normal: np.ndarray, regions: Sequence[np.ndarray], most: float) -> np.ndarray:
-    """Thresholds, falling: above all normal pixels, quantiles of them up to beyond the rate `most`, and the least."""
+    """Returns falling thresholds: above all normal pixels, quantiles of them to beyond the rate `most`, the least."""
     at = len(normal) - 1 - np.linspace(0, min(most * 1.01, 1.0) * (len(normal) - 1), _POINTS).astype(int)
     highest = np.nextafter(normal[-1], np.inf, dtype=normal.dtype)
     least = min(normal[0], *(region[0] for region in regions))

@@ -24,7 +24,7 @@ _TAIL, _LEAST_TAIL = 0.1, 10
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """A threshold and where it comes from.
+    """Holds a threshold and where it comes from.
 
     An image is anomalous when its score is above `threshold`. `rate` is the share of fresh normal images that this
     flags at most, on average over calibration parts of this size (by `tail`: an extrapolation); `source` says all of
@@ -41,9 +41,12 @@ class Calibration:
 
 
 def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> Calibration:
-    """The threshold that `settings.threshold_by` asks for, and the review band, from calibration scores [n].
+    """Sets the threshold that `settings.threshold_by` asks for, and the review band.
 
-    `items` is what the scored things are called.
+    Args:
+      scores: [n] of normal items that were not trained on.
+      settings: how the threshold is set.
+      items: what the scored items are called.
 
     Raises:
       UserError: no scores, one that is not finite, too few for a tail, a review band that lies within what is
@@ -71,7 +74,7 @@ def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> 
 
 
 def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibration:
-    """The calibration of one group by its own scores; that of all where the group has none.
+    """Returns the calibration by one group's own scores; that of all where the group has none.
 
     Raises:
       UserError: as `by`.
@@ -80,7 +83,7 @@ def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibr
 
 
 def calibrate(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
-    """The threshold for a false-positive rate, from the scores [n] of n calibration images.
+    """Sets the threshold for a false-positive rate, from the scores [n] of n calibration items (split conformal).
 
     With n exchangeable normal scores, a fresh one lies above the k-th smallest with probability (n + 1 - k) / (n + 1)
     (split conformal prediction), so the smallest rate that can be promised is 1 / (n + 1), by the largest score.
@@ -132,7 +135,7 @@ def _ordered(scores: np.ndarray, items: str) -> np.ndarray:
 
 
 def _by_quantile(scores: np.ndarray, quantile: float, items: str) -> Calibration:
-    """The smallest calibration score that at least this share of them does not exceed."""
+    """Returns the smallest calibration score that at least this share of them does not exceed."""
     ordered = _ordered(scores, items)
     n = len(ordered)
     k = max(math.ceil(quantile * n - 1e-9), 1)
@@ -149,7 +152,7 @@ def _given(scores: np.ndarray, threshold: float, items: str) -> Calibration:
 
 
 def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
-    """A threshold beyond what the number of scores could promise: peaks over threshold, extreme-value theory.
+    """Sets a threshold beyond what the number of scores can promise, by extreme-value theory (peaks over threshold).
 
     What scores [n] exceed their 90 % quantile u by follows a generalised Pareto distribution for large u (Pickands
     1975); the threshold is its quantile, u + sigma / xi * ((rate * n / excesses) ** -xi - 1), as in Siffer et al. 2017,
@@ -188,11 +191,20 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
 
 
 def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
-    """(shape xi, scale sigma) of a generalised Pareto distribution, from excesses [n] above 0, n at least 10.
+    """Fits a generalised Pareto distribution.
 
-    The estimator of Zhang and Stephens 2009 ("A New and Efficient Estimation Method for the Generalized Pareto
-    Distribution", Technometrics 51): a mean over a grid, weighted by the likelihood, which for some samples has no
-    maximum of its own.
+    The estimate is a mean over a grid, weighted by the likelihood, which for some samples has no maximum of its own
+    (scipy.stats.genpareto.fit looks for that maximum).
+
+    Args:
+      excesses: [n] above 0, n at least 10.
+
+    Returns:
+      Shape xi and scale sigma.
+
+    References:
+      Zhang and Stephens 2009, "A New and Efficient Estimation Method for the Generalized Pareto Distribution",
+      Technometrics 51.
     """
     x = np.sort(np.asarray(excesses, np.float64))
     n = len(x)
@@ -207,9 +219,14 @@ def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
 
 
 def p_values(calibration_scores: Array, scores: Array) -> Array:
-    """Conformal p-values [B] float32 in [1 / (n + 1), 1]: (1 + calibration scores >= score) / (n + 1). Pure.
+    """Computes conformal p-values: (1 + calibration scores at least as high) / (n + 1). Pure.
 
-    `calibration_scores` [n] are sorted, smallest first. NaN scores give NaN.
+    Args:
+      calibration_scores: [n], sorted, smallest first.
+      scores: [B]; NaN gives NaN.
+
+    Returns:
+      [B] float32 in [1 / (n + 1), 1].
     """
     n = calibration_scores.shape[0]
     at_least = n - jnp.searchsorted(calibration_scores, scores, side="left")
@@ -217,8 +234,11 @@ def p_values(calibration_scores: Array, scores: Array) -> Array:
 
 
 def verdicts(scores: np.ndarray, threshold: float, review: float | None = None) -> list[str]:
-    """`anomalous` above the threshold, `review` above a lower one if there is one, `invalid` for a score that is not
-    finite, otherwise `normal`."""
+    """Returns a verdict for each score.
+
+    It is `anomalous` above the threshold, `review` above a lower one if there is one, `invalid` for a score that is not
+    finite, otherwise `normal`.
+    """
     lower = threshold if review is None else review
 
     def verdict(score: float) -> str:

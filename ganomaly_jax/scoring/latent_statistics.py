@@ -28,11 +28,16 @@ _ROWS = 1024
 
 
 def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What the functions below need, from latents z [n, L] float32 of normal images; `seed` draws those that are kept.
+    """Fits what the functions below need.
 
-    Returns float32 arrays: `mean` [L] and `whitening` [L, L], after which z has a covariance of 1 (shrunk towards its
-    mean variance by a tenth, Ledoit and Wolf 2004); `bank` [m, L] of whitened and `directions` [m, L] of unit latents,
-    m at most `BANK`; `spacing` and `angular_spacing` [m], the mean distance of each to its neighbours in these.
+    Args:
+      z: latents [n, L] float32 of normal items.
+      seed: draws those that are kept.
+
+    Returns:
+      float32 arrays: `mean` [L] and `whitening` [L, L], after which z has a covariance of 1 (shrunk towards its
+      mean variance by a tenth, Ledoit and Wolf 2004); `bank` [m, L] of whitened and `directions` [m, L] of unit
+      latents, m at most `BANK`; `spacing` and `angular_spacing` [m], the mean distance of each to its neighbours.
     """
     mean, variances, axes = principal_components.fit(z)
     whitening = axes / np.sqrt(variances + _SHRINKAGE * max(float(variances.mean()), 1e-12))
@@ -54,12 +59,18 @@ def _drawn(n: int, seed: int) -> np.ndarray:
 
 
 def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
-    """What `mahalanobis` needs of residuals x - x_hat, flat [n, D] float32, n at least 4.
+    """Fits what `mahalanobis` needs of residuals.
 
-    Returns float32 `mean` [D] and `whitening` [D, D]: each number in units of its own spread, then all of them to a
-    covariance of 1. What a network leaves of correlated sensors is correlated, and small in the directions that tell
-    most; so the covariance is not shrunk by a fixed share as `fit` does, but by the ridge under which residuals left
-    out, a fifth in the order given at a time, are most likely. Nothing but normal items is looked at.
+    Each number is divided by its own spread, then all of them are brought to a covariance of 1. What a network leaves
+    of correlated sensors is correlated, and small in the directions that tell most; so the covariance is not shrunk by
+    a fixed share as in `fit`, but by the ridge under which residuals left out, a fifth in the order given at a time,
+    are most likely. Only normal items are used.
+
+    Args:
+      residual: x - x_hat of normal items, flat [n, D] float32, n at least 4.
+
+    Returns:
+      float32 `mean` [D] and `whitening` [D, D].
     """
     rows = residual.astype(np.float64)
     mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), _LEAST)
@@ -71,10 +82,14 @@ def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fit_squares(residual: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What `local` needs beside `fit` of the latents of the same items: their squared residuals.
+    """Fits what `local` needs beside `fit` of the latents of the same items: their squared residuals.
 
-    `residual` [n, D] float32 and `seed` as those latents. Returns float32 `squares` [m, D], none below a millionth of
-    its number's mean, so that nothing is divided by 0.
+    Args:
+      residual: [n, D] float32 of the items whose latents were fitted.
+      seed: the one that the latents were fitted with.
+
+    Returns:
+      float32 `squares` [m, D], none below a millionth of its number's mean, so that nothing is divided by 0.
     """
     squares = residual[_drawn(len(residual), seed)] ** 2
     return {"squares": np.maximum(squares, np.maximum(_FLOOR * squares.mean(axis=0), np.float32(_LEAST)))}
@@ -85,7 +100,7 @@ def _parts(n: int) -> list[np.ndarray]:
 
 
 def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Of the rows of one part by a normal distribution of all others, with each ridge: log, up to a constant."""
+    """Returns log-likelihoods, up to a constant, of one part by a normal distribution of the others, for each ridge."""
     others = np.delete(rows, part, axis=0)
     mean, variances, axes = principal_components.fit(others)
     squares = ((rows[part] - mean) @ axes) ** 2
@@ -94,25 +109,28 @@ def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def mahalanobis(fitted: dict[str, Array], z: Array) -> Array:
-    """Mahalanobis distance [B] of latents z [B, L], or of residuals, from the mean of the normal ones."""
+    """Returns the Mahalanobis distance [B] of latents z [B, L], or of residuals, from the mean of the normal ones."""
     return _root(jnp.sum(jnp.square(_whitened(fitted, z)), axis=-1))
 
 
 def neighbours(fitted: dict[str, Array], z: Array) -> Array:
-    """Mean distance [B] of whitened latents z [B, L] to their nearest ones in the bank."""
+    """Returns the mean distance [B] of whitened latents z [B, L] to their nearest ones in the bank."""
     return jnp.mean(_nearest(fitted["bank"], _whitened(fitted, z))[0], axis=-1)
 
 
 def density(fitted: dict[str, Array], z: Array) -> Array:
-    """`neighbours`, as a ratio [B] to the same of these nearest ones: the local density ratio.
+    """Returns the local density ratio [B]: `neighbours`, as a ratio to the same of these nearest ones.
 
-    A simplified local outlier factor (Schubert et al. 2014): far away means far where normal latents lie close.
+    A simplified local outlier factor: far away means far where normal latents lie close.
+
+    References:
+      Schubert et al. 2014, "Local outlier detection reconsidered".
     """
     return _ratio(fitted["bank"], fitted["spacing"], _whitened(fitted, z))
 
 
 def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual: Array) -> Array:
-    """Squared residual [B] of [B, D], each number by its mean over the `ALIKE` items of the bank nearest to z [B, L].
+    """Returns the mean [B] of squared residuals [B, D], each by its mean over the `ALIKE` items nearest to z [B, L].
 
     About 1 for a normal item whatever state it is in, where states leave residuals of different sizes.
     """
@@ -122,12 +140,12 @@ def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual
 
 
 def angle(fitted: dict[str, Array], z: Array) -> Array:
-    """Mean distance [B] of the directions of latents z [B, L] to the nearest ones, chords on the unit sphere."""
+    """Returns the mean distance [B] of the directions of latents z [B, L] to the nearest, chords on the unit sphere."""
     return jnp.mean(_nearest(fitted["directions"], _unit(z))[0], axis=-1)
 
 
 def angular_density(fitted: dict[str, Array], z: Array) -> Array:
-    """`density` on the unit sphere: `angle` as a ratio [B] to that of the nearest ones."""
+    """Returns `density` [B] on the unit sphere: `angle` as a ratio to that of the nearest ones."""
     return _ratio(fitted["directions"], fitted["angular_spacing"], _unit(z))
 
 
@@ -144,7 +162,7 @@ def _root(squares: Array) -> Array:
 
 
 def _nearest(bank: Array, z: Array, count: int = NEIGHBOURS) -> tuple[Array, Array]:
-    """Distances [B, k] of z to its nearest in the bank, rising, and which they are."""
+    """Returns the distances [B, k] of z to its nearest in the bank, rising, and which they are."""
     squares = jnp.sum(z * z, axis=-1)[:, None] + jnp.sum(bank * bank, axis=-1) - 2 * z @ bank.T
     least, which = lax.top_k(-squares, min(count, len(bank)))
     return _root(-least), which
@@ -156,7 +174,7 @@ def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
 
 
 def spacing(bank: np.ndarray) -> np.ndarray:
-    """The mean distance [m] of each of the bank [m, L] float32 to its nearest ones but itself."""
+    """Returns the mean distance [m] of each of the bank [m, L] float32 to its nearest ones but itself."""
     near = jax.jit(lambda bank, z: _nearest(bank, z, NEIGHBOURS + 1)[0][:, 1:].mean(axis=-1))
     parts = [np.asarray(near(bank, bank[i : i + _ROWS])) for i in range(0, len(bank), _ROWS)]
     return np.maximum(np.concatenate(parts), np.float32(1e-6))

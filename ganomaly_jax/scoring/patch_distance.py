@@ -1,6 +1,6 @@
 """How far the patches of an image are from those of training images. Pure JAX once fitted.
 
-As PatchCore (Roth et al. 2022, arXiv 2106.08265) with pixels in the place of a pretrained network's features, and as
+Like PatchCore (Roth et al. 2022, arXiv 2106.08265) with pixels in the place of a pretrained network's features, and as
 there with a tenth of the patches, spread out over all of them (its algorithm 1): a patch that is rare among normal ones
 is kept as surely as a frequent one. A patch is compared by what is drawn in it: its mean is subtracted, and it is
 divided by its own deviation plus `_FLOOR`, so that neither exposure nor thickness counts, and noise in an empty patch
@@ -48,7 +48,7 @@ _QUERIES = 1024
 
 
 def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """How far images are averaged down, and sides and steps of a patch after that."""
+    """Returns how far images are averaged down, and sides and steps of a patch after that."""
     sides = [max(_LEAST_SIDE, round(share * side)) for side in shape[:2]]
     down = 1
     while max(sides) // down > _MOST_SIDE and all(side % (2 * down) == 0 for side in shape[:2]):
@@ -59,13 +59,13 @@ def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int],
 
 
 def averaged(x: Array, down: int) -> Array:
-    """Images x [B, H, W, C] as means [B, H / down, W / down, C] over squares; anything for down = 1."""
+    """Averages images x [B, H, W, C] down: means [B, H / down, W / down, C] over squares; anything for down = 1."""
     size = (1, down, down, 1)
     return lax.reduce_window(x, 0.0, lax.add, size, size, "VALID") / down**2 if down > 1 else x
 
 
 def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Array, Array]:
-    """Mean and divisor [B, h, w] of each patch."""
+    """Returns mean and divisor [B, h, w] of each patch."""
     count = size[0] * size[1] * x.shape[-1]
     window, strides = (1, *size, x.shape[-1]), (1, *step, 1)
     sums = functools.partial(
@@ -78,10 +78,12 @@ def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Ar
 
 @functools.partial(jax.jit, static_argnums=2)
 def described(x: Array, places: Array, share: float) -> Array:
-    """Patches [B, n, h, w, C] of images x [B, H, W, C] in [-1, 1] as they are compared.
+    """Returns patches [B, n, h, w, C] as they are compared.
 
     Args:
+      x: images [B, H, W, C] in [-1, 1].
       places: int [B, n], which of an image's patches, counted row by row.
+      share: side of a patch as a share of the image's.
     """
     down, size, step = _layout(x.shape[1:], share)
     x = averaged(x, down)
@@ -96,22 +98,27 @@ def described(x: Array, places: Array, share: float) -> Array:
 
 
 def places(shape: tuple[int, ...], share: float) -> int:
-    """How many patches an image of `shape` (H, W, C) has."""
+    """Returns how many patches an image of `shape` (H, W, C) has."""
     down, size, step = _layout(shape, share)
     return int(np.prod([(side // down - part) // by + 1 for side, part, by in zip(shape, size, step, strict=False)]))
 
 
 def drawn(shape: tuple[int, ...], share: float, count: int, n: int, random: np.random.Generator) -> np.ndarray:
-    """`places` int [n, k] for `described`, each image's own, so many that `count` images have about `CANDIDATES`."""
+    """Draws `places` int [n, k] for `described`, so many an image that `count` images have about `CANDIDATES`."""
     every = places(shape, share)
     return random.permuted(np.tile(np.arange(every), (n, 1)), axis=1)[:, : -(-CANDIDATES // count)]
 
 
 def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """What `distance` needs, from `described` patches [n, h, w, C] of normal images; `seed` draws the candidates.
+    """Fits what `distance` needs.
 
-    Returns float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of these patches; `total` and
-    `mean` [k], the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
+    Args:
+      patches: `described` patches [n, h, w, C] of normal images.
+      seed: draws the candidates for the bank.
+
+    Returns:
+      float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of these patches; `total` and `mean` [k],
+      the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
     """
     flat = patches.reshape(len(patches), -1)
     random = np.random.default_rng(seed).permutation(len(patches))[:CANDIDATES]
@@ -130,9 +137,10 @@ def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _spread(at: Array, count: int) -> Array:
-    """int [count], which of at [n, k] are spread over all: each the farthest from those before, from the middle on.
+    """Returns int [count]: which of at [n, k] are spread over all, each the farthest from those before.
 
-    The largest distance to the nearest one kept is at most twice the least that so many can have (Gonzalez 1985).
+    The first is the nearest to the middle. The largest distance to the nearest one kept is at most twice the least that
+    so many can have (Gonzalez 1985).
     """
     squares = jnp.sum(at * at, axis=-1)
 
@@ -147,7 +155,16 @@ def _spread(at: Array, count: int) -> Array:
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
-    """Mean [B] over the patches of images x [B, H, W, C] in [-1, 1] of the distance to the nearest one in the bank."""
+    """Returns the mean over an image's patches of the distance to the nearest one in the bank.
+
+    Args:
+      fitted: what `fit` returns, for patches of this share.
+      x: images [B, H, W, C] in [-1, 1].
+      share: side of a patch as a share of the image's.
+
+    Returns:
+      [B] float32, at least 0.
+    """
     down, size, step = _layout(x.shape[1:], share)
     x = averaged(x, down)
     mean, divisor = _moments(x, size, step)
@@ -160,7 +177,7 @@ def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
 
 @jax.jit
 def exposed(x: Array) -> Array:
-    """Images x [B, H, W, C] in [-1, 1] as `components` compares them, [B, h, w, C]: small, their brightness apart.
+    """Returns images x [B, H, W, C] in [-1, 1] as `components` compares them, [B, h, w, C]: small, brightness apart.
 
     Their mean becomes 0 whatever the lamp, the exposure or the current that they were taken with.
     """
@@ -170,9 +187,10 @@ def exposed(x: Array) -> Array:
 
 
 def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What `components` needs, from `exposed` normal images [n, h, w, C].
+    """Fits what `components` needs, to `exposed` normal images [n, h, w, C].
 
-    Returns float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
+    Returns:
+      float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
     """
     rows = images.reshape(len(images), -1)
     middle, _, axes = principal_components.fit(rows, COMPONENTS, _LEAST_VARIANCE)
@@ -181,7 +199,7 @@ def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def components(fitted: dict[str, Array], x: Array) -> Array:
-    """Squared distance [B] of `exposed` images x [B, H, W, C] from the space of the axes: the Q of a pixel PCA."""
+    """Returns the squared distance [B] of images x [B, H, W, C] from the space of the axes: Q of a pixel PCA."""
     centred = exposed(x) - fitted["middle"]
     at = jnp.einsum("bhwc,hwck->bk", centred, fitted["axes"])
     # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
@@ -189,7 +207,7 @@ def components(fitted: dict[str, Array], x: Array) -> Array:
 
 
 def _nearest(bank: Array, at: Array) -> Array:
-    """Distance [B, h, w] of each of at [B, h, w, k] to its nearest in the bank [m, k].
+    """Returns the distance [B, h, w] of each of at [B, h, w, k] to its nearest in the bank [m, k].
 
     First the group of the bank that it is in, then exactly within that: least distances are found many times faster
     than where they are. Some images at a time, so that what is between stays in a processor's cache.

@@ -21,7 +21,7 @@ _SHARE_OF_IMAGE, _LEAST = 0.001, 4
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """A connected region of a map above its threshold, in pixels of the network's input."""
+    """Describes a connected region of a map above its threshold, in pixels of the network's input."""
 
     left: int
     top: int
@@ -34,7 +34,7 @@ class Region:
 
 
 def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Array:
-    """How far x is from x_hat, mean over channels and scales: [B, H, W] float32 in 0..2. Pure.
+    """Computes how far x is from x_hat, the mean over channels and scales. Pure.
 
     On each scale the difference is averaged over squares before its size is taken, so that noise and edges that are a
     little off cancel, and what is missing or added over an area stays. Scale 1 alone is |x - x_hat|.
@@ -43,6 +43,9 @@ def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Ar
       x: [B, H, W, C] in [-1, 1].
       x_hat: as x, its reconstruction.
       scales: sides of the squares in pixels, divisors of H and W.
+
+    Returns:
+      [B, H, W] float32 in 0..2.
     """
     batch, height, width, channels = x.shape
     difference = x.astype(jnp.float32) - x_hat.astype(jnp.float32)
@@ -55,12 +58,12 @@ def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Ar
 
 
 def threshold(values: np.ndarray) -> float:
-    """The map's threshold from the maps [n, H, W] of normal images: `SHARE` of their pixels lie below."""
+    """Returns the threshold of maps, from those [n, H, W] of normal images: `SHARE` of their pixels lie below."""
     return float(max(np.quantile(values, SHARE), 1e-3))
 
 
 def regions(values: np.ndarray, threshold: float) -> list[Region]:
-    """Connected regions (by sides and corners) of a map [H, W] above its threshold, the highest peak first.
+    """Returns the connected regions (by sides and corners) of a map [H, W] above its threshold, highest peak first.
 
     Those of fewer than 4 pixels, or of less than 0.1 % of the image, are left out.
     """

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -216,7 +216,7 @@ def final(workdir):
 
 
 def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b, strict=True)
 
 
 @pytest.fixture(scope="module")

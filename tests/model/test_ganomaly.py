@@ -3,6 +3,7 @@
 import dataclasses  # noqa: I001
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +70,7 @@ def test_any_power_of_two_and_any_channels(shape):
     x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
     state = jax.eval_shape(detector.init, jax.random.key(0))
     after, losses = jax.eval_shape(detector.update, state, x)
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     assert set(losses) == {"adversarial", "contextual", "encoder", "generator", "discriminator"}
     variables = detector.variables(state)
     assert jax.eval_shape(detector.score, variables, x).shape == (2,)
@@ -98,6 +99,15 @@ def test_wrong_images_are_refused(tiny):
         detector.score(variables, jnp.zeros((2, 16, 16, 1), jnp.uint8))
 
 
+def test_steps_share_one_trace_and_stay_finite(tiny):
+    detector, state, _ = tiny
+    chex.clear_trace_counter()
+    update = jax.jit(chex.assert_max_traces(detector.update, n=1))
+    for seed in range(3):
+        state, losses = update(state, batch(16, seed))
+        chex.assert_tree_all_finite((state, losses))
+
+
 def test_the_losses_reach_their_own_network_only(tiny):
     detector, state, _ = tiny
     x = batch(16)
@@ -105,18 +115,15 @@ def test_the_losses_reach_their_own_network_only(tiny):
     # Without the adversarial term the generator's gradient changes and the discriminator's does not, to the last bit.
     without = Ganomaly(detector.shape, latent_size=4, features=4, adversarial_weight=0.0)
     other, _, _ = jax.jit(without.gradients)(state, x)
-    jax.tree.map(np.testing.assert_array_equal, grads["discriminator"], other["discriminator"])
+    chex.assert_trees_all_equal(grads["discriminator"], other["discriminator"])
     changed = [
         bool((a != b).any())
         for a, b in zip(*map(jax.tree.leaves, (grads["generator"], other["generator"])), strict=True)
     ]
     assert any(changed)
     # Nor does the adversarial term reach the second encoder, which sees neither features nor pixels of it.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-9),
-        grads["generator"]["reencoder"],
-        other["generator"]["reencoder"],
-    )
+    reencoders = grads["generator"]["reencoder"], other["generator"]["reencoder"]
+    chex.assert_trees_all_close(*reencoders, rtol=1e-5, atol=1e-9)
     total = losses["adversarial"] + 50 * losses["contextual"] + losses["encoder"]
     np.testing.assert_allclose(losses["generator"], total, rtol=1e-6)
 

@@ -1,16 +1,17 @@
 """A detector that sees relative brightness: values by hand, what does not count, and the whole way to a file."""
 
-import jax  # noqa: I001
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.support import blobs, tiny_config
 
 from ganomaly_jax import DenoisingAutoencoder, Ganomaly, load, train
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model import relative_brightness
 from ganomaly_jax.scoring import residual_map, scores
+from tests.support import blobs, tiny_config
 
 SHAPE = (16, 16, 1)
 
@@ -46,7 +47,7 @@ def test_it_is_the_network_on_relative_images(images, kind):
     seen = relative_brightness.to_relative(x)
     both = jax.jit(lambda state, x, seen: (made.update(state, x), network.update(state, seen)))
     one, other = both(state, x, seen)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, other)
+    chex.assert_trees_all_close(one, other, rtol=1e-7, atol=1e-5)
     variables = made.variables(state)
     np.testing.assert_allclose(made.score(variables, x), network.score(variables, seen), rtol=1e-5)
     outputs = made.outputs(variables, x)
@@ -56,7 +57,7 @@ def test_it_is_the_network_on_relative_images(images, kind):
     looked = made.diagnostics(made.diagnostic_variables(state), x)
     np.testing.assert_allclose(looked["x_hat"], back, atol=1e-5)
     settled = [one.recompute_batch_stats(variables, batch[None]) for one, batch in ((made, x), (network, seen))]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *settled)
+    chex.assert_trees_all_close(*settled, rtol=1e-7, atol=1e-5)
 
 
 def test_the_whole_way(tmp_path):

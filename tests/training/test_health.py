@@ -4,6 +4,7 @@ import json  # noqa: I001
 import re
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_the_best_of_a_stopped_training_is_that_of_its_smallest_loss(tmp_path, a
     scorer = train(settings(choose="best"), tmp_path, arrays, log=said.append)
     assert any("that of step 12" in line for line in said)
     stored = checkpoint.restore(tmp_path / "checkpoints", None, 12)[1]
-    jax.tree.map(np.testing.assert_array_equal, scorer.variables["detector"]["params"], stored["params"]["generator"])
+    chex.assert_trees_all_equal(scorer.variables["detector"]["params"], stored["params"]["generator"])
 
 
 def test_patience_without_held_out_images_or_with_members_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import json  # noqa: I001
 import os
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -52,9 +53,7 @@ def final(workdir):
 
 
 def assert_same(ours, theirs, tolerance=1e-6):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+    chex.assert_trees_all_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_a_member_is_the_same_model_trained_alone(together, classes, tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def checkpoint_folders(workdir):
 
 def assert_same_bits(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b, strict=True)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_the_best_by_calibration_loss_is_kept_and_can_be_chosen(tmp_path, arrays
     assert checkpoint.best(tmp_path / "checkpoints") == 8
     assert any("that of step 8" in line for line in said)
     stored = checkpoint.restore(tmp_path / "checkpoints", None, 8)[1]
-    jax.tree.map(np.testing.assert_array_equal, best.variables["detector"]["params"], stored["params"]["generator"])
+    chex.assert_trees_all_equal(best.variables["detector"]["params"], stored["params"]["generator"])
     settings.train.choose = "last"
     last = train(settings, tmp_path, arrays, log=said.append)
     assert last.provenance["step"] == 20
