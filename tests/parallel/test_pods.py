@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from tests.support import blobs
 
-from ganomaly_jax.cli import main, verbs
+from ganomaly_jax.cli import arguments, main
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import pack
@@ -346,9 +346,9 @@ def test_the_commands_of_the_document_are_understood():
     told = [shlex.split(command.strip('"'), comments=True)[1:] for command in commands]
     assert len(told) >= 7
     for given in [*told, [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in words]]:
-        known, rest = main._parser().parse_known_args(given)
-        assert callable(known.run)
-        verbs._overrides(config.Config(), rest)
+        args, overrides = main.parse(given)
+        assert callable(args.run)
+        arguments.apply(config.Config(), overrides)
 
 
 def test_the_batch_file_is_one():
