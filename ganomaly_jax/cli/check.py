@@ -14,6 +14,7 @@ from ganomaly_jax.core.errors import UserError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "check", "inspect data before training: what is wrong with it, and what to do"
     )
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Prints the findings and returns the exit code."""
     settings = arguments.settings(args, overrides)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly check DATA`, DATA as in train")

@@ -10,6 +10,7 @@ from ganomaly_jax.core import exit_codes
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "compare", "test whether one of two runs separates better on the same test data"
     )
@@ -18,6 +19,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Prints the comparison of the two runs and returns the exit code."""
     from ganomaly_jax.evaluation import comparison
 
     print("\n".join(comparison.describe(comparison.compare(*args.workdirs))))

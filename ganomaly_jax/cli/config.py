@@ -11,6 +11,7 @@ from ganomaly_jax.core.errors import UserError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "config", "list the keys of the configuration, and the shipped ones by name"
     )
@@ -26,6 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Prints what is asked for and returns the exit code."""
     if args.name and args.list:
         raise UserError(f"both {args.name!r} and --list are given: wanted one of them")
     if args.name:

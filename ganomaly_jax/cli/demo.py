@@ -11,6 +11,7 @@ from ganomaly_jax.core.errors import UserError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "demo", "train on 5,000 real digits and show the result, in about a minute")
     parser.add_argument("--workdir", default="runs/demo", help="folder of the run (default: %(default)s)")
     arguments.add_config(parser, preset=False)
@@ -19,6 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Trains on the digits, prints the evaluation and the worst misses, and returns the exit code."""
     settings = presets.read("mnist5k")
     arguments.apply(settings, overrides)
     if config.has_members(settings):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "evaluate", "score the test set of a run: metrics, curves, worst cases, report"
     )
@@ -40,6 +41,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Evaluates a run or the members of a sweep, prints the metrics, and returns the exit code."""
     from ganomaly_jax.runs import sweep
 
     if sweep.read_members(Path(args.workdir)):
@@ -163,7 +165,7 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     print("AUROC, running statistics, last step")
     print("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:
-        print(f"note: {name} diverged and is in no figure")
+        print(f"note: {name} diverged and is left out of all figures")
     try:
         print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
     except MissingError as error:

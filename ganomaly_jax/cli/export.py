@@ -10,6 +10,7 @@ from ganomaly_jax.core import exit_codes
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "export", "write the scoring function to files that run without this package"
     )
@@ -31,6 +32,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Writes the export, prints what it holds, and returns the exit code."""
     from ganomaly_jax.deploy import export
 
     manifest = export.export(args.workdir, args.out, args.weights, args.format, args.check)

@@ -10,6 +10,7 @@ from ganomaly_jax.core import exit_codes
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "import", "make a detector from PyTorch weights: the original netG.pth or an anomalib checkpoint"
     )
@@ -25,6 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Imports the weights, prints size and threshold of the detector, and returns the exit code."""
     from ganomaly_jax.deploy import import_pytorch
 
     made = import_pytorch.import_pytorch(args.file, args.data, args.workdir, args.false_positive_rate, progress=True)

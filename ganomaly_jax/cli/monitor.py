@@ -14,6 +14,7 @@ from ganomaly_jax.streaming.options import Options
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "monitor", "watch a stream: rows of sensors, or a folder that fills with images"
     )
@@ -72,6 +73,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Watches the stream until it ends or a signal arrives, and returns the exit code."""
     for name in ("top", "steps", "silent", "stuck", "drift_step"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: wanted a number from 0")

@@ -10,6 +10,7 @@ from ganomaly_jax.core import exit_codes, validation
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "pack", "decode images once, for sets that are larger than memory")
     parser.add_argument("folder", metavar="DIR", help="a folder of images, or other data as in train")
     parser.add_argument("out", metavar="OUT.array_record", help="file to write; a JSON file is written beside it")
@@ -19,6 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Packs the images, prints how many there are, and returns the exit code."""
     settings = arguments.settings(args, overrides)
     validation.check(settings)
     from ganomaly_jax.data import pack

@@ -10,6 +10,7 @@ from ganomaly_jax.core import exit_codes
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "recalibrate", "set another threshold, in seconds and without training")
     parser.add_argument("--workdir", required=True, help=arguments.RUN_OR_DETECTOR)
     parser.add_argument(
@@ -35,6 +36,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Sets the threshold, prints the old and the new one, and returns the exit code."""
     from ganomaly_jax.scoring import calibration, recalibration, scorer
 
     before = scorer.load(args.workdir).threshold

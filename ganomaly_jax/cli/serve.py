@@ -14,6 +14,7 @@ _MAX_BODY_MIB, _MAX_S = 1024, 3600
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "serve", "score images over HTTP, with a page to drop them on")
     parser.add_argument("--workdir", required=True, help=arguments.RUN_OR_DETECTOR)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
@@ -45,6 +46,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Serves until a signal ends it, and returns the exit code."""
     if not 0 <= args.drain <= _MAX_S:
         raise UserError(f"--drain {args.drain:g}: wanted 0 to {_MAX_S} seconds")
     if not 0 < args.max_body <= _MAX_BODY_MIB:

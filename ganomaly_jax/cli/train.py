@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "train", "train a detector, or resume its training, then evaluate it")
     arguments.add_data(parser)
     parser.add_argument("--workdir", required=True, help="folder of the run; an unfinished training in it is resumed")
@@ -41,6 +42,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Trains one model or the members of a sweep, prints the evaluation, and returns the exit code."""
     settings = arguments.settings(args, overrides)
     if not settings.data.source:
         raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")

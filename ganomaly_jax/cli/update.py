@@ -12,6 +12,7 @@ from ganomaly_jax.runs import layout
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "update", "train further with new normal data; the result is kept if it is not worse"
     )
@@ -33,6 +34,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Updates the detector, prints the comparison and the decision, and returns the exit code."""
     from ganomaly_jax.training import update
 
     done = update.update(
