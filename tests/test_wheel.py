@@ -80,4 +80,4 @@ def test_it_works_outside_a_clone(wheel, tmp_path):
     assert "evaluate.score=components" in ran("config", "surface").stdout
     missed = ran("plan", "--config", "surfce")
     assert missed.returncode == 2
-    assert "did you mean surface? wanted audio, " in missed.stderr
+    assert "did you mean surface? expected audio, " in missed.stderr

@@ -94,7 +94,7 @@ def settings(args: argparse.Namespace, overrides: Overrides) -> Config:
       UserError: data given twice, a configuration file that cannot be used, an unknown key, a value of another type.
     """
     if args.folder and args.data:
-        raise UserError(f"both {args.folder!r} and --data {args.data!r} are given: wanted one of them")
+        raise UserError(f"both {args.folder!r} and --data {args.data!r} are given: expected only one of them")
     found = presets.read(args.config) if args.config else Config()
     apply(found, overrides)
     found.data.source = args.folder or args.data or found.data.source
@@ -127,7 +127,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
         if not equals:
             value = next(left, "")
             if not value or value.startswith("--"):
-                raise UserError(f"{key} has no value: wanted {key}=VALUE")
+                raise UserError(f"{key} has no value: expected {key}=VALUE")
         overrides.append((key.removeprefix(_PREFIX), value))
     return plain, overrides
 
@@ -145,7 +145,7 @@ def verb_parser(words: Sequence[str], parser: argparse.ArgumentParser) -> argpar
         near = difflib.get_close_matches(words[0], verbs, n=1)
         raise UserError(
             f"unknown verb: {words[0]}; "
-            + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(verbs)}")
+            + (f"did you mean {near[0]}?" if near else f"expected one of {', '.join(verbs)}")
         )
     return verbs[words[0]]
 

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Prints the findings and returns the exit code."""
     settings = arguments.settings(args, overrides)
     if not settings.data.source:
-        raise UserError("no data: wanted `ganomaly check DATA`, DATA as in train")
+        raise UserError("no data: expected `ganomaly check DATA`, DATA as in train")
     from ganomaly_jax.core import atomic_files
     from ganomaly_jax.scoring import scorer
     from ganomaly_jax.training import data_check

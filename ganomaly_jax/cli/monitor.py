@@ -76,12 +76,12 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Watches the stream until it ends or a signal arrives, and returns the exit code."""
     for name in ("top", "steps", "silent", "stuck", "drift_step"):
         if getattr(args, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: wanted a number from 0")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number from 0")
     for name in ("poll", "save_every"):
         if not 0 < getattr(args, name) <= 3600:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: wanted seconds above 0, 3600 at most")
+            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected seconds above 0, 3600 at most")
     if args.live and not args.out and sys.stdout.isatty():
-        raise UserError("--live: verdicts would be printed across the view; wanted --out FILE, or a pipe")
+        raise UserError("--live: verdicts would be printed across the view; expected --out FILE, or a pipe")
     from ganomaly_jax.streaming import monitor
 
     options = Options(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Options)})

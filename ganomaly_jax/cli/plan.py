@@ -29,7 +29,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
     if config.has_members(settings):
         if not settings.data.source:
-            raise UserError("members are counted from the data: wanted `ganomaly plan DATA`")
+            raise UserError("members are counted from the data: expected `ganomaly plan DATA`")
         dataset = sources.read(settings.data, progress=True)
         team = sweep.expand(settings, dataset)
         one = resolution.resolve_checked(sweep.member_config(settings, team[0]), dataset)

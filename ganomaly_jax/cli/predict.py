@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if args.workers is not None or args.address is not None:
         raise UserError("--workers and --address belong to --engine ray")
     if args.most_maps < 0:
-        raise UserError(f"--most-maps {args.most_maps}: wanted a number of pictures, 0 for all")
+        raise UserError(f"--most-maps {args.most_maps}: expected a number of pictures, 0 for all")
     from ganomaly_jax.core import sealed_folder
     from ganomaly_jax.evaluation import evaluate
     from ganomaly_jax.report import modalities as report_modalities
@@ -62,13 +62,13 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
     scorer = scoring_scorer.load(args.workdir)
     if not args.out and (Path(args.workdir) / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{args.workdir} is a detector folder, which nothing may be written into: wanted --out FILE")
+        raise UserError(f"{args.workdir} is a detector folder, which is sealed: expected --out FILE")
     out = Path(args.out) if args.out else Path(args.workdir) / layout.PREDICTIONS
     judging, drawing = scoring_modalities.of(scorer), report_modalities.of(scorer)
     if args.groups and not judging.grouped:
-        raise UserError(f"--groups is for images: wanted none with {scorer.words.kind}")
+        raise UserError(f"--groups is for images, not for {scorer.words.kind}")
     if args.maps and not drawing.mapped:
-        raise UserError(f"--maps is for images and sound: wanted none with {scorer.words.kind}")
+        raise UserError(f"--maps is for images and sound, not for {scorer.words.kind}")
     found = judging.judge_paths(scorer, args.paths)
     judged = found.judged
     if args.groups:
@@ -86,9 +86,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
 def _on_ray(args: argparse.Namespace) -> int:
     if args.groups or args.maps:
-        raise UserError("--groups and --maps are not for --engine ray; wanted the local engine")
+        raise UserError("--groups and --maps are not for --engine ray; use the local engine")
     if not args.out:
-        raise UserError("--engine ray: wanted --out DIR, a folder for the rows")
+        raise UserError("--engine ray: expected --out DIR, a folder for the rows")
     from ganomaly_jax.deploy import ray_engine
 
     found = ray_engine.predict(

@@ -48,11 +48,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Serves until a signal ends it, and returns the exit code."""
     if not 0 <= args.drain <= _MAX_S:
-        raise UserError(f"--drain {args.drain:g}: wanted 0 to {_MAX_S} seconds")
+        raise UserError(f"--drain {args.drain:g}: expected 0 to {_MAX_S} seconds")
     if not 0 < args.max_body <= _MAX_BODY_MIB:
-        raise UserError(f"--max-body {args.max_body:g}: wanted more than 0 and at most {_MAX_BODY_MIB} MiB")
+        raise UserError(f"--max-body {args.max_body:g}: expected more than 0 and at most {_MAX_BODY_MIB} MiB")
     if not 0 < args.body_timeout <= _MAX_S:
-        raise UserError(f"--body-timeout {args.body_timeout:g}: wanted more than 0 and at most {_MAX_S} seconds")
+        raise UserError(f"--body-timeout {args.body_timeout:g}: expected more than 0 and at most {_MAX_S} seconds")
     from ganomaly_jax.deploy import http_app, http_process
     from ganomaly_jax.scoring import scorer as scoring_scorer
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Trains one model or the members of a sweep, prints the evaluation, and returns the exit code."""
     settings = arguments.settings(args, overrides)
     if not settings.data.source:
-        raise UserError("no data: wanted `ganomaly train DATA --workdir W`, DATA a folder of normal images")
+        raise UserError("no data: expected `ganomaly train DATA --workdir W`, DATA a folder of normal images")
     validation.check(settings)
     _join(args)
     if config.has_members(settings):
@@ -93,7 +93,7 @@ def _join(args: argparse.Namespace) -> None:
     named = args.coordinator_address or args.num_processes or args.process_id >= 0
     args.distributed = bool(args.distributed or named)  # also for `main`, which then ends this process at once
     if args.wait < 1:
-        raise UserError(f"--wait {args.wait}: wanted 1 second or more")
+        raise UserError(f"--wait {args.wait}: expected 1 second or more")
     if args.distributed:
         from ganomaly_jax.parallel import processes
 

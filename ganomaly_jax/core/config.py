@@ -398,7 +398,7 @@ def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; wanted some of {', '.join(known)}, "
+                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; expected some of {', '.join(known)}, "
                 "separated by commas"
             )
     return found
@@ -428,7 +428,7 @@ def member_seeds(config: Config) -> list[int]:
         seeds = []
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
         raise UserError(
-            f"members.seeds={config.members.seeds!r}: wanted different numbers from 0 to {2**32 - 1}, separated "
+            f"members.seeds={config.members.seeds!r}: expected different numbers from 0 to {2**32 - 1}, separated "
             "by commas, such as 0,1,2"
         )
     return seeds

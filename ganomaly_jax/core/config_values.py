@@ -107,8 +107,8 @@ def set_value(config: Config, path: str, value: Any) -> None:
         if want is int and float(value) != converted:
             raise ValueError
     except (TypeError, ValueError, KeyError):
-        wanted = "true or false" if want is bool else f"{want.__name__}, such as {known[path]!r}"
-        raise UserError(f"{path}={value!r}: wanted {wanted}") from None
+        expected = "true or false" if want is bool else f"{want.__name__}, such as {known[path]!r}"
+        raise UserError(f"{path}={value!r}: expected {expected}") from None
     *parents, name = path.split(".")
     owner: Any = config
     for parent in parents:

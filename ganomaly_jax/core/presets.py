@@ -54,7 +54,7 @@ def read(asked: str) -> Config:
         raise UserError(
             f"--config {asked}: {kind}; "
             + (f"did you mean {near[0]}? " if near else "")
-            + f"wanted {', '.join(names())}, or a Python file with a function get_config()"
+            + f"expected {', '.join(names())}, or a Python file with a function get_config()"
         )
     module = importlib.util.module_from_spec(spec)
     try:
@@ -63,5 +63,5 @@ def read(asked: str) -> Config:
     except Exception as error:  # the user's own code may do anything
         raise UserError(f"--config {asked} does not run: {type(error).__name__}: {error}") from None
     if not isinstance(found, Config):
-        raise UserError(f"--config {asked}: get_config() returned {type(found).__name__}, wanted ganomaly_jax.Config")
+        raise UserError(f"--config {asked}: get_config() returned {type(found).__name__}, expected ganomaly_jax.Config")
     return found

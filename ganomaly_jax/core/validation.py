@@ -38,12 +38,12 @@ def check(config: Config) -> None:
     """Refuses values that cannot work, before anything is loaded.
 
     Raises:
-      UserError: naming the key, the value and what is wanted.
+      UserError: naming the key, the value and what is expected.
     """
 
     def refuse_unless(good: bool, path: str, want: str) -> None:
         if not good:
-            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: wanted {want}")
+            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: expected {want}")
 
     tile = config.data.tile
     refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
@@ -59,8 +59,8 @@ def check(config: Config) -> None:
         if tile:
             refuse_unless(side == 0 or tile <= side <= 2**14, f"data.{name}", f"{tile} (data.tile) to 16384, or 0")
         else:
-            wanted = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
-            refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", wanted)
+            expected = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
+            refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", expected)
     refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
     _check_sound(config.data.sound)
     refuse_unless(
@@ -153,14 +153,14 @@ def check_shape(config: Config) -> None:
     if of_images and len(shape) != 3:
         raise UserError(
             f"evaluate.score={config.evaluate.score!r}: patches and components are of images [H, W, C], and what the "
-            f"networks take has the shape {shape}; wanted a score without {of_images[0]}, such as pixel or "
+            f"networks take has the shape {shape}; expected a score without {of_images[0]}, such as pixel or "
             "residual_mahalanobis"
         )
     asked = [name for name in names if name.startswith("residual")]
     if asked and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:
         raise UserError(
             f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "
-            f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; wanted smaller ones, a shorter data.window, "
+            f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; expected smaller ones, a shorter data.window, "
             "or another score, such as pixel or multiscale"
         )
 
@@ -181,7 +181,7 @@ def _check_own(config: Config) -> None:
             if given[path] != usual[path]:
                 raise UserError(
                     f"{path}={given[path]!r} is for model.detector={owner!r}, {config.model.detector!r} ignores it: "
-                    f"wanted {usual[path]!r}, its default, or the other detector"
+                    f"expected {usual[path]!r}, its default, or the other detector"
                 )
 
 
@@ -191,18 +191,18 @@ def _check_score(config: Config) -> None:
         if name not in SCORES:
             near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{asked}: {name!r} is no score, the nearest is {near!r}; wanted one or several of "
+                f"{asked}: {name!r} is no score, the nearest is {near!r}; expected one or several of "
                 f"{', '.join(SCORES)}, joined by +"
             )
         if name.startswith("embedding") and config.model.detector != "ganomaly":
             raise UserError(
                 f"{asked}: {name} needs a discriminator's embedding, and model.detector={config.model.detector!r} has "
-                f"none; wanted one or several of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
+                f"none; expected some of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
             )
         if name.startswith("embedding") and not config.loss.contrast:
             raise UserError(
                 f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out; "
-                "wanted loss.contrast above 0, such as 1"
+                "expected loss.contrast above 0, such as 1"
             )
 
 
@@ -210,13 +210,13 @@ def _check_sound(sound: Sound) -> None:
     """Refuses values that cannot work whatever the recordings are.
 
     Raises:
-      UserError: naming the key, the value and what is wanted.
+      UserError: naming the key, the value and what is expected.
     """
     for name in ("rate", "channel", "frame", "hop", "stride", "low", "high"):
         value = getattr(sound, name)
         if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"data.sound.{name}={value!r}: wanted a number of at least 0, where 0 means automatic")
+            raise UserError(f"data.sound.{name}={value!r}: expected a number of at least 0, where 0 means automatic")
     if sound.scale not in SOUND_SCALES:
-        raise UserError(f"data.sound.scale={sound.scale!r}: wanted {' or '.join(SOUND_SCALES)}")
+        raise UserError(f"data.sound.scale={sound.scale!r}: expected {' or '.join(SOUND_SCALES)}")
     if sound.high and sound.high <= sound.low:
-        raise UserError(f"data.sound.high={sound.high:g}: wanted more than data.sound.low={sound.low:g} Hz, or 0")
+        raise UserError(f"data.sound.high={sound.high:g}: expected more than data.sound.low={sound.low:g} Hz, or 0")

@@ -29,7 +29,9 @@ def test_a_shipped_configuration_by_name_or_path_wherever_the_command_runs(tmp_p
     assert presets.read("surface").model.exposure
     (tmp_path / "own.py").write_text("import ganomaly_jax\ndef get_config():\n    return ganomaly_jax.Config(seed=7)\n")
     assert presets.read("own.py").seed == 7
-    with pytest.raises(UserError, match=r"surfce: unknown configuration; did you mean surface\? wanted audio, .*smoke"):
+    with pytest.raises(
+        UserError, match=r"surfce: unknown configuration; did you mean surface\? expected audio, .*smoke"
+    ):
         presets.read("surfce")
     with pytest.raises(UserError, match=r"configs/surfac\.py: no such file; did you mean surface\?"):
         presets.read("configs/surfac.py")
@@ -84,7 +86,7 @@ def test_one_key_a_section_and_a_shipped_configuration(capsys):
         (["epochs"], "did you mean train.epochs?"),
         (["surfce"], "did you mean surface?"),
         (["zzzzzz"], "`ganomaly config` lists them"),
-        (["surface", "--list"], "wanted one of them"),
+        (["surface", "--list"], "expected only one of them"),
     ],
 )
 def test_names_that_are_not_there(words, said, capsys):

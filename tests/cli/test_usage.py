@@ -17,7 +17,7 @@ from ganomaly_jax.core import exit_codes
         (["train", "nowhere", "--workdir", "W"], "nowhere"),
         (["train", "--workdir", "W"], "no data"),
         (["train", "D", "--data", "E", "--workdir", "W"], "both"),
-        (["train", "D", "--workdir", "W", "--config.train.epochs=many"], "wanted int"),
+        (["train", "D", "--workdir", "W", "--config.train.epochs=many"], "expected int"),
         (["train", "D", "--workdir", "W", "--config.data.height=80"], "16, 32, 64, 128, 256"),
         (["train", "D", "--workdir", "W", "--config", "none.py"], "get_config"),
         (["evaluate", "--workdir", "nowhere"], "does not exist"),
@@ -25,7 +25,7 @@ from ganomaly_jax.core import exit_codes
         (["train", "EMPTY", "--workdir", "W"], "EMPTY"),
         # Verbs and options that do not exist.
         (["trian", "D"], "unknown verb: trian; did you mean train?"),
-        (["xyz"], "unknown verb: xyz; wanted one of demo, train, "),
+        (["xyz"], "unknown verb: xyz; expected one of demo, train, "),
         (["train", "D", "--workdir", "W", "-q"], "unknown option: -q; see `ganomaly train --help`"),
         (["evaluate", "--worddir", "W"], "unknown option: --worddir; did you mean --workdir?"),
         (["--verison"], "unknown option: --verison; did you mean --version?"),
@@ -41,7 +41,7 @@ from ganomaly_jax.core import exit_codes
         (["train", "D", "--rate=3"], "did you mean --config.data.sound.rate=3?"),
         (["train", "D", "--low=3"], "did you mean --config.data.sound.low=3 or --config.data.low=3?"),
         (["train", "D", "--workdir", "W", "--config.train.epoch=5"], "train.epoch; did you mean train.epochs?"),
-        (["train", "D", "--workdir", "W", "--config.train.epochs"], "wanted --config.train.epochs=VALUE"),
+        (["train", "D", "--workdir", "W", "--config.train.epochs"], "expected --config.train.epochs=VALUE"),
         (["evaluate", "--workdir", "W", "--config.train.epochs=5"], "`ganomaly evaluate` takes no --config options"),
     ],
 )

@@ -38,7 +38,7 @@ def test_words_for_yes_and_no(word, value):
 
 @pytest.mark.parametrize("word", ["yes", "", "2", "falsch", None])
 def test_other_words_are_neither(word):
-    with pytest.raises(UserError, match=f"train.flip={word!r}: wanted true or false"):
+    with pytest.raises(UserError, match=f"train.flip={word!r}: expected true or false"):
         config_values.set_value(config.Config(), "train.flip", word)
 
 
@@ -49,7 +49,7 @@ def test_a_shift_is_less_than_half_the_side():
         settings.train.shift = most
         validation.check(settings)
         settings.train.shift = most + 1
-        with pytest.raises(UserError, match=f"train.shift={most + 1}: wanted from 0 to {most}"):
+        with pytest.raises(UserError, match=f"train.shift={most + 1}: expected from 0 to {most}"):
             validation.check(settings)
 
 

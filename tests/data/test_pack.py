@@ -185,7 +185,7 @@ def test_what_cannot_be_packed_or_read(packed, tmp_path, monkeypatch):
         pack.pack(small(tmp_path / "nowhere"), tmp_path / "x.array_record")
     settings = tiny_config()
     settings.data.stream = "perhaps"
-    with pytest.raises(UserError, match=r"data.stream='perhaps': wanted 'auto', 'always' or 'never'"):
+    with pytest.raises(UserError, match=r"data.stream='perhaps': expected 'auto', 'always' or 'never'"):
         validation.check(settings)
     monkeypatch.setitem(sys.modules, "array_record.python.array_record_module", None)
     with pytest.raises(UserError, match=r"pip install 'ganomaly-jax\[data\]'"):

@@ -265,7 +265,7 @@ def test_flags_that_cannot_be_are_refused(workdir, arrays, capsys, tmp_path):
     assert main.main([*command, "all"]) == 2
     assert "data" in capsys.readouterr().err
     assert main.main([*command, "pca"]) == 2
-    assert "wanted some of all, pca_t2" in capsys.readouterr().err
+    assert "expected some of all, pca_t2" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"evaluate\.components=0\.0"):
         asked = config.Config()
         asked.evaluate.components = 0.0

@@ -155,12 +155,12 @@ def test_other_images_are_refused(state):
 @pytest.mark.parametrize(
     ("detector", "values", "sentence"),
     [
-        ("vae", {}, "model.detector='vae': wanted one of ganomaly, autoencoder"),
-        ("autoencoder", {"model.noise": -1}, "model.noise=-1.0: wanted a standard deviation"),
-        ("autoencoder", {"model.noise": "inf"}, "model.noise=inf: wanted"),
-        ("autoencoder", {"model.mask": 1}, "model.mask=1.0: wanted a share"),
-        ("autoencoder", {"loss.contrast": 1}, "loss.contrast=1.0 is for model.detector='ganomaly'.*wanted 0.0"),
-        ("autoencoder", {"loss.contextual": 10}, "loss.contextual=10.0 is for .*wanted 50.0, its default"),
+        ("vae", {}, "model.detector='vae': expected one of ganomaly, autoencoder"),
+        ("autoencoder", {"model.noise": -1}, "model.noise=-1.0: expected a standard deviation"),
+        ("autoencoder", {"model.noise": "inf"}, "model.noise=inf: expected"),
+        ("autoencoder", {"model.mask": 1}, "model.mask=1.0: expected a share"),
+        ("autoencoder", {"loss.contrast": 1}, "loss.contrast=1.0 is for model.detector='ganomaly'.*expected 0.0"),
+        ("autoencoder", {"loss.contextual": 10}, "loss.contextual=10.0 is for .*expected 50.0, its default"),
         ("ganomaly", {"model.mask": 0.5}, "model.mask=0.5 is for model.detector='autoencoder', 'ganomaly' ignores it"),
         ("autoencoder", {"evaluate.score": "pixel+embedding_angle"}, "embedding_angle needs a discriminator's embed"),
     ],

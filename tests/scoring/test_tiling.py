@@ -339,7 +339,7 @@ def test_large_images_are_held_a_few_at_a_time(trained, arrays, monkeypatch):
     ("key", "value", "words"),
     [
         ("data.tile", 24, "16, 32, 64"),
-        ("data.tile", 64, "data.height=40: wanted 64"),
+        ("data.tile", 64, "data.height=40: expected 64"),
         ("data.overlap", 16.0, "pixels below data.tile"),
         ("data.overlap", -0.1, "a share"),
         ("data.tile_score", "median", "'max', 'mean'"),

@@ -218,11 +218,11 @@ def test_the_best_of_a_stopped_training_is_that_of_its_smallest_loss(tmp_path, a
 def test_patience_without_held_out_images_or_with_members_is_refused(tmp_path):
     none = settings()
     none.data.calibration = 0.0
-    with pytest.raises(UserError, match=r"train\.patience=3: wanted 0, or data\.calibration above 0"):
+    with pytest.raises(UserError, match=r"train\.patience=3: expected 0, or data\.calibration above 0"):
         train(none, tmp_path, blobs(40, 0), log=quiet)
     several = settings()
     several.members.seeds = "0,1"
-    with pytest.raises(UserError, match=r"train\.patience=3: wanted 0: members are not"):
+    with pytest.raises(UserError, match=r"train\.patience=3: expected 0, because members cannot"):
         validation.check(several)
     assert not list(tmp_path.iterdir())
 
