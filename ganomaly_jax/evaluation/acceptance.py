@@ -27,7 +27,7 @@ GROUPS = ("old", "new")
 
 
 def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> dict[str, Any]:
-    """Compares both detectors, in numbers, on what a mixture holds out: calibration and test part.
+    """Compares both detectors on the calibration and test parts of a mixture, in numbers.
 
     The ranking is that of all held-out images. What lies above a threshold is counted in the test part, which no
     threshold was set on, and where a test part has no normal images in the calibration part. `recalibrated` is the old
@@ -81,7 +81,7 @@ def compare(old: Scorer, new: Scorer, dataset: Dataset, origins: np.ndarray) -> 
 
 
 def decide(figures: dict[str, Any], margin: float, words: Words = IMAGES) -> list[str]:
-    """Returns why the new detector may not take the old one's place, a sentence each; empty where it is not worse.
+    """Returns the reasons why the new detector may not replace the old one, as sentences; empty if it is not worse.
 
     Not worse means, with labelled anomalies: the lower end of the 95 % interval of the difference in AUROC (new minus
     old, DeLong's, paired) is above -`margin`, on the old test set and on all held-out images; and the share of the
@@ -116,7 +116,7 @@ def decide(figures: dict[str, Any], margin: float, words: Words = IMAGES) -> lis
 
 
 def describe(figures: dict[str, Any], workdir: str, source: str, words: Words = IMAGES) -> list[str]:
-    """Returns the comparison as lines: a table, then sentences that say what to do."""
+    """Describes the comparison: a table, then sentences with what to do."""
     items = words.items
     rows: list[tuple[str, ...]] = [
         ("detector", "threshold", "flags old normals", "flags new normals", "finds anomalies")
@@ -153,7 +153,7 @@ def describe(figures: dict[str, Any], workdir: str, source: str, words: Words = 
 
 
 def _advice(figures: dict[str, Any], workdir: str, source: str, items: str) -> list[str]:
-    """Returns advice, such as that a new threshold suffices where only the level of the scores has moved."""
+    """Returns the advice to recalibrate if only the level of the scores has changed."""
     old, again = (figures["flagged"]["new"][side] for side in ("old", "recalibrated"))
     shift = figures["shift"]
     warned = []
@@ -185,7 +185,7 @@ def _allowed(figures: dict[str, Any], n: int) -> float:
 
 
 def _beyond(scores: np.ndarray, anomalous: np.ndarray, normal: np.ndarray) -> float | None:
-    """Returns how often a normal item scores higher than an anomaly, ties half; None where there are none of a kind."""
+    """Returns how often a normal item scores higher than an anomaly, ties counting half; None without both kinds."""
     if not anomalous.any() or not normal.any():
         return None
     chosen = anomalous | normal
@@ -197,7 +197,7 @@ def _count(flags: np.ndarray) -> dict[str, int]:
 
 
 def _ranking(labels: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarray) -> dict[str, Any] | None:
-    """Returns both AUROCs with 95 % intervals and the paired difference, None with fewer than two of a class."""
+    """Returns both AUROCs with 95 % bootstrap intervals and the paired difference; None with too few of a class."""
     labels = labels[chosen]
     anomalous = int(labels.sum())
     if min(anomalous, len(labels) - anomalous) < 2:
@@ -215,7 +215,7 @@ def _ranking(labels: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarr
 
 
 def _change(old: np.ndarray, new: np.ndarray, seed: int = 0) -> Interval:
-    """Returns the share of flags [n], new minus old, with the 95 % percentile interval of a paired bootstrap."""
+    """Returns the difference in the share of flags [n], new minus old, with a 95 % percentile bootstrap interval."""
     n = len(old)
     kinds = np.array([(~old & new).sum(), (old & ~new).sum(), (old == new).sum()]) / n
     drawn = np.random.default_rng(seed).multinomial(n, kinds, RESAMPLES)

@@ -70,7 +70,7 @@ class Comparison:
 
 
 def outside(detector: Any, on: str = "x", higher: str = "") -> Baseline:
-    """Returns a baseline of any object with `fit(X)` and `decision_function(X)`, X [n, D] float64.
+    """Wraps an object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a baseline; it is fitted in place.
 
     Args:
       detector: the object; it is fitted in place.
@@ -162,7 +162,7 @@ def compare(
     seed: int = 0,
     scores: np.ndarray | None = None,
 ) -> Comparison:
-    """Compares a detector with statistical ones on the same items.
+    """Compares a detector with statistical baselines on the same items.
 
     Args:
       training, calibration, test: raw items [n, ...] of the shape that `judge` was trained on: normal ones to fit to,
@@ -233,7 +233,7 @@ def _given(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
 
 
 def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `x` [B, ...] in [-1, 1] and, where wanted, `z` [B, L], a block at a time."""
+    """Yields `x` [B, ...] in [-1, 1] and, if requested, `z` [B, L], a block at a time."""
     size = inference.BUCKETS[-1]
     for begin in range(0, len(items), size):
         raw = np.asarray(items[begin : begin + size])
@@ -271,7 +271,7 @@ def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], seed: in
 def _scores(
     scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], fitted: Mapping[Any, Any]
 ) -> dict[str, np.ndarray]:
-    """Returns scores [n] float64 of each baseline, NaN for an item that has a NaN or infinite value."""
+    """Returns the scores [n] float64 of each baseline; NaN for items with a NaN or infinite value."""
     found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     latents = any(baseline.on == "z" for baseline in chosen.values())
     for block in _blocks(scorer, items, latents):
@@ -293,7 +293,7 @@ def _scores(
 
 
 def _combine(ways: Sequence[str], on_calibration: dict[str, np.ndarray], on_test: dict[str, np.ndarray]) -> None:
-    """Adds the combinations to both."""
+    """Adds the combinations to both dicts of scores."""
     names = list(on_calibration)
     of_calibration = np.stack([combination.rarity_of_reference(on_calibration[name]) for name in names])
     of_test = np.stack([combination.rarity(on_calibration[name], on_test[name]) for name in names])
@@ -338,7 +338,7 @@ def _figures(
 
 
 def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns sentences that say whether the detector is better than the baselines, by the intervals of differences."""
+    """Describes whether the GAN is better than the baselines, by the intervals of the differences."""
     known = {name: found["difference"] for name, found in figures.items() if found.get("difference")}
     sides = {
         "The detector separates better than": [name for name, (_, _, high) in known.items() if high < 0],
@@ -351,7 +351,7 @@ def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Returns a table for the terminal, line by line, from what `metrics.json` holds."""
+    """Formats the baselines of `metrics.json` as a table for the terminal."""
     rows: list[tuple[str, ...]] = [
         ("", "AUROC", "(95 %)", "av. prec.", "false pos.", "true pos.", "AUROC minus the detector's")
     ]

@@ -11,7 +11,7 @@ _LEAST = 1e-300
 
 
 def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Returns how rare scores are among normal ones: (1 + how many of the reference are at least as high) / (n + 1).
+    """Computes how rare scores [B] are among normal ones: (1 + number of the reference [n] that is as high) / (n + 1).
 
     Above all of the reference it falls on exponentially, by the mean excess of the highest tenth, so that what lies
     there keeps its order in a combination: an extrapolation, where the conformal p-value stays 1 / (n + 1).
@@ -33,7 +33,7 @@ def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def rarity_of_reference(reference: np.ndarray) -> np.ndarray:
-    """Returns the `rarity` [n] of each of the reference [n] among the others, over n + 1 all the same."""
+    """Computes the `rarity` [n] of each reference score among the others, divided by n + 1 as well."""
     ordered, n = np.sort(reference), len(reference)
     found = (n - np.searchsorted(ordered, reference, side="left").astype(float)) / (n + 1)
     if n > 2:  # the highest alone lies beyond the others

@@ -35,7 +35,7 @@ class Comparison:
 
 
 def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Comparison:
-    """Compares two runs by their predictions.csv, item by item, matched by path.
+    """Compares two runs by their predictions.csv, image by image, matched by path.
 
     Args:
       first: folder of an evaluated run.
@@ -75,7 +75,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
 
 
 def describe(found: Comparison) -> list[str]:
-    """Returns the comparison in plain English, line by line."""
+    """Describes the comparison, one line per finding."""
     lines = [f"{found.n_normal} normal and {found.n_anomalous} anomalous test images, the same for both"]
     if found.left_out:
         lines.append(f"{found.left_out} images without a score in one of the runs are left out")
@@ -100,7 +100,7 @@ def describe(found: Comparison) -> list[str]:
 
 
 def _read(workdir: Path) -> dict[str, tuple[int, float]]:
-    """Reads {path: (label, score; NaN where it is invalid)} of a run."""
+    """Returns {path: (label, score)} of a run; the score is NaN for invalid items."""
     path = workdir / layout.PREDICTIONS
     if not path.is_file():
         if (workdir / layout.MEMBERS).is_dir():

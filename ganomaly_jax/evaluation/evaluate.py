@@ -55,7 +55,7 @@ def evaluate(
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
-    """Scores the test set of a run; writes metrics.json, predictions.csv, pictures and report.html into its folder.
+    """Scores the test set of a run; writes metrics.json, predictions.csv, pictures and report.html to its folder.
 
     Scores use running statistics only: each depends on its own image alone. Nothing is chosen on the test data.
 
@@ -109,7 +109,9 @@ def judge_together(scorer: Scorer, run: Run) -> Judgement:
 def evaluate_members(
     workdir: str | os.PathLike[str], false_positive_rate: float | None = None, own: datasets.Dataset | None = None
 ) -> dict[str, Evaluation | None]:
-    """Evaluates every member of a sweep, each in its own folder.
+    """Evaluates every member of a sweep, each in its folder.
+
+    Returns the metrics by name, None for members that diverged.
 
     Args:
       workdir: folder of the sweep.
@@ -202,7 +204,7 @@ def evaluate_run(
 def _beside(
     workdir: Path, this: Run, scorer: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
 ) -> dict[str, Any]:
-    """Returns what `metrics.json` holds of the statistical detectors that the configuration asks for."""
+    """Returns the entries of `metrics.json` about the baselines that the configuration requests."""
     asked = scorer.config.evaluate
     if not asked.baselines:
         return {}
@@ -309,7 +311,10 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
 def write_predictions(
     path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
 ) -> None:
-    """Writes `predictions.csv`, a row an item.
+    """Writes `predictions.csv`, one row per item.
+
+    The columns are path, label (0 normal, 1 anomalous, empty if unknown), score, p_value, verdict, and the reason of a
+    verdict `invalid`, whose score and p-value are empty.
 
     The columns are path, label (0 normal, 1 anomalous, empty where unknown), score, p_value, verdict, and the reason of
     a verdict `invalid`, whose score and p-value are empty.

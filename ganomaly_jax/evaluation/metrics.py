@@ -144,7 +144,7 @@ def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Cou
 
 
 def _area(counts: _Counts, max_fpr: Any) -> Any:
-    """Returns the area under the ROC curve from 0 to `max_fpr`, as a share of `max_fpr`."""
+    """Computes the area under the ROC curve from 0 to `max_fpr`, as a share of `max_fpr`."""
     xp = counts.space
     # Each anomalous item lifts the curve by one step: along a ramp over the normal items it ties with, full after.
     end, tied = max_fpr * counts.n_normal, counts.false - counts.before
@@ -154,7 +154,7 @@ def _area(counts: _Counts, max_fpr: Any) -> Any:
 
 
 def _mean(counts: _Counts, fraction: Any, defined: Any) -> Any:
-    """Returns the mean of fractions [N] over the anomalous items; NaN where there are none, or it is not `defined`.
+    """Computes the mean of fractions [N] in 0..1 over the anomalous items; NaN without any, or if it is not `defined`.
 
     Differs from a float32 sum, whose error grows with N: fractions of 2**24 are summed as integers, in three digits of
     8 bits so that no sum passes uint32.
@@ -286,7 +286,7 @@ def both_classes(labels: np.ndarray) -> tuple[int, int]:
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns normal and anomalous items with at least each distinct score, and these scores, falling: [K] each."""
+    """Returns the numbers of normal and anomalous items at or above each distinct score, and these, descending."""
     counts = _count(labels, scores, None)
     falling = scores[counts.order]
     last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)

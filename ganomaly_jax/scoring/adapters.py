@@ -35,19 +35,19 @@ class Adapter(Protocol):
 
     @property
     def network(self) -> Detector:
-        """The detector of what the network takes."""
+        """Returns the detector of the network's inputs."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """From raw items to `[B, ...]` float32 in [-1, 1]."""
+        """Returns the function from raw items to `[B, ...]` float32 in [-1, 1]."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one raw item."""
+        """Returns the shape of one raw item."""
 
     @property
     def has_latent(self) -> bool:
-        """Whether an item has one latent."""
+        """Returns True if an item has exactly one latent."""
 
     def inputs(self, items: Images) -> Images:
         """Returns items `[N, ...]` as the network takes them, in memory or read on demand."""
@@ -72,7 +72,7 @@ class WholeDetector:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one raw item."""
+        """Returns the shape of one raw item."""
         return self.preprocessing.shape
 
     def inputs(self, items: Images) -> Images:
@@ -104,12 +104,12 @@ class TiledDetector:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one image."""
+        """Returns the shape of one image, (H, W, C)."""
         return self.preprocessing.shape
 
     @property
     def grid(self) -> tiling.Grid:
-        """Where the tiles lie."""
+        """Returns the positions of the tiles."""
         return tiling.grid(self.shape[0], self.shape[1], self.network.shape[0], self.overlap)
 
     def inputs(self, items: Images) -> Images:
@@ -155,7 +155,7 @@ def _explained(network: Detector, variables: dict[str, Any], x: Array) -> tuple[
 
 
 def _each(function: Callable[[Array], Any], tiles: Array) -> Any:
-    """`function` of tiles [B, n, side, side, C], each by itself, [B, n, ...]; so many at once as memory allows.
+    """Applies `function` to tiles [B, n, side, side, C], as many at once as memory allows: [B, n, ...].
 
     A gradient works them out again instead of keeping what is between.
     """

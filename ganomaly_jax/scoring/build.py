@@ -34,7 +34,9 @@ def make(
     provenance: dict[str, Any],
     feature_names: tuple[str, ...] = (),
 ) -> Scorer:
-    """A scorer calibrated on raw normal images [n, H, W, C]; `pixels` are (dtype, low, high) of the training images.
+    """Builds a scorer, calibrated on raw normal images [n, H, W, C].
+
+    `pixels` are (dtype, low, high) of the training images.
 
     What statistics the score needs are those of `training` images, at most `statistics.BANK` of them. `trained_on`
     says that `normals` are of these, so that the threshold is no promise.
@@ -62,8 +64,9 @@ def make(
 
 
 def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Scorer:
-    """The scorer with threshold, p-values and colour scale of other raw normal images [n, H, W, C], as its
-    configuration asks; what its score is made of stays as it is. `trained_on` as in `make`.
+    """Returns the scorer with threshold, p-values and colour scale of other raw normal images [n, H, W, C].
+
+    The parts of its score stay as they are; `trained_on` as in `make`.
     """
     found_scores = scorer(normals)
     items = scorer.words.items
@@ -83,7 +86,7 @@ def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Sco
 
 
 def _scales(scorer: Scorer, normals: Images) -> tuple[float, float]:
-    """`residual_max` and `map_threshold` of the first of raw normals; of what has no maps of pixels, one for both."""
+    """Returns `residual_max` and `map_threshold` of the first raw normals; one value for both without pixel maps."""
     if len(scorer.detector.network.shape) != 3:
         x, x_hat = scorer.reconstruct(normals[: inference.BUCKETS[-1]])
         return (float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),) * 2

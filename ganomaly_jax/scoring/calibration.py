@@ -41,7 +41,7 @@ class Calibration:
 
 
 def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> Calibration:
-    """Sets the threshold that `settings.threshold_by` asks for, and the review band.
+    """Computes threshold and review band from calibration scores [n], as `settings.threshold_by` requests.
 
     Args:
       scores: [n] of normal items that were not trained on.
@@ -74,7 +74,7 @@ def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> 
 
 
 def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibration:
-    """Returns the calibration by one group's own scores; that of all where the group has none.
+    """Returns the calibration of one group by its own scores; that of all items if the group has none.
 
     Raises:
       UserError: as `by`.
@@ -83,7 +83,7 @@ def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibr
 
 
 def calibrate(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
-    """Sets the threshold for a false-positive rate, from the scores [n] of n calibration items (split conformal).
+    """Computes the threshold for a false-positive rate, from the scores [n] of n calibration images.
 
     With n exchangeable normal scores, a fresh one lies above the k-th smallest with probability (n + 1 - k) / (n + 1)
     (split conformal prediction), so the smallest rate that can be promised is 1 / (n + 1), by the largest score.
@@ -152,7 +152,7 @@ def _given(scores: np.ndarray, threshold: float, items: str) -> Calibration:
 
 
 def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
-    """Sets a threshold beyond what the number of scores can promise, by extreme-value theory (peaks over threshold).
+    """Extrapolates a threshold beyond the calibration scores by extreme-value theory (peaks over threshold).
 
     What scores [n] exceed their 90 % quantile u by follows a generalised Pareto distribution for large u (Pickands
     1975); the threshold is its quantile, u + sigma / xi * ((rate * n / excesses) ** -xi - 1), as in Siffer et al. 2017,
@@ -191,7 +191,7 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
 
 
 def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
-    """Fits a generalised Pareto distribution.
+    """Fits a generalised Pareto distribution to positive excesses [n], n >= 10; returns (shape xi, scale sigma).
 
     The estimate is a mean over a grid, weighted by the likelihood, which for some samples has no maximum of its own
     (scipy.stats.genpareto.fit looks for that maximum).
@@ -219,7 +219,7 @@ def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
 
 
 def p_values(calibration_scores: Array, scores: Array) -> Array:
-    """Computes conformal p-values: (1 + calibration scores at least as high) / (n + 1). Pure.
+    """Computes conformal p-values [B] in [1 / (n + 1), 1]: (1 + calibration scores >= score) / (n + 1). Pure.
 
     Args:
       calibration_scores: [n], sorted, smallest first.
@@ -234,7 +234,10 @@ def p_values(calibration_scores: Array, scores: Array) -> Array:
 
 
 def verdicts(scores: np.ndarray, threshold: float, review: float | None = None) -> list[str]:
-    """Returns a verdict for each score.
+    """Returns the verdicts of scores.
+
+    These are `anomalous` above the threshold, `review` above a lower one if there is one, `invalid` if the score is not
+    finite, and `normal` otherwise.
 
     It is `anomalous` above the threshold, `review` above a lower one if there is one, `invalid` for a score that is not
     finite, otherwise `normal`.

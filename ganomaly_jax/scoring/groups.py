@@ -20,7 +20,7 @@ Given = str | os.PathLike[str] | Sequence[str]
 
 
 def of_images(given: Given, paths: Sequence[str], root: str = "") -> np.ndarray:
-    """Returns the group of each image, [n] names, empty where none is named.
+    """Returns the group of each image, [n] strings, empty without a group.
 
     Args:
       given: a file whose rows name images by absolute path, or relative to the file, to `root` or to where the command
@@ -51,7 +51,7 @@ def of_images(given: Given, paths: Sequence[str], root: str = "") -> np.ndarray:
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Reads {path: group} of a CSV file with a header."""
+    """Reads {path: group} from a CSV file with a header."""
     try:
         if not path.is_file():
             raise UserError(f"--groups {path}: wanted a CSV file with the columns path and group")
@@ -73,12 +73,12 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def calibrated(scores: np.ndarray, names: np.ndarray) -> dict[str, list[float]]:
-    """Returns the calibration scores of each group, rising; items of no group are left out."""
+    """Returns the calibration scores of each group, ascending, leaving out images without a group."""
     return {name: np.sort(scores[names == name]).tolist() for name in sorted(set(names.tolist()) - {""})}
 
 
 def judge_by(scorer: Scorer, judged: Judgement, names: np.ndarray) -> Judgement:
-    """Returns p-values and verdicts by the calibration scores of each image's own group, where the detector has them.
+    """Computes p-values and verdicts by the calibration scores of each image's group, if the detector has them.
 
     Conformal prediction within each group (Vovk, Lindsay, Nouretdinov and Gammerman 2003, "Mondrian Confidence
     Machine"), so that the promised rate holds in each. Scores stay; images of other groups are judged as by all.

@@ -23,7 +23,7 @@ BUCKETS = (1, 8, 64, 256)
 
 
 def unit(detector: Adapter, pixels: tuple[str, Any, Any], x: Array) -> Array:
-    """Raw images [B, H, W, C] as the networks take them, see `Scorer.unit`; `pixels` as there. Pure."""
+    """Converts raw images [B, H, W, C] to the networks' inputs, see `Scorer.unit`; `pixels` as there. Pure."""
     return detector.preprocessing.unit(pixels, x)
 
 
@@ -34,7 +34,7 @@ def scored(
     variables: dict[str, Any],
     x: Array,
 ) -> dict[str, Array]:
-    """`score` and `p_value` [B] of raw images, see `Scorer.outputs`; `parts` and `pixels` are the scorer's. Pure."""
+    """Computes `score` and `p_value` [B] of raw images, see `Scorer.outputs`. Pure."""
     taken = unit(detector, pixels, x)
     score = detector.score(lambda network, own: scores.score(network, parts, variables, own), taken)
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
@@ -54,7 +54,7 @@ def compiled_side_by_side(
     variables: dict[str, Any],
     x: Array,
 ) -> dict[str, Array]:
-    """`scored` on each device of the mesh for its own part of x [devices * B, ...]."""
+    """Computes `scored` on each device of the mesh for its shard of x [devices * B, ...]."""
     return sharding.row_parallel(functools.partial(scored, detector, parts, pixels), mesh)(variables, x)
 
 
@@ -62,7 +62,7 @@ def compiled_side_by_side(
 def explained(
     detector: Adapter, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
 ) -> tuple[Array, Array, Array]:
-    """(x, x_hat, map) of raw images: [B, H, W, C] float32 in [-1, 1] twice, and their residual map [B, H, W]. Pure."""
+    """Computes x and x_hat [B, H, W, C] in [-1, 1] and their residual map [B, H, W] of raw images. Pure."""
     scaled = unit(detector, pixels, x)
     return scaled, *detector.explained(variables["detector"], scaled)
 
@@ -84,21 +84,21 @@ def groups(blocks: Iterable[np.ndarray], most: int) -> Iterator[list[np.ndarray]
 
 
 def rows(group: Sequence[np.ndarray]) -> np.ndarray:
-    """Where the images of a group are among those it was filled up with."""
+    """Returns the positions of a group's images in its padded batches."""
     return np.concatenate([i * BUCKETS[-1] + np.arange(len(x)) for i, x in enumerate(group)])
 
 
 def bucket(n: int) -> int:
-    """The padded size of a batch of n images, n at most the largest of `BUCKETS`."""
+    """Returns the padded size of a batch of n images, n at most the largest of `BUCKETS`."""
     return next((size for size in BUCKETS if size >= n), n)
 
 
 def pad(x: np.ndarray, size: int) -> np.ndarray:
-    """x [n, ...] filled up to `size` by repeating its last item: scores do not depend on their neighbours."""
+    """Pads x [n, ...] to `size` by repeating its last item; scores do not depend on their neighbours."""
     return np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) if len(x) < size else x
 
 
 def blocks(detector: Adapter, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
-    """Raw images, or inputs of its network, as batches in [-1, 1], all of one size but the last."""
+    """Yields raw images, or inputs of the network, as batches in [-1, 1], of one size except for the last."""
     for begin in range(0, len(images), BUCKETS[-1]):
         yield np.asarray(unit(detector, pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))

@@ -28,7 +28,7 @@ _ROWS = 1024
 
 
 def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits what the functions below need.
+    """Fits the statistics for the functions below to latents z [n, L] of normal images; `seed` draws those kept.
 
     Args:
       z: latents [n, L] float32 of normal items.
@@ -59,7 +59,7 @@ def _drawn(n: int, seed: int) -> np.ndarray:
 
 
 def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
-    """Fits what `mahalanobis` needs of residuals.
+    """Fits the statistics of `mahalanobis` to residuals x - x_hat, flat [n, D] float32, n >= 4.
 
     Each number is divided by its own spread, then all of them are brought to a covariance of 1. What a network leaves
     of correlated sensors is correlated, and small in the directions that tell most; so the covariance is not shrunk by
@@ -82,7 +82,7 @@ def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fit_squares(residual: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits what `local` needs beside `fit` of the latents of the same items: their squared residuals.
+    """Returns the squared residuals that `local` needs, of the items whose latents `fit` keeps.
 
     Args:
       residual: [n, D] float32 of the items whose latents were fitted.
@@ -100,7 +100,7 @@ def _parts(n: int) -> list[np.ndarray]:
 
 
 def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """Returns log-likelihoods, up to a constant, of one part by a normal distribution of the others, for each ridge."""
+    """Computes log-likelihoods of the rows of one part under normal distributions of all others, one per ridge."""
     others = np.delete(rows, part, axis=0)
     mean, variances, axes = principal_components.fit(others)
     squares = ((rows[part] - mean) @ axes) ** 2
@@ -114,12 +114,12 @@ def mahalanobis(fitted: dict[str, Array], z: Array) -> Array:
 
 
 def neighbours(fitted: dict[str, Array], z: Array) -> Array:
-    """Returns the mean distance [B] of whitened latents z [B, L] to their nearest ones in the bank."""
+    """Computes the mean distance [B] of whitened latents z [B, L] to their nearest ones in the bank."""
     return jnp.mean(_nearest(fitted["bank"], _whitened(fitted, z))[0], axis=-1)
 
 
 def density(fitted: dict[str, Array], z: Array) -> Array:
-    """Returns the local density ratio [B]: `neighbours`, as a ratio to the same of these nearest ones.
+    """Computes the local density ratio [B]: `neighbours` over that of the nearest latents.
 
     A simplified local outlier factor: far away means far where normal latents lie close.
 
@@ -130,7 +130,7 @@ def density(fitted: dict[str, Array], z: Array) -> Array:
 
 
 def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual: Array) -> Array:
-    """Returns the mean [B] of squared residuals [B, D], each by its mean over the `ALIKE` items nearest to z [B, L].
+    """Computes the squared residual [B], each value relative to its mean over the `ALIKE` nearest items of the bank.
 
     About 1 for a normal item whatever state it is in, where states leave residuals of different sizes.
     """
@@ -140,12 +140,12 @@ def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual
 
 
 def angle(fitted: dict[str, Array], z: Array) -> Array:
-    """Returns the mean distance [B] of the directions of latents z [B, L] to the nearest, chords on the unit sphere."""
+    """Computes the mean distance [B] of the directions of latents z [B, L] to the nearest ones, as chords."""
     return jnp.mean(_nearest(fitted["directions"], _unit(z))[0], axis=-1)
 
 
 def angular_density(fitted: dict[str, Array], z: Array) -> Array:
-    """Returns `density` [B] on the unit sphere: `angle` as a ratio to that of the nearest ones."""
+    """Computes `density` on the unit sphere: `angle` over that of the nearest directions."""
     return _ratio(fitted["directions"], fitted["angular_spacing"], _unit(z))
 
 
@@ -174,7 +174,7 @@ def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
 
 
 def spacing(bank: np.ndarray) -> np.ndarray:
-    """Returns the mean distance [m] of each of the bank [m, L] float32 to its nearest ones but itself."""
+    """Computes the mean distance [m] of each of the bank [m, L] to its nearest neighbours, itself excluded."""
     near = jax.jit(lambda bank, z: _nearest(bank, z, NEIGHBOURS + 1)[0][:, 1:].mean(axis=-1))
     parts = [np.asarray(near(bank, bank[i : i + _ROWS])) for i in range(0, len(bank), _ROWS)]
     return np.maximum(np.concatenate(parts), np.float32(1e-6))

@@ -22,7 +22,7 @@ class ScoringModality(Protocol):
 
     @property
     def grouped(self) -> bool:
-        """Whether files may be judged by the calibration of groups."""
+        """Returns True if files may be judged by the calibration of groups."""
 
     def judge_paths(self, scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
         """Judges everything in files and folders.

@@ -48,7 +48,7 @@ _QUERIES = 1024
 
 
 def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """Returns how far images are averaged down, and sides and steps of a patch after that."""
+    """Returns the factor by which images are averaged down, and sides and steps of a patch after that."""
     sides = [max(_LEAST_SIDE, round(share * side)) for side in shape[:2]]
     down = 1
     while max(sides) // down > _MOST_SIDE and all(side % (2 * down) == 0 for side in shape[:2]):
@@ -65,7 +65,7 @@ def averaged(x: Array, down: int) -> Array:
 
 
 def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Array, Array]:
-    """Returns mean and divisor [B, h, w] of each patch."""
+    """Computes mean and divisor [B, h, w] of each patch."""
     count = size[0] * size[1] * x.shape[-1]
     window, strides = (1, *size, x.shape[-1]), (1, *step, 1)
     sums = functools.partial(
@@ -98,19 +98,19 @@ def described(x: Array, places: Array, share: float) -> Array:
 
 
 def places(shape: tuple[int, ...], share: float) -> int:
-    """Returns how many patches an image of `shape` (H, W, C) has."""
+    """Returns the number of patches of an image of `shape` (H, W, C)."""
     down, size, step = _layout(shape, share)
     return int(np.prod([(side // down - part) // by + 1 for side, part, by in zip(shape, size, step, strict=False)]))
 
 
 def drawn(shape: tuple[int, ...], share: float, count: int, n: int, random: np.random.Generator) -> np.ndarray:
-    """Draws `places` int [n, k] for `described`, so many an image that `count` images have about `CANDIDATES`."""
+    """Draws `places` int [n, k] for `described`, so many per image that `count` images have about `CANDIDATES`."""
     every = places(shape, share)
     return random.permuted(np.tile(np.arange(every), (n, 1)), axis=1)[:, : -(-CANDIDATES // count)]
 
 
 def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits what `distance` needs.
+    """Fits the bank of `distance` to `described` patches [n, h, w, C] of normal images; `seed` draws candidates.
 
     Args:
       patches: `described` patches [n, h, w, C] of normal images.
@@ -137,7 +137,7 @@ def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _spread(at: Array, count: int) -> Array:
-    """Returns int [count]: which of at [n, k] are spread over all, each the farthest from those before.
+    """Selects `count` of at [n, k] by farthest-point sampling, from the middle on: int [count].
 
     The first is the nearest to the middle. The largest distance to the nearest one kept is at most twice the least that
     so many can have (Gonzalez 1985).
@@ -155,7 +155,7 @@ def _spread(at: Array, count: int) -> Array:
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
-    """Returns the mean over an image's patches of the distance to the nearest one in the bank.
+    """Computes the mean distance [B] of the patches of images x [B, H, W, C] in [-1, 1] to the nearest in the bank.
 
     Args:
       fitted: what `fit` returns, for patches of this share.
@@ -187,7 +187,7 @@ def exposed(x: Array) -> Array:
 
 
 def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Fits what `components` needs, to `exposed` normal images [n, h, w, C].
+    """Fits the principal components of `components` to `exposed` normal images [n, h, w, C].
 
     Returns:
       float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
@@ -199,7 +199,7 @@ def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def components(fitted: dict[str, Array], x: Array) -> Array:
-    """Returns the squared distance [B] of images x [B, H, W, C] from the space of the axes: Q of a pixel PCA."""
+    """Computes the squared distance [B] of `exposed` images x [B, H, W, C] from the components: the Q of a PCA."""
     centred = exposed(x) - fitted["middle"]
     at = jnp.einsum("bhwc,hwck->bk", centred, fitted["axes"])
     # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
@@ -207,7 +207,7 @@ def components(fitted: dict[str, Array], x: Array) -> Array:
 
 
 def _nearest(bank: Array, at: Array) -> Array:
-    """Returns the distance [B, h, w] of each of at [B, h, w, k] to its nearest in the bank [m, k].
+    """Computes the distance [B, h, w] of each of at [B, h, w, k] to its nearest in the bank [m, k].
 
     First the group of the bank that it is in, then exactly within that: least distances are found many times faster
     than where they are. Some images at a time, so that what is between stays in a processor's cache.

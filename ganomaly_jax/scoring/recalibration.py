@@ -28,7 +28,7 @@ def recalibrate(
     review: float | None = None,
     by: groups.Given | None = None,
 ) -> Scorer:
-    """Set the threshold of a detector anew and write it back, whole or not at all.
+    """Recomputes the threshold of a detector and writes it back atomically.
 
     Args:
       workdir: a run's folder or a detector folder.
@@ -98,7 +98,7 @@ def recalibrate(
 def _asked(
     false_positive_rate: float | None, quantile: float | None, tail: float | None, threshold: float | None
 ) -> dict[str, Any]:
-    """The keys of `config.Evaluate` to change."""
+    """Returns the keys of `config.Evaluate` that change."""
     ways: dict[str, tuple[float | None, dict[str, Any]]] = {
         "false_positive_rate": (false_positive_rate, {"threshold_by": "rate"}),
         "quantile": (quantile, {"threshold_by": "quantile"}),
@@ -130,7 +130,7 @@ def _check_groups(made: Scorer) -> None:
 
 
 def _normals(made: Scorer, source: str, arrays: Any) -> tuple[datasets.Dataset, np.ndarray]:
-    """A data set, and which of its images are normal."""
+    """Returns a data set and which of its items are normal."""
     resolved = made.reading(source) if arrays is None else dataclasses.replace(made.config.data, source=source)
     dataset = sources.read(resolved, arrays, progress=True)
     # Fresh normal images seldom come with the class that was abnormal in the training.

@@ -34,7 +34,7 @@ class Region:
 
 
 def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Array:
-    """Computes how far x is from x_hat, the mean over channels and scales. Pure.
+    """Computes how far x is from x_hat, as mean over channels and scales: [B, H, W] float32 in 0..2. Pure.
 
     On each scale the difference is averaged over squares before its size is taken, so that noise and edges that are a
     little off cancel, and what is missing or added over an area stays. Scale 1 alone is |x - x_hat|.
@@ -58,12 +58,12 @@ def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Ar
 
 
 def threshold(values: np.ndarray) -> float:
-    """Returns the threshold of maps, from those [n, H, W] of normal images: `SHARE` of their pixels lie below."""
+    """Computes the threshold of maps from those [n, H, W] of normal images: `SHARE` of their pixels are below."""
     return float(max(np.quantile(values, SHARE), 1e-3))
 
 
 def regions(values: np.ndarray, threshold: float) -> list[Region]:
-    """Returns the connected regions (by sides and corners) of a map [H, W] above its threshold, highest peak first.
+    """Finds regions (connected by sides and corners) of a map [H, W] above its threshold, highest peak first.
 
     Those of fewer than 4 pixels, or of less than 0.1 % of the image, are left out.
     """

@@ -93,22 +93,22 @@ class Scorer:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """(H, W, C) of one image; (D,) of a row of sensors, (T, D) of a window of rows; (T,) of a waveform."""
+        """Returns the shape of one input: (H, W, C), (D,) of a row, (T, D) of a window, or (T,) of a waveform."""
         return self.detector.shape
 
     @property
     def modality(self) -> Modality:
-        """What it judges: images, rows of sensors, sound."""
+        """Returns the modality: images, rows of sensors, or sound."""
         return modalities.of(self.config.data)
 
     @property
     def words(self) -> Words:
-        """What one of the judged items is called."""
+        """Returns the modality's words for its items."""
         return self.modality.words(self.config.data)
 
     @property
     def spec(self) -> InputSpec:
-        """What it takes of the outside."""
+        """Returns what it accepts as input."""
         return InputSpec(self.input_shape, *self.pixels, self.config.data, self.feature_names)
 
     @property
@@ -126,11 +126,11 @@ class Scorer:
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:
-        """(dtype, low, high) of the training images."""
+        """Returns (dtype, low, high) of the training images."""
         return self.dtype, self.low, self.high
 
     def unit(self, x: Array) -> Array:
-        """Raw pixels [B, H, W, C] as the networks take them, float32 in [-1, 1]. Pure.
+        """Converts raw pixels [B, H, W, C] to the networks' inputs, float32 in [-1, 1]. Pure.
 
         The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
         otherwise span their type; other floating point is taken as being in [-1, 1] already.
@@ -140,7 +140,7 @@ class Scorer:
         return inference.unit(self.detector, self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
-        """`score` and `p_value` [B] float32 of raw images x [B, H, W, C]; NaN where a pixel is NaN or Inf. Pure."""
+        """Computes `score` and `p_value` [B] of raw images x [B, H, W, C]; NaN if a pixel is not finite. Pure."""
         return inference.scored(self.detector, self.parts, self.pixels, variables, x)
 
     @property
@@ -149,7 +149,7 @@ class Scorer:
         return config_module.score_parts(self.config)
 
     def reading(self, source: str) -> Data:
-        """How another source is read as this detector takes it: of tables its sensors, by their names."""
+        """Returns the data settings to read another source like the training data; of tables by the sensors' names."""
         found = dataclasses.replace(self.config.data, source=source)
         return dataclasses.replace(found, columns=as_text(self.feature_names)) if self.feature_names else found
 
@@ -159,7 +159,7 @@ class Scorer:
 
     @functools.cached_property
     def _mesh(self) -> Any:
-        """The devices of this process; as many as the training was given, where that was less than all."""
+        """Returns the devices of this process, at most as many as the training used."""
         return sharding.local_mesh(min(self.config.mesh.devices, len(sharding.local_devices())))
 
     @functools.cached_property
@@ -167,7 +167,7 @@ class Scorer:
         return jax.device_put(self.variables, sharding.replicated(self._mesh))
 
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
-        """(fn, variables): `fn(variables, x)` is the pure scoring function to embed, x as `unit` takes it, scores [B].
+        """Returns (fn, variables): `fn(variables, x)` is the pure scoring function, x as `unit` takes it, scores [B].
 
         It works under jit, vmap, grad, scan and shard_map of another program. It checks shape and type only.
         """
@@ -195,7 +195,7 @@ class Scorer:
     def judge_files(
         self, paths: Sequence[Any], workers: int = image_files.WORKERS, progress: bool = False
     ) -> tuple[Judgement, list[tuple[str, str]]]:
-        """Of image files, any number: scores, p-values and verdicts, and (path, reason) of those that cannot be read.
+        """Scores any number of image files: scores, p-values and verdicts, and (path, reason) of unreadable ones.
 
         While the device scores a block of files, `workers` threads decode the next ones. `progress`: as in `judge`.
 
@@ -210,11 +210,11 @@ class Scorer:
             return self._judged(self._shown(blocks, len(paths), progress)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
-        """(x, x_hat), each [B, H, W, C] float32 in [-1, 1]; for pictures, in one batch."""
+        """Returns (x, x_hat), each [B, H, W, C] float32 in [-1, 1], computed in one batch."""
         return self.explained(images)[:2]
 
     def explained(self, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(x, x_hat, map): as `reconstruct`, and `maps.residual_map` of both, [B, H, W] float32 in 0..2."""
+        """Returns (x, x_hat, map): as `reconstruct`, and their residual map [B, H, W] float32 in 0..2."""
         raw = self.as_input(images)
         found = inference.explained(
             self.detector, self.pixels, self.variables, inference.pad(raw, inference.bucket(len(raw)))
@@ -223,7 +223,7 @@ class Scorer:
         return x, x_hat, values
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
-        """Of images as the program takes them, in blocks no larger than a bucket; full ones a device each."""
+        """Scores inputs in blocks no larger than a bucket, full ones one per device."""
         parts: list[dict[str, np.ndarray]] = []
         pending: tuple[dict[str, Array], np.ndarray] | None = None
         for group in itertools.chain(inference.groups(blocks, self._mesh.size), (None,)):
@@ -237,7 +237,7 @@ class Scorer:
         )
 
     def _started(self, *blocks: np.ndarray) -> dict[str, Array]:
-        """`outputs` of one block, or of full ones side by side, on their way: nothing is waited for.
+        """Starts `outputs` of one block, or of full ones side by side, without waiting for the results.
 
         Each device then runs the very program that one device runs alone, so that the scores are the same to the bit.
         """
@@ -257,7 +257,7 @@ class Scorer:
         return self.modality.as_input(given, self.spec)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """Image files as [n, H, W, C] of the training type, and (path, reason) of those that cannot be read.
+        """Reads image files as [n, H, W, C] of the training dtype, and (path, reason) of unreadable ones.
 
         An unreadable one is there as NaN (float32 then), so that it is scored as invalid and keeps its place.
         """
@@ -265,11 +265,11 @@ class Scorer:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Scorer:
-        """The same as `ganomaly_jax.load`: the detector of a run's folder, or one that `save` wrote."""
+        """Loads a detector, as `ganomaly_jax.load`."""
         return load(directory)
 
     def save(self, directory: Path) -> None:
-        """Write a self-contained folder that `load` reads, independent of the run: weights, configuration, calibration.
+        """Writes a self-contained folder that `load` reads: weights, configuration, calibration.
 
         Arrays (Orbax), JSON and a manifest with the sha256 of each file; no pickle, no code.
 
@@ -292,7 +292,7 @@ class Scorer:
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
-    """The detector of a run's folder, or of a detector folder.
+    """Loads the detector of a run's folder, or a detector folder.
 
     A folder from somebody else cannot run code here: what is read are hashes, JSON values that become numbers and words
     of the configuration, and arrays; nothing in it is unpickled, imported or evaluated. The hashes show damage, not who
@@ -348,5 +348,5 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
 
 
 def _range(stored: Any) -> float | tuple[float, ...]:
-    """`low` or `high` as it is stored: a number, or one for each feature or band."""
+    """Returns a stored `low` or `high`: a number, or one per feature or band."""
     return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)

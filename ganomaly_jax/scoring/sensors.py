@@ -95,7 +95,7 @@ class Contributions:
     columns: tuple[str, ...]
 
     def top(self, i: int, most: int = 3) -> list[tuple[str, float]]:
-        """(sensor, what it adds) of the row or window i: those that add most, the most first; none where invalid."""
+        """Returns (sensor, contribution) of the largest contributions to row or window i; none if it is invalid."""
         if not np.isfinite(self.values[i]).all():
             return []
         order = np.argsort(-self.values[i], kind="stable")[:most].tolist()
@@ -103,7 +103,7 @@ class Contributions:
 
 
 def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributions:
-    """Integrated gradients of the score by sensor (Sundararajan, Taly and Yan 2017), summed over a window's rows.
+    """Computes integrated gradients of the score by sensor (Sundararajan et al. 2017), summed over a window's rows.
 
     The gradient is taken along the straight line from the centre of all sensors, their medians in training, to the row
     (Gauss-Legendre, `steps` points, closer to each other near the centre), one
@@ -136,13 +136,15 @@ def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributio
 
 @functools.lru_cache(maxsize=4)
 def _program(scorer: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Array]]:
-    """`attributed`, compiled."""
+    """Returns `attributed`, compiled."""
     return jax.jit(attributed(scorer, steps))
 
 
 def attributed(scorer: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tuple[Array, Array, Array]]:
-    """(variables, raw rows [B, ...]) -> contributions [B, D], scores [B] and the score of the centre. Pure, not
-    compiled; see `contributions`."""
+    """Returns a function from (variables, raw rows [B, ...]) to contributions [B, D], scores [B] and centre's score.
+
+    It is pure and not compiled; see `contributions`.
+    """
     function, _ = scorer.function()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     # Denser at the centre, by t = u ** 2: the logarithm in a fitted score is steepest there.

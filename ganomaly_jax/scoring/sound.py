@@ -40,18 +40,19 @@ class JudgedRecording:
 
     @property
     def names(self) -> list[str]:
-        """`FILE@12.5s` for each window; `FILE` alone where it cannot be used."""
+        """Returns `FILE@12.5s` for each window; `FILE` alone if it cannot be used."""
         return [self.path] if self.reason else [audio_windows.at(self.path, second) for second in self.starts.tolist()]
 
     @property
     def reasons(self) -> list[str]:
-        """Why a window is `invalid`, otherwise empty."""
+        """Returns why each window is `invalid`, empty otherwise."""
         return [self.reason or NOT_FINITE * (verdict == calibration.INVALID) for verdict in self.judged.verdicts]
 
 
 def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[JudgedRecording], list[str]]:
-    """A verdict for each window of recordings, or of folders of them, every `data.sound.stride` seconds; and what the
-    user should know, a sentence each.
+    """Scores the windows of recordings, or of folders of them, one every `data.sound.stride` seconds.
+
+    Returns them with notes for the user, a sentence each.
 
     Files are read a block at a time, at any rate and with any number of channels.
 
@@ -102,7 +103,7 @@ def judge_paths(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
 
 
 def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
-    """A CSV with a row a file: path, windows, how many of them are anomalous, the highest score and where, the reason.
+    """Writes a CSV with a row per file: windows, anomalous windows, highest score, its position, and the reason.
 
     Raises:
       UserError: it cannot be written.
@@ -122,12 +123,12 @@ def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
 
 
 def scale_of(scorer: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
-    """What the patches of a detector's windows mean."""
+    """Returns the scales of time and frequency of a detector's patches."""
     return spectrogram_scale.Scale(spectrogram.of_data(scorer.config.data), scorer.low, scorer.high, begin)
 
 
 def of_patches(scorer: Scorer) -> Scorer:
-    """The detector of the patches [B, bands, frames, 1] in [-1, 1] that it takes of waveforms: one of images."""
+    """Returns the detector of the patches [B, bands, frames, 1] in [-1, 1] that it computes from waveforms."""
     data = dataclasses.replace(scorer.config.data, kind=Images.name, low=-1.0, high=1.0)
     return dataclasses.replace(
         scorer,
@@ -139,7 +140,7 @@ def of_patches(scorer: Scorer) -> Scorer:
 
 
 def window_of(scorer: Scorer, given: str) -> tuple[np.ndarray, str, float]:
-    """The window [T] that `FILE@SECONDS` names, or the one of the highest score in FILE; its name and where it begins.
+    """Returns the window [T] that `FILE@SECONDS` names, or the one with the highest score; its name and its beginning.
 
     Raises:
       UserError: a file that cannot be used, or nothing there as long as a window.
