@@ -18,7 +18,7 @@ _PLACES, _EPOCHS = (1, 1), 2
 
 
 def columns(seed: int, n: int, batch_size: int) -> np.ndarray:
-    """int64 `[batch_size, ceil(n / batch_size)]`: the images, of n, that each place in a batch draws from.
+    """Returns int64 `[batch_size, ceil(n / batch_size)]`: the images, of n, from which each position of a batch draws.
 
     Drawn once a run. A place keeps its images, so that a device or a process needs only those of its own places, and
     the order of a training depends on neither their number. Where n is no multiple, the last of a row fills it up.
@@ -33,7 +33,7 @@ def columns(seed: int, n: int, batch_size: int) -> np.ndarray:
 
 
 def batch_rows(seed: int, n: int, batch_size: int, start_step: int, count: int) -> np.ndarray:
-    """int32 `[count, batch_size]`: which of its `columns` each place takes in steps start_step ... + count - 1.
+    """Returns int32 `[count, batch_size]`: the index into its `columns` of each position in these steps.
 
     It follows from seed and epoch alone. An epoch has n // batch_size steps and takes no image twice; what does not
     fill a batch is another part in every epoch.
@@ -56,7 +56,7 @@ def _epoch_rows(seed: int, n: int, batch_size: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(seed: int, n: int, batch_size: int, start_step: int, count: int) -> np.ndarray:
-    """int32 `[count, batch_size]`: which of n training images steps start_step ... start_step + count - 1 take.
+    """Returns int32 `[count, batch_size]`: the training images, of n, of steps start_step to start_step + count - 1.
 
     Raises:
       UserError: fewer images than one batch.

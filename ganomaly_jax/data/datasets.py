@@ -117,19 +117,19 @@ def from_arrays(
 
 
 def normal_by_words(names: Iterable[str]) -> frozenset[str] | None:
-    """The names that mean normal, where each is a word for normal or anomalous; None where one is neither."""
+    """Returns the names that mean normal, if each is a word for normal or anomalous; None otherwise."""
     if any(plain_word(name) not in NORMAL_WORDS + ANOMALOUS_WORDS for name in names):
         return None
     return frozenset(name for name in names if plain_word(name) in NORMAL_WORDS)
 
 
 def plain_word(name: str) -> str:
-    """The word in the name of a class: `0.Normal` is `normal`."""
+    """Returns the word in the name of a class: `0.Normal` is `normal`."""
     return re.sub(r"^\d+[._ -]+", "", name.strip().lower())
 
 
 def network_size(settings: config.Data, small: bool, own: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(height, width) that images are brought to: the network's input, or with `data.tile` what is cut into tiles.
+    """Returns (height, width) of the network's input, or with `data.tile` of the images that are cut into tiles.
 
     `small`: no image is larger than 32 x 32; `own`: the size that the images have, where that is known.
 
@@ -145,7 +145,7 @@ def network_size(settings: config.Data, small: bool, own: tuple[int, int] | None
 
 
 def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
-    """The pixel values that become -1 and +1: the data set's, or the extremes of its images at `train` `[n]`.
+    """Returns the pixel values that become -1 and +1: the data set's, or the extremes of its images at `train` `[n]`.
 
     Raises:
       UserError: they have to be fitted and all pixels have one value.
@@ -160,7 +160,7 @@ def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
 
 
 def image_hash(image: np.ndarray) -> bytes:
-    """sha256 over the pixels of one image, little-endian: 32 bytes."""
+    """Returns the sha256 of the pixels of one image, little-endian: 32 bytes."""
     little = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
     return hashlib.sha256(little.reshape(-1).view(np.uint8).data).digest()
 
@@ -186,7 +186,7 @@ def check_unchanged(name: str, before: str | None, now: str, advice: str, since:
 
 
 def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str:
-    """sha256 over images, labels, classes and parts, in hexadecimal: the same data give the same hash anywhere.
+    """Returns the sha256 of images, labels, classes and parts in hexadecimal; equal data give equal hashes anywhere.
 
     Images count by their `image_hash` each, which may be given, so that nobody has to have all of them.
     """
@@ -229,7 +229,7 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _labels(labels: Any, classes: Sequence[str] | None, n: int, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 `[n]` indices and the names that they point to."""
+    """Returns int64 `[n]` indices and the names they refer to."""
     if labels is None:
         return np.zeros(n, np.int64), ("normal",)
     try:

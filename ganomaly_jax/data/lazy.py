@@ -48,7 +48,7 @@ class LazyImages:
         raise TypeError("these images are not in memory: take [:] where all of them shall be")
 
     def take(self, key: Any) -> LazyImages:
-        """Some of them, still unread."""
+        """Returns some of them, still unread."""
         chosen = self._indices(key)
         return LazyImages(
             lambda indices: self.read(chosen[indices]), (len(chosen), *self.shape[1:]), self.dtype, self.keep
@@ -67,12 +67,12 @@ Images = np.ndarray | LazyImages
 
 
 def select(images: Images, indices: np.ndarray) -> Images:
-    """`images[indices]` of an array; of lazy ones the same, still unread."""
+    """Returns `images[indices]`; lazy images stay unread."""
     return images.take(indices) if isinstance(images, LazyImages) else images[indices]
 
 
 def blocks(images: Images, indices: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """The images at `indices` [n], all without, a block of some MiB at a time."""
+    """Yields the images at `indices` [n], all by default, a block of some MiB at a time."""
     order = np.arange(len(images)) if indices is None else indices
     size = max(BLOCK_BYTES // max(images.nbytes // max(len(images), 1), 1), 1)
     for i in range(0, len(order), size):
@@ -80,7 +80,7 @@ def blocks(images: Images, indices: np.ndarray | None = None) -> Iterator[np.nda
 
 
 def wanted(stream: str, nbytes: int) -> bool:
-    """Whether images of that size shall be read on demand, by `data.stream`: auto, always or never."""
+    """Returns True if images of that size are read on demand, by `data.stream`: auto, always or never."""
     if stream != "auto":
         return stream == "always"
     free = memory.free_memory()

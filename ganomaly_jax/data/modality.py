@@ -45,7 +45,7 @@ class InputSpec:
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:
-        """(dtype, low, high)."""
+        """Returns (dtype, low, high)."""
         return self.dtype, self.low, self.high
 
 
@@ -57,11 +57,11 @@ class Preprocessing(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one raw item."""
+        """Returns the shape of one raw item."""
 
     @property
     def bounded(self) -> bool:
-        """Whether raw items may be so large that blocks of them have to be bounded in bytes."""
+        """Returns True if raw items may be so large that blocks of them have to be bounded in bytes."""
 
     def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
         """Returns raw items x `[B, *shape]` as the network takes them, float32; `pixels` are (dtype, low, high). Pure.
@@ -90,19 +90,19 @@ class Modality(Protocol):
 
     @property
     def name(self) -> str:
-        """The word that `data.kind` and `Dataset.modality` have for it."""
+        """Returns its name in `data.kind` and `Dataset.modality`."""
 
     @property
     def in_time(self) -> bool:
-        """Whether neighbours are alike, so that n items count for fewer than n."""
+        """Returns True if neighbours are alike, so that n items count for fewer than n."""
 
     @property
     def mixes(self) -> bool:
-        """Whether an update may train on a mixture of old and new data."""
+        """Returns True if an update may train on a mixture of old and new data."""
 
     @property
     def per_process(self) -> bool:
-        """Whether several processes may train on it together."""
+        """Returns True if several processes may train on it together."""
 
     def words(self, data: config.Data) -> Words:
         """Returns what one of the data is called."""

@@ -37,7 +37,7 @@ class Packed:
 
 
 def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = False) -> Packed:
-    """Write the images of `settings.source` and their labels as OUT and OUT.json; what is there is replaced.
+    """Writes the images of `settings.source` and their labels as OUT and OUT.json, replacing existing files.
 
     A folder is read a few images at a time, whatever its size, and so is tfds:NAME. `height`, `width`, `channels` and
     `fit` count as in a training; `abnormal` is left to it, but for folders whose words are not understood.
@@ -104,7 +104,7 @@ def _folder(
     out: Path,
     progress: bool,
 ) -> tuple[Dataset, list[int]]:
-    """The images of a folder: type and channels of the first count for all, unless a later one says otherwise."""
+    """Returns the images of a folder, with dtype and channels of the first unless a later one differs."""
     paths = [path for path, _, _ in items]
     height, width = image_sources.size_of(paths, settings)
 

@@ -33,7 +33,7 @@ class Split:
 
 
 def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMAGES) -> Split:
-    """Training, calibration and test set; `words` are the modality's own.
+    """Returns training, calibration and test sets; `words` are the modality's.
 
     With `settings.abnormal`, the protocol of the published tables: train and test part are pooled in this order, the
     normal images shuffled as `numpy.random.seed(seed); numpy.random.shuffle` does and cut at 1 - `settings.test`;
@@ -87,7 +87,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMA
 
 
 def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
-    """The classes that count as normal: all but `abnormal` where that is given, else those the source names.
+    """Returns the normal classes: all but `abnormal` if it is given, else those the source names.
 
     Raises:
       UserError: `abnormal` is no class of it, none is given where the source has classes only, or none is normal.
@@ -114,7 +114,7 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
 
 
 def check_finite(dataset: Dataset, indices: np.ndarray, words: Words = IMAGES) -> None:
-    """Refuse values that are not finite in the items at `indices` `[n]`, which are to be trained on.
+    """Raises a UserError if the items at `indices` `[n]`, which are to be trained on, have values that are not finite.
 
     Raises:
       UserError: with their number and the first one's path.

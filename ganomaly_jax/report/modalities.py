@@ -47,7 +47,7 @@ class ReportModality(Protocol):
 
     @property
     def epochs(self) -> bool:
-        """Whether pictures of x and x_hat are drawn during the training."""
+        """Returns True if pictures of x and x_hat are drawn during the training."""
 
     def upright(self, x: np.ndarray) -> np.ndarray:
         """Returns inputs of the network `[B, H, W, C]` as they are looked at."""
@@ -65,7 +65,7 @@ class ReportModality(Protocol):
 
     @property
     def mapped(self) -> bool:
-        """Whether anomalous items get pictures of where."""
+        """Returns True if maps are drawn of anomalous items."""
 
     def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
         """Draws the anomalous items of judged files, the most anomalous first; `most` of them, 0: all.
@@ -241,7 +241,7 @@ def of(scorer: Scorer) -> ReportModality:
 
 
 def _by_class(tested: Tested) -> Sequence[tuple[str, np.ndarray, np.ndarray]]:
-    """(title, x, x_hat) of some normal and anomalous test items of each class."""
+    """Returns (title, x, x_hat) of some normal and anomalous test items of each class."""
     sections = []
     dataset, test, labels = tested.run.dataset, tested.run.split.test, tested.labels
     classes = dataset.labels[test]

@@ -34,7 +34,7 @@ def augment(key: Array, x: Array, shift: int, flip: bool, first: int | Array = 0
 def make(
     seed: int | Array, shift: int, flip: bool, axis_name: str | None = None
 ) -> Callable[[Array, Array], Array] | None:
-    """What `make_steps` takes: (x [B, H, W, C], step) -> x augmented; None where nothing is asked for.
+    """Returns the augmentation for `make_steps`, (x [B, H, W, C], step) -> x; None if none is requested.
 
     The draws follow from the seed, the step and the place of an image in the batch over all devices, whose parts lie
     along the mapped axis `axis_name`: a run that is resumed, on however many devices, goes on with the same ones.

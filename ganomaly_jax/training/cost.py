@@ -46,7 +46,7 @@ class Plan:
 
 
 def plan(settings: Config, devices: int = 1) -> Plan:
-    """Compile the training step for the batch and for half of it, and extrapolate.
+    """Compiles the training step for the batch and for half of it, and extrapolates.
 
     Args:
       settings: with height, width and channels given.
@@ -86,7 +86,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
 
 
 def _step(detector: Detector, state: Any, batch: int, settings: Train) -> tuple[int, float]:
-    """(bytes that the compiled training step holds at most, FLOPs of one step), augmentation included."""
+    """Returns the peak memory of the compiled training step in bytes, and its FLOPs, including augmentation."""
     images = jax.ShapeDtypeStruct((1, *detector.shape), jnp.uint8 if len(detector.shape) == 3 else jnp.float32)
     index = jax.ShapeDtypeStruct((STEPS_A_CALL, batch), jnp.int32)
     count = jax.ShapeDtypeStruct((), jnp.int32)
@@ -113,7 +113,7 @@ def device_memory() -> int | None:
 
 
 def describe(found: Plan) -> str:
-    """A few lines for the terminal."""
+    """Formats the plan for the terminal."""
     parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found.parameters.items())
     available = "unknown" if found.available is None else _size(found.available)
     largest = "unknown" if found.largest_batch is None else f"{found.largest_batch:,} images a device"
@@ -155,7 +155,7 @@ def _out_of_memory(settings: Config, devices: int) -> UserError:
 
 
 def check_members(detector: Detector, members: int, devices: int, image_bytes: int) -> None:
-    """Refuse more members than the memory of a device can hold.
+    """Raises a UserError for more members than the memory of a device can hold.
 
     Raises:
       UserError: with the number that would fit.
@@ -169,7 +169,7 @@ def check_members(detector: Detector, members: int, devices: int, image_bytes: i
 
 
 def describe_members(detector: Detector, members: int, devices: int, image_bytes: int) -> str:
-    """The line on the members for the terminal."""
+    """Formats the line on the members for the terminal."""
     needed, available, fit = _members(detector, members, devices, image_bytes)
     most = "unknown" if fit is None else f"{fit:,}"
     held = "" if available is None else f", of {_size(available)}"
@@ -177,7 +177,7 @@ def describe_members(detector: Detector, members: int, devices: int, image_bytes
 
 
 def _members(detector: Detector, members: int, devices: int, image_bytes: int) -> tuple[int, int | None, int | None]:
-    """(bytes of the members on a device, bytes that it has, members that fit over all devices)."""
+    """Returns the bytes of the members on a device, the bytes it has, and the members that fit on all devices."""
     state = jax.eval_shape(detector.init, jax.random.key(0))
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     needed = -(-members // devices) * one

@@ -36,12 +36,12 @@ class Check:
 
     @property
     def usable(self) -> bool:
-        """Whether nothing is unusable."""
+        """Returns True if nothing is unusable."""
         return all(finding.weight != UNUSABLE for finding in self.findings)
 
 
 def check(settings: Config, scorer: Scorer | None = None, progress: bool = False) -> Check:
-    """Look through data, each item once, without holding them where they are files.
+    """Inspects data, each item once, without keeping the items of files.
 
     Args:
       settings: where the data are and how they would be trained on.
@@ -86,7 +86,7 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
 
 
 def _headers(source: str, abnormal: str) -> Headers:
-    """(height, width, mode) of each file of a folder of images, by the path that the data set gives it."""
+    """Returns (height, width, mode) of each file of a folder of images, by its path in the data set."""
     listed = sources.image_folder(source) if source else None
     if listed is None:
         return {}
@@ -117,7 +117,7 @@ def _look(dataset: Dataset, progress: bool) -> training_findings.Looked:
 
 
 def _learned(dataset: Dataset) -> np.ndarray:
-    """Which items [N] bool training may take: normal ones that are not of a test part; all, where nothing says so."""
+    """Returns which items [N] training may use: normal ones outside a test part; all if nothing says so."""
     found = np.ones(len(dataset.labels), bool)
     if dataset.normal is not None:
         found &= np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in dataset.normal])
@@ -129,7 +129,7 @@ def _learned(dataset: Dataset) -> np.ndarray:
 def _split(
     dataset: Dataset, settings: Config, looked: training_findings.Looked, found: list[Finding]
 ) -> tuple[Split | None, frozenset[str] | None]:
-    """How a training would split them, and the normal classes; None, with a finding, where it would refuse to."""
+    """Returns the split of a training and the normal classes; None, with a finding, if it would refuse."""
     try:
         normal = splits.normal_classes(dataset, settings.data.abnormal)
     except UserError as error:
@@ -171,7 +171,7 @@ def _table(
 
 
 def describe(found: Check) -> str:
-    """A plain table, then a sentence for each finding and what to do."""
+    """Formats a table, then a sentence per finding with what to do."""
 
     def sizes(listed: Sequence[Sequence[int]]) -> str:
         ends = ["x".join(map(str, one)) for one in (listed[0], listed[-1])]

@@ -101,7 +101,7 @@ def classes(dataset: Dataset, normal: frozenset[str] | None, found: list[Finding
 
 
 def parts(dataset: Dataset, normal: frozenset[str] | None, found: list[Finding]) -> None:
-    """What lies in the wrong part, where the source has parts."""
+    """Finds items in the wrong part, if the source has parts."""
     if dataset.parts is None or normal is None:
         return
     is_normal = np.array([dataset.classes[label] in normal for label in dataset.labels])
@@ -198,7 +198,7 @@ def narrow_range(dataset: Dataset, looked: Looked, settings: Config, found: list
 
 
 def recordings(dataset: Dataset, found: list[Finding]) -> None:
-    """What is odd about recordings of sound."""
+    """Finds problems of recordings of sound."""
     found += [Finding(NOTE, "sound", said, "look whether that is meant") for said in dataset.notes]
     clipped = [one for one in layout.of(dataset).recordings if one.clipped > _CLIPPED]
     if clipped:
@@ -237,14 +237,14 @@ def shapes(dataset: Dataset, headers: Headers, settings: Config, found: list[Fin
 
 
 def sort_of(mode: str) -> str:
-    """What a mode of Pillow means."""
+    """Returns what a Pillow mode means."""
     if mode.startswith("I") or mode == "F":
         return "16-bit grey" if mode.startswith("I") else "floating-point grey"
     return "8-bit grey" if mode in ("L", "LA", "La", "1") else "8-bit colour"
 
 
 def enough(split: Split, settings: Config, found: list[Finding]) -> None:
-    """Whether there are enough normal items for the batch and for the rate that is asked for."""
+    """Checks that there are enough normal items for the batch and for the requested rate."""
     rate, n = settings.evaluate.false_positive_rate, len(split.calibration)
     if not n:
         found.append(
@@ -302,7 +302,7 @@ def other_channels(scorer: Scorer, headers: Headers, found: list[Finding]) -> No
 def scores(
     scorer: Scorer, dataset: Dataset, looked: Looked, normal: frozenset[str], source: str, found: list[Finding]
 ) -> None:
-    """Whether a detector scores these normal items as those that it was calibrated on."""
+    """Checks that a detector scores these normal items like those it was calibrated on."""
     is_normal = np.array([dataset.classes[label] in normal for label in dataset.labels])
     chosen = np.flatnonzero(is_normal & looked.finite)
     if not len(chosen):

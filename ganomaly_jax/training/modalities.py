@@ -16,7 +16,7 @@ class Inspection(Protocol):
 
     @property
     def by_column(self) -> bool:
-        """Whether the extremes of each feature are looked at, and missing values may be trained on."""
+        """Returns True if the extremes of each feature are inspected and missing values may be trained on."""
 
     def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
         """Adds what is wrong with the values to `found`."""

@@ -82,12 +82,12 @@ class Training:
 
     @property
     def is_sweep(self) -> bool:
-        """Whether the models are members of a sweep, which go on when one of them diverges."""
+        """Returns True for members of a sweep, which continue when one of them diverges."""
         return len(self.runs) > 1 or bool(self.runs[0].name)
 
     @property
     def has_stopped_early(self) -> bool:
-        """Whether it ended before its last step because the loss on held-out images did not improve."""
+        """Returns True if it ended early because the loss on held-out images did not improve."""
         return self.step < self.last_step and self.early_stopping.is_over(self.config.train.patience)
 
     def advance(self, length: int) -> Call:

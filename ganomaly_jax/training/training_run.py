@@ -34,12 +34,12 @@ class TrainingRun:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in the training part."""
+        """Returns the number of full batches in the training part."""
         return self.image_count // self.run.config.train.batch_size
 
     @functools.cached_property
     def places(self) -> np.ndarray:
-        """int64 [B, images / B]: which images of the training part each place in a batch draws from."""
+        """Returns int64 [B, images / B]: the training images from which each position of a batch draws."""
         return batch_order.columns(self.run.config.seed, self.image_count, self.run.config.train.batch_size)
 
     def rows(self, step: int, count: int) -> np.ndarray:

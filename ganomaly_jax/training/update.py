@@ -68,7 +68,7 @@ def update(
     old_source: str = "",
     log: Log = print,
 ) -> Update:
-    """Train the detector of a run further, on new normal images and a replay of the old ones, into a new run's folder.
+    """Trains the detector of a run further, on new normal images and a replay of the old ones, in a new run's folder.
 
     The weights and the optimiser go on from the checkpoint that the detector was made of. The new detector is
     calibrated on the calibration images of both, compared with the old one on images that neither was trained on, and
@@ -138,7 +138,7 @@ def update(
 
 
 def _parent(workdir: Path, old_source: str) -> _Parent:
-    """The finished run to go on from, with its data."""
+    """Returns the finished run to start from, with its data."""
     if team := sweep.read_members(workdir):
         first = sweep.member_folder(workdir, team[0])
         raise UserError(f"{workdir} holds {len(team)} members, whose checkpoints are of all together ({first} has "
@@ -182,7 +182,7 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
 
 
 def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
-    """The new images as the old ones were taken, and how they are read."""
+    """Returns the new images, read like the old ones, and how they were read."""
     old = parent.run.config.data
     share = old.calibration or config.Data.calibration
     settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
@@ -206,7 +206,7 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
 
 
 def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
-    """The split without images that the old run has in any part, and how many these are."""
+    """Returns the split without images that are in any part of the old run, and their number."""
     old = parent.run.split
     used = np.concatenate([old.train, old.calibration, old.test])
     known = {datasets.image_hash(image) for block in lazy.blocks(parent.run.dataset.images, used) for image in block}
@@ -225,7 +225,7 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
 
 
 def _parts(parent: _Parent, new: Dataset, settings: config.Data, split: Split, replay: float) -> list[Part]:
-    """What is taken of the old and of the new images."""
+    """Returns what is taken of the old and of the new images."""
     old = parent.run
     wanted = min(round(replay / (1 - replay) * len(split.train)), len(old.split.train))
     drawn = np.random.default_rng((old.config.seed, 3)).permutation(len(old.split.train))[:wanted]
@@ -245,7 +245,7 @@ def _parts(parent: _Parent, new: Dataset, settings: config.Data, split: Split, r
 
 
 def _settings(parent: _Parent, images: int, change: Callable[[Config], None], log: Log) -> Config:
-    """The configuration of the training that goes on."""
+    """Returns the configuration of the continued training."""
     old = parent.run.config
     settings = copy.deepcopy(old)
     settings.data = dataclasses.replace(settings.data, abnormal="", limit=0)
@@ -273,7 +273,7 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], lo
 
 
 def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | None:
-    """What came of this very update, where it is done; the folder is made, or made sure of, where it is not.
+    """Returns the result of this update if it is finished; otherwise creates the folder, or checks it.
 
     Raises:
       UserError: the folder holds something else.
@@ -300,7 +300,7 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
 
 
 def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Parent, settings: Config) -> None:
-    """What the training goes on from: the old state as the checkpoint of step 0, and what it is trained on."""
+    """Writes lineage and mixture of the update, and the old state as the checkpoint of step 0."""
     if run_folder.LINEAGE not in run_folder.stored_environment(out):
         run_folder.write_json(out / layout.ENVIRONMENT, {run_folder.LINEAGE: lineage})
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
@@ -321,7 +321,7 @@ def _settle(
     reasons: list[str],
     lines: list[str],
 ) -> None:
-    """Write down what was decided, then let the new detector take the place that this gives it."""
+    """Writes the decision, then moves the new detector to the place that follows from it."""
     held = {"kept": not reasons, "reasons": reasons, "margin": margin, "lines": lines, "figures": figures}
     run_folder.write_json(out / layout.UPDATE, held | {run_folder.LINEAGE: lineage})
     _moved(out, not reasons)

@@ -25,12 +25,12 @@ class SoundLayout:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """None: bands of frequency have no names."""
+        """Returns None: frequency bands have no names."""
         return ()
 
     @property
     def hashed(self) -> tuple[np.ndarray, ...]:
-        """Where the windows lie counts in the content hash."""
+        """Returns the positions of the windows, which are part of the content hash."""
         return (self.spans,)
 
 

@@ -37,7 +37,7 @@ class Waveforms:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(T,): samples of a window."""
+        """Returns (T,), the samples of a window."""
         return (self.spectrogram.length(self.frames),)
 
     def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:

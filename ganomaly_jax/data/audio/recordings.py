@@ -59,7 +59,7 @@ class Recording:
 
 
 def survey(path: Path) -> Recording:
-    """Look through a file, a block at a time.
+    """Reads through a file, a block at a time.
 
     Raises:
       UserError: one line that says why it cannot be used, without its name; or soundfile is not installed.

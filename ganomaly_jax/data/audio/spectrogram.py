@@ -58,7 +58,7 @@ class Spectrogram:
 
 
 def of_data(data: config.Data) -> Spectrogram:
-    """What resolved settings of sound describe."""
+    """Returns the spectrogram that resolved settings of sound describe."""
     own = data.sound
     return Spectrogram(
         own.rate, own.frame, own.hop, data.height, own.low, own.high or own.rate / 2, own.scale, own.level
@@ -90,7 +90,7 @@ def check(settings: Spectrogram) -> None:
 
 
 def edges(settings: Spectrogram) -> np.ndarray:
-    """Hz, rising, float64 [bands + 2]: the triangle of band k begins at k, has its top at k + 1 and ends at k + 2."""
+    """Returns the band edges in Hz, float64 [bands + 2]: band k rises from edge k to k + 1 and falls to k + 2."""
     top = settings.high or settings.rate / 2
     ends = np.array([settings.low, top])
     mel = settings.scale == "mel"

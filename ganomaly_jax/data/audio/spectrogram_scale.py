@@ -23,7 +23,7 @@ class Scale:
 
     @property
     def hertz(self) -> np.ndarray:
-        """Where each band has its top, [bands]."""
+        """Returns the peak of each band in Hz, [bands]."""
         return spectrogram.edges(self.settings)[1:-1]
 
     def decibels(self, x: np.ndarray) -> np.ndarray:
@@ -32,10 +32,10 @@ class Scale:
         return 10 * (low + (x[..., 0] + 1) / 2 * (high - low))
 
     def seconds(self, first: int, last: int) -> tuple[float, float]:
-        """When frame `first` begins and frame `last` ends."""
+        """Returns when frame `first` begins and frame `last` ends, in seconds."""
         return self.begin + first * self.settings.hop, self.begin + last * self.settings.hop + self.settings.window
 
     def band(self, first: int, last: int) -> tuple[float, float]:
-        """Hz, from half-way below the top of band `first` to half-way above that of band `last`."""
+        """Returns the range in Hz, from half-way below the peak of band `first` to half-way above that of `last`."""
         edges = spectrogram.edges(self.settings)
         return float(edges[first : first + 2].mean()), float(edges[last + 1 : last + 3].mean())

@@ -25,7 +25,7 @@ _FITTED, _VALUES, _AT_ONCE = 2000, 2**24, 64
 
 
 def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
-    """Training, calibration and test set, none of whose windows shares a sample with a window of another.
+    """Returns training, calibration and test sets whose windows share no samples.
 
     Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise
     `settings.test` of the normal windows, and all anomalous ones. `settings.calibration` of the training part is set
@@ -70,7 +70,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
 def _set_aside(
     spans: np.ndarray, chosen: np.ndarray, share: float, whole: bool, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(those that are kept, those set aside) of windows `chosen` [n]; what overlaps both is in neither."""
+    """Splits windows `chosen` [n] into those kept and those set aside; windows that overlap both are in neither."""
     if not share or not len(chosen):
         return chosen, chosen[:0]
     number = spans[chosen, 0]
@@ -102,7 +102,7 @@ def _refuse_not_finite(dataset: Dataset, chosen: np.ndarray) -> None:
 
 
 def scaled(dataset: Dataset, own: Split) -> Scaling:
-    """(low, high) of each band, in log10 of power: what becomes -1 and 1.
+    """Returns (low, high) of each band, the log10 power that becomes -1 and 1.
 
     Their middle is the median of the training windows, half their distance `SPREADS` standard deviations of a normal
     distribution with the same quartiles (`LEAST` at least), so that a band of a few decibels' noise fills an eighth of

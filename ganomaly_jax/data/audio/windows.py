@@ -40,7 +40,7 @@ Item = tuple[Recording, str, int]
 
 
 def is_source(path: Path, settings: config.Data) -> bool:
-    """Whether a file is a recording, or a folder holds recordings and no images."""
+    """Returns True for a recording, or a folder of recordings without images."""
     if not path.is_dir():
         return path.suffix.lower() in recordings.ENDINGS
     if settings.kind == NAME:
@@ -84,7 +84,7 @@ def load(
 
 
 def looked_through(path: Path, channel: int) -> tuple[Recording | None, str]:
-    """A file as a recording, or why it cannot be one."""
+    """Returns a file as a recording, or why it cannot be one."""
     try:
         found = recordings.survey(path)
     except UserError as error:
@@ -103,7 +103,7 @@ def of_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dat
 
 
 def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
-    """What an npz file holds: `waveforms` [N, S], `rate` in Hz, `labels` [N] and `parts` [N] (0 train, 1 test), if any.
+    """Reads an npz file: `waveforms` [N, S], `rate` in Hz, and optional `labels` [N] and `parts` [N] (0 train, 1 test).
 
     Raises:
       UserError: as `of_arrays`; another rate than `data.sound.rate`.
@@ -188,7 +188,7 @@ def made(
 
 
 def at(name: str, seconds: float) -> str:
-    """How a window is called, by its recording and where it begins: `pump.wav@12.5s`."""
+    """Returns the name of a window, its recording and its beginning: `pump.wav@12.5s`."""
     return f"{decode.shown(name)}@{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
@@ -198,7 +198,7 @@ def length(settings: config.Data) -> int:
 
 
 def _resolved(settings: config.Data, of: Sequence[Recording]) -> config.Data:
-    """The settings with nothing automatic left in them, for these recordings.
+    """Returns the settings, resolved for these recordings.
 
     Raises:
       UserError: settings that make no spectrogram.
@@ -239,7 +239,7 @@ def _holding(samples: int, rate: int, bands: int, asked: Any) -> float:
 
 
 def notes(of: Sequence[Recording], resolved: config.Data) -> list[str]:
-    """What the user should know of recordings that become windows by resolved settings, a sentence each."""
+    """Returns notes for the user on recordings that are cut into windows."""
     own, said = resolved.sound, []
     size = length(resolved)
     said.append(
@@ -304,7 +304,7 @@ def windows(of: Sequence[Recording], spans: np.ndarray, own: Any) -> LazyImages:
 
 
 def items(waves: Images, settings: config.Data, low: Sequence[float], high: Sequence[float]) -> LazyImages:
-    """What a network takes of windows [N, T]: patches [N, bands, frames, 1] float32 in [-1, 1], made when read."""
+    """Returns patches [N, bands, frames, 1] float32 in [-1, 1] of windows [N, T], computed when read."""
     import jax
 
     run = jax.jit(spectrogram.patches(spectrogram.of_data(settings), low, high))
@@ -324,7 +324,7 @@ def items(waves: Images, settings: config.Data, low: Sequence[float], high: Sequ
 
 
 def check(settings: config.Config) -> None:
-    """Refuse what is asked for and is not of sound.
+    """Checks that no options are set that sound does not support.
 
     Raises:
       UserError: naming the keys.
@@ -340,7 +340,7 @@ def check(settings: config.Config) -> None:
 
 
 def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
-    """The settings with what the recordings have filled in."""
+    """Returns the settings, completed from the recordings."""
     found = layout.of(dataset).settings
     names = ("kind", "sound", "height", "width", "channels")
     return dataclasses.replace(settings, **{name: getattr(found, name) for name in names})
@@ -381,7 +381,7 @@ def as_input(given: Any, settings: config.Data) -> np.ndarray:
 
 
 def of_recording(recording: Recording, settings: config.Data) -> tuple[LazyImages, np.ndarray]:
-    """All windows [n, T] of one recording, unread, and where they begin, seconds [n].
+    """Returns all windows [n, T] of one recording, unread, and their beginnings in seconds [n].
 
     Raises:
       UserError: it is shorter than a window.

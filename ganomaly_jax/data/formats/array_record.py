@@ -41,27 +41,27 @@ class Shard:
 
 
 def is_shard(path: str | Path) -> bool:
-    """Whether a file is named as a shard: `X.array_record`, `X.array_record-00000-of-00004`."""
+    """Returns True for names of shards: `X.array_record`, `X.array_record-00000-of-00004`."""
     return bool(_SHARD.fullmatch(Path(path).name))
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The shards in a folder, by name."""
+    """Returns the shards in a folder, by name."""
     return sorted(path for path in folder.iterdir() if is_shard(path))
 
 
 def note_path(shard: Path) -> Path:
-    """The JSON file that belongs to a shard."""
+    """Returns the JSON file that belongs to a shard."""
     return shard.with_name(shard.name + ".json")
 
 
 def encode(note: dict[str, Any]) -> str:
-    """The text of that file, with a sha256 over everything else that it says."""
+    """Returns the text of that file, with a sha256 of its other content."""
     return json.dumps(note | {"sha256": _sum(note)}, allow_nan=False, separators=(",", ":"))
 
 
 def load(paths: Sequence[Path], settings: config.Data, name: str, shared: bool = False) -> Dataset:
-    """The packed images of some shards as one data set; they are read on demand where `settings.stream` says so.
+    """Loads packed images of some shards as one data set, read on demand as `settings.stream` says.
 
     `shared`: by all processes of a training, each of which reads those that it needs.
 
@@ -122,12 +122,12 @@ def joined(shards: Sequence[Shard], name: str) -> Dataset:
 
 
 def check(image: bytes) -> int:
-    """The checksum of a record that its JSON file keeps."""
+    """Returns the checksum of a record for its JSON file."""
     return zlib.crc32(image)
 
 
 def module() -> Any:
-    """array_record's module of readers and writers.
+    """Imports array_record's module of readers and writers.
 
     Raises:
       UserError: it is not installed.
@@ -147,7 +147,7 @@ def _sum(note: dict[str, Any]) -> str:
 
 
 def opened(path: Path) -> Shard:
-    """A packed shard, whose JSON file is read and checked, and its size.
+    """Opens a packed shard, checking its JSON file and its size.
 
     Raises:
       UserError, DamagedError: as `load`.
@@ -176,7 +176,7 @@ def opened(path: Path) -> Shard:
 
 
 def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
-    """`read` of `LazyImages` over these shards; each is opened once, when it is first needed."""
+    """Returns the `read` of `LazyImages` over these shards, each opened when first needed."""
     ends = np.cumsum(counts)
     shape = tuple(shards[0].note["shape"])
     size = int(np.prod(shape)) * dtype.itemsize
@@ -212,7 +212,7 @@ def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) ->
 
 @contextlib.contextmanager
 def writer(path: Path, shown: Path) -> Any:
-    """`write(image)` for images of one shape and type into a new shard; gives its checksum.
+    """Yields `write(image)` for images of one shape and dtype in a new shard; it returns their checksums.
 
     Raises:
       UserError: the file cannot be written.

@@ -99,7 +99,7 @@ def idx(files: list[Path], name: str, mapped: bool = False) -> Dataset:
 
 
 def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequence[str] | None, name: str) -> Dataset:
-    """Training and test part, each (images, labels, name of the part), as one data set."""
+    """Joins training and test parts, each (images, labels, name of the part), to one data set."""
     if len(sets) == 1:
         return from_arrays(*sets[0][:2], classes, name=name)
     labels = [labels for _, labels, _ in sets]

@@ -40,19 +40,19 @@ class Part:
 
     @property
     def chosen(self) -> np.ndarray:
-        """int64 [n]: all that is taken, in the order in which it stands in the mixture."""
+        """Returns int64 [n], the items taken, in the order of the mixture."""
         return np.concatenate([getattr(self, name) for name, _ in _USES])
 
 
 def origins(parts: Sequence[Part]) -> np.ndarray:
-    """int64 [N]: which of the parts each image of the mixture comes from."""
+    """Returns int64 [N], the part from which each image of the mixture comes."""
     return np.repeat(np.arange(len(parts)), [len(part.chosen) for part in parts])
 
 
 def join(
     parts: Sequence[Part], datasets: Sequence[Dataset], name: str = NAME, scaling: Scaling | None = None
 ) -> Dataset:
-    """The mixture of data sets of one size and type, in the order of the parts.
+    """Joins data sets of one size and dtype to a mixture, in the order of the parts.
 
     Classes keep their names; one that is normal here and anomalous there becomes two. Images that are read on demand
     stay so. `scaling` is that of a detector of rows, whose recordings stay apart.
@@ -111,7 +111,7 @@ def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
 
 
 def to_dict(parts: Sequence[Part], scaling: Scaling | None = None) -> dict[str, Any]:
-    """What `mixture.json` holds."""
+    """Returns the content of `mixture.json`."""
 
     def one(part: Part) -> dict[str, Any]:
         indices = {name: getattr(part, name).tolist() for name, _ in _USES}
@@ -122,7 +122,7 @@ def to_dict(parts: Sequence[Part], scaling: Scaling | None = None) -> dict[str, 
 
 
 def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
-    """The mixture that a file describes; `read` reads one data set.
+    """Loads the mixture that a file describes; `read` reads one data set.
 
     Raises:
       UserError: one of its data sets is not there any more, or has changed.

@@ -34,7 +34,7 @@ from ganomaly_jax.parallel import processes
 def read(
     files: Sequence[Path], height: int, width: int, settings: config.Data, progress: bool
 ) -> tuple[LazyImages, np.ndarray, list[tuple[str, str]], Span, list[bytes]]:
-    """As `images.decode_files`, with images that are read on demand, and the hash of each; all processes call it.
+    """Reads as `images.decode_files`, on demand, and returns the hash of each image; a collective.
 
     Raises:
       UserError: the processes do not see the same files.
@@ -77,7 +77,7 @@ def read(
 
 
 def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
-    """A set of one file, or a package, whose images [N, h, w, c] are brought to `size` as they are read, by `fit`.
+    """Returns a data set whose images [N, h, w, c] are brought to `size` when read, as `fit` says.
 
     What lies in memory is put into a temporary file and let go; mapped files are left where they are. All processes
     call it.
@@ -124,7 +124,7 @@ def _mapped(array: Any) -> bool:
 
 
 def _in_a_file(array: np.ndarray) -> np.ndarray:
-    """The same in a file without a name: the system keeps in memory what is used of it, and it goes with the process.
+    """Moves an array to an unnamed file that is cached in memory as needed and vanishes with the process.
 
     Raises:
       UserError: it cannot be written.

@@ -25,7 +25,7 @@ from ganomaly_jax.data.lazy import LazyImages, wanted
 
 
 def tfds(name: str, settings: config.Data, progress: bool, shared: bool = False) -> Dataset:
-    """`tfds.data_source`: prepared array_record files, read without TensorFlow; `shared` as `records.load` has it."""
+    """Loads prepared array_record files by `tfds.data_source`, without TensorFlow; `shared` as in `records.load`."""
     module = package("tensorflow_datasets", "tensorflow-datasets", f"tfds:{name}")
     folder = os.environ.get("TFDS_DATA_DIR")
     with silent():
@@ -80,7 +80,7 @@ def tfds(name: str, settings: config.Data, progress: bool, shared: bool = False)
 
 
 def _reading(parts: Sequence[Any], size: tuple[int, int, int], fit: str) -> Callable[[np.ndarray], np.ndarray]:
-    """`read` of `LazyImages` over the parts of a set, one after the other."""
+    """Returns the `read` of `LazyImages` over the parts of a data set."""
     ends = np.cumsum([len(part) for part in parts])
 
     def one(i: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def _reading(parts: Sequence[Any], size: tuple[int, int, int], fit: str) -> Call
 
 
 def package(module: str, name: str, source: str) -> Any:
-    """A package that a source needs; raises UserError where it is missing."""
+    """Imports a package that a source needs; raises a UserError if it is missing."""
     try:
         with silent():
             return importlib.import_module(module)
@@ -101,7 +101,7 @@ def package(module: str, name: str, source: str) -> Any:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Neither warnings nor log lines of other packages get out."""
+    """Silences warnings and logs of other packages."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -40,7 +40,7 @@ Source = str | Path | io.BytesIO
 
 
 def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple[np.ndarray, Span]:
-    """The first picture of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
+    """Reads the first image of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
 
     The type is told from the content, not from the name. EXIF orientation is applied; alpha is composited over black;
     palettes, CMYK and other colour spaces become RGB, a palette of greys grey; 1 bit becomes 0 and 255; 12-bit grey is
@@ -70,7 +70,7 @@ def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple
 
 
 def image_size(path: Source) -> tuple[int, int] | None:
-    """(height, width) from the header, as stored; None where it cannot be read."""
+    """Returns (height, width) from the header, as stored; None if it cannot be read."""
     from PIL import Image
 
     try:
@@ -81,7 +81,7 @@ def image_size(path: Source) -> tuple[int, int] | None:
 
 
 def image_header(path: str | Path) -> tuple[int, int, str] | None:
-    """(height, width, Pillow's mode) from the header, as stored; None where it cannot be read."""
+    """Returns (height, width, Pillow's mode) from the header, as stored; None if it cannot be read."""
     from PIL import Image
 
     try:
@@ -92,13 +92,13 @@ def image_header(path: str | Path) -> tuple[int, int, str] | None:
 
 
 def shown(path: Any) -> str:
-    """A path that can be printed and written to a CSV file, whatever bytes are in its name."""
+    """Returns a printable form of a path, whatever bytes are in its name."""
     return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warning gets out. Taken once around a pool, never inside its threads: the filters are the process's."""
+    """Ignores warnings; used around a pool, never inside its threads, since filters belong to the process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -188,7 +188,7 @@ def _decode(file: IO[bytes], target: tuple[int, int] | None) -> tuple[np.ndarray
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """A loaded Pillow image as `[h, w, c]`, c 1 or 3: uint8, uint16, int32 or float32."""
+    """Returns a loaded Pillow image as `[h, w, c]`, c 1 or 3: uint8, uint16, int32 or float32."""
     mode = image.mode
     if mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
@@ -206,7 +206,7 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 def _kind_of_tiff(image: Any, tags: Any) -> str:
-    """What the limit of a compressed TIFF whose strips or tiles are very large is called; they are held beside it."""
+    """Returns the name of the limit of a compressed TIFF with very large strips or tiles."""
     if image.format != "TIFF" or tags.get(259, 1) == 1:
         return ""
     width, height = tags.get(322, image.width), tags.get(323, tags.get(278, image.height))

@@ -30,7 +30,7 @@ WORKERS = min(8, os.cpu_count() or 1)
 
 
 def scan_folder(folder: str | Path, endings: frozenset[str] = ENDINGS) -> tuple[list[Path], int]:
-    """All image files below a folder, sorted, and how many files were passed over: hidden, or of other `endings`.
+    """Returns all image files below a folder, sorted, and the number of files skipped (hidden or other `endings`).
 
     Linked folders are entered once, and never where they lead back to the folder or out above it.
 
@@ -58,7 +58,7 @@ def scan_folder(folder: str | Path, endings: frozenset[str] = ENDINGS) -> tuple[
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The files of `scan_folder`."""
+    """Returns the files of `scan_folder`."""
     return scan_folder(folder)[0]
 
 
@@ -71,7 +71,7 @@ def decode_files(
     progress: bool = False,
     like: tuple[str, float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
-    """Decode files in threads, order kept; a file that cannot be used is a row of its own and stops nothing.
+    """Decodes files in threads, in order; a file that cannot be used is reported and stops nothing.
 
     The images share one type. With `like`, that one; else uint8 where all are, uint16 where all are, float32 as stored
     where all are floating point, and otherwise float32 with black 0 and white 1. Floating point among integers has no
@@ -95,7 +95,7 @@ def decode_files(
 
 
 def decode_each(paths: Sequence[str | Path], height: int, width: int, fit: str) -> Generator[Decoded, None, None]:
-    """Each file by itself, fitted, of its own type and channels: (image, black and white), or why there is none.
+    """Decodes each file separately, fitted, in its own dtype and channels: (image, black and white), or the reason.
 
     Close it as `read_ahead`.
     """
@@ -112,7 +112,7 @@ def decode_blocks(
     like: tuple[str, float, float] | None = None,
     workers: int = WORKERS,
 ) -> Generator[tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span], None, None]:
-    """`decode_files` of each `block` files in turn, with as many more being decoded while the caller has one.
+    """Yields `decode_files` of each `block` files, decoding as many ahead.
 
     A block has its own common type, and its indices begin at 0. Close it as `read_ahead`.
     """
@@ -124,7 +124,7 @@ def decode_blocks(
 def read_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256, workers: int = WORKERS
 ) -> Generator[Result, None, None]:
-    """`function` of each item, in their order, worked out in threads before it is asked for; one alone without them.
+    """Yields `function` of each item in order, computed in threads ahead; a single item without threads.
 
     At most `ahead` items are begun or done and not yet taken, so that memory does not grow with their number. What
     `function` raises is raised at its item's place. The threads end with the iterator: whoever may leave it early
@@ -149,7 +149,7 @@ def read_ahead(
 
 
 def decoded(path: Source, height: int, width: int, fit: str) -> Decoded:
-    """One image file [height, width, c] and what is black and white in it, or in words why it cannot be read."""
+    """Decodes one image file to [height, width, c] with its black and white, or says why it cannot be read."""
     try:
         array, span = read_source(path, (height, width))
         return fit_image(array, height, width, 0, fit), span
@@ -165,7 +165,7 @@ def together(
     channels: int,
     like: tuple[str, float, float] | None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
-    """What `decode_files` returns, of files that are decoded."""
+    """Returns what `decode_files` does, for files that are decoded."""
     good = [item for item in read if not isinstance(item, str)]
     wanted = channels or max((array.shape[2] for array, _ in good), default=1)
     name, scaled, raw = common_type(good, like)
@@ -186,7 +186,7 @@ def together(
 def common_type(
     good: Sequence[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None
 ) -> tuple[str, bool, bool]:
-    """The type that all images shall have, whether integers can be scaled to it, whether floating point fits as is."""
+    """Returns the common dtype of all images, whether integers can be scaled to it, and whether floats fit."""
     if like is not None:
         # Floating-point data whose range is 0 to 1 have the scale that integers can be brought to; others do not.
         return like[0], like[0] != "float32" or tuple(like[1:]) == (0, 1), like[0] == "float32"
@@ -195,7 +195,7 @@ def common_type(
 
 
 def as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -> np.ndarray:
-    """One image as what `common_type` says of all; raises UserError where there is no way."""
+    """Converts one image to the result of `common_type`; raises a UserError if that is impossible."""
     if span is None:
         if not raw:
             raise UserError(f"floating-point or 32-bit pixels where {name} is wanted: no common scale")

@@ -213,7 +213,7 @@ def _placed(read: np.ndarray, kept: np.ndarray, problems: Sequence[Any], spec: I
 
 
 def _files(given: Any) -> Sequence[Any] | None:
-    """An image file, a folder of them or a sequence of files as a sequence, None for images as arrays.
+    """Returns an image file, a folder or a sequence of files as a sequence; None for images as arrays.
 
     Raises:
       UserError: a folder without image files, or nothing that could be images.

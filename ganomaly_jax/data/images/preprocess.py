@@ -20,7 +20,7 @@ FAR = 20.0
 
 
 def fit_image(image: np.ndarray, height: int, width: int, channels: int, fit: str = "stretch") -> np.ndarray:
-    """One image at the size and with the channels of the network.
+    """Fits one image to the size and channels of the network.
 
     Args:
       image: `[h, w, c]` uint8, uint16 or float32, any range.
@@ -56,7 +56,7 @@ def fit_image(image: np.ndarray, height: int, width: int, channels: int, fit: st
 
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
-    """`[..., c]` as `[..., channels]` of the same type: one is repeated, three become ITU-R 601 luminance.
+    """Converts `[..., c]` to `[..., channels]` of the same dtype: one is repeated, three become ITU-R 601 luminance.
 
     Raises:
       UserError: any other change of the number of channels.
@@ -76,7 +76,7 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def to_unit(x: Any, low: Any, high: Any) -> jax.Array:
-    """Pixel values as the networks take them.
+    """Scales pixel values to the range of the networks.
 
     Args:
       x: `[...]` of any number type.
@@ -97,7 +97,7 @@ def to_unit(x: Any, low: Any, high: Any) -> jax.Array:
 
 
 def finite(x: Any) -> jax.Array:
-    """`[B, ...]` of any number type -> bool `[B]`: whether no pixel of the image is NaN or infinite."""
+    """Returns bool `[B]` for `[B, ...]` of any dtype: True if no pixel of the image is NaN or infinite."""
     import jax.numpy as jnp
 
     x = jnp.asarray(x)

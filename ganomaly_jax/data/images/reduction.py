@@ -15,7 +15,7 @@ _PIECE = 512
 
 
 def step(size: tuple[int, int], side: int) -> int:
-    """By how much a picture of size (width, height) is reduced, both sides alike.
+    """Returns the factor by which a picture of size (width, height) is reduced on both sides.
 
     Its shorter side stays `side` pixels or more, unless the picture would be larger than `MOST_PIXELS` or `LONGEST`.
     """
@@ -24,7 +24,7 @@ def step(size: tuple[int, int], side: int) -> int:
 
 
 def reduced(image: Any, step: int, pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """A loaded Pillow image averaged over blocks of about step x step pixels, at least one block a side.
+    """Averages a loaded Pillow image over blocks of about step x step pixels, at least one block per side.
 
     `pixels` makes `[h, w, c]` of an image; the result is of its type, integers are rounded.
     """

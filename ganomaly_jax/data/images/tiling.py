@@ -33,12 +33,12 @@ class Grid:
 
 
 def starts(length: int, side: int, step: int) -> tuple[int, ...]:
-    """Where tiles of that side begin along `length` pixels: every `step`, the last flush with the end."""
+    """Returns the starts of tiles along `length` pixels, every `step`, the last flush with the end."""
     return (*range(0, length - side, step), length - side)
 
 
 def grid(height: int, width: int, side: int, overlap: float) -> Grid:
-    """The tiles of an image of height x width, each at least `side`.
+    """Returns the tiles of an image of height x width, each of at least `side`.
 
     `overlap` of neighbours: below 1 a share of the side, otherwise pixels, less than the side; next to the lower and
     right border it may be more, so that every pixel lies in a tile and none beyond the image.
@@ -48,7 +48,7 @@ def grid(height: int, width: int, side: int, overlap: float) -> Grid:
 
 
 def cut(x: Any, where: Grid) -> Any:
-    """The tiles `[..., n, side, side, C]` of images `[..., height, width, C]`: NumPy from NumPy, else JAX."""
+    """Cuts images `[..., height, width, C]` into tiles `[..., n, side, side, C]`, with NumPy or JAX as they are."""
     if isinstance(x, np.ndarray):
         xp: Any = np
     else:
@@ -77,7 +77,7 @@ def stitch(tiles: Array, where: Grid) -> Array:
 
 
 def _times(length: int, begins: tuple[int, ...], side: int) -> np.ndarray:
-    """In how many tiles each pixel along one side lies, float32 `[length]`."""
+    """Returns the number of tiles that cover each pixel along one side, float32 `[length]`."""
     times = np.zeros(length, np.float32)
     for begin in begins:
         times[begin : begin + side] += 1
@@ -85,7 +85,7 @@ def _times(length: int, begins: tuple[int, ...], side: int) -> np.ndarray:
 
 
 def items(images: Images, where: Grid) -> LazyImages:
-    """All tiles of images `[N, height, width, C]` as a set of their own, cut when they are read.
+    """Returns all tiles of images `[N, height, width, C]` as a data set, cut when read.
 
     Tile k of image i is at i * n + k.
     """
@@ -111,5 +111,5 @@ _AT_ONCE = 16
 
 
 def of_images(indices: np.ndarray, where: Grid) -> np.ndarray:
-    """The places in `items` of all tiles of the images at `indices` [n]: int64 [n * count]."""
+    """Returns the positions in `items` of all tiles of the images at `indices` [n]: int64 [n * count]."""
     return (indices[:, None] * where.count + np.arange(where.count)).ravel()

@@ -25,12 +25,12 @@ class RowLayout:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """The sensors."""
+        """Returns the names of the sensors."""
         return self.columns
 
     @property
     def hashed(self) -> tuple[np.ndarray, ...]:
-        """Where the rows lie counts in the content hash."""
+        """Returns the positions of the rows, which are part of the content hash."""
         return (self.spans,)
 
 

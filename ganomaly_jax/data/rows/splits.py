@@ -23,7 +23,7 @@ _SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152), (0.
 
 
 def check(settings: config.Config) -> None:
-    """Refuse what is asked for and is of images alone.
+    """Checks that no options are set that only images support.
 
     Raises:
       UserError: naming the keys.
@@ -40,7 +40,7 @@ def check(settings: config.Config) -> None:
 
 
 def split(dataset: Dataset, settings: config.Data) -> Split:
-    """Training, calibration and test set, in this order in time, each a block of its own.
+    """Returns training, calibration and test sets, in this order in time, each a block of its own.
 
     Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise the last
     `settings.test` of the normal rows or windows, and all anomalous ones. The last `settings.calibration` of the
@@ -86,7 +86,7 @@ def split(dataset: Dataset, settings: config.Data) -> Split:
 
 
 def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Dataset, Scaling, tuple[str, ...]]:
-    """The data set without missing values that are masked; (low, high) of each sensor; and what the user should know.
+    """Returns the data set with masked values filled in, (low, high) of each sensor, and notes for the user.
 
     The middle of low and high is the median of the training rows, half their distance the standard deviation of a
     normal distribution with the same quartiles; where those are equal, that of quantiles further out. A sensor that is
@@ -128,7 +128,7 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
 
 
 def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
-    """The settings with what the data have filled in.
+    """Returns the settings, completed from the data.
 
     Raises:
       UserError: another number of sensors is asked for.
@@ -173,24 +173,24 @@ def as_input(given: Any, spec: InputSpec) -> np.ndarray:
 
 
 def centre_of(low: Any, high: Any) -> np.ndarray:
-    """[D] float32, what becomes 0."""
+    """Returns the values [D] float32 that become 0."""
     return ((np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2).astype(np.float32)
 
 
 def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """[..., D] with each missing value replaced by its sensor's `centre` [D]."""
+    """Replaces each missing value of [..., D] by its sensor's `centre` [D]."""
     return np.where(np.isnan(x), centre, x)
 
 
 def masked(images: Images, centre: np.ndarray) -> Images:
-    """`filled` of rows or windows, read on demand where they are."""
+    """Applies `filled` to rows or windows, on demand if they are lazy."""
     if isinstance(images, LazyImages):
         return dataclasses.replace(images, read=lambda indices: filled(images.read(indices), centre))
     return filled(images, centre)
 
 
 def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data) -> None:
-    """Refuse what is not finite in the rows or windows `chosen` [n], unless it is masked."""
+    """Raises a UserError if rows or windows `chosen` [n] have values that are not finite, unless these are masked."""
     counts, infinite, first = np.zeros(len(dataset.feature_names), int), 0, -1
     begin = 0
     for block in lazy.blocks(dataset.images, chosen):
@@ -213,7 +213,7 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
 
 
 def _apart(spans: np.ndarray, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
-    """Those of `chosen` [n] that share no row with any of the `others` [m], nor lie nearer to one than `gap` rows."""
+    """Returns those of `chosen` [n] that are at least `gap` rows away from all `others` [m]."""
     if not len(chosen) or not len(others):
         return chosen
     # All recordings one after the other, too far apart to touch.

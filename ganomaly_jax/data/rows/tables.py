@@ -39,7 +39,7 @@ class Table:
 
 
 def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table:
-    """One file.
+    """Reads one file.
 
     Sensors are the columns of numbers. No sensors are: a column called `label`; one whose name says that it holds the
     time or counts rows (`TIMES`); and one without a single number. These are told in `notes`.
@@ -81,7 +81,7 @@ class _Column:
 
 
 def names_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(wanted, left out) of `data.columns`: names with commas between, each with - before it to leave it out.
+    """Parses `data.columns` into (wanted, left out): names separated by commas, with - before those to leave out.
 
     Raises:
       UserError: some with and some without.
@@ -97,7 +97,7 @@ def names_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def as_text(names: Iterable[str]) -> str:
-    """The reverse of `names_of`, of names to take."""
+    """Returns the inverse of `names_of` for names to take."""
     return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
 
 
@@ -167,12 +167,12 @@ def _is_other(name: str) -> bool:
 
 
 def _is_text(column: _Column) -> bool:
-    """No number in it, nor what could be one."""
+    """Returns True for a column without anything that could be a number."""
     return not np.isfinite(column.numbers).any()
 
 
 def listed(names: Sequence[str]) -> str:
-    """Some of the names in a sentence."""
+    """Returns some of the names for a sentence."""
     shown = ", ".join(name or "(no name)" for name in names[:8])
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
@@ -194,7 +194,7 @@ def _labels(path: str, column: _Column) -> np.ndarray:
 
 
 def _plain(word: str) -> str:
-    """`1.0` as `1`."""
+    """Returns `1` for `1.0`."""
     try:
         number = float(word)
     except ValueError:
@@ -239,7 +239,7 @@ def _csv(path: Path) -> tuple[list[str], list[_Column]]:
 
 
 def _numbers(column: Sequence[str], words: dict[int, str], first: int) -> np.ndarray:
-    """A block of a column as float64; what is no number goes into `words`, by its row."""
+    """Converts a block of a column to float64; adds what is not a number to `words`, by its row."""
     try:
         return np.array(column, np.float64)
     except ValueError:
@@ -285,7 +285,7 @@ def _parquet(path: Path) -> tuple[list[str], list[_Column]]:
 
 
 def carried(values: np.ndarray) -> np.ndarray:
-    """[N, D] with each missing value replaced by the one before it in its column; those before the first stay NaN."""
+    """Replaces each missing value of [N, D] by the previous one in its column; leading ones stay NaN."""
     at = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
     return np.take_along_axis(values, np.maximum.accumulate(at, axis=0), axis=0)
 
@@ -298,7 +298,7 @@ def counted(columns: Sequence[str], counts: np.ndarray, most: int = 8) -> str:
 
 
 def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table | None:
-    """A pandas data frame as a table, None for anything else; arguments and errors as `read`."""
+    """Converts a pandas data frame to a table, None for anything else; arguments and errors as `read`."""
     if not (hasattr(given, "columns") and hasattr(given, "iloc") and hasattr(given, "dtypes")):
         return None
     names, columns = [str(column) for column in given.columns], []
@@ -312,6 +312,6 @@ def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequen
 
 
 def _of_words(words: Sequence[str]) -> _Column:
-    """A column that is text by its type."""
+    """Returns a column that is text by its type."""
     first = {i: word for i, word in enumerate(words[:10]) if word}
     return _Column(np.full(len(words), np.nan), first or {0: ""}, np.array(words))

@@ -47,14 +47,14 @@ def takes(given: Any, settings: config.Data) -> bool:
 
 
 def is_source(path: Path, settings: config.Data) -> bool:
-    """Whether a file or folder is a table, or a folder of nothing else."""
+    """Returns True for a table, or a folder of tables only."""
     if path.is_dir():
         return settings.kind == "rows" or _only_tables(path)
     return path.suffix.lower() in tables.ENDINGS
 
 
 def _only_tables(folder: Path) -> bool:
-    """Whether there are tables in it and no images: a list beside images does not make rows of them."""
+    """Returns True if there are tables and no images: a list beside images does not make them rows."""
     found = False
     for path in folder.rglob("*"):
         if path.suffix.lower() in image_files.ENDINGS:
@@ -64,7 +64,7 @@ def _only_tables(folder: Path) -> bool:
 
 
 def load(path: Path, settings: config.Data) -> Dataset:
-    """A table, or a folder of them: `train/` and `test/` if there are such, in them or at the top folders of classes.
+    """Loads a table or a folder of them, with `train/` and `test/` or folders of classes if there are any.
 
     Raises:
       UserError: nothing there, tables that cannot be read or have other columns than the first, labels that are not
@@ -98,7 +98,7 @@ def load(path: Path, settings: config.Data) -> Dataset:
 
 
 def of_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
-    """An array [N, D] of rows, one recording, or [N, T, D] of windows, or a pandas data frame; or (that, labels [N]).
+    """Loads rows [N, D], windows [N, T, D], or a pandas data frame, each perhaps as (data, labels [N]).
 
     Raises:
       UserError: a shape, a type, labels or columns that cannot be used.
@@ -169,7 +169,7 @@ def from_rows(
 
 
 def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
-    """What an npz file holds: rows and labels, or x_train, y_train, x_test, y_test; and columns and segments, if any.
+    """Loads an npz file of rows and labels, or x_train, y_train, x_test, y_test, and optional columns and segments.
 
     Raises:
       UserError: as `from_rows`.
@@ -307,7 +307,7 @@ def _of_windows(
 def _without_missing(
     recordings: Sequence[Recording], columns: tuple[str, ...], way: str, size: int = 0
 ) -> tuple[list[str], list[Recording]]:
-    """What is to say of missing values, and the recordings with them carried on where that is asked for."""
+    """Returns notes on missing values, and the recordings with these carried forward if requested."""
     together = [np.isnan(recording.values).sum(0) for recording in recordings]
     counts = np.sum(together, axis=0)
     if not counts.any():
@@ -329,7 +329,7 @@ def _without_missing(
 
 
 def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The label of each row of all recordings, and the words that there are, sorted."""
+    """Returns the label of each row of all recordings, and the distinct labels, sorted."""
     known = [recording.labels for recording in recordings if recording.labels is not None]
     digits = bool(known) and all(all(word.isdigit() for word in np.unique(words)) for words in known)
     words = []
@@ -343,7 +343,7 @@ def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tu
 
 
 def _normal(classes: tuple[str, ...]) -> frozenset[str] | None:
-    """The classes that are normal: by their words, or 0 of numbers; None where it is not said."""
+    """Returns the normal classes: by their words, or 0 of numbers; None if unknown."""
     by_words = normal_by_words(classes)
     if by_words is not None:
         return by_words
@@ -353,7 +353,7 @@ def _normal(classes: tuple[str, ...]) -> frozenset[str] | None:
 def _labels(
     words: np.ndarray, classes: tuple[str, ...], normal: frozenset[str] | None, first: np.ndarray, last: np.ndarray
 ) -> np.ndarray:
-    """int64 [N], the class of each window first..last - 1 of rows whose labels are `words` [R]."""
+    """Returns int64 [N], the class of each window first..last - 1 of rows with the labels `words` [R]."""
     indices = np.searchsorted(np.array(classes), words).astype(np.int64)
     bad = np.zeros(len(words), bool) if normal is None else ~np.isin(words, sorted(normal))
     latest = np.maximum.accumulate(np.where(bad, np.arange(len(words)), -1))[last - 1]
@@ -380,13 +380,13 @@ def _checked(values: Any, n: int, what: str) -> np.ndarray:
 
 
 def files(folder: Path) -> list[Path]:
-    """The tables of a folder and of those in it, in the order of their names."""
+    """Returns the tables of a folder and its subfolders, by name."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in tables.ENDINGS and path.is_file())
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def _layout(root: Path) -> Iterator[tuple[Path, str, int | None]]:
-    """Each table of a folder with the class that its folder says, empty where none does, and its part."""
+    """Returns each table of a folder with its class (empty if no folder names one) and its part."""
     for path in sorted(files(root), key=lambda path: PARTS.get(path.relative_to(root).parts[0].lower(), 0)):
         folders = list(path.relative_to(root).parts[:-1])
         part = PARTS.get(folders[0].lower()) if folders else None
