@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.cli import arguments
-from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core import exit_codes, number_format
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.runs import layout
 
@@ -125,7 +125,7 @@ def print_evaluation(
     values = found.metrics
 
     def shown(name: str) -> str:
-        return "not defined" if values[name] is None else f"{values[name]:.4f}"
+        return number_format.decimal(values[name])
 
     of, protocol = f"anomalous {values['items']}", values["protocol"]
     print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {of} ({protocol})")

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core import config, text_table
+from ganomaly_jax.core import config, number_format, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.lazy import Images
@@ -356,13 +356,13 @@ def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         ("", "AUROC", "(95 %)", "av. prec.", "false pos.", "true pos.", "AUROC minus the detector's")
     ]
     for name, found in figures.items():
-        cells = ["not defined", "", "-"]
+        cells = [number_format.UNDEFINED, "", "-"]
         if found["auroc"] is not None:
             low, high = found["interval"]
             cells = [f"{found['auroc']:.4f}", f"({low:.4f}-{high:.4f})", f"{found['average_precision']:.4f}"]
         for key in ("false_positive_rate", "true_positive_rate"):
             cells.append("-" if found[key] is None else f"{found[key]:.1%}")
         difference = found.get("difference")
-        cells.append("{:+.4f} ({:+.4f} to {:+.4f})".format(*difference) if difference else "")
+        cells.append(number_format.interval(difference, "+.4f") if difference else "")
         rows.append((name, *cells))
     return text_table.lines(rows, right={3, 4, 5})

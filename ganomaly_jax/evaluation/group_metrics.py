@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import text_table
+from ganomaly_jax.core import number_format, text_table
 from ganomaly_jax.evaluation import auroc_intervals
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
@@ -97,11 +97,9 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def shown(key: str, figure: Sequence[float] | None) -> str:
     """Returns a value and its interval as text, rates in per cent."""
-    if figure is None:
-        return "not defined"
     if key == "auroc":
-        return "{:.3f} ({:.3f} to {:.3f})".format(*figure)
-    return "{:.1f} % ({:.1f} to {:.1f} %)".format(*(100 * value for value in figure))
+        return number_format.interval(figure, ".3f")
+    return number_format.interval(figure, ".1f", 100, " %")
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:

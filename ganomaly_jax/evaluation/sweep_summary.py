@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, text_table
+from ganomaly_jax.core import atomic_files, number_format, text_table
 from ganomaly_jax.evaluation.evaluate import Evaluation
 from ganomaly_jax.report import html
 from ganomaly_jax.runs import layout, run_folder
@@ -111,8 +111,8 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    form = {"auroc": html.decimal, "average_precision": html.decimal}
-    return [form.get(key, html.percent)(row[key]) for key in _FIGURES]
+    form = {"auroc": number_format.decimal, "average_precision": number_format.decimal}
+    return [form.get(key, number_format.percent)(row[key]) for key in _FIGURES]
 
 
 def _plot(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ganomaly_jax.core import number_format
 from ganomaly_jax.core.atomic_files import replacing
-from ganomaly_jax.report import figures, html
+from ganomaly_jax.report import figures
 from ganomaly_jax.report.figures import BLUE, CLASS_NAMES, INK, RED, remove, save_figure
 from ganomaly_jax.runs import diagnostics
 from ganomaly_jax.runs.history import read
@@ -147,7 +148,7 @@ def _histogram(scored: Scored, title: str, path: Path) -> Path:
             ax.stairs(share, edges, fill=True, color=colour, alpha=0.35)
             ax.stairs(share, edges, color=colour, linewidth=1.5, label=f"{name} ({count.sum()})")
     if line is not None:
-        ax.axvline(line, color=INK, linestyle="--", linewidth=1.5, label=f"threshold {html.number(line)}")
+        ax.axvline(line, color=INK, linestyle="--", linewidth=1.5, label=f"threshold {number_format.number(line)}")
     if logarithmic:
         ax.set_xscale("log")
     ax.set_ylim(bottom=0)

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ganomaly_jax.core import number_format
 from ganomaly_jax.core.atomic_files import replacing
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.report import html, sensor_plots
+from ganomaly_jax.report import sensor_plots
 from ganomaly_jax.report.html import MissingError
 from ganomaly_jax.report.image_grids import COLOURS, one_line, residual, to_rgb
 
@@ -141,12 +142,12 @@ def _captions(figure: Figure, case: Case) -> None:
 
 def decision(case: Case) -> str:
     """Returns score, threshold, p-value, verdict and label of a case in one line."""
-    parts = [f"score {html.number(case.score)}"]
+    parts = [f"score {number_format.number(case.score)}"]
     if case.threshold is not None and case.score == case.score:
         sign = ">" if case.score > case.threshold else "\N{LESS-THAN OR EQUAL TO}"
-        parts[0] += f" {sign} threshold {html.number(case.threshold)}"
+        parts[0] += f" {sign} threshold {number_format.number(case.threshold)}"
     if case.p_value is not None:
-        parts.append(f"p-value {html.number(case.p_value)}")
+        parts.append(f"p-value {number_format.number(case.p_value)}")
     label = CLASS_NAMES.get(case.label, case.label)
     parts += [f"verdict: {case.verdict}", f"label: {'unknown' if label is None else label}"]
     return "   \N{MIDDLE DOT}   ".join(parts)

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import numbers
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -128,24 +127,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 def show(value: Any) -> str:
     """Returns a value of a JSON file in one line."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def number(value: Any) -> str:
-    """Returns a number with four digits, and `not defined` for None and NaN."""
-    if value is None or value != value:
-        return "not defined"
-    whole = isinstance(value, numbers.Integral) or not isinstance(value, numbers.Real)
-    return str(value) if whole else f"{value:.4g}"
-
-
-def decimal(value: Any) -> str:
-    """Returns a figure from 0 to 1 with four decimals, and `not defined` for None and NaN."""
-    return number(value) if value is None or value != value else f"{value:.4f}"
-
-
-def percent(share: Any) -> str:
-    """Returns a share of 1 in per cent with three digits."""
-    return f"{100 * share:.3g} %" if isinstance(share, float) and share == share else number(share)
 
 
 def _printable(text: str) -> str:

@@ -18,9 +18,10 @@ from ganomaly_jax.core import config
 from ganomaly_jax.core.atomic_files import replacing
 from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.number_format import decimal, interval, number, percent
 from ganomaly_jax.report import curve_plots, figures, html
 from ganomaly_jax.report.curve_plots import Scored
-from ganomaly_jax.report.html import decimal, number, percent, picture, show, table
+from ganomaly_jax.report.html import picture, show, table
 from ganomaly_jax.runs import layout
 
 KINDS = ("false positive", "false negative", "anomalous", "normal")
@@ -180,11 +181,11 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
         return [
             (
                 str(name).replace("_", " "),
-                _with_interval((row["auroc"], *row["interval"]) if row["auroc"] is not None else None, 1, ".3f"),
+                interval((row["auroc"], *row["interval"]) if row["auroc"] is not None else None, ".3f"),
                 decimal(row["average_precision"]),
                 percent(row["false_positive_rate"]),
                 percent(row["true_positive_rate"]),
-                _with_interval(row["difference"], 1, "+.3f") if row.get("difference") else "",
+                interval(row["difference"], "+.3f") if row.get("difference") else "",
             )
             for name, row in of.items()
         ]
@@ -207,9 +208,9 @@ def _groups(found: Mapping[str, Any], items: str) -> dict[str, Any] | None:
             str(row["n_normal"]),
             str(row["n_anomalous"]),
             number(row["threshold"]),
-            _with_interval(row["false_positive_rate"], 100, ".1f"),
-            _with_interval(row["true_positive_rate"], 100, ".1f"),
-            _with_interval(row["auroc"], 1, ".3f"),
+            interval(row["false_positive_rate"], ".1f", 100),
+            interval(row["true_positive_rate"], ".1f", 100),
+            interval(row["auroc"], ".3f"),
         )
         for row in held["rows"]
     ]
@@ -218,14 +219,6 @@ def _groups(found: Mapping[str, Any], items: str) -> dict[str, Any] | None:
     if held.get("unnamed"):
         notes.append(f"{held['unnamed']} {items} are in no group and are left out of this table.")
     return {"table": table(header, rows), "notes": notes}
-
-
-def _with_interval(figure: Sequence[float] | None, factor: float, form: str) -> str:
-    """Returns a value with the ends of its interval in brackets."""
-    if figure is None:
-        return "not defined"
-    value, low, high = (format(factor * part, form) for part in figure)
-    return f"{value} ({low} to {high})"
 
 
 def _curves_note(drawn: Sequence[Path]) -> str:
