@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ganomaly_jax.cli import arguments, train
-from ganomaly_jax.core import config, exit_codes, presets, validation
+from ganomaly_jax.core import exit_codes, members, presets, validation
 from ganomaly_jax.core.errors import UserError
 
 
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Trains on the digits, prints the evaluation and the worst misses, and returns the exit code."""
     settings = presets.read("mnist5k")
     arguments.apply(settings, overrides)
-    if config.has_members(settings):
+    if members.requested(settings):
         raise UserError("the demo trains one model; `ganomaly train --config.members...` trains several")
     validation.check(settings)
     found = train.train_and_evaluate(settings, args.workdir)

@@ -11,6 +11,7 @@ from ganomaly_jax.core import exit_codes
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "explain", "show where and why one image differs from normal: a picture, and boxes as text"
     )
@@ -21,6 +22,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Writes the picture, prints what it shows, and returns the exit code."""
     from ganomaly_jax.report import explanation, modalities
     from ganomaly_jax.scoring import scorer as scoring_scorer
 

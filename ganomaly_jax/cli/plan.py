@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 from ganomaly_jax.cli import arguments
-from ganomaly_jax.core import config, exit_codes, validation
+from ganomaly_jax.core import exit_codes, members, validation
 from ganomaly_jax.core.errors import UserError
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(
         subparsers, "plan", "tell what a training would cost: parameters, FLOPs, memory, the largest batch"
     )
@@ -20,6 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Prints what the training would cost and returns the exit code."""
     settings = arguments.settings(args, overrides)
     validation.check(settings)
     from ganomaly_jax.data import modalities, sources
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.runs import resolution, sweep
     from ganomaly_jax.training import cost
 
-    if config.has_members(settings):
+    if members.requested(settings):
         if not settings.data.source:
             raise UserError("members are counted from the data: expected `ganomaly plan DATA`")
         dataset = sources.read(settings.data, progress=True)

@@ -22,6 +22,7 @@ _ROWS = 20
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Registers the verb and its options."""
     parser = arguments.new_verb(subparsers, "predict", "give a verdict for each file")
     parser.add_argument(
         "paths", nargs="+", metavar="PATH", help="files or folders: images, tables or recordings; ray: shards too"
@@ -47,6 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
+    """Scores the files, prints and writes the verdicts, and returns the exit code."""
     if args.engine == "ray":
         return _on_ray(args)
     if args.workers is not None or args.address is not None:

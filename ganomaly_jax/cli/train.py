@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.cli import arguments, evaluate
-from ganomaly_jax.core import config, exit_codes, validation
+from ganomaly_jax.core import config, exit_codes, members, validation
 from ganomaly_jax.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         raise UserError("no data: expected `ganomaly train DATA --workdir W`, DATA a folder of normal images")
     validation.check(settings)
     _join(args)
-    if config.has_members(settings):
+    if members.requested(settings):
         return _train_members(settings, args.workdir, args.fall_back)
     train_and_evaluate(settings, args.workdir, args.fall_back)
     return exit_codes.DONE

@@ -332,17 +332,6 @@ class Config:
 
 SOUND_SCALES = ("mel", "linear")
 
-# A run may be resumed with other values of these: they change how long it trains, what it stores and what it shows,
-# never what a step computes.
-MAY_CHANGE = frozenset(
-    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
-    | {"train.picture_every", "train.check_every", "train.patience"}
-    | {"mesh.devices", "mesh.transform", "mesh.shard_from"}
-    | {"data.source"}  # moved data are the same data: their hash is compared
-    | {"data.stream"}
-    | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
-)
-
 # Values of `model.detector`, and their names in texts.
 DETECTORS = {"ganomaly": "GANomaly", "autoencoder": "Denoising autoencoder"}
 
@@ -402,33 +391,3 @@ def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
                 "separated by commas"
             )
     return found
-
-
-def has_members(config: Config) -> bool:
-    """Returns whether the configuration asks for several models."""
-    return bool(config.members.classes or config.members.seeds)
-
-
-def member_classes(config: Config) -> list[str]:
-    """Returns the words of `members.classes`; `["all"]` is resolved once the data are known."""
-    return [word.strip() for word in config.members.classes.split(",")] if config.members.classes else []
-
-
-def member_seeds(config: Config) -> list[int]:
-    """Returns the seeds of the members.
-
-    Raises:
-      UserError: `members.seeds` holds anything but numbers from 0 to 2**32 - 1, or one of them twice.
-    """
-    if not config.members.seeds:
-        return [config.seed]
-    try:
-        seeds = [int(word) for word in config.members.seeds.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
-        raise UserError(
-            f"members.seeds={config.members.seeds!r}: expected different numbers from 0 to {2**32 - 1}, separated "
-            "by commas, such as 0,1,2"
-        )
-    return seeds

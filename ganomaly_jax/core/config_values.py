@@ -8,10 +8,20 @@ import difflib
 import inspect
 from typing import Any
 
-from ganomaly_jax.core.config import MAY_CHANGE, Config
+from ganomaly_jax.core.config import Config, Evaluate
 from ganomaly_jax.core.errors import UserError
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+# A run may be resumed with other values of these: they change how long it trains, what it stores and what it shows,
+# never what a step computes.
+_MAY_CHANGE = frozenset(
+    {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
+    | {"train.picture_every", "train.check_every", "train.patience"}
+    | {"mesh.devices", "mesh.transform", "mesh.shard_from"}
+    | {"data.source"}  # moved data are the same data: their hash is compared
+    | {"data.stream"}
+    | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
+)
 # Keys that stored configurations of 0.1.0 have, and what they are called now.
 _RENAMED = {"evaluate.partners": "evaluate.baselines"}
 
@@ -122,5 +132,5 @@ def differences(stored: Config, asked: Config) -> list[str]:
     return [
         f"{key}: {old[key]!r} in the stored run, {new[key]!r} now"
         for key in old
-        if old[key] != new[key] and key not in MAY_CHANGE
+        if old[key] != new[key] and key not in _MAY_CHANGE
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 
+from ganomaly_jax.core import members
 from ganomaly_jax.core.config import (
     BASELINES,
     COMBINATIONS,
@@ -16,10 +17,7 @@ from ganomaly_jax.core.config import (
     Config,
     Loss,
     Sound,
-    has_members,
     input_shape,
-    member_classes,
-    member_seeds,
     residual_down,
     score_parts,
     words,
@@ -45,9 +43,9 @@ def check(config: Config) -> None:
         if not good:
             raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: expected {want}")
 
-    tile = config.data.tile
+    tile, one_model = config.data.tile, not members.requested(config)
     refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
-    refuse_unless(not tile or not has_members(config), "data.tile", "0, because members are trained on whole images")
+    refuse_unless(not tile or one_model, "data.tile", "0, because members are trained on whole images")
     refuse_unless(
         0 <= config.data.overlap < (tile or 256),
         "data.overlap",
@@ -81,7 +79,7 @@ def check(config: Config) -> None:
     refuse_unless(config.data.limit >= 0, "data.limit", "a number of items, or 0 for all")
     refuse_unless(config.data.stream in ("auto", "always", "never"), "data.stream", "'auto', 'always' or 'never'")
     refuse_unless(
-        config.data.stream != "always" or not has_members(config),
+        config.data.stream != "always" or one_model,
         "data.stream",
         "'never', because members share the data in memory",
     )
@@ -114,7 +112,7 @@ def check(config: Config) -> None:
         "0, or data.calibration above 0, because the checks use the calibration data",
     )
     refuse_unless(
-        not config.train.patience or not has_members(config),
+        not config.train.patience or one_model,
         "train.patience",
         "0, because members cannot be stopped one by one",
     )
@@ -137,8 +135,8 @@ def check(config: Config) -> None:
     refuse_unless(0 < config.evaluate.quantile <= 1, "evaluate.quantile", "a share above 0 up to 1")
     refuse_unless(abs(config.evaluate.threshold) < float("inf"), "evaluate.threshold", "a finite number")
     refuse_unless(0 <= config.evaluate.review < 1, "evaluate.review", "a rate from 0 to below 1, where 0 means never")
-    member_seeds(config)
-    classes = member_classes(config)
+    members.seeds(config)
+    classes = members.classes(config)
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ganomaly_jax.core import config
+from ganomaly_jax.core import config, members
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data import modalities
@@ -40,7 +40,7 @@ def expand(settings: Config, dataset: Dataset) -> list[Member]:
       UserError: the data have no such class, or do not support members.
     """
     modalities.named(dataset.modality).check(settings)
-    requested = config.member_classes(settings)
+    requested = members.classes(settings)
     classes = list(dataset.classes) if requested == ["all"] else requested or [settings.data.abnormal]
     for name in requested:
         if requested != ["all"] and name not in dataset.classes:
@@ -49,14 +49,14 @@ def expand(settings: Config, dataset: Dataset) -> list[Member]:
                 f"members.classes: {name!r} is not a class of {dataset.name}, which has {', '.join(dataset.classes)}; "
                 f"the nearest is {near[0]!r}, and `all` takes each class in turn"
             )
-    members = []
+    found = []
     for position, abnormal in enumerate(classes):
         # Class names are arbitrary; the position keeps names unique that differ in special characters only.
         plain = re.sub(r"[^\w.-]+", "_", abnormal)
         word = abnormal if plain == abnormal else f"{position}_{plain}"
-        for seed in config.member_seeds(settings):
-            members.append(Member(f"{word}-seed{seed}" if abnormal else f"seed{seed}", abnormal, seed))
-    return members
+        for seed in members.seeds(settings):
+            found.append(Member(f"{word}-seed{seed}" if abnormal else f"seed{seed}", abnormal, seed))
+    return found
 
 
 def member_config(settings: Config, member: Member) -> Config:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ganomaly_jax.core import config, config_values, validation
+from ganomaly_jax.core import config_values, members, validation
 from ganomaly_jax.core.config import Config, Mesh, Train
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources
@@ -75,7 +75,7 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     Raises:
       UserError: saying what is wanted instead.
     """
-    if config.has_members(settings):
+    if members.requested(settings):
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
     mesh = sharding.global_mesh(settings.mesh.devices)
     distributed = processes.is_distributed()
@@ -230,7 +230,7 @@ def train_members(
 
 def _check_members(settings: Config) -> None:
     """Refuses what does not go together with members."""
-    if not config.has_members(settings):
+    if not members.requested(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
     if processes.is_distributed():
         raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")

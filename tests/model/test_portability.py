@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ganomaly_jax.core import config, config_values
+from ganomaly_jax.core import config, config_values, members
 from ganomaly_jax.core.config import Model, score_parts
 from ganomaly_jax.model.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.model.ganomaly import Ganomaly
@@ -108,7 +108,7 @@ def zeros(settings):
         return np.random.default_rng(0).normal(size=(40 * settings.train.batch_size, SENSORS)).astype(np.float32)
     if settings.data.kind == "sound":
         return np.random.default_rng(0).normal(size=(4 * settings.train.batch_size, RATE)).astype(np.float32) / 9
-    named = {*config.member_classes(settings), settings.data.abnormal} - {"", "all"}
+    named = {*members.classes(settings), settings.data.abnormal} - {"", "all"}
     classes = [*sorted(named), "other", "another"]
     n = 2 * len(classes) * settings.train.batch_size
     images = np.zeros((n, settings.data.height, settings.data.width, settings.data.channels), np.uint8)
@@ -136,7 +136,7 @@ def training_program(settings, devices, workdir):
         raise Handed(chunk, jax.tree.map(shape_of, (state, *arguments)))
 
     settings.mesh.devices = devices
-    several = config.has_members(settings)
+    several = members.requested(settings)
     run = trainer.train_members if several else trainer.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Handed) as handed:
         patch.setattr(trainer, "_compile", hand_over)
@@ -341,7 +341,7 @@ def test_gradients_are_summed_over_the_devices(lowered):
         if program.settings.mesh.shard_from:
             assert '[{}, {}, {}, {"data"}]' in text, platform  # a kernel, by its last axis
             assert not sizes, platform
-        elif name == SHARDED and not config.has_members(program.settings):
+        elif name == SHARDED and not members.requested(program.settings):
             assert sum(sizes) > sum(leaf.size for leaf in jax.tree.leaves(program.params)), platform
         else:
             assert not sizes, platform
