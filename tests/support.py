@@ -83,7 +83,7 @@ def score_tolerance(detector, variables, x, score="squared"):
 
 
 def assert_within(found, wanted, tolerance):
-    """Asserts that no value is further from the one wanted than its own tolerance; all [B]."""
+    """Asserts that no value is further from the one expected than its own tolerance; all [B]."""
     error = np.abs(np.asarray(found, np.float64) - np.asarray(wanted, np.float64))
     assert error.shape == np.shape(tolerance)
     assert (error <= tolerance).all(), f"{error} apart, where rounding explains {tolerance}"

@@ -69,7 +69,7 @@ def ours(path):
         below = name.removeprefix("ganomaly_jax").lstrip(".")
         while below and below not in MODULES:
             below = below.rpartition(".")[0]
-        assert below, f"{path.relative_to(ROOT)} imports {name}: wanted the module that defines it"
+        assert below, f"{path.relative_to(ROOT)} imports {name}: expected the module that defines it"
         yield below
 
 

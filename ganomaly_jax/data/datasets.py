@@ -101,14 +101,14 @@ def from_arrays(
     try:
         array = np.asarray(images)
     except ValueError:
-        raise UserError(f"{name}: the images differ in size; wanted one array [N, H, W] or [N, H, W, C]") from None
+        raise UserError(f"{name}: the images differ in size; expected one array [N, H, W] or [N, H, W, C]") from None
     array = _pixels(array[..., None] if array.ndim == 3 else array, name)
     n = len(array)
     indices, names = _labels(labels, classes, n, name)
     if parts is not None:
         parts = np.asarray(parts)
         if parts.shape != (n,) or not np.isin(parts, (0, 1)).all():
-            raise UserError(f"{name}: parts of shape {parts.shape}: wanted {n} values, 0 train and 1 test")
+            raise UserError(f"{name}: parts of shape {parts.shape}: expected {n} values, 0 train and 1 test")
         parts = parts.astype(np.int8)
     if array.dtype.kind == "u" and low is None:
         low, high = 0.0, float(np.iinfo(array.dtype).max)
@@ -211,7 +211,7 @@ def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 4 or 0 in array.shape:
-        raise UserError(f"{name}: images of shape {array.shape}: wanted [N, H, W] or [N, H, W, C], none of them 0")
+        raise UserError(f"{name}: images of shape {array.shape}: expected [N, H, W] or [N, H, W, C], none of them 0")
     if array.shape[1] in (1, 3) and array.shape[3] > 4:
         raise UserError(f"{name}: images of shape {array.shape} look like [N, C, H, W]: transpose them to [N, H, W, C]")
     kind = array.dtype.kind
@@ -221,7 +221,7 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused or flagged like any other infinity
             return array.astype(np.float32)
     if kind not in "iu":
-        raise UserError(f"{name}: images of type {array.dtype}: wanted uint8, uint16 or floating point")
+        raise UserError(f"{name}: images of type {array.dtype}: expected uint8, uint16 or floating point")
     if array.dtype in (np.uint8, np.uint16):
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     fits = [kind for kind in (np.uint8, np.uint16) if array.min() >= 0 and array.max() <= np.iinfo(kind).max]
@@ -235,15 +235,15 @@ def _labels(labels: Any, classes: Sequence[str] | None, n: int, name: str) -> tu
     try:
         labels = np.asarray(labels)
     except ValueError:
-        raise UserError(f"{name}: the labels differ in length; wanted one integer or word an image") from None
+        raise UserError(f"{name}: the labels differ in length; expected one integer or word an image") from None
     if labels.shape == (n, 1):
         labels = labels[:, 0]
     if labels.shape != (n,):
-        raise UserError(f"{name}: labels of shape {labels.shape} for {n} images: wanted one label an image")
+        raise UserError(f"{name}: labels of shape {labels.shape} for {n} images: expected one label an image")
     if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels == np.rint(labels)).all()):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iuUS":
-        raise UserError(f"{name}: labels of type {labels.dtype}: wanted integers or words")
+        raise UserError(f"{name}: labels of type {labels.dtype}: expected integers or words")
     if labels.dtype.kind in "iu" and classes is not None:
         if labels.min() < 0 or labels.max() >= len(classes):
             raise UserError(f"{name}: labels {labels.min()} to {labels.max()} for {len(classes)} class names")

@@ -32,13 +32,13 @@ def layout(
     top, folders = _grouped(found, root, 0)
     if not found or not (top or folders):
         held = f"it holds {others} other files" if others else "it is empty"
-        raise UserError(f"no {what} in {shown(root)}: {held}; wanted {' '.join(sorted(endings))}")
+        raise UserError(f"no {what} in {shown(root)}: {held}; expected {' '.join(sorted(endings))}")
     if not folders:
         return [(path, "normal", 0) for path in top], frozenset({"normal"}), False
     if top:
         raise UserError(
             f"{shown(root)} holds both {what} ({top[0].name}) and folders of {what} ({', '.join(folders)}): "
-            f"wanted one or the other"
+            f"expected one or the other"
         )
     known = [name for name in folders if name.lower() in PARTS]
     if not known:
@@ -54,7 +54,7 @@ def layout(
         part = PARTS[name.lower()]
         top, classes = _grouped(folders[name], root, 1)
         if top and (classes or part == 1):
-            raise UserError(f"{shown(top[0])} is in no class: wanted {name}/good/... or the name of a defect")
+            raise UserError(f"{shown(top[0])} is in no class: expected {name}/good/... or the name of a defect")
         items += [(path, "normal", part) for path in top]
         items += [(path, word, part) for word, paths in classes.items() for path in paths]
     words = sorted({word for _, word, _ in items})

@@ -49,7 +49,7 @@ def named(name: str) -> Modality:
       UserError: there is none, with the names that there are.
     """
     if name not in _MODALITIES:
-        raise UserError(f"data.kind={name!r}: wanted one of {', '.join((AUTO, *_MODALITIES))}")
+        raise UserError(f"data.kind={name!r}: expected one of {', '.join((AUTO, *_MODALITIES))}")
     return _MODALITIES[name]
 
 

@@ -47,9 +47,9 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
     """
     out = Path(out)
     if not array_record.is_shard(out):
-        raise UserError(f"{out}: wanted a name that ends in .array_record")
+        raise UserError(f"{out}: expected a name that ends in .array_record")
     if not settings.source:
-        raise UserError("nothing to pack: wanted `ganomaly pack DIR OUT.array_record`, DIR a folder of images")
+        raise UserError("nothing to pack: expected `ganomaly pack DIR OUT.array_record`, DIR a folder of images")
     found = sources.image_folder(settings.source)
     note = array_record.note_path(out)
     # The JSON file last: a shard without it is no data set, one with another's is noticed.

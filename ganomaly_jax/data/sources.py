@@ -103,7 +103,7 @@ def _of_arrays(given: Any, settings: config.Data, name: str, shared: bool) -> Da
 def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
     source = settings.source
     if not source:
-        raise UserError(f"data.source is empty: wanted {_WANTED}")
+        raise UserError(f"data.source is empty: expected {_WANTED}")
     asked = list(modalities.candidates(settings))
     if image_sources.is_name(source):
         return image_sources.open_name(source, settings, progress, shared)
@@ -130,4 +130,4 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         raise UserError(f"{shown(path)} cannot be read: {detail}") from None
     pickled = path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib")
     why = "a pickle is not read, since that could run code" if pickled else "not a source"
-    raise UserError(f"{shown(path)}: {why}; wanted {_WANTED}")
+    raise UserError(f"{shown(path)}: {why}; expected {_WANTED}")

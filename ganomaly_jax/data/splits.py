@@ -46,7 +46,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMA
         normal training images with NaN or infinite pixels.
     """
     if not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed}: wanted 0 to {2**32 - 1}")
+        raise UserError(f"seed={seed}: expected 0 to {2**32 - 1}")
     normal = normal_classes(dataset, settings.abnormal)
     is_normal = np.isin(dataset.labels, [i for i, name in enumerate(dataset.classes) if name in normal])
     parts = np.zeros(len(dataset.labels), np.int8) if dataset.parts is None else dataset.parts

@@ -118,15 +118,15 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
         raise missing(error) from None
     if not modalities.of(scorer).served:
         raise UserError(
-            f"this detector scores {scorer.words.kind}: wanted one of images; `ganomaly monitor` watches sensors, "
+            f"this detector scores {scorer.words.kind}: expected one of images; `ganomaly monitor` watches sensors, "
             "`ganomaly predict` scores recordings"
         )
     batching.check_batch_size(scorer, limits.batch)
     for name in ("body", "pixels", "queue", "body_s"):
         if not getattr(limits, name) > 0:
-            raise UserError(f"limit {name} {getattr(limits, name)}: wanted more than 0")
+            raise UserError(f"limit {name} {getattr(limits, name)}: expected more than 0")
     if limits.pixels > decode.MAX_PIXELS:
-        raise UserError(f"limit pixels {limits.pixels:,}: wanted at most {decode.MAX_PIXELS:,}, what is ever decoded")
+        raise UserError(f"limit pixels {limits.pixels:,}: expected at most {decode.MAX_PIXELS:,}, what is ever decoded")
     state = _State(scorer, limits)
     content, policy = deploy_page.page()
     description = openapi.document()
@@ -285,11 +285,11 @@ async def _body(limits: Limits, request: Request) -> bytes:
     kind = request.headers.get("content-type", "")
     if kind.startswith("multipart/"):
         raise _RefusedError(
-            415, "a form: wanted the bytes of one image file as they are (curl --data-binary @image.png)"
+            415, "a form: expected the bytes of one image file as they are (curl --data-binary @image.png)"
         )
     coded = request.headers.get("content-encoding", "identity")
     if coded.lower() != "identity":
-        raise _RefusedError(415, f"a body coded as {coded[:50]!r}: wanted the bytes of one image file as they are")
+        raise _RefusedError(415, f"a body coded as {coded[:50]!r}: expected the bytes of one image file as they are")
     too_long = f"more than {limits.body:,} bytes, which is what is taken at most"
     if int(request.headers.get("content-length", 0)) > limits.body:
         raise _RefusedError(413, too_long)
@@ -305,7 +305,7 @@ async def _body(limits: Limits, request: Request) -> bytes:
     except ClientDisconnect:
         raise _RefusedError(400, "the body broke off") from None
     if not body:
-        raise _RefusedError(400, "no body: wanted the bytes of one image file (curl --data-binary @image.png)")
+        raise _RefusedError(400, "no body: expected the bytes of one image file (curl --data-binary @image.png)")
     return bytes(body)
 
 

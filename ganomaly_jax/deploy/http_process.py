@@ -113,7 +113,7 @@ def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
 
 def _listening(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65535:
-        raise UserError(f"--port {port}: wanted 0 to 65535")
+        raise UserError(f"--port {port}: expected 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.create_server((host, port), family=family, backlog=512)
@@ -123,4 +123,4 @@ def _listening(host: str, port: int) -> socket.socket:
         return listener
     except (OSError, UnicodeError) as error:  # the latter where a label of the name is too long
         why = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{host} port {port}: {why.lower()}; wanted --host and --port that are free here") from None
+        raise UserError(f"{host} port {port}: {why.lower()}; expected --host and --port that are free here") from None

@@ -112,7 +112,7 @@ def paired(labels: ArrayLike, first: ArrayLike, second: ArrayLike, level: float 
     _check(level, 1)
     n_anomalous = int(is_anomalous.sum())
     if min(n_anomalous, len(is_anomalous) - n_anomalous) < 2:
-        raise UserError("one class has a single item: wanted at least two of each to test a difference")
+        raise UserError("one class has a single item: expected at least two of each to test a difference")
     differences = metrics.placements(is_anomalous, first) - metrics.placements(is_anomalous, second)
     of_normal, of_anomalous = differences[~is_anomalous], differences[is_anomalous]
     difference = float(of_anomalous.mean())
@@ -134,6 +134,6 @@ def _both(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 def _check(level: float, resamples: int) -> None:
     if not 0 < level < 1:
-        raise UserError(f"level={level}: wanted a share between 0 and 1, such as 0.95")
+        raise UserError(f"level={level}: expected a share between 0 and 1, such as 0.95")
     if resamples < 1:
-        raise UserError(f"resamples={resamples}: wanted at least 1, and some thousand for an interval")
+        raise UserError(f"resamples={resamples}: expected at least 1, and some thousand for an interval")

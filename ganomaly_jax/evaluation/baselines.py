@@ -84,10 +84,10 @@ def outside(detector: Any, on: str = "x", higher: str = "") -> Baseline:
         with novelty=True only.
     """
     if on not in ("x", "z") or higher not in ("", "anomalous", "normal"):
-        raise UserError(f"on={on!r}, higher={higher!r}: wanted x or z; anomalous, normal or nothing")
+        raise UserError(f"on={on!r}, higher={higher!r}: expected x or z; anomalous, normal or nothing")
     for name in ("fit", "decision_function"):
         if not callable(getattr(detector, name, None)):
-            raise UserError(f"{type(detector).__name__} has no {name}(X): wanted an object with fit, decision_function")
+            raise UserError(f"{type(detector).__name__} has no {name}(X): expected methods fit and decision_function")
     sign = -1.0 if (higher or _higher(detector)) == "normal" else 1.0
 
     def fit(x: np.ndarray, seed: int) -> Any:
@@ -191,7 +191,7 @@ def compare(
     ways = combinations(combine)
     for name, items in (("training", training), ("calibration", calibration), ("test", test)):
         if not len(items) or tuple(items.shape[1:]) != scorer.input_shape:
-            raise UserError(f"{name} items {tuple(items.shape)}: wanted [n, *{scorer.input_shape}], n at least 1")
+            raise UserError(f"{name} items {tuple(items.shape)}: expected [n, *{scorer.input_shape}], n at least 1")
     kept = min(TRAINING, len(training), max(NUMBERS // math.prod(scorer.input_shape), 2))
     drawn = np.sort(np.random.default_rng(seed).permutation(len(training))[:kept])
     fitted = _fit(scorer, lazy.select(training, drawn), chosen, seed)
@@ -203,7 +203,7 @@ def compare(
     valid = np.isfinite(np.stack(list(on_calibration.values()))).all(axis=0)
     on_calibration = {name: found[valid] for name, found in on_calibration.items()}
     if valid.sum() < 2:
-        raise UserError(f"{valid.sum()} calibration items can be scored: wanted two or more")
+        raise UserError(f"{valid.sum()} calibration items can be scored: expected two or more")
     _combine(ways, on_calibration, on_test)
     rate = scorer.calibration.rate if rate is None else rate
     p_values, figures = {}, {}
@@ -228,7 +228,7 @@ def compare(
 
 def _given(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
     if not detectors or DETECTOR in detectors:
-        raise UserError(f"detectors={list(detectors)}: wanted at least one, none of them called {DETECTOR!r}")
+        raise UserError(f"detectors={list(detectors)}: expected at least one, none of them called {DETECTOR!r}")
     return {name: one if isinstance(one, Baseline) else outside(one) for name, one in detectors.items()}
 
 
@@ -251,7 +251,7 @@ def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, 
 def _latents(detector: Detector, variables: dict[str, Any], x: Array) -> Array:
     outputs = detector.outputs(variables, x)
     if "z" not in outputs:
-        raise UserError(f"{type(detector).__name__} has no latents z: wanted baselines on x, such as pca_t2,pca_q")
+        raise UserError(f"{type(detector).__name__} has no latents z: expected baselines on x, such as pca_t2,pca_q")
     return outputs["z"]
 
 
@@ -285,7 +285,7 @@ def _scores(
                 if one.shape != (good.sum(),) or not np.isfinite(one).all():
                     raise UserError(
                         f"the baseline {name} gave scores of shape {one.shape} for {good.sum()} items, or some that "
-                        "are not finite: wanted one finite number an item"
+                        "are not finite: expected one finite number an item"
                     )
                 scores[good] = one
             found[name].append(scores)

@@ -106,7 +106,7 @@ def _read(workdir: Path) -> dict[str, tuple[int, float]]:
         if (workdir / layout.MEMBERS).is_dir():
             raise UserError(f"{workdir} holds several members: name one, such as {workdir}/members/NAME")
         raise UserError(
-            f"no {layout.PREDICTIONS} in {workdir}: wanted the --workdir of a run, after `ganomaly evaluate`"
+            f"no {layout.PREDICTIONS} in {workdir}: expected the --workdir of a run, after `ganomaly evaluate`"
         )
     found: dict[str, tuple[int, float]] = {}
     try:

@@ -127,7 +127,7 @@ def evaluate_members(
     workdir = Path(workdir)
     team = sweep.read_members(workdir)
     if not team:
-        raise UserError(f"{workdir} holds no members: wanted the --workdir of a training with --config.members")
+        raise UserError(f"{workdir} holds no members: expected the --workdir of a training with --config.members")
     if own is None:
         settings = run_folder.stored_config(workdir)
         own = sources.read((settings or config.Config()).data, progress=True)
@@ -149,7 +149,7 @@ def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
     if rate is None:
         return scorer
     if not 0 < rate < 1:
-        raise UserError(f"false_positive_rate={rate}: wanted a rate between 0 and 1")
+        raise UserError(f"false_positive_rate={rate}: expected a rate between 0 and 1")
     asked = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)
     found = calibration.by(np.asarray(scorer.variables["calibration"]), asked, scorer.words.items)
     return dataclasses.replace(scorer, calibration=dataclasses.replace(found, groups=scorer.calibration.groups))

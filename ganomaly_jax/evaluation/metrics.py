@@ -127,7 +127,7 @@ def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Cou
     keep = xp.ones(label.shape, bool) if mask is None else xp.asarray(mask, bool)
     if not (label.ndim == 1 and label.size and label.shape == score.shape == keep.shape):
         raise UserError(
-            f"labels {label.shape}, scores {score.shape}, mask {keep.shape}: wanted three of one shape [N], N > 0"
+            f"labels {label.shape}, scores {score.shape}, mask {keep.shape}: expected three of one shape [N], N > 0"
         )
     # What is masked may sort anywhere: it counts for nothing.
     order = xp.argsort(-score)
@@ -229,7 +229,7 @@ def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> di
     """
     labels, scores = checked(labels, scores)
     if threshold is not None and np.isnan(threshold):
-        raise UserError(f"threshold={threshold!r}: wanted a number, or None where there is none")
+        raise UserError(f"threshold={threshold!r}: expected a number, or None where there is none")
     n_anomalous = int(labels.sum())
     n_normal = len(labels) - n_anomalous
     result: dict[str, float | int | None] = dict.fromkeys(
@@ -260,10 +260,10 @@ def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarra
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
-        raise UserError(f"labels {labels.shape} and scores {scores.shape}: wanted two of the same length [N]")
+        raise UserError(f"labels {labels.shape} and scores {scores.shape}: expected two of the same length [N]")
     if not np.isin(labels, (0, 1)).all():
         other = labels[~np.isin(labels, (0, 1))][0]
-        raise UserError(f"label {other!r}: wanted 0 (normal) or 1 (anomalous); leave items without a label out")
+        raise UserError(f"label {other!r}: expected 0 (normal) or 1 (anomalous); leave items without a label out")
     if not np.isfinite(scores).all():
         raise UserError(
             f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores are NaN or infinite: "
@@ -281,7 +281,7 @@ def both_classes(labels: np.ndarray) -> tuple[int, int]:
     n_anomalous = int(labels.sum())
     n_normal = len(labels) - n_anomalous
     if not (n_normal and n_anomalous):
-        raise UserError(f"{n_normal} normal and {n_anomalous} anomalous items: wanted both classes")
+        raise UserError(f"{n_normal} normal and {n_anomalous} anomalous items: expected both classes")
     return n_normal, n_anomalous
 
 

@@ -33,7 +33,7 @@ def fit(x: np.ndarray, seed: int = 0, components: float = 0.9, scale: bool | Non
       UserError: fewer than two items, or components not above 0.
     """
     if len(x) < 2 or not components > 0:
-        raise UserError(f"PCA of {len(x)} items with components={components}: wanted two items or more, and above 0")
+        raise UserError(f"PCA of {len(x)} items with components={components}: expected two items or more, and above 0")
     rows = flat(x)
     spread = np.ones(rows.shape[1])
     if scale if scale is not None else x.ndim != 4:

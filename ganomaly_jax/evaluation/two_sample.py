@@ -82,7 +82,7 @@ def limit(n: int, m: int, level: float) -> tuple[float, float]:
     step = math.gcd(n, m) / (n * m)  # D is a multiple of it
     low, high = 0, round(1 / step)
     if chance(1.0, n, m) > level:
-        raise UserError(f"a level of {level:.2g} cannot be had with {n} and {m} scores: wanted more of them")
+        raise UserError(f"a level of {level:.2g} cannot be had with {n} and {m} scores: expected more of them")
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if chance(middle * step, n, m) <= level else (middle, high)

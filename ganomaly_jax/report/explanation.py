@@ -134,7 +134,7 @@ def folder_of(workdir: Path) -> Path:
       UserError: `workdir` is a detector folder, which is sealed.
     """
     if (workdir / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{workdir} is a detector folder, which nothing may be written into: wanted --out")
+        raise UserError(f"{workdir} is a detector folder, which nothing may be written into: expected --out")
     return workdir / layout.MAPS
 
 

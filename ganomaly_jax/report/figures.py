@@ -68,9 +68,9 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
       UserError: the shapes differ, residual_max is not above 0, or the file cannot be written.
     """
     if not (np.isfinite(residual_max) and residual_max > 0):
-        raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
+        raise UserError(f"residual_max={residual_max!r}: expected a finite number above 0, the end of the colour scale")
     if not case.x.ndim or case.x.shape != case.x_hat.shape:
-        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
+        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: expected two of one shape [H, W, C]")
     figure = (case.draw or image_case)(case, residual_max)
     _captions(figure, case)
     save_figure(figure, path)
@@ -84,7 +84,7 @@ def image_case(case: Case, residual_max: float) -> Figure:
       UserError: another shape.
     """
     if case.x.ndim != 3:
-        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: wanted two of one shape [H, W, C]")
+        raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: expected two of one shape [H, W, C]")
     figure = new_figure(9, 1.1 + float(np.clip(2.6 * case.x.shape[0] / case.x.shape[1], 1.3, 4.0)))
     from matplotlib.colors import ListedColormap
 

@@ -69,7 +69,7 @@ def titled_grid(sections: Sequence[tuple[str, np.ndarray, np.ndarray]], residual
       UserError: as `grid`; or no sections, or a residual_max that is not above 0.
     """
     if not sections:
-        raise UserError("no sections to draw: wanted at least one (title, x, x_hat)")
+        raise UserError("no sections to draw: expected at least one (title, x, x_hat)")
     drawn = []
     for title, x, x_hat in sections:
         top, bottom = _images(x, x_hat)
@@ -92,7 +92,7 @@ def heat(values: np.ndarray, residual_max: float) -> np.ndarray:
       UserError: residual_max is not a finite number above 0.
     """
     if not (np.isfinite(residual_max) and residual_max > 0):
-        raise UserError(f"residual_max={residual_max!r}: wanted a finite number above 0, the end of the colour scale")
+        raise UserError(f"residual_max={residual_max!r}: expected a finite number above 0, the end of the colour scale")
     share = np.nan_to_num(np.asarray(values, np.float32) / np.float32(residual_max), nan=1.0)
     return COLOURS[np.round(255 * np.clip(share, 0, 1)).astype(np.uint8)]
 
@@ -141,10 +141,10 @@ def _images(x: np.ndarray, x_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checks both and returns them as [N, H, W, 3] uint8."""
     x, x_hat = np.asarray(x), np.asarray(x_hat)
     if x.ndim != 4 or x.shape != x_hat.shape or 0 in x.shape:
-        raise UserError(f"x {x.shape} and x_hat {x_hat.shape}: wanted two of one shape [N, H, W, C], none of them 0")
+        raise UserError(f"x {x.shape} and x_hat {x_hat.shape}: expected two of one shape [N, H, W, C], none of them 0")
     for name, values in (("x", x), ("x_hat", x_hat)):
         if not np.issubdtype(values.dtype, np.floating):
-            raise UserError(f"{name} of type {values.dtype}: wanted floating point in [-1, 1]")
+            raise UserError(f"{name} of type {values.dtype}: expected floating point in [-1, 1]")
     return to_rgb(x), to_rgb(x_hat)
 
 

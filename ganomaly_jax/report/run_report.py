@@ -106,7 +106,7 @@ def _draw_cases(
     shown: dict[str, list[tuple[Path, figures.Case]]] = {kind: [] for kind in KINDS}
     for case in cases:
         if case.kind not in shown:
-            raise UserError(f"case of kind {case.kind!r}: wanted one of {', '.join(KINDS)}")
+            raise UserError(f"case of kind {case.kind!r}: expected one of {', '.join(KINDS)}")
         path = folder / f"{case.kind.replace(' ', '_')}_{len(shown[case.kind]) + 1:02d}.png"
         figures.case_picture(case, residual_max, path)
         shown[case.kind].append((path, case))

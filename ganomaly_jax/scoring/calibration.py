@@ -66,7 +66,8 @@ def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> 
     if band.threshold >= found.threshold:
         raise UserError(
             f"a review band up to p-values of {settings.review:.2%} begins at a score of {band.threshold:.6g}, and "
-            f"above {found.threshold:.6g} an item is anomalous: wanted a higher review rate (that of the threshold is "
+            f"above {found.threshold:.6g} an item is anomalous: expected a higher review rate (that of the "
+            "threshold is "
             f"{found.rate:.2%}), or 0 for no band"
         )
     source = f"{found.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal {items}"
@@ -130,7 +131,7 @@ def _ordered(scores: np.ndarray, items: str) -> np.ndarray:
             f"no calibration {items}: a threshold needs at least one; give data.calibration a share above 0"
         )
     if not np.isfinite(scores).all():
-        raise UserError(f"{(~np.isfinite(scores)).sum()} of {n} calibration scores are not finite; wanted all finite")
+        raise UserError(f"{(~np.isfinite(scores)).sum()} of {n} calibration scores are not finite; expected all finite")
     return np.sort(scores)
 
 
@@ -171,13 +172,13 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
     if different < _LEAST_TAIL:
         raise UserError(
             f"{n} calibration {items} have {different} different scores in their highest tenth: a tail is fitted to "
-            f"{_LEAST_TAIL} at least; wanted {_LEAST_TAIL * 10} {items} or more, or another way to set the threshold"
+            f"{_LEAST_TAIL} at least; expected {_LEAST_TAIL * 10} {items} or more, or another way to set the threshold"
         )
     share = len(excesses) / n
     if false_positive_rate >= share:
         raise UserError(
             f"a tail rate of {false_positive_rate:.2%} lies below the highest {share:.0%} that the tail is fitted to: "
-            "wanted less, or the threshold by false-positive rate"
+            "expected less, or the threshold by false-positive rate"
         )
     xi, sigma = fit_pareto(excesses)
     times = share / false_positive_rate

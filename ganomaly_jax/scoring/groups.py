@@ -34,7 +34,7 @@ def of_images(given: Given, paths: Sequence[str], root: str = "") -> np.ndarray:
     if not isinstance(given, (str, os.PathLike)):
         names = np.array([str(name) for name in given], object)
         if len(names) != len(paths):
-            raise UserError(f"{len(names)} groups for {len(paths)} images: wanted one an image")
+            raise UserError(f"{len(names)} groups for {len(paths)} images: expected one an image")
         return names
     rows = _read(Path(given))
     known: dict[str, str] = {}
@@ -45,7 +45,7 @@ def of_images(given: Given, paths: Sequence[str], root: str = "") -> np.ndarray:
     if not any(names):
         raise UserError(
             f"{given} names none of the {len(paths)} images, such as {paths[0] if len(paths) else ''}: its first is "
-            f"{next(iter(rows))}; wanted their paths, absolute or relative to the file or the data"
+            f"{next(iter(rows))}; expected their paths, absolute or relative to the file or the data"
         )
     return names
 
@@ -54,21 +54,21 @@ def _read(path: Path) -> dict[str, str]:
     """Reads {path: group} from a CSV file with a header."""
     try:
         if not path.is_file():
-            raise UserError(f"--groups {path}: wanted a CSV file with the columns path and group")
+            raise UserError(f"--groups {path}: expected a CSV file with the columns path and group")
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             if not {"path", "group"} <= set(reader.fieldnames or ()):
                 held = ", ".join(reader.fieldnames or ()) or "nothing"
-                raise UserError(f"{path} has the columns {held}: wanted path and group in its first line")
+                raise UserError(f"{path} has the columns {held}: expected path and group in its first line")
             rows: dict[str, str] = {}
             for row in reader:
                 name, group = (row["path"] or "").strip(), (row["group"] or "").strip()
                 if name and rows.setdefault(name, group) != group:
-                    raise UserError(f"{path}: {name} is in {rows[name]!r} and in {group!r}; wanted one group an image")
+                    raise UserError(f"{path}: {name} is in {rows[name]!r} and in {group!r}; expected one group each")
     except (OSError, UnicodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not rows:
-        raise UserError(f"{path} has no rows: wanted a path and a group in each")
+        raise UserError(f"{path} has no rows: expected a path and a group in each")
     return rows
 
 

@@ -123,7 +123,7 @@ class Arrays:
         Raises:
           UserError: always.
         """
-        raise UserError(f"files of {scorer.words.kind} are not known: wanted arrays, given to the scorer in Python")
+        raise UserError(f"files of {scorer.words.kind} are not known: expected arrays, given to the scorer in Python")
 
     def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
         """Writes nothing."""

@@ -107,7 +107,7 @@ def _asked(
     }
     given = [name for name, (value, _) in ways.items() if value is not None]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} are given: wanted one way to set the threshold")
+        raise UserError(f"{' and '.join(given)} are given: expected one way to set the threshold")
     for name in given:
         value, changes = ways[name]
         return changes if name == "tail" else changes | {name: value}

@@ -203,7 +203,7 @@ class Scorer:
           UserError: no files.
         """
         if not len(paths):
-            raise UserError("no image files: wanted at least one")
+            raise UserError("no image files: expected at least one")
         problems: list[tuple[str, str]] = []
         blocks = images_modality.file_blocks(paths, self.spec, self.block, problems, workers)
         with contextlib.closing(blocks):
@@ -312,7 +312,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     elif not (folder / sealed_folder.MANIFEST).exists():
         where = "is no run's folder" if folder.is_dir() else "does not exist"
         raise UserError(
-            f"{directory} {where}: wanted the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"
+            f"{directory} {where}: expected the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"
         )
     sharding.local_devices()  # a backend that is not there is told before anything is put on it
     variables, meta = checkpoint.read(folder)

@@ -37,7 +37,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
     for path in map(Path, paths):
         files += row_windows.files(path) if path.is_dir() else [path]
     if not files:
-        raise UserError(f"no tables in {', '.join(map(str, paths))}: wanted {' '.join(tables.ENDINGS)}")
+        raise UserError(f"no tables in {', '.join(map(str, paths))}: expected {' '.join(tables.ENDINGS)}")
     names: list[str] = []
     reasons: list[str] = []
     notes: list[str] = []

@@ -64,7 +64,7 @@ def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[
         listed += image_files.scan_folder(path, recordings.ENDINGS)[0] if path.is_dir() else [path]
     if not listed:
         wanted = " ".join(sorted(recordings.ENDINGS))
-        raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: wanted {wanted}")
+        raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: expected {wanted}")
     found: list[JudgedRecording] = []
     heard: list[Recording] = []
     for path in listed:

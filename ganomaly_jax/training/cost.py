@@ -58,7 +58,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     shape = modalities.of(settings.data).network_shape(settings.data)
     if 0 in shape:
         raise UserError(
-            f"data.height, data.width, data.channels = {shape}: wanted all three, or data to take them from: "
+            f"data.height, data.width, data.channels = {shape}: expected all three, or data to take them from: "
             "ganomaly plan DATA, or --config.data.height=64 --config.data.width=64 --config.data.channels=3"
         )
     detector = registry.from_config(settings)

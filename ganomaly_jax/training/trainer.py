@@ -80,17 +80,17 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     mesh = sharding.global_mesh(settings.mesh.devices)
     distributed = processes.is_distributed()
     if settings.data.tile and distributed:
-        raise UserError("data.tile works within one process: wanted data.tile=0, or no --distributed")
+        raise UserError("data.tile works within one process: expected data.tile=0, or no --distributed")
     run = resolution.resolve_checked(settings, arrays, mesh.size, processes.is_primary(), distributed)
     if distributed and not run.modality.per_process:
-        raise UserError(f"{run.words.kind} is trained on within one process: wanted no --distributed")
+        raise UserError(f"{run.words.kind} is trained on within one process: expected no --distributed")
     sharding.check_batch_size(run.config.train.batch_size, mesh)
     sharding.check_batch_norm_group(settings.mesh.batch_norm_group, mesh)
     if settings.mesh.transform == "pmap" and distributed:
-        raise UserError("mesh.transform='pmap' works within one process: wanted 'shard_map', which works among several")
+        raise UserError("mesh.transform='pmap' works within one process: expected 'shard_map' for several")
     if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
         raise UserError(
-            "mesh.shard_from lets the compiler part the whole step, with batch norm over the whole batch: wanted "
+            "mesh.shard_from lets the compiler part the whole step, with batch norm over the whole batch: expected "
             "mesh.transform='shard_map' and mesh.batch_norm_group=0 beside it"
         )
     return run
@@ -233,7 +233,7 @@ def _check_members(settings: Config) -> None:
     if not members.requested(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
     if processes.is_distributed():
-        raise UserError("members are dealt out over the devices of one process: wanted one model, or no --distributed")
+        raise UserError("members use the devices of one process: expected one model, or no --distributed")
     if settings.train.choose != Train.choose:
         raise UserError("train.choose is for one model: the checkpoints of members are of all together")
     if settings.mesh.shard_from or settings.mesh.transform != Mesh.transform or settings.mesh.batch_norm_group:

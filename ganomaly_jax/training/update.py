@@ -93,11 +93,11 @@ def update(
     """
     workdir, out = Path(workdir), Path(out)
     if not 0 <= replay < 1:
-        raise UserError(f"replay={replay}: wanted a share of old images from 0 to below 1, such as {REPLAY}")
+        raise UserError(f"replay={replay}: expected a share of old images from 0 to below 1, such as {REPLAY}")
     if not 0 <= margin <= 1:
-        raise UserError(f"margin={margin}: wanted from 0 to 1, such as {acceptance.MARGIN}")
+        raise UserError(f"margin={margin}: expected from 0 to 1, such as {acceptance.MARGIN}")
     if out.resolve() == workdir.resolve():
-        raise UserError(f"--out {out} is the run to update, which stays as it is: wanted another folder")
+        raise UserError(f"--out {out} is the run to update, which stays as it is: expected another folder")
     parent = _parent(workdir, old_source)
     new, settings_of_new = _new(parent, source)
     scaling, kind = parent.run.scaling, parent.run.words.items
@@ -142,10 +142,10 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     if team := sweep.read_members(workdir):
         first = sweep.member_folder(workdir, team[0])
         raise UserError(f"{workdir} holds {len(team)} members, whose checkpoints are of all together ({first} has "
-                        "none of its own): wanted the folder of a run of one model")  # fmt: skip
+                        "none of its own): expected the folder of a run of one model")  # fmt: skip
     settings = run_folder.stored_config(workdir)
     if settings is None:
-        raise UserError(f"no run in {workdir}: wanted the --workdir of a finished `ganomaly train`")
+        raise UserError(f"no run in {workdir}: expected the --workdir of a finished `ganomaly train`")
     if not (workdir / layout.DETECTOR).is_dir():
         refused = (workdir / layout.REFUSED).is_dir()
         why = "holds an update that was refused" if refused else "holds a run that is not finished"
@@ -157,7 +157,7 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     if step not in steps:
         raise UserError(
             f"{workdir} has no checkpoint of the step {step} that its detector was made of, so that there is nothing "
-            "to train further: wanted a run of `ganomaly train` with its checkpoints/"
+            "to train further: expected a run of `ganomaly train` with its checkpoints/"
         )
     if steps[-1] > step and scorer.config.train.choose == "last":
         raise UserError(
@@ -196,7 +196,7 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
         settings.abnormal = ""
     if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
         wanted, got = (set_.images.shape[1:] for set_ in (parent.run.dataset, dataset))
-        raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: wanted items of that size")
+        raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: expected items of that size")
     if dataset.images.dtype != parent.scorer.dtype:
         raise UserError(
             f"{dataset.name} has {dataset.images.dtype} values, the detector was trained on {parent.scorer.dtype}: "
@@ -217,7 +217,7 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
         raise UserError(
             f"{new.name} has {len(train)} normal {parent.run.words.items} to train on and "
             f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
-            "wanted one of each at least, and some hundreds are worth an update"
+            "expected one of each at least, and some hundreds are worth an update"
         )
     return dataclasses.replace(split, train=train, calibration=calibration, test=test, labels=labels), int(
         (~is_new).sum()
@@ -281,7 +281,7 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         stored = run_folder.stored_environment(out).get(run_folder.LINEAGE)
         if stored is None:
-            raise UserError(f"{out} holds something else than an update: wanted a new folder, or that of this update")
+            raise UserError(f"{out} holds something else than an update: expected a new folder, or that of this update")
         differs = [f"{key} is {stored.get(key)!r} there, {value!r} here" for key, value in lineage.items()
                    if stored.get(key) != value]  # fmt: skip
         if differs:

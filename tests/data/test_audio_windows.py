@@ -272,7 +272,7 @@ def test_the_other_detector_takes_spectrograms(folder, tmp_path):
 def test_arrays_and_npz_are_recordings(tmp_path, trained):
     waves = np.stack([machine(i) for i in range(3)])
     settings = sound_config().data
-    with pytest.raises(UserError, match=r"wanted data.sound.rate, in Hz"):
+    with pytest.raises(UserError, match=r"expected data.sound.rate, in Hz"):
         audio_windows.of_arrays(waves, settings)
     np.savez(tmp_path / "a.npz", waveforms=(waves * 32767).astype(np.int16), rate=RATE, labels=[0, 0, 1])
     made = sources.load(dataclasses.replace(config.Data(), source=str(tmp_path / "a.npz")))
@@ -423,7 +423,7 @@ def test_verbs_that_do_not_take_sound_say_so(trained, tmp_path, capsys):
         (["predict", str(tmp_path)], "no recordings in"),
         (["predict", str(tmp_path), "--groups", "g.csv"], "--groups is for images"),
         (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "an update is for images"),
-        (["serve"], "judges sound: wanted one of images"),
+        (["serve"], "judges sound: expected one of images"),
         (["export", "--format", "onnx", "--out", str(tmp_path / "o")], "a detector of sound as ONNX"),
     ):
         assert main.main([arguments[0], "--workdir", str(workdir), *arguments[1:]]) == 2

@@ -118,7 +118,7 @@ def test_refusals(dataset, settings, words):
 
 
 def test_seeds_that_numpy_does_not_take():
-    with pytest.raises(UserError, match="seed=-1: wanted 0 to 4294967295"):
+    with pytest.raises(UserError, match="seed=-1: expected 0 to 4294967295"):
         split(DIGITS, config.Data(abnormal="3"), -1)
 
 
@@ -222,7 +222,7 @@ def test_array_types():
 @pytest.mark.parametrize(
     ("images", "labels", "words"),
     [
-        (np.zeros((4, 4), np.uint8), None, "wanted [N, H, W] or [N, H, W, C]"),
+        (np.zeros((4, 4), np.uint8), None, "expected [N, H, W] or [N, H, W, C]"),
         (np.zeros((0, 4, 4), np.uint8), None, "none of them 0"),
         (np.zeros((2, 3, 32, 32), np.uint8), None, "look like [N, C, H, W]"),
         ([np.zeros((4, 4)), np.zeros((5, 4))], None, "differ in size"),
@@ -349,13 +349,13 @@ def test_channels():
     assert real.dtype == np.float32 and real[0, 0, 0] == pytest.approx(0.299 + 0.5 * 0.587)
     np.testing.assert_array_equal(to_channels(colour[..., :1], 4), np.repeat(colour[..., :1], 4, axis=-1))
     for have, want in ((3, 4), (2, 1), (4, 3), (6, 1)):
-        with pytest.raises(UserError, match=f"{have} channels where {want} are wanted"):
+        with pytest.raises(UserError, match=f"{have} channels where {want} are expected"):
             fit_image(np.zeros((4, 4, have), np.uint8), 4, 4, want)
 
 
 def test_fit_image_refuses():
     for pixels in (np.zeros((4, 4), np.uint8), np.zeros((4, 0, 1), np.uint8), np.zeros((4, 4, 1), np.int64)):
-        with pytest.raises(UserError, match="wanted"):
+        with pytest.raises(UserError, match="expected"):
             fit_image(pixels, 4, 4, 1)
     with pytest.raises(UserError, match="'stretch' or 'letterbox'"):
         fit_image(np.zeros((4, 4, 1), np.uint8), 4, 4, 1, "crop")

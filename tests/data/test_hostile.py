@@ -78,7 +78,7 @@ def cases():
     yield "20,000 x 1,000 pixels", encoded(np.full((1000, 20_000), 7, np.uint8)), np.full((16, 16), 7)
     yield "1 bit", encoded(GREY > 100), np.where(GREY > 100, 255, 0)
     yield "grey and alpha (LA)", encoded(np.dstack([GREY, opaque])), GREY
-    yield "colour where grey is wanted", encoded(rgb), GREY
+    yield "colour where grey is expected", encoded(rgb), GREY
     yield "colour and alpha (RGBA)", encoded(np.dstack([rgb, opaque])), GREY
     yield "transparent all over", encoded(np.dstack([rgb, opaque * 0])), GREY * 0
     yield "palette", encoded(palette), GREY
@@ -339,19 +339,19 @@ def test_arrays_of_other_sizes_are_resized_and_other_things_refused(trained):
     for height, width in ((37, 53), (1, 1), (1, 400), (300, 16)):
         np.testing.assert_array_equal(scorer(np.full((1, height, width, 1), 7, np.uint8)), flat)
     for bad, match in (
-        (one[0], "wanted"),
+        (one[0], "expected"),
         (np.zeros((0, 16, 16, 1), np.uint8), "B at least 1"),
-        (np.zeros((1, 16, 16, 3), np.uint8), "wanted"),
+        (np.zeros((1, 16, 16, 3), np.uint8), "expected"),
         (one.astype(np.int64), "of type int64"),
         (one.astype(object), "of type object"),
         (one.astype(str), "of type"),
         (one.astype(complex), "of type complex"),
-        ([], "wanted"),
-        (None, "wanted"),
-        (7, "wanted"),
-        ({"a": 1}, "wanted"),
-        ([one[0], one[0, :5]], "wanted"),
-        ((image for image in one), "generator: wanted"),
+        ([], "expected"),
+        (None, "expected"),
+        (7, "expected"),
+        ({"a": 1}, "expected"),
+        ([one[0], one[0, :5]], "expected"),
+        ((image for image in one), "generator: expected"),
     ):
         with pytest.raises(UserError, match=match):
             scorer(bad)
@@ -361,12 +361,12 @@ def test_types_that_are_not_those_of_the_training(trained):
     scorer, one = trained[1], blobs(2, 3)
     unit = one.astype(np.float32) / 127.5 - 1
     assert_scores_close(scorer, one, scorer(unit), scorer(one))
-    with pytest.raises(UserError, match=r"from 0 to .*wanted \[-1, 1\].*trained on uint8"):
+    with pytest.raises(UserError, match=r"from 0 to .*expected \[-1, 1\].*trained on uint8"):
         scorer(np.concatenate([one.astype(np.float32), one.astype(np.float32) * 0]))
     floating = dataclasses.replace(scorer, dtype="float32", low=0.0, high=255.0)
     assert_scores_close(scorer, one, floating(one.astype(np.float32)), scorer(one))
     for kind in (np.uint8, np.uint16):
-        with pytest.raises(UserError, match=rf"of type {np.dtype(kind)}: wanted floating point from 0 to 255"):
+        with pytest.raises(UserError, match=rf"of type {np.dtype(kind)}: expected floating point from 0 to 255"):
             floating(one.astype(kind))
     assert not np.isfinite(scorer(np.full((1, 16, 16, 1), np.nan, np.float32))).any()
     assert not np.isfinite(floating(np.full((1, 16, 16, 1), np.inf, np.float32))).any()
@@ -383,5 +383,5 @@ def test_files_that_do_not_fit_a_detector_of_floating_point(trained, tmp_path):
     judged, problems = floating.judge_files([tmp_path / name for name in files])
     assert judged.verdicts[0] != "invalid" and judged.verdicts[1:] == ["invalid", "invalid"]
     assert [(Path(path).name, reason) for path, reason in problems] == [
-        ("grey.png", "uint8 pixels where floating-point ones are wanted: no common scale")
+        ("grey.png", "uint8 pixels where floating-point ones are expected: no common scale")
     ]

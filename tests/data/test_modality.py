@@ -114,7 +114,7 @@ def test_a_fourth_modality_is_one_class(spectra, tmp_path):
 def test_an_unknown_modality_is_refused_with_those_there_are(tmp_path):
     settings = tiny_config()
     settings.data.kind = "smells"
-    with pytest.raises(UserError, match=r"data\.kind='smells': wanted one of auto, sound, rows, images"):
+    with pytest.raises(UserError, match=r"data\.kind='smells': expected one of auto, sound, rows, images"):
         gj.train(settings, tmp_path, np.zeros((40, 16, 16), np.uint8))
     with pytest.raises(ValueError, match="there is a modality named 'rows' already"):
         modalities.register(modalities.named("rows"))

@@ -177,7 +177,7 @@ def test_damage_is_noticed(packed, tmp_path):
 def test_what_cannot_be_packed_or_read(packed, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"packed at 16x16x1, asked are 32x16x1: .*--config\.data\.height=32"):
         sources.load(config.Data(source=str(packed[1]), height=32))
-    with pytest.raises(UserError, match=r"wanted a name that ends in \.array_record"):
+    with pytest.raises(UserError, match=r"expected a name that ends in \.array_record"):
         pack.pack(small(packed[0]), tmp_path / "x.bin")
     with pytest.raises(UserError, match=r"does not exist; expected a folder"):
         sources.load(small(tmp_path / "x.array_record"))

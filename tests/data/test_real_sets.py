@@ -176,7 +176,7 @@ def test_sheets_of_tiles(tmp_path, monkeypatch):
     )
     assert (data.images[:, 0, 1, 2] == 7).all() and not data.images[:, 1, 0, 2].any()
     monkeypatch.setattr(image_sources, "read_image", lambda _: (np.zeros((320, 320, 3), np.uint8), (0, 255)))
-    with pytest.raises(UserError, match="wanted 100 x 100 tiles"):
+    with pytest.raises(UserError, match="expected 100 x 100 tiles"):
         read(tmp_path, abnormal="dog")
     np.savez(tmp_path / "labels.npz", other=np.zeros(3))
     with pytest.raises(UserError, match=r"cannot be read: .*train"):

@@ -403,7 +403,7 @@ def test_shapes_are_never_guessed(trained):
     assert row_windows.from_rows(cube, settings=config.Data(kind="rows")).images.shape == (40, 16, 16)
     with pytest.raises(UserError, match=r"windows of 16 rows, data.window=8"):
         row_windows.from_rows(cube, settings=config.Data(window=8))
-    with pytest.raises(UserError, match="wanted numbers"):
+    with pytest.raises(UserError, match="expected numbers"):
         scorer(np.zeros((5, 3)))
     with pytest.raises(UserError, match="the longest recording has 5 rows"):
         row_windows.from_rows(np.zeros((5, 3)), settings=config.Data(window=8))

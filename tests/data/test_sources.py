@@ -129,7 +129,7 @@ def test_folders_that_are_not_understood(tmp_path):
 
 
 def test_empty_folders(tmp_path):
-    with pytest.raises(UserError, match=r"no images in .*: it is empty; wanted .bmp"):
+    with pytest.raises(UserError, match=r"no images in .*: it is empty; expected .bmp"):
         read(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / ".b.png").write_text("x")
@@ -227,7 +227,7 @@ def test_npz_that_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     images = np.zeros((4, 32, 32), np.uint8)
     np.savez(path, pictures=images, other=images)
-    with pytest.raises(UserError, match="holds pictures, other: wanted images and labels"):
+    with pytest.raises(UserError, match="holds pictures, other: expected images and labels"):
         read(path)
     np.savez(path, images=images, labels=np.array([0, "x", None, 1], object))
     with pytest.raises(UserError, match="cannot be read: Object arrays"):
@@ -306,7 +306,7 @@ def test_what_is_no_source(tmp_path):
         with pytest.raises(UserError, match=f"{name}: a pickle is not read, since that could run code"):
             read(tmp_path / name)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"a\.mp4: not a source; wanted a folder"):
+    with pytest.raises(UserError, match=r"a\.mp4: not a source; expected a folder"):
         read(tmp_path / "a.mp4")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UserError, match="loop cannot be read"):

@@ -135,7 +135,7 @@ def test_an_error_of_the_device_is_one_answer(served, monkeypatch, capsys):
         (b"\x89PNG" + bytes(LIMITS.body), {}, 413, "more than 20,000 bytes"),
         (iter([bytes(15_000), bytes(15_000)]), {}, 413, "more than 20,000 bytes"),
         (png(np.zeros((101, 100, 1), np.uint8)), {}, 413, "100 x 101 pixels: at most 10,000"),
-        (b"--a", {"Content-Type": "multipart/form-data; boundary=a"}, 415, "wanted the bytes"),
+        (b"--a", {"Content-Type": "multipart/form-data; boundary=a"}, 415, "expected the bytes"),
         (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "coded as 'gzip'"),
     ],
 )
@@ -313,8 +313,8 @@ def test_what_cannot_be_served(trained, scorer, capsys, monkeypatch, tmp_path):
         assert main.main(["serve", "--workdir", workdir, "--port", port]) == 2
         assert f"127.0.0.1 port {port}: address already in use" in capsys.readouterr().err
     for flags, wanted in (
-        (["--host", "no.such.host.invalid"], "wanted --host"),
-        (["--port", "70000"], "wanted 0 to 65535"),
+        (["--host", "no.such.host.invalid"], "expected --host"),
+        (["--port", "70000"], "expected 0 to 65535"),
         (["--max-batch", "1000"], "expected 1 to 256"),
         (["--queue", "0"], "limit queue 0"),
         (["--drain", "-1"], "--drain -1"),
@@ -322,8 +322,8 @@ def test_what_cannot_be_served(trained, scorer, capsys, monkeypatch, tmp_path):
         (["--max-body", "inf"], "--max-body inf"),
         (["--max-body", "0"], "--max-body 0"),
         (["--body-timeout", "inf"], "--body-timeout inf"),
-        (["--max-pixels", "64000001"], "wanted at most 64,000,000"),
-        (["--host", "a" * 70], "wanted --host"),
+        (["--max-pixels", "64000001"], "expected at most 64,000,000"),
+        (["--host", "a" * 70], "expected --host"),
     ):
         assert main.main(["serve", "--workdir", workdir, *flags]) == 2
         assert wanted in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_the_commands(tmp_path, capsys):
     assert main.main(predict) == 0
     capsys.readouterr()
     for text, said in (
-        ("path,line\na,b\n", "wanted path and group"),
+        ("path,line\na,b\n", "expected path and group"),
         ("path,group\n", "no rows"),
         ("path,group\nnone.png,A\n", "names none of"),
         ("path,group\na.png,A\na.png,B\n", "in 'A' and in 'B'"),

@@ -192,7 +192,7 @@ def test_summary_of_one_class_has_none_for_what_is_not_defined(label):
     assert got[defined] == 0.5
     assert [got[name] for name in ("auroc", "average_precision", "partial_auroc_05", "f1", missing)] == [None] * 5
     for curve in (metrics.roc_curve, metrics.precision_recall_curve):
-        with pytest.raises(UserError, match="wanted both classes"):
+        with pytest.raises(UserError, match="expected both classes"):
             curve([label] * 4, [0.1, 0.2, 0.3, 0.4])
 
 
@@ -210,7 +210,7 @@ def test_summary_of_nothing_and_without_a_threshold():
 @pytest.mark.parametrize(
     ("labels", "scores", "threshold", "words"),
     [
-        ([0, 1, 2], [1.0, 2.0, 3.0], 0.5, "label.*2.*wanted 0"),
+        ([0, 1, 2], [1.0, 2.0, 3.0], 0.5, "label.*2.*expected 0"),
         ([0, 1], [1.0, np.nan], 0.5, "1 of 2 scores"),
         ([0, 1], [1.0, np.inf], 0.5, "1 of 2 scores"),
         ([0, 1], [1.0], 0.5, "same length"),

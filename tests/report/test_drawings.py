@@ -20,7 +20,7 @@ def read_csv(path):
 
 @pytest.mark.parametrize(("labels", "scores"), [([0, 1, 1], [0.0, 1.0]), ([0, 2], [0.0, 1.0])])
 def test_labels_that_make_no_sense_are_refused(labels, scores):
-    with pytest.raises(UserError, match="wanted"):
+    with pytest.raises(UserError, match="expected"):
         curves.scored(labels, scores, 0.5)
 
 
@@ -170,7 +170,7 @@ def test_the_decision_in_one_line(changes, words):
     [
         ({}, 0.0, "residual_max=0.0"),
         ({}, np.nan, "residual_max=nan"),
-        ({"x": np.zeros((8, 8, 1))}, 1.0, "wanted two of one shape"),
+        ({"x": np.zeros((8, 8, 1))}, 1.0, "expected two of one shape"),
     ],
 )
 def test_cases_that_cannot_be_drawn_are_refused(tmp_path, changes, residual_max, words):

@@ -164,7 +164,7 @@ def test_the_command_explains_one_image(workdir, files, capsys):
     for words, said in (
         ([str(files / "broken.png"), "--workdir", str(workdir)], "broken.png"),
         ([str(files / "none.png"), "--workdir", str(workdir)], "none.png"),
-        ([str(files / "12.png"), "--workdir", str(workdir / "detector")], "wanted --out"),
+        ([str(files / "12.png"), "--workdir", str(workdir / "detector")], "expected --out"),
     ):
         assert main.main(["explain", *words]) == 2
         error = capsys.readouterr().err

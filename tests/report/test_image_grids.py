@@ -135,9 +135,9 @@ def test_titles_keep_to_the_font():
     ],
 )
 def test_what_cannot_be_drawn_is_refused(x, x_hat):
-    with pytest.raises(UserError, match="wanted"):
+    with pytest.raises(UserError, match="expected"):
         image_grids.grid(x, x_hat)
-    with pytest.raises(UserError, match="wanted"):
+    with pytest.raises(UserError, match="expected"):
         image_grids.titled_grid([("a", x, x_hat)], 1.0)
 
 

@@ -267,7 +267,7 @@ def test_scores_that_are_not_finite_count_neither_way(tmp_path):
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"'\.\./\.\./x': wanted one of false positive"):
+    with pytest.raises(UserError, match=r"'\.\./\.\./x': expected one of false positive"):
         run_report.write(tmp_path, [make_case("../../x")], curves.scored([0, 1], [0.0, 1.0], 0.5), 1.0)
 
 

@@ -168,7 +168,7 @@ def test_the_review_band_lies_below_the_threshold():
     assert judged == ["normal", "review", "review", "anomalous", "invalid"]
     p = np.asarray(calibration.p_values(jnp.asarray(scores), jnp.asarray([95.5, 99.0, 95.0])))
     assert (p[:2] <= 0.05).all() and p[2] > 0.05
-    with pytest.raises(UserError, match="wanted a higher review rate"):
+    with pytest.raises(UserError, match="expected a higher review rate"):
         calibration.by(scores, settings(false_positive_rate=0.05, review=0.04))
 
 

@@ -75,4 +75,4 @@ def test_the_verb(capsys):
     assert "GFLOP" in printed
     assert "largest batch" in printed
     assert main.main(["plan", *sizes, "--config.data.channels=0"]) == 2
-    assert "wanted all three" in capsys.readouterr().err
+    assert "expected all three" in capsys.readouterr().err

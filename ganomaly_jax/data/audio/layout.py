@@ -41,5 +41,5 @@ def of(dataset: Dataset) -> SoundLayout:
       ValueError: it is of something else.
     """
     if not isinstance(dataset.layout, SoundLayout):
-        raise ValueError(f"a data set of {dataset.modality}: wanted sound")
+        raise ValueError(f"a data set of {dataset.modality}: expected sound")
     return dataset.layout

@@ -107,7 +107,7 @@ def of_array(values: np.ndarray, rate: int, name: str) -> Recording:
     kind = str(values.dtype)
     values = as_float(values, name)
     if values.ndim != 1 or not len(values):
-        raise UserError(f"{name}: samples of shape {values.shape}: wanted [S], S at least 1")
+        raise UserError(f"{name}: samples of shape {values.shape}: expected [S], S at least 1")
     digest = hashlib.sha256(f"{rate};".encode() + np.ascontiguousarray(values, "<f4").tobytes()).digest()
     peak = float(np.nan_to_num(np.abs(values), posinf=0.0).max())
     full = float((np.abs(values) >= _FULL).mean()) if kind == "int16" else 0.0
@@ -125,7 +125,7 @@ def as_float(values: Any, name: str) -> np.ndarray:
     if values.dtype == np.int16:
         return values.astype(np.float32) / np.float32(32768)
     if values.dtype.kind != "f":
-        raise UserError(f"{name}: samples of type {values.dtype}: wanted floating point, full scale at 1, or int16")
+        raise UserError(f"{name}: samples of type {values.dtype}: expected floating point, full scale at 1, or int16")
     with np.errstate(over="ignore"):  # becomes infinite, which is refused or flagged like any other infinity
         return values.astype(np.float32)
 

@@ -69,19 +69,19 @@ def check(settings: Spectrogram) -> None:
     """Raises UserError for settings that make no spectrogram."""
     top = settings.high or settings.rate / 2
     if not (math.isfinite(settings.rate) and settings.rate > 0):
-        raise UserError(f"a rate of {settings.rate} Hz: wanted samples a second, more than 0")
+        raise UserError(f"a rate of {settings.rate} Hz: expected samples a second, more than 0")
     if settings.samples < 2 or settings.step < 1:
         raise UserError(
             f"a window of {settings.window} s and a hop of {settings.hop} s are {settings.samples} and {settings.step} "
-            f"samples at {settings.rate:g} Hz: wanted 2 or more, and 1 or more"
+            f"samples at {settings.rate:g} Hz: expected 2 or more, and 1 or more"
         )
     if not 0 <= settings.low < top <= settings.rate / 2:
         raise UserError(
-            f"bands from {settings.low:g} to {top:g} Hz: wanted 0 or more, rising, up to half the rate, "
+            f"bands from {settings.low:g} to {top:g} Hz: expected 0 or more, rising, up to half the rate, "
             f"{settings.rate / 2:g} Hz"
         )
     if settings.scale not in ("mel", "linear"):
-        raise UserError(f"a scale of {settings.scale!r}: wanted mel or linear")
+        raise UserError(f"a scale of {settings.scale!r}: expected mel or linear")
     if settings.bands < 1 or (filters(settings).sum(axis=0) == 0).any():
         raise UserError(
             f"{settings.bands} bands of a window of {settings.window} s: some hold no frequency, since these are "
@@ -129,7 +129,7 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
 
     def apply(waveform: Array) -> Array:
         if waveform.shape[-1] < size:
-            raise UserError(f"{waveform.shape[-1]} samples: wanted {size} or more, a window of {settings.window} s")
+            raise UserError(f"{waveform.shape[-1]} samples: expected {size} or more, a window of {settings.window} s")
         frames = (waveform.shape[-1] - size) // step + 1
         index = np.arange(frames)[:, None] * step + np.arange(size)
         waveform = jnp.asarray(waveform, jnp.float32)

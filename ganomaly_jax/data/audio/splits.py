@@ -55,7 +55,8 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
     if len(kept) < 2:
         raise UserError(
             f"{dataset.name} has {len(pool)} normal windows in {len(np.unique(spans[pool, 0]))} recordings, of which "
-            f"{len(kept)} would be trained on: wanted more or longer recordings, or shorter windows (data.sound.frame)"
+            f"{len(kept)} would be trained on: expected more or longer recordings, or shorter windows "
+            "(data.sound.frame)"
         )
     _refuse_not_finite(dataset, np.concatenate([kept, calibration]))
     how = "whole recordings held out" if whole else "the end of each recording held out"

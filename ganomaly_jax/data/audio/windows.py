@@ -111,7 +111,7 @@ def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Da
     rate = int(held["rate"]) if "rate" in held and held["rate"].shape == () else 0
     if rate and settings.sound.rate not in (0, rate):
         raise UserError(
-            f"{name} is recorded at {rate} Hz, data.sound.rate={settings.sound.rate}: wanted the same, or 0"
+            f"{name} is recorded at {rate} Hz, data.sound.rate={settings.sound.rate}: expected the same, or 0"
         )
     if rate:
         settings = dataclasses.replace(settings, sound=dataclasses.replace(settings.sound, rate=rate))
@@ -121,13 +121,13 @@ def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Da
 def _of_array(x: Any, labels: Any, parts: Any, settings: config.Data, name: str) -> Dataset:
     rate = settings.sound.rate
     if not rate:
-        raise UserError(f"{name}: how fast it was sampled is not known: wanted data.sound.rate, in Hz")
+        raise UserError(f"{name}: how fast it was sampled is not known: expected data.sound.rate, in Hz")
     try:
         x = np.atleast_2d(np.asarray(x))
     except ValueError:
-        raise UserError(f"{name}: recordings of different lengths: wanted one array [N, S], or files") from None
+        raise UserError(f"{name}: recordings of different lengths: expected one array [N, S], or files") from None
     if x.ndim != 2 or not x.size:
-        raise UserError(f"{name}: samples of shape {x.shape}: wanted recordings [N, S], or one [S]")
+        raise UserError(f"{name}: samples of shape {x.shape}: expected recordings [N, S], or one [S]")
     # They are labelled as images are.
     like = datasets.from_arrays(np.broadcast_to(np.uint8(0), (len(x), 1, 1)), labels, None, parts, name=name)
     names = [name] if len(x) == 1 else [f"{name}[{i}]" for i in range(len(x))]
@@ -158,7 +158,7 @@ def made(
         longest = max(one.seconds for one in of)
         raise UserError(
             f"{name}: the longest recording has {longest:.3g} s, a window {size / own.rate:.3g} s (data.width="
-            f"{resolved.width} frames of {own.frame:.3g} s, {own.hop:.3g} s apart): wanted fewer or shorter frames"
+            f"{resolved.width} frames of {own.frame:.3g} s, {own.hop:.3g} s apart): expected fewer or shorter frames"
         )
     number = np.repeat(np.arange(len(of)), [len(each) for each in starts])
     first = np.concatenate(starts)
@@ -374,7 +374,7 @@ def as_input(given: Any, settings: config.Data) -> np.ndarray:
         return x[starts[:, None] + np.arange(size)]
     if x.ndim != 2 or x.shape[1] != size or not len(x):
         raise UserError(
-            f"waveforms of shape {x.shape}: wanted [B, {size}], B at least 1, {size / settings.sound.rate:.4g} s at "
+            f"waveforms of shape {x.shape}: expected [B, {size}], B at least 1, {size / settings.sound.rate:.4g} s at "
             f"{settings.sound.rate} Hz, or one longer waveform [S]"
         )
     return x

@@ -94,10 +94,10 @@ def joined(shards: Sequence[Shard], name: str) -> Dataset:
             if shard.note[key] != first[key]:
                 raise UserError(
                     f"{name} holds shards of different images: {key} is {first[key]} in {shards[0].path.name} and "
-                    f"{shard.note[key]} in {shard.path.name}; wanted shards that were packed in the same way"
+                    f"{shard.note[key]} in {shard.path.name}; expected shards that were packed in the same way"
                 )
         if (shard.note["parts"] is None) != (first["parts"] is None):
-            raise UserError(f"{name} holds shards with and without a train and a test part: wanted one kind")
+            raise UserError(f"{name} holds shards with and without a train and a test part: expected one kind")
     classes = list(dict.fromkeys(word for shard in shards for word in shard.note["classes"]))
     labels = [classes.index(shard.note["classes"][i]) for shard in shards for i in shard.note["labels"]]
     normals = [shard.note["normal"] for shard in shards]
@@ -166,7 +166,7 @@ def opened(path: Path) -> Shard:
     if not good:
         raise DamagedError(f"{note} was altered or cut short: pack the images again")
     if said.get("format") != FORMAT:
-        raise UserError(f"{note} is of format {said.get('format')}, wanted {FORMAT}: pack the images again")
+        raise UserError(f"{note} is of format {said.get('format')}, expected {FORMAT}: pack the images again")
     if size != said["bytes"]:
         raise DamagedError(
             f"{path} has {size:,} bytes where {note.name} says {said['bytes']:,}: cut short, or another file; pack the "

@@ -67,7 +67,7 @@ def images(held: dict[str, Any], name: str) -> Dataset:
         return from_arrays(held["images"], held.get("labels"), classes, name=name)
     if "x_train" not in held:
         listed = ", ".join(list(held)[:9]) or "nothing"
-        raise UserError(f"{name} holds {listed}: wanted images and labels, or x_train, y_train, x_test, y_test")
+        raise UserError(f"{name} holds {listed}: expected images and labels, or x_train, y_train, x_test, y_test")
     sets = [(held[f"x_{part}"], held.get(f"y_{part}"), part) for part in ("train", "test") if f"x_{part}" in held]
     return _joined(sets, classes, name)
 
@@ -108,7 +108,7 @@ def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequ
     for known, (images, _, part) in zip(labels, sets, strict=True):
         if known is None or len(known) != len(images):
             have = "no labels" if known is None else f"{len(known)} labels"
-            raise UserError(f"{name}: {have} for the {len(images)} images of its {part} part: wanted one an image")
+            raise UserError(f"{name}: {have} for the {len(images)} images of its {part} part: expected one an image")
     parts = np.concatenate([np.full(len(images), PARTS[part], np.int8) for images, _, part in sets])
     joined = np.concatenate([known for known in labels if known is not None])
     return from_arrays(np.concatenate([images for images, _, _ in sets]), joined, classes, parts, name=name)
@@ -129,5 +129,5 @@ def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
             return np.memmap(path, kind, "r", file.tell(), tuple(shape))
         data = file.read(size + 1)
     if len(shape) != head[3] or len(data) != size:
-        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, wanted {size} bytes")
+        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, expected {size} bytes")
     return np.frombuffer(data, kind).reshape(shape)

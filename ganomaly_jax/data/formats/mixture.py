@@ -64,7 +64,7 @@ def join(
     if len(kinds) > 1:
         listed = ", ".join(f"{dtype} {'x'.join(map(str, shape))} of {d.name}" for d in datasets
                            for shape, dtype in [(d.images.shape[1:], d.images.dtype)])  # fmt: skip
-        raise UserError(f"the images differ in size or type: {listed}; wanted one kind, convert the others")
+        raise UserError(f"the images differ in size or type: {listed}; expected one kind, convert the others")
     modality = modalities.named(datasets[0].modality)
     layout = modality.mixed(datasets, [part.chosen for part in parts], scaling)
     pairs: list[tuple[str, bool]] = []

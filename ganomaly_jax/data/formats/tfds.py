@@ -51,7 +51,7 @@ def tfds(name: str, settings: config.Data, progress: bool, shared: bool = False)
             ) from None
         if "image" not in features:
             raise UserError(
-                f"tfds:{name} has the features {', '.join(features)}: wanted image, and label if it has any"
+                f"tfds:{name} has the features {', '.join(features)}: expected image, and label if it has any"
             )
         known = [part for part in splits if part in PARTS] or list(splits)
         shape = features["image"].shape

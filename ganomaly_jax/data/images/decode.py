@@ -146,7 +146,7 @@ def read_source(path: Source, target: tuple[int, int] | None) -> tuple[np.ndarra
             raise _too_large(int(number[0]) if number else 2 * MAX_PIXELS) from None
         except UnidentifiedImageError:
             what = "damaged image: its header cannot be read" if is_image else "not an image"
-            raise UserError(f"{what} (wanted PNG, JPEG, BMP, TIFF, WebP, GIF or PNM)") from None
+            raise UserError(f"{what} (expected PNG, JPEG, BMP, TIFF, WebP, GIF or PNM)") from None
         except MemoryError:
             raise UserError("out of memory while it was decoded") from None
         except Exception as error:

@@ -198,10 +198,10 @@ def as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -
     """Converts one image to the result of `common_type`; raises a UserError if that is impossible."""
     if span is None:
         if not raw:
-            raise UserError(f"floating-point or 32-bit pixels where {name} is wanted: no common scale")
+            raise UserError(f"floating-point or 32-bit pixels where {name} is expected: no common scale")
         return array
     if not scaled:
-        raise UserError(f"{array.dtype} pixels where floating-point ones are wanted: no common scale")
+        raise UserError(f"{array.dtype} pixels where floating-point ones are expected: no common scale")
     if array.dtype == name:
         return array
     unit = (array.astype(np.float32) - span[0]) / (span[1] - span[0])

@@ -52,7 +52,7 @@ class Pixels:
             return x
         if x.dtype in (jnp.uint8, jnp.uint16) and dtype in ("uint8", "uint16"):
             return preprocess.to_unit(x, 0, jnp.iinfo(x.dtype).max)
-        raise UserError(f"images of type {x.dtype}: wanted {dtype}, as in training, or floating point in [-1, 1]")
+        raise UserError(f"images of type {x.dtype}: expected {dtype}, as in training, or floating point in [-1, 1]")
 
 
 class Images:
@@ -96,7 +96,7 @@ class Images:
         low, high = datasets.value_range(dataset, split.train)
         if min(height, width) < settings.data.tile:
             raise UserError(
-                f"data.tile={settings.data.tile}: the images are {height}x{width}, wanted tiles that lie within them"
+                f"data.tile={settings.data.tile}: the images are {height}x{width}, expected tiles that lie within them"
             )
         data = dataclasses.replace(settings.data, height=height, width=width, channels=channels, low=low, high=high)
         return Resolved(dataset, split, data, None)
@@ -227,7 +227,7 @@ def _files(given: Any) -> Sequence[Any] | None:
     if hasattr(given, "dtype"):
         return None
     if not isinstance(given, Sequence):
-        raise UserError(f"{type(given).__name__}: wanted images as an array, image files, or a folder of them")
+        raise UserError(f"{type(given).__name__}: expected images as an array, image files, or a folder of them")
     return given if len(given) and isinstance(given[0], (str, os.PathLike)) else None
 
 
@@ -236,13 +236,13 @@ def _checked(given: Any, spec: InputSpec) -> np.ndarray:
     try:
         x = np.asarray(given)
     except ValueError:
-        raise UserError("images of different shapes: wanted an array, or image files, which are resized") from None
+        raise UserError("images of different shapes: expected an array, or image files, which are resized") from None
     height, width, channels = spec.shape
     if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not one image [H, W, 1]
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] != channels or not x.size:
         raise UserError(
-            f"images of shape {x.shape}: wanted [B, {height}, {width}, {channels}], B at least 1, the shape that "
+            f"images of shape {x.shape}: expected [B, {height}, {width}, {channels}], B at least 1, the shape that "
             "this detector was trained on (other sizes are resized, other numbers of channels are not guessed)"
         )
     if x.dtype.kind == "f" and x.dtype != spec.dtype:
@@ -250,16 +250,16 @@ def _checked(given: Any, spec: InputSpec) -> np.ndarray:
         # Not a NaN: that is the image's own fault and becomes a verdict.
         if spec.dtype != "float32" and (np.abs(x) > 1).any():
             raise UserError(
-                f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: wanted [-1, 1]; this detector "
+                f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: expected [-1, 1]; this detector "
                 f"was trained on {spec.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
             )
     elif x.dtype.kind == "u" and spec.dtype == "float32":
         raise UserError(
-            f"images of type {x.dtype}: wanted floating point from {spec.low:g} to {spec.high:g}, as in training; "
+            f"images of type {x.dtype}: expected floating point from {spec.low:g} to {spec.high:g}, as in training; "
             "what other pixels mean in that range is not known"
         )
     elif x.dtype.kind not in "uf":
-        raise UserError(f"images of type {x.dtype}: wanted {spec.dtype}, as in training, or floating point")
+        raise UserError(f"images of type {x.dtype}: expected {spec.dtype}, as in training, or floating point")
     return x
 
 

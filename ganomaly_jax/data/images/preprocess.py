@@ -38,9 +38,9 @@ def fit_image(image: np.ndarray, height: int, width: int, channels: int, fit: st
       UserError: a shape, type or channel count that cannot be used, or an unknown `fit`.
     """
     if image.ndim != 3 or 0 in image.shape:
-        raise UserError(f"an image of shape {image.shape}: wanted [height, width, channels], none of them 0")
+        raise UserError(f"an image of shape {image.shape}: expected [height, width, channels], none of them 0")
     if image.dtype not in (np.uint8, np.uint16, np.float32):
-        raise UserError(f"an image of type {image.dtype}: wanted uint8, uint16 or float32")
+        raise UserError(f"an image of type {image.dtype}: expected uint8, uint16 or float32")
     h, w = image.shape[:2]
     if fit == "letterbox":
         scale = min(height / h, width / w)
@@ -51,7 +51,7 @@ def fit_image(image: np.ndarray, height: int, width: int, channels: int, fit: st
     elif fit == "stretch":
         image = _resize(image, height, width)
     else:
-        raise UserError(f"data.fit={fit!r}: wanted 'stretch' or 'letterbox'")
+        raise UserError(f"data.fit={fit!r}: expected 'stretch' or 'letterbox'")
     return to_channels(image, channels or image.shape[2])
 
 
@@ -67,7 +67,7 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     if have == 1:
         return np.repeat(image, channels, axis=-1)
     if (have, channels) != (3, 1):
-        raise UserError(f"an image of {have} channels where {channels} are wanted: only 1 to N and 3 to 1 are known")
+        raise UserError(f"an image of {have} channels where {channels} are expected: only 1 to N and 3 to 1 are known")
     if image.dtype.kind == "f":
         return (image @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].astype(image.dtype)
     # Pillow's own fixed-point weights, which add up to 65536: 16-bit pixels just fit into 32 bits.

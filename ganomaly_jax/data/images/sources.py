@@ -167,7 +167,7 @@ def _cifar10(path: Path) -> Dataset:
     for name in [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]:
         sheet, _ = read_image(path / f"{name}.webp")
         if sheet.shape != (3200, 3200, 3):
-            raise UserError(f"{shown(path / name)}.webp is {sheet.shape}: wanted 100 x 100 tiles of 32 x 32 in colour")
+            raise UserError(f"{shown(path / name)}.webp is {sheet.shape}: expected 100 x 100 tiles of 32 x 32, in RGB")
         sheets.append(sheet.reshape(100, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3))
     parts = np.repeat([0, 1], [len(train), len(test)])
     return from_arrays(np.concatenate(sheets), np.concatenate([train, test]), names, parts, name=shown(path))

@@ -41,5 +41,5 @@ def of(dataset: Dataset) -> RowLayout:
       ValueError: it is of something else.
     """
     if not isinstance(dataset.layout, RowLayout):
-        raise ValueError(f"a data set of {dataset.modality}: wanted rows")
+        raise ValueError(f"a data set of {dataset.modality}: expected rows")
     return dataset.layout

@@ -45,7 +45,7 @@ class Sensors:
 
         dtype, low, high = pixels
         if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise UserError(f"rows of type {x.dtype}: wanted {dtype}, as in training")
+            raise UserError(f"rows of type {x.dtype}: expected {dtype}, as in training")
         return preprocess.to_unit(x, low, high)
 
 
@@ -117,7 +117,9 @@ class Rows:
         """
         columns = datasets[0].feature_names
         if any(dataset.feature_names != columns for dataset in datasets):
-            raise UserError(f"the sensors of {datasets[-1].name} are not those of {datasets[0].name}: wanted the same")
+            raise UserError(
+                f"the sensors of {datasets[-1].name} differ from those of {datasets[0].name}: expected the same"
+            )
         found, begin = [], 0
         for dataset, own in zip(datasets, chosen, strict=True):
             spans = layout.of(dataset).spans

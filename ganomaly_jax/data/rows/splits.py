@@ -74,7 +74,7 @@ def split(dataset: Dataset, settings: config.Data) -> Split:
     if len(kept) < 2 or (count and not len(calibration)):
         raise UserError(
             f"{dataset.name}: of {len(normals)} normal rows or windows {len(kept)} would be trained on and "
-            f"{len(calibration)} calibrated with, once those near others are left out: wanted more rows, a shorter "
+            f"{len(calibration)} calibrated with, once those near others are left out: expected more rows, a shorter "
             "data.window, or another share for data.test and data.calibration"
         )
     _refuse_missing(dataset, np.concatenate([kept, calibration]), settings)
@@ -157,7 +157,7 @@ def as_input(given: Any, spec: InputSpec) -> np.ndarray:
     if x.dtype.kind not in "biuf" or not x.size or x.shape[-1] != shape[-1] or not (whole or x.shape[1:] == shape):
         wanted = ", ".join(map(str, shape))
         also = f", or rows [N, {shape[-1]}] to cut them from" if len(shape) == 2 else ""
-        raise UserError(f"{x.dtype} of shape {x.shape}: wanted numbers [B, {wanted}]{also}, B at least 1")
+        raise UserError(f"{x.dtype} of shape {x.shape}: expected numbers [B, {wanted}]{also}, B at least 1")
     with np.errstate(over="ignore"):
         x = x.astype(np.float32)
     if settings.missing == "last" and np.isnan(x).any():
@@ -168,7 +168,7 @@ def as_input(given: Any, spec: InputSpec) -> np.ndarray:
         return x
     first = np.arange(0, len(x) - shape[0] + 1, settings.stride)
     if not len(first):
-        raise UserError(f"{len(x)} rows: wanted at least {shape[0]}, the rows of a window")
+        raise UserError(f"{len(x)} rows: expected at least {shape[0]}, the rows of a window")
     return x[first[:, None] + np.arange(shape[0])]
 
 

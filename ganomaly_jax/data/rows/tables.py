@@ -90,7 +90,7 @@ def names_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     words = [word for word in words if word]
     out = tuple(word[1:] for word in words if word.startswith("-"))
     if out and len(out) < len(words):
-        raise UserError(f"data.columns={text!r}: wanted names to take, or names to leave out with - before each")
+        raise UserError(f"data.columns={text!r}: expected names to take, or names to leave out with - before each")
     if len(set(words)) < len(words):
         raise UserError(f"data.columns={text!r}: a name stands there twice")
     return (() if out else tuple(words)), out
@@ -111,9 +111,9 @@ def _made(
 ) -> Table:
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
-        raise UserError(f"{path}: several columns are called {', '.join(map(repr, twice[:5]))}: wanted a name for each")
+        raise UserError(f"{path}: several columns are called {', '.join(map(repr, twice[:5]))}: expected unique names")
     if not columns or not len(columns[0]):
-        raise UserError(f"{path} holds no rows: wanted a line of names and then a line of numbers for each row")
+        raise UserError(f"{path} holds no rows: expected a line of names and then a line of numbers for each row")
     held = dict(zip(names, columns, strict=True))
     chosen, notes = _sensors(path, name, held, wanted, left_out)
     label = next((name for name in names if name.lower() == LABEL), None)
@@ -150,13 +150,14 @@ def _sensors(
             notes.append(f"{name_of}: no sensor, because it holds no numbers: {listed(words)}")
         chosen = [name for name in held if not _is_other(name) and name not in left_out and name not in words]
     if not chosen:
-        raise UserError(f"{path} has no column of numbers beside {listed(list(held))}: wanted one for each sensor")
+        raise UserError(f"{path} has no column of numbers beside {listed(list(held))}: expected one for each sensor")
     for name in chosen:
         column = held[name]
         if column.words:
             row, word = next(iter(column.words.items()))
             raise UserError(
-                f"{path}: column {name!r} holds {word!r} in row {row + 1}: wanted numbers, or nothing where a value is "
+                f"{path}: column {name!r} holds {word!r} in row {row + 1}: expected numbers, or nothing where a value "
+                "is "
                 "missing; --config.data.columns=-NAME leaves a column out"
             )
     return chosen, notes
@@ -187,7 +188,8 @@ def _labels(path: str, column: _Column) -> np.ndarray:
         missing = np.array([word.lower() in _MISSING for word in words], bool)
     if missing.any():
         raise UserError(
-            f"{path}: {missing.sum()} rows have no label, the first is row {missing.argmax() + 1}: wanted 0 or 1, or a "
+            f"{path}: {missing.sum()} rows have no label, the first is row {missing.argmax() + 1}: expected 0 or "
+            "1, or a "
             "word, in each, or no column `label` at all"
         )
     return words
@@ -210,10 +212,10 @@ def _csv(path: Path) -> tuple[list[str], list[_Column]]:
         lines = csv.reader(file)
         names = [name.strip() for name in next(lines, [])]
         if not names:
-            raise UserError(f"{path} is empty: wanted a line of names and then a line of numbers for each row")
+            raise UserError(f"{path} is empty: expected a line of names and then a line of numbers for each row")
         if all(_number(name) is not None for name in names):
             raise UserError(
-                f"{path}: the first line holds numbers only: wanted a line with the names of the columns before them"
+                f"{path}: the first line holds numbers only: expected a line with the names of the columns before them"
             )
         blocks: list[np.ndarray] = []
         found: list[dict[int, str]] = [{} for _ in names]
@@ -225,7 +227,7 @@ def _csv(path: Path) -> tuple[list[str], list[_Column]]:
             for i, row in enumerate(rows):
                 if len(row) != len(names):
                     raise UserError(
-                        f"{path}: row {first + i + 1} has {len(row)} values, the header {len(names)}: wanted as many"
+                        f"{path}: row {first + i + 1} has {len(row)} values, the header {len(names)}: expected as many"
                     )
             numbers = np.empty((len(rows), len(names)))
             for k, column in enumerate(zip(*rows, strict=True)):

@@ -76,7 +76,7 @@ def load(path: Path, settings: config.Data) -> Dataset:
     else:
         found = list(_layout(path))
         if not found:
-            raise UserError(f"{path} holds no tables: wanted {' '.join(tables.ENDINGS)}")
+            raise UserError(f"{path} holds no tables: expected {' '.join(tables.ENDINGS)}")
     recordings: list[Recording] = []
     notes: list[str] = []
     first: tables.Table | None = None
@@ -141,9 +141,9 @@ def from_rows(
     try:
         x = np.asarray(x)
     except ValueError:
-        raise UserError(f"{name}: the rows differ in length; wanted one array [N, D] or [N, T, D]") from None
+        raise UserError(f"{name}: the rows differ in length; expected one array [N, D] or [N, T, D]") from None
     if x.dtype.kind not in "biuf" or x.ndim not in (2, 3) or 0 in x.shape:
-        raise UserError(f"{name}: {x.dtype} of shape {x.shape}: wanted numbers [N, D], rows, or [N, T, D], windows")
+        raise UserError(f"{name}: {x.dtype} of shape {x.shape}: expected numbers [N, D], rows, or [N, T, D], windows")
     if left_out and table is None:
         raise UserError(f"data.columns={settings.columns!r}: an array has no names to leave out")
     columns = tuple(columns) or wanted or tuple(f"sensor_{i}" for i in range(x.shape[-1]))
@@ -178,7 +178,7 @@ def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Da
     if "rows" in held:
         return from_rows(held["rows"], held.get("labels"), columns, held.get("segments"), None, settings, name)
     if "x_train" not in held:
-        raise UserError(f"{name} holds {', '.join(list(held)[:9])}: wanted rows and labels, or x_train, y_train, ...")
+        raise UserError(f"{name} holds {', '.join(list(held)[:9])}: expected rows and labels, or x_train, y_train, ...")
     x, y, parts = [held["x_train"]], [held.get("y_train")], [0]
     if "x_test" in held:
         x, y, parts = [*x, held["x_test"]], [*y, held.get("y_test")], [0, 1]
@@ -186,7 +186,7 @@ def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Da
         y[0] = np.full(len(x[0]), "normal" if y[-1].dtype.kind in "US" else 0)
     known = [labels for labels in y if labels is not None]
     if len(known) not in (0, len(x)) or len({one.shape[1:] for one in x}) > 1:
-        raise UserError(f"{name}: labels of one part only, or parts of different shapes: wanted both alike")
+        raise UserError(f"{name}: labels of one part only, or parts of different shapes: expected both alike")
     labels = np.concatenate(known) if known else None
     part = np.repeat(parts, [len(one) for one in x]) if len(x) > 1 else None
     return from_rows(np.concatenate(x), labels, columns, held.get("segments"), part, settings, name)
@@ -217,7 +217,7 @@ def made(
     if not spans:
         longest = max((len(recording.values) for recording in recordings), default=0)
         raise UserError(
-            f"{name}: the longest recording has {longest} rows, a window {size}: wanted a shorter data.window"
+            f"{name}: the longest recording has {longest} rows, a window {size}: expected a shorter data.window"
         )
     at = np.array(spans, np.int64)
     lengths = np.array([len(recording.values) for recording in recordings])
@@ -277,7 +277,7 @@ def _of_windows(
     n, size = x.shape[:2]
     if settings.window not in (0, size):
         raise UserError(
-            f"{name}: windows of {size} rows, data.window={settings.window}: wanted the same, or rows [N, D]"
+            f"{name}: windows of {size} rows, data.window={settings.window}: expected the same, or rows [N, D]"
         )
     values = x.reshape(-1, x.shape[-1]).astype(np.float64)
     said, (whole,) = _without_missing([Recording(name, values)], columns, settings.missing, size)
@@ -335,7 +335,7 @@ def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tu
     words = []
     for recording in recordings:
         if recording.labels is None and recording.part and known:
-            raise UserError(f"{name}: {recording.name} has no labels, others do: wanted a column `label`, or folders")
+            raise UserError(f"{name}: {recording.name} has no labels, others do: expected a column `label`, or folders")
         plain = "0" if digits else "normal"
         words.append(recording.labels if recording.labels is not None else np.full(len(recording.values), plain))
     together = np.concatenate(words)
@@ -368,14 +368,14 @@ def _words(labels: Any, n: int, name: str) -> np.ndarray | None:
     if found.dtype.kind == "b" or (found.dtype.kind == "f" and (found == np.rint(found)).all()):
         found = found.astype(np.int64)
     if found.dtype.kind not in "iuUS":
-        raise UserError(f"{name}: labels of type {found.dtype}: wanted 0 and 1, or words")
+        raise UserError(f"{name}: labels of type {found.dtype}: expected 0 and 1, or words")
     return found.astype(str)
 
 
 def _checked(values: Any, n: int, what: str) -> np.ndarray:
     found = np.asarray(values)
     if found.shape != (n,):
-        raise UserError(f"{what} of shape {found.shape}: wanted {n}, one for each row")
+        raise UserError(f"{what} of shape {found.shape}: expected {n}, one for each row")
     return found
 
 
@@ -393,5 +393,5 @@ def _layout(root: Path) -> Iterator[tuple[Path, str, int | None]]:
         if part is not None:
             folders = folders[1:]
         if len(folders) > 1:
-            raise UserError(f"{path}: folders in folders are not understood; wanted train/, test/ and classes in them")
+            raise UserError(f"{path}: nested folders are not supported; expected train/, test/ and classes in them")
         yield path, folders[0] if folders else "", part
