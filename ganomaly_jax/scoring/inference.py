@@ -22,11 +22,6 @@ from ganomaly_jax.scoring.adapters import Adapter
 BUCKETS = (1, 8, 64, 256)
 
 
-def unit(detector: Adapter, pixels: tuple[str, Any, Any], x: Array) -> Array:
-    """Converts raw images [B, H, W, C] to the networks' inputs, see `Scorer.unit`; `pixels` as there. Pure."""
-    return detector.preprocessing.unit(pixels, x)
-
-
 def scored(
     detector: Adapter,
     parts: tuple[str, ...],
@@ -35,7 +30,7 @@ def scored(
     x: Array,
 ) -> dict[str, Array]:
     """Computes `score` and `p_value` [B] of raw images, see `Scorer.outputs`. Pure."""
-    taken = unit(detector, pixels, x)
+    taken = detector.preprocessing.unit(pixels, x)
     score = detector.score(lambda network, own: scores.score(network, parts, variables, own), taken)
     score = jnp.where(preprocess.finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
@@ -63,7 +58,7 @@ def explained(
     detector: Adapter, pixels: tuple[str, Any, Any], variables: dict[str, Any], x: Array
 ) -> tuple[Array, Array, Array]:
     """Computes x and x_hat [B, H, W, C] in [-1, 1] and their residual map [B, H, W] of raw images. Pure."""
-    scaled = unit(detector, pixels, x)
+    scaled = detector.preprocessing.unit(pixels, x)
     return scaled, *detector.explained(variables["detector"], scaled)
 
 
@@ -101,4 +96,5 @@ def pad(x: np.ndarray, size: int) -> np.ndarray:
 def blocks(detector: Adapter, pixels: tuple[str, Any, Any], images: Images) -> Iterator[np.ndarray]:
     """Yields raw images, or inputs of the network, as batches in [-1, 1], of one size except for the last."""
     for begin in range(0, len(images), BUCKETS[-1]):
-        yield np.asarray(unit(detector, pixels, jnp.asarray(images[begin : begin + BUCKETS[-1]])))
+        raw = jnp.asarray(images[begin : begin + BUCKETS[-1]])
+        yield np.asarray(detector.preprocessing.unit(pixels, raw))

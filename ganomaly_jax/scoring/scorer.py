@@ -137,7 +137,7 @@ class Scorer:
 
         Waveforms [B, T] become [B, bands, frames, 1], see `spectrogram.patches`.
         """
-        return inference.unit(self.detector, self.pixels, x)
+        return self.detector.preprocessing.unit(self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
         """Computes `score` and `p_value` [B] of raw images x [B, H, W, C]; NaN if a pixel is not finite. Pure."""

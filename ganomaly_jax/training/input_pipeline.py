@@ -55,11 +55,15 @@ def opened(training_run: TrainingRun, mesh: Any, step: int) -> Iterator[Feed]:
     Raises:
       UserError: they have to be read ahead and grain is not installed.
     """
-    if not _is_streamed(training_run.run, mesh):
-        yield _held(training_run, mesh)
+    run, places = training_run.run, training_run.places
+    if _is_streamed(run, mesh):
+        with _streamed(training_run, mesh, step) as feed:
+            yield feed
         return
-    with _streamed(training_run, mesh, step) as feed:
-        yield feed
+    # Each device holds the images of its own places in a batch.
+    images = sharding.shard_rows(run.dataset.images, run.split.train[places.ravel()], mesh)
+    first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
+    yield Feed(lambda *_: images, lambda step, count: first + training_run.rows(step, count), images, STEPS_A_CALL)
 
 
 def _is_streamed(run: Run, mesh: Any) -> bool:
@@ -76,14 +80,6 @@ def _is_streamed(run: Run, mesh: Any) -> bool:
             here = room is not None and size // mesh.size > lazy.SHARE * room
     # All processes run one program.
     return bool(processes.all_gather(np.array([here], np.int32)).any())
-
-
-def _held(training_run: TrainingRun, mesh: Any) -> Feed:
-    """Puts the images of its own places in a batch on each device."""
-    run, places = training_run.run, training_run.places
-    images = sharding.shard_rows(run.dataset.images, run.split.train[places.ravel()], mesh)
-    first = (np.arange(len(places)) % (len(places) // mesh.size) * places.shape[1]).astype(np.int32)
-    return Feed(lambda *_: images, lambda step, count: first + training_run.rows(step, count), images, STEPS_A_CALL)
 
 
 @contextmanager
