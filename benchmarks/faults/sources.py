@@ -21,7 +21,7 @@ _IMAGES = 40
 _PROGRAM = """
 import errno, io, os, sys, time
 from ganomaly_jax.cli import main
-from ganomaly_jax.data import sources
+from ganomaly_jax.data import folders
 from ganomaly_jax.data.images import decode, files
 bad = sys.argv.pop(1).split(os.pathsep)
 scan, opened = files.scan_folder, decode._opened
@@ -31,7 +31,7 @@ def after_listing(spoil):
         for path in bad:
             spoil(path)
         return found
-    files.scan_folder = sources.scan_folder = scanned
+    files.scan_folder = folders.scan_folder = scanned
 def reading(kind, which):
     def opening(path):
         file = opened(path)

@@ -7,13 +7,14 @@ scoring, report, streaming and deployment need beside this lies in one table of 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from ganomaly_jax.core import config
+from ganomaly_jax.data.lazy import Images, LazyImages
 
 if TYPE_CHECKING:
     import jax
@@ -193,6 +194,13 @@ class Modality(Protocol):
         """Returns the same in blocks of at most `size` items, and how many items there are."""
 
 
-def sliced(x: Any, size: int) -> tuple[Iterator[np.ndarray], int]:
-    """Returns x `[n, ...]`, in memory or read on demand, in blocks of at most `size`, and n."""
-    return (x[i : i + size] for i in range(0, len(x), size)), len(x)
+def sliced(x: Images, size: int, take: Callable[[np.ndarray], np.ndarray]) -> tuple[Iterator[np.ndarray], int]:
+    """Returns `take` of x `[n, ...]`, in memory or read on demand, block by block of at most `size` items, and n."""
+    return (take(x[i : i + size]) for i in range(0, len(x), size)), len(x)
+
+
+def input_blocks(modality: Modality, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
+    """Returns what `Modality.blocks` does for items that are arrays: those read on demand are taken block by block."""
+    if isinstance(given, LazyImages):
+        return sliced(given, size, lambda block: modality.as_input(block, spec))
+    return sliced(modality.as_input(given, spec), size, lambda block: block)

@@ -29,9 +29,9 @@ from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_files, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
+from ganomaly_jax.data.words import IMAGES
 from ganomaly_jax.deploy import modalities
 from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, import_package, list_parts, without_warnings
-from ganomaly_jax.evaluation.evaluate import NOT_FINITE
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID, NORMAL
@@ -422,7 +422,7 @@ def score_part(scorer: scoring_scorer.Scorer, part: Part, base: str) -> bytes:
             reasons = dict(problems)
         for i, verdict in enumerate(found.verdicts):
             valid = verdict != INVALID
-            why = "" if valid else block.faults.get(i) or reasons.get(decode.shown(paths[i]), NOT_FINITE)
+            why = "" if valid else block.faults.get(i) or reasons.get(decode.shown(paths[i]), IMAGES.not_finite)
             numbers = (float(found.scores[i]), float(found.p_values[i])) if valid else (None, None)
             values = (decode.shown(block.names[i]), block.labels[i], *numbers, verdict, why)
             rows.append(dict(zip(schema.names, values, strict=True)))

@@ -28,7 +28,6 @@ from ganomaly_jax.scoring import groups as scoring_groups
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
-NOT_FINITE = "NaN or infinite pixels"  # the reason of an `invalid` image that could be read
 # Below this AUROC a sentence says that the detector does not separate.
 _SEPARATES = 0.6
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, config
+from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.audio import recordings, spectrogram, spectrogram_scale
 from ganomaly_jax.data.audio import windows as audio_windows
-from ganomaly_jax.data.audio.modality import Sound
+from ganomaly_jax.data.audio.modality import WORDS
 from ganomaly_jax.data.audio.recordings import Recording
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
@@ -24,7 +24,7 @@ from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.adapters import WholeDetector
 from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
-NOT_FINITE = Sound().words(config.Data()).not_finite
+NOT_FINITE = WORDS.not_finite
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

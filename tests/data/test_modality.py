@@ -70,7 +70,7 @@ class Spectra:
         return np.asarray(given, np.float32).reshape(-1, BINS)
 
     def blocks(self, given, spec, size):
-        return modality.sliced(self.as_input(given, spec), size)
+        return modality.input_blocks(self, given, spec, size)
 
 
 def lines(n, seed, anomalous=False):

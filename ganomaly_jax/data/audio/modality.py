@@ -16,7 +16,6 @@ from ganomaly_jax.data.audio import layout, recordings, spectrogram, splits, win
 from ganomaly_jax.data.audio.spectrogram import Spectrogram
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images.decode import shown
-from ganomaly_jax.data.lazy import LazyImages
 from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.data.words import Words
@@ -24,7 +23,7 @@ from ganomaly_jax.data.words import Words
 if TYPE_CHECKING:
     import jax
 
-_WORDS = Words("window", "windows", "sound", "NaN or infinite samples", "the same to the sample")
+WORDS = Words("window", "windows", "sound", "NaN or infinite samples", "the same to the sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,10 @@ class Waveforms:
 
 
 class Sound:
-    """Windows of recordings, `[N, T]` waveforms; networks see their spectrograms `[bands, frames, 1]`."""
+    """Windows of recordings, `[N, T]` waveforms; networks see their spectrograms `[bands, frames, 1]`.
+
+    See `modality.Modality`.
+    """
 
     name = layout.NAME
     in_time = True
@@ -54,7 +56,7 @@ class Sound:
     per_process = False
 
     def words(self, data: config.Data) -> Words:
-        return _WORDS
+        return WORDS
 
     def is_source(self, path: Path, settings: config.Data) -> bool:
         return windows.is_source(path, settings)
@@ -119,7 +121,7 @@ class Sound:
         return windows.as_input(given, spec.data)
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
-        return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
+        return modality.input_blocks(self, given, spec, size)
 
 
 _NO_MIXTURE = "an update is for images and rows of sensors, not for sound: train anew on all of it"

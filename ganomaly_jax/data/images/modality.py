@@ -56,7 +56,7 @@ class Pixels:
 
 
 class Images:
-    """Images `[H, W, C]` in files, packages or arrays; large ones may be cut into tiles."""
+    """Images `[H, W, C]` in files, packages or arrays; large ones may be cut into tiles. See `modality.Modality`."""
 
     name = "images"
     in_time = False
@@ -155,12 +155,12 @@ class Images:
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
         if isinstance(given, LazyImages):
-            return modality.sliced(given, size)
+            return modality.input_blocks(self, given, spec, size)
         found = _files(given)
         if found is not None:
             return file_blocks(found, spec, size, []), len(found)
         x = _checked(given, spec)
-        return (_sized(x[i : i + size], spec) for i in range(0, len(x), size)), len(x)
+        return modality.sliced(x, size, lambda block: _sized(block, spec))
 
 
 def grid(data: config.Data) -> tiling.Grid | None:

@@ -15,7 +15,6 @@ from ganomaly_jax.data import modality
 from ganomaly_jax.data import splits as data_splits
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.data.lazy import LazyImages
 from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.rows import layout, splits, windows
 from ganomaly_jax.data.rows.layout import RowLayout
@@ -50,7 +49,7 @@ class Sensors:
 
 
 class Rows:
-    """Rows of sensors in tables or arrays, `[N, D]`, or windows of rows, `[N, T, D]`."""
+    """Rows of sensors in tables or arrays, `[N, D]`, or windows of rows, `[N, T, D]`. See `modality.Modality`."""
 
     name = layout.NAME
     in_time = True
@@ -137,4 +136,4 @@ class Rows:
         return splits.as_input(given, spec)
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
-        return modality.sliced(given if isinstance(given, LazyImages) else self.as_input(given, spec), size)
+        return modality.input_blocks(self, given, spec, size)
