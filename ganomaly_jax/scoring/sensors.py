@@ -102,27 +102,33 @@ class Contributions:
         return [(self.columns[k], float(self.values[i, k])) for k in order]
 
 
-def contributions(scorer: Scorer, given: Any, steps: int = STEPS) -> Contributions:
-    """Computes integrated gradients of the score by sensor (Sundararajan et al. 2017), summed over a window's rows.
+def contributions(scorer: Scorer, rows: Any, steps: int = STEPS) -> Contributions:
+    """Computes what each sensor adds to the score, by integrated gradients, summed over the rows of a window.
 
     The gradient is taken along the straight line from the centre of all sensors, their medians in training, to the row
-    (Gauss-Legendre, `steps` points, closer to each other near the centre), one
-    compiled program for any number of rows up to a bucket. A row costs `steps`
-    forward and backward passes in one batch; the scores have kinks, and more steps bring the sum nearer to the
-    difference.
+    (Gauss-Legendre, denser near the centre), by one compiled program for any number of rows up to a bucket.
 
     Args:
-      given: rows or windows as a call of the scorer takes them.
+      scorer: a detector of sensors.
+      rows: rows or windows, as a call of the scorer takes them.
+      steps: points along the line. Each costs a forward and a backward pass a row; the scores have kinks, and more
+        points bring the sum closer to the difference of the scores.
+
+    Returns:
+      The contributions to the score of each row or window.
 
     Raises:
-      UserError: a detector of images, or as a call of the scorer.
+      UserError: a detector of something else, or as a call of the scorer.
+
+    References:
+      Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
     """
     if not scorer.feature_names:
         raise UserError(
-            f"this detector judges {scorer.words.kind}, which have no sensors: attribution.integrated_gradients says "
+            f"this detector judges {scorer.words.kind}, which have no sensors: ganomaly_jax.integrated_gradients says "
             "what the pixels of an image add"
         )
-    x, run = scorer.as_input(given), _program(scorer, steps)
+    x, run = scorer.as_input(rows), _program(scorer, steps)
     size = inference.BUCKETS[2]
     found = []
     for begin in range(0, len(x), size):
