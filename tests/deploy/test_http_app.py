@@ -21,6 +21,7 @@ from tests.support import assert_scores_close, blobs
 import ganomaly_jax
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import modalities
 from ganomaly_jax.deploy import batching, http_app, openapi
 from ganomaly_jax.deploy import page as deploy_page
 from ganomaly_jax.report import html
@@ -334,6 +335,6 @@ def test_what_cannot_be_served(trained, scorer, capsys, monkeypatch, tmp_path):
 
 
 def test_sensors_are_refused(scorer, monkeypatch):
-    monkeypatch.setattr(scoring_scorer.Scorer, "input_shape", (5,))
+    monkeypatch.setattr(scoring_scorer.Scorer, "modality", modalities.named("rows"))
     with pytest.raises(UserError, match="ganomaly monitor"):
         http_app.application(scorer)
