@@ -152,6 +152,18 @@ def test_other_libraries_are_imported_where_they_are_used():
                 pytest.fail(f"{module} imports {name} at module level")
 
 
+def test_the_functions_of_the_walks_exist():
+    section = DOCUMENT.read_text(encoding="utf-8").partition("\n## Two walks\n")[2].partition("\n## ")[0]
+    found = re.findall(r"^((?:\w+\.)+\w+)", section, re.MULTILINE) + re.findall(r"`((?:\w+\.){2,}\w+)`", section)
+    assert len(found) > 30
+    for name in found:
+        module = max((known for known in MODULES if f"{name}.".startswith(f"{known}.")), key=len, default="")
+        nodes = [ast.parse(MODULES[module].read_text(encoding="utf-8"))] if module else []
+        for part in name.removeprefix(module).strip(".").split("."):
+            nodes = [inner for node in nodes for inner in ast.walk(node) if getattr(inner, "name", "") == part]
+        assert nodes, f"{name}: no such function"
+
+
 def test_training_and_scoring_need_jax_libraries_only(tmp_path):
     """On a machine with jax, flax, optax, orbax, chex and numpy, and nothing else of what setup.cfg asks for."""
     script = """
