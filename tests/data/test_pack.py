@@ -325,8 +325,8 @@ def test_the_free_memory_of_a_group_is_that_of_the_narrowest(names, none, tmp_pa
         (group / names[0]).write_text(limit + "\n")
         (group / names[1]).write_text("700\n")
         (group / "memory.stat").write_text(f"cache 4\n{names[2]} 300\n")
-    assert list(memory._limited(tmp_path, "/job/task", names)) == [600, 4600]
-    assert list(memory._limited(tmp_path, "/elsewhere", names)) == [4600]
+    assert list(memory._free_in_limited_groups(tmp_path, "/job/task", names)) == [600, 4600]
+    assert list(memory._free_in_limited_groups(tmp_path, "/elsewhere", names)) == [4600]
 
 
 BOUNDED = """

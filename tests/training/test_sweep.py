@@ -16,6 +16,7 @@ from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import DivergedError, StoppedError, UserError
 from ganomaly_jax.data import sources
 from ganomaly_jax.evaluation import evaluate, sweep_summary
+from ganomaly_jax.report import modalities
 from ganomaly_jax.runs import checkpoint, history, sweep
 from ganomaly_jax.training import cost
 from ganomaly_jax.training.trainer import train, train_members
@@ -153,7 +154,7 @@ def test_evaluation_of_all(together, classes, monkeypatch):
     workdir, _ = together
     # The page and pictures of one run have their own tests and take seconds each.
     monkeypatch.setattr(evaluate.run_report, "write", lambda workdir, *_: workdir / "report.html")
-    monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
+    monkeypatch.setattr(modalities.Images, "examples", lambda *_: None)
     dataset = sources.read(config().data, classes)
     found = evaluate.evaluate_members(workdir, own=dataset)
     team = sweep.read_members(workdir)
