@@ -424,7 +424,7 @@ def test_verbs_that_do_not_take_sound_say_so(trained, tmp_path, capsys):
         (["predict", str(tmp_path), "--groups", "g.csv"], "--groups is for images"),
         (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "an update is for images"),
         (["serve"], "scores sound: expected one of images"),
-        (["export", "--format", "onnx", "--out", str(tmp_path / "o")], "a detector of sound as ONNX"),
+        (["export", "--format", "onnx", "--out", str(tmp_path / "o")], "sound cannot be exported as ONNX"),
     ):
         assert main.main([arguments[0], "--workdir", str(workdir), *arguments[1:]]) == 2
         assert why in capsys.readouterr().err

@@ -375,7 +375,7 @@ def test_a_larger_side_without_tiles_names_them():
 
 
 def test_no_onnx_and_no_images_smaller_than_a_tile(trained, arrays, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="tiles as ONNX"):
+    with pytest.raises(UserError, match="tiles cannot be exported as ONNX"):
         export.export(trained[1], tmp_path / "out", form="onnx")
     whole = resolution.resolve(settings(0), arrays).dataset
     asked = settings(32)
