@@ -152,6 +152,17 @@ def test_other_libraries_are_imported_where_they_are_used():
                 pytest.fail(f"{module} imports {name} at module level")
 
 
+def methods(tree):
+    """The methods of the class Detector, without its properties."""
+    [found] = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Detector"]
+    return [node.name for node in found.body if isinstance(node, ast.FunctionDef) and not node.decorator_list]
+
+
+def test_the_interface_of_detectors_is_the_one_shown():
+    [shown] = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert methods(ast.parse(shown)) == methods(ast.parse(MODULES["model.protocol"].read_text(encoding="utf-8")))
+
+
 def test_the_functions_of_the_walks_exist():
     section = DOCUMENT.read_text(encoding="utf-8").partition("\n## Two walks\n")[2].partition("\n## ")[0]
     found = re.findall(r"^((?:\w+\.)+\w+)", section, re.MULTILINE) + re.findall(r"`((?:\w+\.){2,}\w+)`", section)
