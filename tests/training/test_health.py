@@ -242,7 +242,7 @@ def test_the_evaluation_and_the_report_tell_of_it(trained, arrays, tmp_path, mon
     workdir, _ = trained
     said = ["The latent code uses only about 9 of its 100 dimensions."]
     monkeypatch.setattr(
-        diagnostics, "words", lambda records, latent_size: said if list(records) and latent_size == 4 else []
+        diagnostics, "problems", lambda records, latent_size: said if list(records) and latent_size == 4 else []
     )
     monkeypatch.setattr(evaluate, "_report", lambda *_: None)
     monkeypatch.setattr(evaluate.run_folder, "write_json", lambda path, values: None)
