@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from ganomaly_jax.core.errors import UserError
 
 
-def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Array:
+def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Any:
     """Calculates the area under the ROC curve.
 
     It is the probability that an anomalous item scores higher than a normal one, ties counted half.
@@ -34,7 +34,13 @@ def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -
     Raises:
       UserError: not arrays of one shape [N], or N is 0.
     """
-    return _area(_count(labels, scores, mask), 1.0)
+    if _space(labels, scores, mask) is jnp:
+        return _area(_count(labels, scores, mask), 1.0)
+    label, score, keep = _checked_shapes(np, labels, scores, mask)
+    normal, anomalous = score[keep & (label != 1)], score[keep & (label == 1)]
+    if not (len(normal) and len(anomalous)) or np.isnan(normal).any() or np.isnan(anomalous).any():
+        return np.float64(np.nan)
+    return _share_below(normal, anomalous).mean()
 
 
 def partial_auroc(labels: ArrayLike, scores: ArrayLike, max_fpr: ArrayLike, mask: ArrayLike | None = None) -> Array:
@@ -90,12 +96,18 @@ def placements(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
       [N] float64 in 0..1: of an anomalous item the share of normal ones that score lower, of a normal item the share of
       anomalous ones that score higher; ties half.
     """
-    counts = _count(np.asarray(labels), np.asarray(scores), None)
-    lower = 1 - (counts.before + counts.false) / (2 * counts.n_normal)
-    higher = (counts.above + counts.true) / (2 * counts.n_anomalous)
-    found = np.empty(len(counts.order))
-    found[counts.order] = np.where(counts.anomalous, lower, higher)
-    return found
+    is_anomalous, scores = np.asarray(labels) == 1, np.asarray(scores)
+    placed = np.empty(len(scores))
+    placed[is_anomalous] = _share_below(scores[~is_anomalous], scores[is_anomalous])
+    placed[~is_anomalous] = 1 - _share_below(scores[is_anomalous], scores[~is_anomalous])
+    return placed
+
+
+def _share_below(others: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Returns the share of `others` [n] that each score [m] is above, float64 [m]; ties count half."""
+    ordered = np.sort(others)
+    left, right = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    return (left + right) / (2 * len(others))
 
 
 class _Counts(NamedTuple):
@@ -121,14 +133,28 @@ class _Counts(NamedTuple):
     """[]; likewise."""
 
 
-def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Counts:
-    xp: Any = jnp if any(isinstance(one, Array) for one in (labels, scores, mask)) else np
-    label, score = xp.asarray(labels), xp.asarray(scores, float)
+def _space(*arrays: Any) -> Any:
+    """Returns jax.numpy if one of the arrays is of JAX, otherwise numpy."""
+    return jnp if any(isinstance(array, Array) for array in arrays) else np
+
+
+def _checked_shapes(xp: Any, labels: Any, scores: Any, mask: Any) -> tuple[Any, Any, Any]:
+    """Returns labels, scores (float) and mask (bool) as arrays [N]."""
+    label, score = xp.asarray(labels), xp.asarray(scores)
+    if xp is jnp or score.dtype.kind != "f":
+        score = score.astype(float)
     keep = xp.ones(label.shape, bool) if mask is None else xp.asarray(mask, bool)
     if not (label.ndim == 1 and label.size and label.shape == score.shape == keep.shape):
         raise UserError(
             f"labels {label.shape}, scores {score.shape}, mask {keep.shape}: expected three of one shape [N], N > 0"
         )
+    return label, score, keep
+
+
+def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Counts:
+    """Counts what the ROC curve is made of, for each item."""
+    xp = _space(labels, scores, mask)
+    label, score, keep = _checked_shapes(xp, labels, scores, mask)
     # What is masked may sort anywhere: it counts for nothing.
     order = xp.argsort(-score)
     key, anomalous, normal = -score[order], (keep & (label == 1))[order], (keep & (label != 1))[order]
