@@ -1,9 +1,10 @@
 """Our values against those recorded from the original PyTorch code: the worst relative error of each quantity.
 
-    python benchmarks/common/parity.py DIR      # DIR holds reference_*.npz
+    python benchmarks/common/parity.py
 
-An error is the largest difference over the largest recorded value of the tensor. Writes a Markdown table to standard
-output.
+An error is the largest difference divided by the largest recorded value of the tensor. The recorded values are those of
+tests/golden, which are rounded (see README.md there), unless another folder of reference_*.npz is given. Prints a
+Markdown table.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +22,7 @@ import numpy as np
 from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.model.pytorch import from_pytorch
 
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 LOSSES = {
     "adversarial": "err_g_adv",
     "contextual": "err_g_con",
@@ -29,12 +33,12 @@ LOSSES = {
 
 
 def worst(ours: jax.Array, theirs: np.ndarray) -> float:
-    """Largest difference over the largest recorded value."""
+    """Returns the largest difference divided by the largest recorded value."""
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
 def compare(path: Path) -> dict[str, float]:
-    """{quantity: worst relative error} for one file of recorded values."""
+    """Returns {quantity: worst relative error} for one file of recorded values."""
     with np.load(path) as file:
         values = dict(file)
 
@@ -67,6 +71,8 @@ def compare(path: Path) -> dict[str, float]:
             errors[ours].append(worst(losses[ours], values[f"step{step}/{theirs}"]))
     for name, of_steps in errors.items():
         found[f"{name} loss, {steps} steps"] = max(of_steps)
+    if not tensors("after5/"):
+        return found
     after = from_pytorch(detector, tensors("after5/G/"), tensors("after5/D/"))
     pairs = zip(jax.tree.leaves(state.batch_stats), jax.tree.leaves(after.batch_stats), strict=True)
     found[f"running statistics after {steps} steps"] = max(worst(a, np.asarray(b)) for a, b in pairs)
@@ -76,17 +82,18 @@ def compare(path: Path) -> dict[str, float]:
 
 
 def main() -> int:
-    """Print the table for every file in the folder."""
+    """Prints the table for every file in the folder."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="holds reference_*.npz")
+    parser.add_argument("folder", type=Path, nargs="?", default=GOLDEN, help="folder of reference_*.npz")
     files = sorted(parser.parse_args().folder.glob("reference_*.npz"))
     if not files:
         print("no reference_*.npz in that folder", file=sys.stderr)
         return 2
     columns = {file.stem.removeprefix("reference_"): compare(file) for file in files}
     print(f"| quantity | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}")
-    for quantity in next(iter(columns.values())):
-        print(f"| {quantity} | {' | '.join(f'{column[quantity]:.1e}' for column in columns.values())} |")
+    for quantity in dict.fromkeys(quantity for column in columns.values() for quantity in column):
+        cells = (f"{column[quantity]:.1e}" if quantity in column else "-" for column in columns.values())
+        print(f"| {quantity} | {' | '.join(cells)} |")
     return 0
 
 
