@@ -24,7 +24,7 @@ from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.scoring import adapters, patch_distance, scorer, scores
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.latent_statistics import fit
-from ganomaly_jax.training import trainer
+from ganomaly_jax.training import step_programs, trainer
 
 BANK = 20
 # Hz and seconds of a configuration of sound.
@@ -139,7 +139,7 @@ def training_program(settings, devices, workdir):
     several = members.requested(settings)
     run = trainer.train_members if several else trainer.train
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Handed) as handed:
-        patch.setattr(trainer, "_compile", hand_over)
+        patch.setattr(step_programs, "_compile", hand_over)
         for kind in (Ganomaly, DenoisingAutoencoder):
             patch.setattr(kind, "init", blank(kind.init))
         run(settings, workdir, zeros(settings), log=lambda line: None)
