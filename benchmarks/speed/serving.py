@@ -163,7 +163,7 @@ def in_process(scorer: Any, files: Sequence[bytes], size: int, seconds: float) -
     while time.perf_counter() - begin < seconds:
         start = time.perf_counter()
         some = [files[(at + i) % len(files)] for i in range(size)]
-        read = [image_files.decoded(io.BytesIO(one), height, width, scorer.config.data.fit) for one in some]
+        read = [image_files.decode_file(io.BytesIO(one), height, width, scorer.config.data.fit) for one in some]
         batching.score_batch(scorer, read, [False] * size)
         taken.append(time.perf_counter() - start)
         at += size

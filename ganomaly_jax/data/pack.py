@@ -51,7 +51,7 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
     if not settings.source:
         raise UserError("nothing to pack: expected `ganomaly pack DIR OUT.array_record`, DIR a folder of images")
     found = sources.image_folder(settings.source)
-    note = array_record.note_path(out)
+    note = array_record.metadata_path(out)
     # The JSON file last: a shard without it is no data set, one with another's is noticed.
     with atomic_files.replacing(note) as written, atomic_files.replacing(out) as shard:
         if found is None:
@@ -59,9 +59,13 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
         else:
             dataset, checks = _folder(*found, settings, shard, out, progress)
         said = _note(dataset, checks, shard.stat().st_size, settings)
-        again = dataclasses.replace(array_record.joined([array_record.Shard(shard, said)], dataset.name), digest="")
+        again = dataclasses.replace(
+            array_record.concatenate([array_record.Shard(shard, said)], dataset.name), digest=""
+        )
         # Read once more: the hash is that of what lies on the disk, and the same as that of the images themselves.
-        written.write_text(array_record.encode(said | {"data_hash": datasets.content_hash(again)}), encoding="utf-8")
+        written.write_text(
+            array_record.encode_metadata(said | {"data_hash": datasets.content_hash(again)}), encoding="utf-8"
+        )
         for path in (shard, written):
             _to_disk(path)
         note.unlink(missing_ok=True)
@@ -106,17 +110,17 @@ def _folder(
 ) -> tuple[Dataset, list[int]]:
     """Returns the images of a folder, with dtype and channels of the first unless a later one differs."""
     paths = [path for path, _, _ in items]
-    height, width = image_sources.size_of(paths, settings)
+    height, width = image_sources.target_size(paths, settings)
 
     def decoded() -> contextlib.closing[Any]:
         return contextlib.closing(image_files.decode_each(paths, height, width, settings.fit))
 
     name = decode.shown(Path(settings.source).expanduser())
-    kind: scan.Kind | None = None
+    kind: scan.PixelFormat | None = None
     while True:
         with decoded() as read, array_record.writer(shard, out) as write:
             shown = image_files.progress_bar(iter(read), len(paths), progress)
-            seen, checks, kept, problems = scan.look(paths, shown, settings.channels, kind, write)
+            seen, checks, kept, problems = scan.scan_images(paths, shown, settings.channels, kind, write)
         if not kept:
             first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
             raise UserError(f"none of the {len(paths)} image files of {name} can be read: {first}")
@@ -126,7 +130,7 @@ def _folder(
         break
     assert seen is not None and checks is not None
     kind = kind or seen
-    classes, labels, parts = image_sources.labelled(items, np.array(kept), normal, has_parts)
+    classes, labels, parts = image_sources.class_labels(items, np.array(kept), normal, has_parts)
     low, high = kind.span or (None, None)
     # Only what is said of them is asked of these images.
     stand_in = np.broadcast_to(np.zeros((), kind.dtype), (len(kept), height, width, kind.channels))

@@ -83,7 +83,7 @@ def score_batch(
     height, width, channels = scorer.input_shape
     names = [str(i) for i in range(len(batch))]
     like = (scorer.dtype, scorer.low, scorer.high)
-    raw, kept, problems, _ = image_files.together(names, batch, height, width, channels, like)
+    raw, kept, problems, _ = image_files.stack_decoded(names, batch, height, width, channels, like)
     results: dict[int, Answer | UserError] = {int(name): UserError(reason) for name, reason in problems}
     if len(kept):
         scored = scorer.judge(raw)

@@ -195,7 +195,7 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        with decode.quiet():
+        with decode.ignore_warnings():
             working = asyncio.create_task(_work(state))
             if started is not None:
                 started()
@@ -319,7 +319,7 @@ def _decoded(body: bytes, height: int, width: int, fit: str, most: int) -> image
     size = decode.image_size(io.BytesIO(body))
     if size and size[0] * size[1] > most:
         raise _RefusedError(413, f"an image of {size[1]} x {size[0]} pixels: at most {most:,} are taken")
-    found = image_files.decoded(io.BytesIO(body), height, width, fit)
+    found = image_files.decode_file(io.BytesIO(body), height, width, fit)
     if isinstance(found, str):
         raise UserError(found)
     return found

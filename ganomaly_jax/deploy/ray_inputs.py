@@ -107,7 +107,7 @@ def _kind(name: str) -> str:
         return "parquet"
     if not array_record.is_shard(name):
         return ""
-    return "packed" if array_record.note_path(Path(name)).exists() else "array_record"
+    return "packed" if array_record.metadata_path(Path(name)).exists() else "array_record"
 
 
 def _shards(folder: Path) -> list[tuple[str, str]]:
@@ -219,12 +219,12 @@ def _record_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Blo
 def _packed_rows(path: str) -> int:
     """Returns the number of rows of a packed shard."""
     import_package("array_record.python.array_record_module", "array_record")
-    return len(array_record.opened(Path(path)).note["labels"])
+    return len(array_record.open_shard(Path(path)).metadata["labels"])
 
 
 def _packed_blocks(shard: str, path: str, start: int, stop: int) -> Iterator[Block]:
     """Yields the rows of a packed shard; labels are those of its source, if that says which classes are normal."""
-    dataset = array_record.joined([array_record.opened(Path(path))], shard)
+    dataset = array_record.concatenate([array_record.open_shard(Path(path))], shard)
     normal = dataset.normal
     for first in range(start, stop, BLOCK):
         rows = range(first, min(first + BLOCK, stop))

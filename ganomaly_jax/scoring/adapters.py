@@ -113,8 +113,8 @@ class TiledDetector:
         return tiling.grid(self.shape[0], self.shape[1], self.network.shape[0], self.overlap)
 
     def inputs(self, items: Images) -> Images:
-        """Returns all tiles of the images, see `tiling.items`."""
-        return tiling.items(items, self.grid)
+        """Returns all tiles of the images, see `tiling.lazy_tiles`."""
+        return tiling.lazy_tiles(items, self.grid)
 
     def score(self, of_inputs: Callable[[Detector, Array], Array], x: Array) -> Array:
         """Returns the tiles' scores, combined, see `Adapter.score`."""

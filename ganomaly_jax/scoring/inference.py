@@ -32,7 +32,7 @@ def scored(
     """Computes `score` and `p_value` [B] of raw images, see `Scorer.outputs`. Pure."""
     taken = detector.preprocessing.unit(pixels, x)
     score = detector.score(lambda network, own: scores.score(network, parts, variables, own), taken)
-    score = jnp.where(preprocess.finite(x), score, jnp.nan)
+    score = jnp.where(preprocess.all_finite(x), score, jnp.nan)
     return {"score": score, "p_value": calibration.p_values(variables["calibration"], score)}
 
 

@@ -88,7 +88,7 @@ def test_the_parts_of_predict_are_measured_where_they_happen(trained, tmp_path, 
     monkeypatch.setattr(inference, "BUCKETS", (1, 8))
     size = prediction.write_pictures(tmp_path / "files", 20, 24)
     assert size == sum(path.stat().st_size for path in (tmp_path / "files").iterdir())
-    decoded, started, listed = image_files.decoded, scorer.Scorer._started, image_files.list_images
+    decoded, started, listed = image_files.decode_file, scorer.Scorer._started, image_files.list_images
 
     def slow(function, seconds):
         return lambda *args: (time.sleep(seconds), function(*args))[1]
@@ -99,7 +99,7 @@ def test_the_parts_of_predict_are_measured_where_they_happen(trained, tmp_path, 
             pass
         return decoded(*args)
 
-    monkeypatch.setattr(image_files, "decoded", hard)
+    monkeypatch.setattr(image_files, "decode_file", hard)
     monkeypatch.setattr(image_files, "list_images", slow(listed, 0.03))
     monkeypatch.setattr(scorer.Scorer, "_started", slow(started, 0.02))
     out = tmp_path / "rows.csv"
@@ -114,7 +114,7 @@ def test_the_parts_of_predict_are_measured_where_they_happen(trained, tmp_path, 
         assert 0 <= low["device_idle_for_decoding_s"] <= low["decoding_s"]
         assert found["files_per_s"][name]["max"] == pytest.approx(20 / low["total_s"])
     assert found["ratio_all_to_one"]["median"] > 0
-    assert image_files.decoded is hard and image_files.read_ahead.__name__ == "read_ahead"
+    assert image_files.decode_file is hard and image_files.read_ahead.__name__ == "read_ahead"
     alone = prediction._one_pass(scorer.load(trained[0]), str(tmp_path / "files"), str(out), 1)
     parts = sum(alone[part] for part in ("listing_s", "decoding_s", "scoring_s", "writing_s"))
     assert parts == pytest.approx(alone["total_s"])

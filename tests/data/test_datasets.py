@@ -10,7 +10,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets
 from ganomaly_jax.data.batch_order import batch_indices, batch_rows, columns
 from ganomaly_jax.data.datasets import content_hash, from_arrays, value_range
-from ganomaly_jax.data.images.preprocess import finite, fit_image, to_channels, to_unit
+from ganomaly_jax.data.images.preprocess import all_finite, fit_image, to_channels, to_unit
 from ganomaly_jax.data.sources import describe
 from ganomaly_jax.data.splits import normal_classes, split
 
@@ -349,7 +349,7 @@ def test_channels():
     assert real.dtype == np.float32 and real[0, 0, 0] == pytest.approx(0.299 + 0.5 * 0.587)
     np.testing.assert_array_equal(to_channels(colour[..., :1], 4), np.repeat(colour[..., :1], 4, axis=-1))
     for have, want in ((3, 4), (2, 1), (4, 3), (6, 1)):
-        with pytest.raises(UserError, match=f"{have} channels where {want} are expected"):
+        with pytest.raises(UserError, match=f"{have} channels, expected {want}"):
             fit_image(np.zeros((4, 4, have), np.uint8), 4, 4, want)
 
 
@@ -375,9 +375,9 @@ def test_to_unit_by_hand():
 def test_finite_is_told_for_each_image():
     images = np.zeros((4, 2, 2, 1), np.float32)
     images[1, 0, 1], images[3, 1, 0] = np.nan, -np.inf
-    assert finite(images).tolist() == [True, False, True, False]
-    assert finite(np.zeros((3, 2, 2, 1), np.uint8)).tolist() == [True] * 3
-    assert finite(np.zeros((0, 2, 2, 1), np.float32)).shape == (0,)
+    assert all_finite(images).tolist() == [True, False, True, False]
+    assert all_finite(np.zeros((3, 2, 2, 1), np.uint8)).tolist() == [True] * 3
+    assert all_finite(np.zeros((0, 2, 2, 1), np.float32)).shape == (0,)
 
 
 def test_data_needs_numpy_alone():

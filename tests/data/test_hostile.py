@@ -309,7 +309,9 @@ def test_reduction_of_any_shape_keeps_the_mean(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     for height, width, step in ((40, 60, 4), (1, 90, 7), (90, 1, 7), (33, 47, 16), (5, 5, 9)):
         array = random.integers(0, 256, (height, width), np.uint8)
-        small = reduction.reduced(Image.fromarray(array), step, lambda image: np.asarray(image, np.float32)[..., None])
+        small = reduction.average_blocks(
+            Image.fromarray(array), step, lambda image: np.asarray(image, np.float32)[..., None]
+        )
         assert small.shape == (max(height // step, 1), max(width // step, 1), 1)
         down, across = (
             np.linspace(0, n, m + 1).round().astype(int) for n, m in zip(array.shape, small.shape, strict=False)
@@ -383,5 +385,5 @@ def test_files_that_do_not_fit_a_detector_of_floating_point(trained, tmp_path):
     judged, problems = floating.judge_files([tmp_path / name for name in files])
     assert judged.verdicts[0] != "invalid" and judged.verdicts[1:] == ["invalid", "invalid"]
     assert [(Path(path).name, reason) for path, reason in problems] == [
-        ("grey.png", "uint8 pixels where floating-point ones are expected: no common scale")
+        ("grey.png", "uint8 pixels, expected floating point: they have no common scale")
     ]

@@ -134,14 +134,14 @@ def test_arrays_and_folders_of_shards(tmp_path):
 
 def copy(shard, to):
     to.mkdir()
-    for path in (shard, array_record.note_path(shard)):
+    for path in (shard, array_record.metadata_path(shard)):
         (to / path.name).write_bytes(path.read_bytes())
     return to / shard.name
 
 
 def test_damage_is_noticed(packed, tmp_path):
     alone = copy(packed[1], tmp_path / "a")
-    array_record.note_path(alone).unlink()
+    array_record.metadata_path(alone).unlink()
     with pytest.raises(UserError, match=r"has no set\.array_record\.json beside it"):
         sources.load(small(alone))
     short = copy(packed[1], tmp_path / "b")
@@ -150,7 +150,7 @@ def test_damage_is_noticed(packed, tmp_path):
         sources.load(small(short))
     for i, change in enumerate((lambda text: text.replace('"labels":[1', '"labels":[0'), lambda text: text[:-9])):
         altered = copy(packed[1], tmp_path / f"c{i}")
-        note = array_record.note_path(altered)
+        note = array_record.metadata_path(altered)
         changed = change(note.read_text())
         assert changed != note.read_text()
         note.write_text(changed)
@@ -163,10 +163,10 @@ def test_damage_is_noticed(packed, tmp_path):
     with pytest.raises(DamagedError, match=r"set\.array_record is damaged"):
         sources.load(small(flipped, stream="never"))
     other = copy(packed[1], tmp_path / "e")
-    said = json.loads(array_record.note_path(other).read_text())
+    said = json.loads(array_record.metadata_path(other).read_text())
     del said["sha256"]
     said["checks"][3] ^= 1
-    array_record.note_path(other).write_text(array_record.encode(said))
+    array_record.metadata_path(other).write_text(array_record.encode_metadata(said))
     dataset = sources.load(small(other, stream="always"))
     dataset.images[2]
     with pytest.raises(DamagedError, match="record 3 was altered"):
@@ -175,7 +175,7 @@ def test_damage_is_noticed(packed, tmp_path):
 
 
 def test_what_cannot_be_packed_or_read(packed, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"packed at 16x16x1, asked are 32x16x1: .*--config\.data\.height=32"):
+    with pytest.raises(UserError, match=r"packed at 16x16x1, expected 32x16x1: .*--config\.data\.height=32"):
         sources.load(config.Data(source=str(packed[1]), height=32))
     with pytest.raises(UserError, match=r"expected a name that ends in \.array_record"):
         pack.pack(small(packed[0]), tmp_path / "x.bin")
@@ -198,7 +198,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(packed, tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"set\.array_record cannot be written: .*make room"):
+        with pytest.raises(UserError, match=r"set\.array_record cannot be written: .*free disk space"):
             pack.pack(small(packed[0]), shard)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -279,10 +279,10 @@ def test_a_process_reads_the_records_of_its_places_only(packed):
 
 def test_what_reading_meets_ends_the_training(packed, have_grain, tmp_path):
     shard = copy(packed[1], tmp_path / "set")
-    said = json.loads(array_record.note_path(shard).read_text())
+    said = json.loads(array_record.metadata_path(shard).read_text())
     del said["sha256"]
     said["checks"] = [0] * len(said["checks"])
-    array_record.note_path(shard).write_text(array_record.encode(said))
+    array_record.metadata_path(shard).write_text(array_record.encode_metadata(said))
     with pytest.raises(DamagedError, match="was altered"):
         trainer.train(settings_for(shard, "always"), tmp_path / "run", log=quiet)
 
@@ -376,7 +376,7 @@ def test_memory_stays_below_a_limit_that_the_set_exceeds(have_grain, tmp_path):
     with array_record.writer(shard, shard) as write:
         checks = [write(one) for one in held]
     note = pack._note(wanted, checks, shard.stat().st_size, config.Data()) | {"data_hash": "0" * 64}
-    array_record.note_path(shard).write_text(array_record.encode(note))
+    array_record.metadata_path(shard).write_text(array_record.encode_metadata(note))
     pack.pack(small("generated"), tmp_path / "first.array_record")
     for stream, said in (("auto", "read"), ("never", "out of memory")):
         call = [sys.executable, "-W", "ignore", "-c", BOUNDED, str(shard), stream, str(tmp_path / "first.array_record")]

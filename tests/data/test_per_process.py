@@ -21,8 +21,8 @@ from ganomaly_jax.training import input_pipeline
 from ganomaly_jax.training.training_run import TrainingRun
 
 SIZE = config.Data(height=16, width=16)
-GREY, DEEP = scan.Kind("uint8", True, False, 1), scan.Kind("uint16", True, False, 1)
-MIXED, FLOATING = scan.Kind("float32", True, False, 1), scan.Kind("float32", False, True, 1)
+GREY, DEEP = scan.PixelFormat("uint8", True, False, 1), scan.PixelFormat("uint16", True, False, 1)
+MIXED, FLOATING = scan.PixelFormat("float32", True, False, 1), scan.PixelFormat("float32", False, True, 1)
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def settings(folder):
 @pytest.fixture
 def decoded(monkeypatch):
     """The files that are decoded, as they are."""
-    names, decode = [], image_files.decoded
+    names, decode = [], image_files.decode_file
 
     def noted(path, *rest):
         names.append(f"{path.parent.name}/{path.name}")
         return decode(path, *rest)
 
-    monkeypatch.setattr(image_files, "decoded", noted)
+    monkeypatch.setattr(image_files, "decode_file", noted)
     return names
 
 
@@ -107,9 +107,9 @@ def test_an_image_that_is_another_now_is_refused(folder, settings):
     found = sources.load(settings, shared=True)
     Image.fromarray(blobs(1, 99)[0, ..., 0]).save(folder / "good" / "003.png")
     (folder / "bad" / "002.png").unlink()
-    with pytest.raises(UserError, match=r"003\.png is another image than at the start"):
+    with pytest.raises(UserError, match=r"003\.png differs from the image that one of the processes read at the start"):
         found.images[11]
-    with pytest.raises(UserError, match=r"002\.png could be read at the start and cannot be now: no such file"):
+    with pytest.raises(UserError, match=r"002\.png could be read at the start but no longer can: no such file"):
         found.images[2]
 
 
@@ -159,7 +159,7 @@ def test_of_one_file_nothing_is_held(tmp_path, kind, size):
 def test_what_lies_in_memory_is_put_into_a_file_or_says_why_not(tmp_path, monkeypatch):
     settings = config.Data(source=str(one_file(tmp_path, "npz")), height=16, width=16)
     monkeypatch.setattr(per_process.tempfile, "tempdir", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match=r"1,024,000 bytes of images cannot be put into .*nowhere .*TMPDIR"):
+    with pytest.raises(UserError, match=r"1,024,000 bytes of images cannot be written to .*nowhere .*TMPDIR"):
         sources.load(settings, shared=True)
 
 
@@ -170,7 +170,9 @@ def test_a_file_that_is_another_now_is_refused(tmp_path):
         file.seek(128 + 7 * 256)
         file.write(b"other")
     np.testing.assert_array_equal(found.images[6], PIXELS[6, ..., None])
-    with pytest.raises(UserError, match=r"a\.npy\[7\] is another image than at the start"):
+    with pytest.raises(
+        UserError, match=r"a\.npy\[7\] differs from the image that one of the processes read at the start"
+    ):
         found.images[7]
 
 
@@ -202,7 +204,7 @@ def test_nothing_that_can_be_read(tmp_path):
     ],
 )
 def test_what_parts_become_together(kinds, together):
-    assert scan.common(kinds) == together
+    assert scan.common_format(kinds) == together
 
 
 def test_the_parts_of_the_processes_are_everything_once(monkeypatch):

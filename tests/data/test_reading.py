@@ -70,7 +70,7 @@ def test_channels_asked_for(tmp_path):
     assert decode_files(paths, 6, 8, 1, "stretch")[0].shape == (2, 6, 8, 1)
     assert decode_files(paths[1:], 6, 8, 0, "stretch")[0].shape == (1, 6, 8, 1)
     _, kept, problems, _ = decode_files(paths, 6, 8, 4, "stretch")
-    assert kept.tolist() == [1] and "3 channels where 4 are expected" in problems[0][1]
+    assert kept.tolist() == [1] and "3 channels, expected 4" in problems[0][1]
     nothing = decode_files([], 6, 8, 0, "stretch")
     assert nothing[0].shape == (0, 6, 8, 1) and nothing[1].shape == (0,) and nothing[2] == []
 

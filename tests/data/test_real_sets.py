@@ -72,7 +72,7 @@ def test_elpv(tmp_path, monkeypatch):
     assert taken(data) == {"0": (3, 1, 0), "1": (0, 2, 2), "1/3": (0, 1, 1), "2/3": (0, 1, 1)}
     assert read("elpv:poly").images[:, 0, 0, 0].tolist() == [2, 4, 6, 8]
     (tmp_path / "elpv_dataset" / "data" / "labels.csv").unlink()
-    with pytest.raises(UserError, match="not laid out as elpv-dataset has it"):
+    with pytest.raises(UserError, match="does not have the layout of elpv-dataset"):
         read("elpv")
 
 
@@ -176,7 +176,7 @@ def test_sheets_of_tiles(tmp_path, monkeypatch):
     )
     assert (data.images[:, 0, 1, 2] == 7).all() and not data.images[:, 1, 0, 2].any()
     monkeypatch.setattr(image_sources, "read_image", lambda _: (np.zeros((320, 320, 3), np.uint8), (0, 255)))
-    with pytest.raises(UserError, match="expected 100 x 100 tiles"):
+    with pytest.raises(UserError, match="100 x 100 colour tiles"):
         read(tmp_path, abnormal="dog")
     np.savez(tmp_path / "labels.npz", other=np.zeros(3))
     with pytest.raises(UserError, match=r"cannot be read: .*train"):

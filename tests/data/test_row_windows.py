@@ -161,7 +161,7 @@ def test_scaling_is_of_training_rows_alone_and_keeps_far_values_far():
     np.testing.assert_allclose((high - low)[:3] / 2, ((quartiles[1] - quartiles[0]) / 1.349)[:3], rtol=1e-3)
     assert (low[3], high[3]) == (6.5, 8.5) and any("temperature" in note for note in this.notes)
     x = np.asarray(preprocess.to_unit(this.dataset.images, *this.pixels[1:]))
-    assert abs(x[this.split.train]).max() < 5 and (x[450:, 0] == preprocess.FAR).all()
+    assert abs(x[this.split.train]).max() < 5 and (x[450:, 0] == preprocess.SENSOR_LIMIT).all()
     far = np.asarray(preprocess.to_unit(np.array([[low[0], 0, 0, 0]], np.float32), tuple(low), tuple(high)))
     np.testing.assert_allclose(far[0, 0], -1, rtol=1e-4)
 

@@ -289,7 +289,7 @@ def test_idx(tmp_path):
         with pytest.raises(UserError, match=r"set\.gz"):
             read(tmp_path / "set.gz", abnormal="3")
     cut.write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**10, 2**10))
-    with pytest.raises(UserError, match="GiB: not read"):
+    with pytest.raises(UserError, match="GiB; the limit is 16 GiB"):
         read(cut)
 
 

@@ -160,7 +160,7 @@ def test_packed_shards_are_scored_as_the_files_are(trained, pictures, expected, 
 
 
 def scored_pixels(shard, index):
-    return array_record.joined([array_record.opened(shard)], "it").images[index].tobytes()
+    return array_record.concatenate([array_record.open_shard(shard)], "it").images[index].tobytes()
 
 
 def test_every_row_of_a_parquet_file_is_in_one_part(tmp_path):

@@ -209,14 +209,14 @@ def test_the_next_files_are_read_while_scores_are_waited_for(trained, files, mon
         log.append("started")
         return {"score": Waited(len(x)), "p_value": Waited(len(x))}
 
-    decoded = image_files.decoded
+    decoded = image_files.decode_file
 
     def counted(path, *rest):
         if path in files[4:]:
             read.release()
         return decoded(path, *rest)
 
-    monkeypatch.setattr(image_files, "decoded", counted)
+    monkeypatch.setattr(image_files, "decode_file", counted)
     monkeypatch.setattr(scoring_scorer.Scorer, "_started", started)  # in place of the device
     trained[1].judge_files(files)
     assert log == ["started", "started", *["waited"] * 2, "started", *["waited"] * 4]

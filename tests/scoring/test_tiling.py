@@ -112,12 +112,15 @@ def test_tiles_as_a_set_are_those_that_are_cut():
 
     chosen = np.random.default_rng(0).permutation(len(whole))[:100]
     for images in (x, lazy.LazyImages(reading, x.shape, x.dtype)):
-        items = tiling.items(images, where)
+        items = tiling.lazy_tiles(images, where)
         assert items.shape == whole.shape and items.dtype == np.uint8
         np.testing.assert_array_equal(items[chosen], whole[chosen])
         np.testing.assert_array_equal(items[7], whole[7])
     assert max(read) <= 16
-    assert tiling.items(x, where).keep and not tiling.items(lazy.LazyImages(reading, x.shape, x.dtype), where).keep
+    assert (
+        tiling.lazy_tiles(x, where).keep
+        and not tiling.lazy_tiles(lazy.LazyImages(reading, x.shape, x.dtype), where).keep
+    )
 
 
 def test_tiles_of_one_image_are_in_one_part(arrays):
@@ -381,5 +384,5 @@ def test_no_onnx_and_no_images_smaller_than_a_tile(trained, arrays, tmp_path, mo
     asked = settings(32)
     asked.data.height = asked.data.width = 0
     monkeypatch.setattr("ganomaly_jax.data.sources.load", lambda *_: whole)  # as packed images, whose size is fixed
-    with pytest.raises(UserError, match=r"data\.tile=32: the images are 16x16"):
+    with pytest.raises(UserError, match=r"data\.tile=32: tiles are larger than the images, 16x16"):
         resolution.resolve(asked)

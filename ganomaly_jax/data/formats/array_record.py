@@ -1,7 +1,7 @@
-"""Packed images: ArrayRecord shards of raw pixels, each with a JSON file beside it that says what they are.
+"""Packed images: ArrayRecord shards of raw pixels, each with a JSON file of metadata beside it.
 
-A record is one image, its pixels in C order, little-endian, as they go into the network: nothing is decoded or resized
-any more. Labels, classes and parts are in the JSON file alone. array_record is imported on use.
+A record is one image: its pixels in C order, little-endian, at the size of the network, so that nothing has to be
+decoded or resized. Labels, classes and parts are in the JSON file. array_record is imported on use.
 """
 
 from __future__ import annotations
@@ -27,57 +27,63 @@ from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.lazy import LazyImages, wanted
 
 FORMAT = 1
-# Single images are read, in no order: what lies beside them is of no use.
+# Images are read one at a time in random order, so that reading ahead would be wasted.
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
 _SHARD = re.compile(r"[^.].*\.array_?record(?:-\d+-of-\d+)?$")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shard:
-    """One file of records, and what the JSON file beside it says."""
+    """A file of records with its metadata."""
 
     path: Path
-    note: dict[str, Any]
+    metadata: dict[str, Any]
+    """Content of the JSON file beside it, without the checksum of that file."""
 
 
 def is_shard(path: str | Path) -> bool:
-    """Returns True for names of shards: `X.array_record`, `X.array_record-00000-of-00004`."""
+    """Returns whether a name is that of a shard: `X.array_record` or `X.array_record-00000-of-00004`."""
     return bool(_SHARD.fullmatch(Path(path).name))
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """Returns the shards in a folder, by name."""
+    """Returns the shards in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if is_shard(path))
 
 
-def note_path(shard: Path) -> Path:
-    """Returns the JSON file that belongs to a shard."""
+def metadata_path(shard: Path) -> Path:
+    """Returns the path of the JSON file beside a shard."""
     return shard.with_name(shard.name + ".json")
 
 
-def encode(note: dict[str, Any]) -> str:
-    """Returns the text of that file, with a sha256 of its other content."""
-    return json.dumps(note | {"sha256": _sum(note)}, allow_nan=False, separators=(",", ":"))
+def encode_metadata(metadata: dict[str, Any]) -> str:
+    """Returns the text of a shard's JSON file, with a SHA-256 of the metadata."""
+    return json.dumps(metadata | {"sha256": _metadata_hash(metadata)}, allow_nan=False, separators=(",", ":"))
 
 
 def load(paths: Sequence[Path], settings: config.Data, name: str, shared: bool = False) -> Dataset:
-    """Loads packed images of some shards as one data set, read on demand as `settings.stream` says.
+    """Loads shards of packed images as one data set.
 
-    `shared`: by all processes of a training, each of which reads those that it needs.
+    Args:
+      paths: The shards.
+      settings: Size, checked against that of the images; and `stream`, whether images are read on demand.
+      name: Name of the data set for messages.
+      shared: Whether all processes of a training call this, each reading the images that it needs.
 
     Raises:
-      UserError: no JSON file beside a shard, shards of different images, another size than `settings` asks for.
-      DamagedError: a shard or its JSON file is incomplete or was altered.
+      UserError: A shard has no JSON file, shards hold images of different kinds, or the images have another size than
+        `settings` asks for.
+      DamagedError: A shard or its JSON file is incomplete or was altered.
     """
-    dataset = joined([opened(path) for path in paths], name)
+    dataset = concatenate([open_shard(path) for path in paths], name)
     _, *size = dataset.images.shape
-    asked = [settings.height or size[0], settings.width or size[1], settings.channels or size[2]]
-    if asked != size:
+    requested = [settings.height or size[0], settings.width or size[1], settings.channels or size[2]]
+    if requested != size:
         keys = ("height", "width", "channels")
-        how = " ".join(f"--config.data.{key}={value}" for key, value in zip(keys, asked, strict=True))
+        options = " ".join(f"--config.data.{key}={value}" for key, value in zip(keys, requested, strict=True))
         raise UserError(
-            f"{name} was packed at {'x'.join(map(str, size))}, asked are {'x'.join(map(str, asked))}: pack the images "
-            f"again with {how}, or leave these keys out"
+            f"{name} was packed at {'x'.join(map(str, size))}, expected {'x'.join(map(str, requested))}: pack "
+            f"the images again with {options}, or leave these keys out"
         )
     assert isinstance(dataset.images, LazyImages)
     if wanted(settings.stream, dataset.images.nbytes):
@@ -86,51 +92,57 @@ def load(paths: Sequence[Path], settings: config.Data, name: str, shared: bool =
     return dataclasses.replace(dataset, images=held)
 
 
-def joined(shards: Sequence[Shard], name: str) -> Dataset:
-    """Shards one after the other, unread."""
-    first = shards[0].note
+def concatenate(shards: Sequence[Shard], name: str) -> Dataset:
+    """Concatenates shards to one data set whose images are read on demand.
+
+    Raises:
+      UserError: The shards differ in shape, type or range, or only some have parts.
+    """
+    first = shards[0].metadata
     for shard in shards[1:]:
         for key in ("shape", "dtype", "low", "high"):
-            if shard.note[key] != first[key]:
+            if shard.metadata[key] != first[key]:
                 raise UserError(
                     f"{name} holds shards of different images: {key} is {first[key]} in {shards[0].path.name} and "
-                    f"{shard.note[key]} in {shard.path.name}; expected shards that were packed in the same way"
+                    f"{shard.metadata[key]} in {shard.path.name}: expected shards that were packed in the same way"
                 )
-        if (shard.note["parts"] is None) != (first["parts"] is None):
-            raise UserError(f"{name} holds shards with and without a train and a test part: expected one kind")
-    classes = list(dict.fromkeys(word for shard in shards for word in shard.note["classes"]))
-    labels = [classes.index(shard.note["classes"][i]) for shard in shards for i in shard.note["labels"]]
-    normals = [shard.note["normal"] for shard in shards]
-    parts = None if first["parts"] is None else [part for shard in shards for part in shard.note["parts"]]
+        if (shard.metadata["parts"] is None) != (first["parts"] is None):
+            raise UserError(
+                f"{name} holds shards with and without a training and a test part: pack all images in the same way"
+            )
+    classes = list(dict.fromkeys(word for shard in shards for word in shard.metadata["classes"]))
+    labels = [classes.index(shard.metadata["classes"][i]) for shard in shards for i in shard.metadata["labels"]]
+    normals = [shard.metadata["normal"] for shard in shards]
+    parts = None if first["parts"] is None else [part for shard in shards for part in shard.metadata["parts"]]
     dtype = np.dtype(first["dtype"])
-    counts = [len(shard.note["labels"]) for shard in shards]
-    hashes = [shard.note.get("data_hash", "") for shard in shards]
+    counts = [len(shard.metadata["labels"]) for shard in shards]
+    hashes = [shard.metadata.get("data_hash", "") for shard in shards]
     together = hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     return Dataset(
-        images=LazyImages(_reading(shards, counts, dtype), (sum(counts), *first["shape"]), dtype),
+        images=LazyImages(_reader(shards, counts, dtype), (sum(counts), *first["shape"]), dtype),
         labels=np.array(labels, np.int64),
         classes=tuple(classes),
         normal=None if None in normals else frozenset(word for words in normals for word in words),
         parts=None if parts is None else np.array(parts, np.int8),
-        paths=tuple(path for shard in shards for path in shard.note["paths"]),
+        paths=tuple(path for shard in shards for path in shard.metadata["paths"]),
         low=first["low"],
         high=first["high"],
-        problems=tuple((path, reason) for shard in shards for path, reason in shard.note["problems"]),
+        problems=tuple((path, reason) for shard in shards for path, reason in shard.metadata["problems"]),
         name=name,
         digest=hashes[0] if len(hashes) == 1 else together,
     )
 
 
-def check(image: bytes) -> int:
-    """Returns the checksum of a record for its JSON file."""
+def checksum(image: bytes) -> int:
+    """Returns the CRC-32 of a record, which is stored in the metadata."""
     return zlib.crc32(image)
 
 
 def module() -> Any:
-    """Imports array_record's module of readers and writers.
+    """Imports the module with the readers and writers of array_record.
 
     Raises:
-      UserError: it is not installed.
+      UserError: array_record is not installed.
     """
     try:
         with warnings.catch_warnings():
@@ -142,48 +154,45 @@ def module() -> Any:
         ) from None
 
 
-def _sum(note: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
+def _metadata_hash(metadata: dict[str, Any]) -> str:
+    """Returns the SHA-256 of metadata in hexadecimal."""
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
 
 
-def opened(path: Path) -> Shard:
-    """Opens a packed shard, checking its JSON file and its size.
-
-    Raises:
-      UserError, DamagedError: as `load`.
-    """
-    size, note = path.stat().st_size, note_path(path)
+def open_shard(path: Path) -> Shard:
+    """Opens a shard after checking its JSON file and its size; errors as `load`."""
+    size, beside = path.stat().st_size, metadata_path(path)
     try:
-        said = json.loads(note.read_text(encoding="utf-8"))
-        good = isinstance(said, dict) and said.pop("sha256", "") == _sum(said)
+        metadata = json.loads(beside.read_text(encoding="utf-8"))
+        intact = isinstance(metadata, dict) and metadata.pop("sha256", "") == _metadata_hash(metadata)
     except FileNotFoundError:
         raise UserError(
-            f"{path} has no {note.name} beside it, which says what its records are: `ganomaly pack DIR {path.name}` "
-            "writes both, and both have to be moved"
+            f"{path} has no {beside.name} beside it, which describes its records: `ganomaly pack DIR {path.name}` "
+            "writes both files; move them together"
         ) from None
     except (ValueError, RecursionError):
-        good = False
-    if not good:
-        raise DamagedError(f"{note} was altered or cut short: pack the images again")
-    if said.get("format") != FORMAT:
-        raise UserError(f"{note} is of format {said.get('format')}, expected {FORMAT}: pack the images again")
-    if size != said["bytes"]:
+        intact = False
+    if not intact:
+        raise DamagedError(f"{beside} was altered or cut short: pack the images again")
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"{beside} has format {metadata.get('format')}, expected {FORMAT}: pack the images again")
+    if size != metadata["bytes"]:
         raise DamagedError(
-            f"{path} has {size:,} bytes where {note.name} says {said['bytes']:,}: cut short, or another file; pack the "
-            "images again"
+            f"{path} has {size:,} bytes, expected {metadata['bytes']:,} according to {beside.name}: it was cut short "
+            "or replaced; pack the images again"
         )
-    return Shard(path, said)
+    return Shard(path, metadata)
 
 
-def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the `read` of `LazyImages` over these shards, each opened when first needed."""
+def _reader(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function `LazyImages.read` for shards, each of which is opened when first needed."""
     ends = np.cumsum(counts)
-    shape = tuple(shards[0].note["shape"])
+    shape = tuple(shards[0].metadata["shape"])
     size = int(np.prod(shape)) * dtype.itemsize
     opened: dict[int, Any] = {}
     lock = threading.Lock()
 
-    def reader(s: int) -> Any:
+    def open_reader(s: int) -> Any:
         with lock:
             if s not in opened:
                 opened[s] = module().ArrayRecordReader(str(shards[s].path), **_READER)
@@ -191,18 +200,18 @@ def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) ->
 
     def read(indices: np.ndarray) -> np.ndarray:
         images = np.empty((len(indices), *shape), dtype)
-        of = np.searchsorted(ends, indices, side="right")
-        for s in np.unique(of).tolist():
-            at, shard = np.flatnonzero(of == s), shards[s]
-            own = (indices[at] - (ends[s] - counts[s])).tolist()
+        owner = np.searchsorted(ends, indices, side="right")
+        for s in np.unique(owner).tolist():
+            places, shard = np.flatnonzero(owner == s), shards[s]
+            inside = (indices[places] - (ends[s] - counts[s])).tolist()
             try:
-                found = reader(s).read(own)
+                records = open_reader(s).read(inside)
             except (RuntimeError, ValueError, IndexError, OSError) as error:
                 if isinstance(error, UserError):
                     raise
                 raise DamagedError(f"{shard.path} is damaged: {last_line(error)}; pack the images again") from None
-            for place, i, record in zip(at, own, found, strict=True):
-                if len(record) != size or check(record) != shard.note["checks"][i]:
+            for place, i, record in zip(places, inside, records, strict=True):
+                if len(record) != size or checksum(record) != shard.metadata["checks"][i]:
                     raise DamagedError(f"{shard.path} is damaged: record {i} was altered; pack the images again")
                 images[place] = np.frombuffer(record, dtype.newbyteorder("<")).reshape(shape)
         return images
@@ -212,19 +221,23 @@ def _reading(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) ->
 
 @contextlib.contextmanager
 def writer(path: Path, shown: Path) -> Any:
-    """Yields `write(image)` for images of one shape and dtype in a new shard; it returns their checksums.
+    """Yields a function that appends an image to a new shard and returns its checksum.
+
+    Args:
+      path: File to write.
+      shown: Path that messages show.
 
     Raises:
-      UserError: the file cannot be written.
+      UserError: The file cannot be written.
     """
     try:
-        # One record a group, so that each can be read alone; pixels hardly shrink, and are read faster as they are.
+        # One record per group, so that each can be read alone; uncompressed, since pixels hardly shrink.
         into = module().ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
         def write(image: np.ndarray) -> int:
             record = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False)).tobytes()
             into.write(record)
-            return check(record)
+            return checksum(record)
 
         try:
             yield write
@@ -233,4 +246,6 @@ def writer(path: Path, shown: Path) -> Any:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{shown} cannot be written: {last_line(error)}; choose another folder or make room") from None
+        raise UserError(
+            f"{shown} cannot be written: {last_line(error)}; choose another folder or free disk space"
+        ) from None

@@ -1,7 +1,7 @@
-"""Files that hold one array of all images: npz, npy, idx.
+"""Reads files that hold all images in one array: npz, npy and idx.
 
-Where several processes of one training read them, npy and idx files are mapped: of their pages only those are loaded
-that are asked for. An npz file is read whole.
+Where several processes of a training read them, npy and idx files are mapped into memory, so that each process loads
+only the pages it uses. An npz file is read whole.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-def regular(path: Path) -> Path:
-    """Returns the path of a file that can be opened without waiting for ever, as one would for a named pipe.
+def regular_file(path: Path) -> Path:
+    """Returns the path if it is a regular file: opening a named pipe, for example, would wait forever.
 
     Raises:
-      UserError: it is something else than a file.
+      FileNotFoundError: The path does not exist.
+      UserError: The path is not a regular file.
     """
-    path.stat()  # says that there is none
+    path.stat()  # raises FileNotFoundError
     if not path.is_file():
         raise UserError(f"{shown(path)} is not a regular file")
     return path
@@ -40,50 +41,56 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
     """Reads the array of an npy file, or the arrays of an npz file by name.
 
     Args:
-      path: the file.
-      mapped: map an npy file instead of reading it.
+      path: Path of the file.
+      mapped: Whether to map an npy file into memory instead of reading it.
 
     Raises:
-      UserError: it is no regular file.
-      OSError, ValueError, zipfile.BadZipFile: it cannot be read.
+      UserError: The path is not a regular file.
+      OSError, ValueError, zipfile.BadZipFile: The file cannot be read.
     """
-    with open(regular(path), "rb") as file:
-        alone = file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+    with open(regular_file(path), "rb") as file:
+        mapped &= file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
         file.seek(0)
-        loaded = np.load(path if mapped and alone else file, "r" if mapped and alone else None, allow_pickle=False)
+        loaded = np.load(path if mapped else file, "r" if mapped else None, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
         return {key: loaded[key] for key in loaded.files}
 
 
-def images(held: dict[str, Any], name: str) -> Dataset:
-    """Makes a data set of the images of an npz file.
+def from_npz(arrays: dict[str, Any], name: str) -> Dataset:
+    """Makes a data set of the arrays of an npz file of images.
+
+    Args:
+      arrays: `images` and optionally `labels`; or `x_train` and optionally `y_train`, `x_test` and `y_test`; and
+        optionally `classes`, names of integer labels. Shapes and types as `datasets.from_arrays` takes them.
+      name: Name of the data set for messages.
 
     Raises:
-      UserError: it holds something else.
+      UserError: The names, shapes or types of the arrays cannot be used.
     """
-    classes = held.get("classes")
-    if "images" in held:
-        return from_arrays(held["images"], held.get("labels"), classes, name=name)
-    if "x_train" not in held:
-        listed = ", ".join(list(held)[:9]) or "nothing"
-        raise UserError(f"{name} holds {listed}: expected images and labels, or x_train, y_train, x_test, y_test")
-    sets = [(held[f"x_{part}"], held.get(f"y_{part}"), part) for part in ("train", "test") if f"x_{part}" in held]
+    classes = arrays.get("classes")
+    if "images" in arrays:
+        return from_arrays(arrays["images"], arrays.get("labels"), classes, name=name)
+    if "x_train" not in arrays:
+        listed = ", ".join(list(arrays)[:9]) or "no arrays"
+        raise UserError(f"{name} holds {listed}: expected images and labels, or x_train, y_train, x_test and y_test")
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    sets = [(arrays[f"x_{part}"], arrays.get(f"y_{part}"), part) for part in parts]
     return _joined(sets, classes, name)
 
 
 def idx(files: list[Path], name: str, mapped: bool = False) -> Dataset:
-    """Reads idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are its parts.
+    """Reads idx3 image files with the idx1 labels beside them; train-* and t10k-* (or test-*) are the parts.
 
     Args:
-      files: the image files.
-      name: of the data set.
-      mapped: map files that are not packed instead of reading them.
+      files: The image files.
+      name: Name of the data set for messages.
+      mapped: Whether to map uncompressed files into memory instead of reading them.
 
     Raises:
-      UserError: files that are none, or are cut short; several sets.
+      UserError: A file is not an idx file or is cut short, or there are several data sets.
     """
-    # The same file may lie there packed and unpacked.
+    # A file may be there both compressed and uncompressed.
     stems = {file.name.removesuffix(".gz"): file for file in reversed(files)}
     sets: list[tuple[np.ndarray, np.ndarray | None, str]] = []
     for stem in sorted(stems, key=lambda stem: "train" not in stem):
@@ -94,12 +101,12 @@ def idx(files: list[Path], name: str, mapped: bool = False) -> Dataset:
             (_read_idx(stems[stem], mapped), _read_idx(labels[0]) if labels else None, match[2] if match else "train")
         )
     if len({PARTS[part] for _, _, part in sets}) < len(sets):
-        raise UserError(f"{name} holds several sets: {', '.join(stems)}; take one of the files")
+        raise UserError(f"{name} holds several data sets: {', '.join(stems)}; name one of the files as the source")
     return _joined(sets, None, name)
 
 
 def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequence[str] | None, name: str) -> Dataset:
-    """Joins training and test parts, each (images, labels, name of the part), to one data set."""
+    """Joins training and test part, each (images, labels, name of the part), to one data set."""
     if len(sets) == 1:
         return from_arrays(*sets[0][:2], classes, name=name)
     labels = [labels for _, labels, _ in sets]
@@ -107,27 +114,28 @@ def _joined(sets: list[tuple[np.ndarray, np.ndarray | None, str]], classes: Sequ
         labels[0] = np.full(len(sets[0][0]), "normal" if labels[1].dtype.kind in "US" else 0)
     for known, (images, _, part) in zip(labels, sets, strict=True):
         if known is None or len(known) != len(images):
-            have = "no labels" if known is None else f"{len(known)} labels"
-            raise UserError(f"{name}: {have} for the {len(images)} images of its {part} part: expected one an image")
+            found = "no labels" if known is None else f"{len(known)} labels"
+            raise UserError(f"{name}: {found} for the {len(images)} images of its {part} part: expected one per image")
     parts = np.concatenate([np.full(len(images), PARTS[part], np.int8) for images, _, part in sets])
     joined = np.concatenate([known for known in labels if known is not None])
     return from_arrays(np.concatenate([images for images, _, _ in sets]), joined, classes, parts, name=name)
 
 
 def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
-    regular(path)
+    """Reads or maps the array of an idx file, which may be compressed with gzip if it is read."""
+    regular_file(path)
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
-            raise UserError(f"{shown(path)} is no idx file: it begins with {head!r}")
+            raise UserError(f"{shown(path)} is not an idx file: it begins with {head!r}")
         shape = np.frombuffer(file.read(4 * head[3]), ">u4").tolist()
         kind = np.dtype(_IDX_TYPES[head[2]])
         size = math.prod(shape) * kind.itemsize
         if size > 2**34:
-            raise UserError(f"{shown(path)}: its header says {shape}, {size / 2**30:.0f} GiB: not read")
+            raise UserError(f"{shown(path)}: its header says {shape}, {size / 2**30:.0f} GiB; the limit is 16 GiB")
         if mapped and path.suffix != ".gz" and path.stat().st_size == file.tell() + size:
             return np.memmap(path, kind, "r", file.tell(), tuple(shape))
         data = file.read(size + 1)
     if len(shape) != head[3] or len(data) != size:
-        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, expected {size} bytes")
+        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, which takes {size} bytes")
     return np.frombuffer(data, kind).reshape(shape)

@@ -1,4 +1,4 @@
-"""Several data sets as one that says what each image is for: what an update of a detector is trained and tested on."""
+"""Mixtures: several data sets joined to the one that a detector is updated and tested with."""
 
 from __future__ import annotations
 
@@ -25,27 +25,29 @@ _USES = (("train", 0), ("calibration", data_datasets.CALIBRATION), ("test", 1))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """One of the data sets, and what is taken of it."""
+    """The items that are taken from one data set."""
 
     settings: config.Data
-    """How it is read."""
+    """Settings that the data set is read with."""
     content_hash: str
-    """`data.content_hash` of the whole of it."""
+    """`datasets.content_hash` of the whole data set."""
     normal: frozenset[str]
     """Its normal classes."""
     train: np.ndarray
-    """Indices into it, int64; those for calibration and to test on in the same way."""
+    """Indices of the items to train on, int64."""
     calibration: np.ndarray
+    """Indices of the items to calibrate with, int64."""
     test: np.ndarray
+    """Indices of the items to test on, int64."""
 
     @property
     def chosen(self) -> np.ndarray:
-        """Returns int64 [n], the items taken, in the order of the mixture."""
+        """Returns the indices of all items taken, int64 [n], in the order of the mixture."""
         return np.concatenate([getattr(self, name) for name, _ in _USES])
 
 
 def origins(parts: Sequence[Part]) -> np.ndarray:
-    """Returns int64 [N], the part from which each image of the mixture comes."""
+    """Returns the index of the part that each of the N items of a mixture comes from, int64 [N]."""
     return np.repeat(np.arange(len(parts)), [len(part.chosen) for part in parts])
 
 
@@ -54,17 +56,23 @@ def join(
 ) -> Dataset:
     """Joins data sets of one size and dtype to a mixture, in the order of the parts.
 
-    Classes keep their names; one that is normal here and anomalous there becomes two. Images that are read on demand
-    stay so. `scaling` is that of a detector of rows, whose recordings stay apart.
+    Classes keep their names; a class that is normal in one data set and anomalous in another becomes two. Images that
+    are read on demand remain so.
+
+    Args:
+      parts: What is taken from each data set.
+      datasets: The data sets.
+      name: Name of the mixture for messages.
+      scaling: Scaling of the detector to update, for rows of sensors.
 
     Raises:
-      UserError: other sizes, types or sensors in one part than in another.
+      UserError: The data sets differ in size, type or sensors.
     """
     kinds = {(dataset.images.shape[1:], str(dataset.images.dtype)) for dataset in datasets}
     if len(kinds) > 1:
         listed = ", ".join(f"{dtype} {'x'.join(map(str, shape))} of {d.name}" for d in datasets
                            for shape, dtype in [(d.images.shape[1:], d.images.dtype)])  # fmt: skip
-        raise UserError(f"the images differ in size or type: {listed}; expected one kind, convert the others")
+        raise UserError(f"the images differ in size or type: {listed}; convert them to one size and type")
     modality = modalities.named(datasets[0].modality)
     layout = modality.mixed(datasets, [part.chosen for part in parts], scaling)
     pairs: list[tuple[str, bool]] = []
@@ -92,6 +100,7 @@ def join(
 
 
 def _joined(sets: Sequence[tuple[Images, np.ndarray]]) -> Images:
+    """Joins the chosen images of several data sets; unread if any are read on demand."""
     if not any(isinstance(images, LazyImages) for images, _ in sets):
         return np.concatenate([images[chosen] for images, chosen in sets])
     first = sets[0][0]
@@ -122,14 +131,18 @@ def to_dict(parts: Sequence[Part], scaling: Scaling | None = None) -> dict[str, 
 
 
 def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
-    """Loads the mixture that a file describes; `read` reads one data set.
+    """Loads the mixture that a file describes.
+
+    Args:
+      path: The `mixture.json`.
+      read: Reads the data set of some settings.
 
     Raises:
-      UserError: one of its data sets is not there any more, or has changed.
-      DamagedError: the file cannot be understood.
+      UserError: One of the data sets no longer exists or has changed.
+      DamagedError: The file is damaged.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
         parts = [
             Part(
                 config_values.from_dict({"data": one["data"]}).data,
@@ -137,17 +150,17 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
                 frozenset(map(str, one["normal"])),
                 *(np.array(one[name], np.int64) for name, _ in _USES),
             )
-            for one in held["parts"]
+            for one in content["parts"]
         ]
-        given = held.get("scaling")
-        scaling = None if given is None else (tuple(map(float, given[0])), tuple(map(float, given[1])))
+        ends = content.get("scaling")
+        scaling = None if ends is None else (tuple(map(float, ends[0])), tuple(map(float, ends[1])))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path} cannot be read ({error}); make the update again in another --out") from None
+        raise DamagedError(f"{path} cannot be read ({error}); repeat the update with another --out") from None
     datasets = []
     for part in parts:
         dataset = read(part.settings)
         dataset = modalities.named(dataset.modality).as_part(dataset, part.settings, scaling)
-        advice = f"Put them back as {shown(path)} describes them, or name other data with --data"
+        advice = f"Restore them as {shown(path)} describes them, or name other data with --data"
         now = data_datasets.content_hash(dataset)
         data_datasets.check_unchanged(part.settings.source, part.content_hash, now, advice, since="the update")
         datasets.append(dataset)

@@ -1,8 +1,7 @@
-"""Images among several processes: each looks through its own part of them, and reads what it needs.
+"""Distributes images over the processes of a training.
 
-At the start each process reads its part once, keeps the images' hashes only, and tells the others. From then on all
-know what every image is, and a process reads those that it trains on, calibrates with or scores; one whose hash is
-another than the one that was told is refused.
+At the start each process reads its own part of the images once and sends their hashes to the others. Afterwards a
+process reads the images that it trains on, calibrates with or scores, and refuses those whose hash has changed.
 """
 
 from __future__ import annotations
@@ -34,63 +33,81 @@ from ganomaly_jax.parallel import processes
 def read(
     files: Sequence[Path], height: int, width: int, settings: config.Data, progress: bool
 ) -> tuple[LazyImages, np.ndarray, list[tuple[str, str]], Span, list[bytes]]:
-    """Reads as `images.decode_files`, on demand, and returns the hash of each image; a collective.
+    """Returns images that are read on demand, after each process has scanned its part of the files.
+
+    A collective operation: all processes call it.
+
+    Args:
+      files: The n files.
+      height: Height of the images in pixels.
+      width: Width of the images in pixels.
+      settings: Channels and fit.
+      progress: Whether to show a progress bar on standard error.
+
+    Returns:
+      As `files.decode_files`, with `LazyImages` in place of an array; and the hash of each image, 32 bytes.
 
     Raises:
-      UserError: the processes do not see the same files.
+      UserError: The processes do not see the same files.
     """
     base = os.path.commonpath([path.parent for path in files])
     processes.check_same(**{"list of images": "\n".join(decode.shown(path.relative_to(base)) for path in files)})
     own = processes.local_range(len(files))
     paths = [files[i] for i in own]
-    looked: list[tuple[scan.Kind | None, list[bytes] | None, list[int], list[tuple[str, str]]]] = []
+    scans: list[tuple[scan.PixelFormat | None, list[bytes] | None, list[int], list[tuple[str, str]]]] = []
 
-    def look(kind: scan.Kind | None) -> scan.Kind | None:
+    def scan_own(pixel_format: scan.PixelFormat | None) -> scan.PixelFormat | None:
         with contextlib.closing(image_files.decode_each(paths, height, width, settings.fit)) as decoded:
             shown = image_files.progress_bar(iter(decoded), len(paths), progress)
-            looked.append(scan.look(paths, shown, settings.channels, kind, datasets.image_hash))
-        return looked[-1][0]
+            scans.append(scan.scan_images(paths, shown, settings.channels, pixel_format, datasets.image_hash))
+        return scans[-1][0]
 
-    def first() -> bytes:
-        kind = look(None)
-        return json.dumps(None if kind is None else dataclasses.asdict(kind)).encode()
+    def own_format() -> bytes:
+        found = scan_own(None)
+        return json.dumps(None if found is None else dataclasses.asdict(found)).encode()
 
-    said = [json.loads(text) for text in processes.all_gather_bytes(first)]
-    kind = scan.common(scan.Kind(**values) for values in said if values is not None)
+    formats = [json.loads(text) for text in processes.all_gather_bytes(own_format)]
+    common = scan.common_format(scan.PixelFormat(**values) for values in formats if values is not None)
 
-    def second() -> bytes:
-        seen, hashes, _, _ = looked[-1]
-        if seen is not None and (seen != kind or hashes is None):  # others have images of another kind
-            look(kind)
-        _, hashes, kept, problems = looked[-1]
-        told = {"hashes": [one.hex() for one in hashes or ()], "kept": [own[i] for i in kept], "problems": problems}
-        return json.dumps(told).encode()
+    def own_images() -> bytes:
+        found, hashes, _, _ = scans[-1]
+        if found is not None and (found != common or hashes is None):  # other processes have another format
+            scan_own(common)
+        _, hashes, kept, problems = scans[-1]
+        summary = {"hashes": [one.hex() for one in hashes or ()], "kept": [own[i] for i in kept], "problems": problems}
+        return json.dumps(summary).encode()
 
-    told = [json.loads(text) for text in processes.all_gather_bytes(second)]
-    kept = [i for part in told for i in part["kept"]]
-    hashes = [bytes.fromhex(one) for part in told for one in part["hashes"]]
-    problems = [(path, reason) for part in told for path, reason in part["problems"]]
-    if kind is None:
-        kind = scan.Kind("uint8", True, False, settings.channels or 1)
-    found = _on_demand([files[i] for i in kept], hashes, (height, width), kind, settings.fit)
-    return found, np.array(kept, np.int64), problems, kind.span, hashes
+    summaries = [json.loads(text) for text in processes.all_gather_bytes(own_images)]
+    kept = [i for part in summaries for i in part["kept"]]
+    hashes = [bytes.fromhex(one) for part in summaries for one in part["hashes"]]
+    problems = [(path, reason) for part in summaries for path, reason in part["problems"]]
+    if common is None:
+        common = scan.PixelFormat("uint8", True, False, settings.channels or 1)
+    images = _on_demand([files[i] for i in kept], hashes, (height, width), common, settings.fit)
+    return images, np.array(kept, np.int64), problems, common.span, hashes
 
 
-def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
-    """Returns a data set whose images [N, h, w, c] are brought to `size` when read, as `fit` says.
+def distribute(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
+    """Distributes a data set in memory over the processes: its images are resized when they are read.
 
-    What lies in memory is put into a temporary file and let go; mapped files are left where they are. All processes
-    call it.
+    An array in memory is moved to a temporary file; mapped files stay where they are. A collective operation: all
+    processes call it.
+
+    Args:
+      dataset: Images [N, h, w, c] of any size.
+      size: (height, width, channels) of the result.
+      fit: `stretch` or `letterbox`, see `preprocess.fit_image`.
 
     Raises:
-      UserError: the processes see images of different sizes or numbers; no room for the temporary file.
+      UserError: The processes see images of different numbers, sizes or types, or there is no room for the temporary
+        file.
     """
     if dataset.digest:
         return dataset
-    images, names = dataset.images, dataset.paths  # a closure that holds the data set holds its images
+    images, names = dataset.images, dataset.paths  # a closure over the data set would keep its images in memory
     processes.check_same(**{"number, type or size of images": f"{images.dtype} {images.shape}"})
     if isinstance(images, np.ndarray) and not _mapped(images):
-        images = _in_a_file(images)
+        images = _to_temporary_file(images)
     stored, (height, width, channels) = images, size
 
     def fitted(indices: np.ndarray) -> np.ndarray:
@@ -107,27 +124,28 @@ def apart(dataset: Dataset, size: tuple[int, ...], fit: str) -> Dataset:
         blocks = lazy.blocks(unread, np.arange(part.start, part.stop))
         return b"".join(datasets.image_hash(image) for block in blocks for image in block)
 
-    told = b"".join(processes.all_gather_bytes(hashed))
-    hashes = [told[i : i + 32] for i in range(0, len(told), 32)]
+    gathered = b"".join(processes.all_gather_bytes(hashed))
+    hashes = [gathered[i : i + 32] for i in range(0, len(gathered), 32)]
 
     def read(indices: np.ndarray) -> np.ndarray:
-        return _checked(fitted(indices), [hashes[i] for i in indices], [names[i] for i in indices])
+        return _unchanged(fitted(indices), [hashes[i] for i in indices], [names[i] for i in indices])
 
     found = dataclasses.replace(dataset, images=dataclasses.replace(unread, read=read))
     return dataclasses.replace(found, digest=datasets.content_hash(found, hashes))
 
 
 def _mapped(array: Any) -> bool:
+    """Returns whether an array, or the one it is a view of, is mapped from a file."""
     while array is not None and not isinstance(array, np.memmap):
         array = getattr(array, "base", None)
     return array is not None
 
 
-def _in_a_file(array: np.ndarray) -> np.ndarray:
-    """Moves an array to an unnamed file that is cached in memory as needed and vanishes with the process.
+def _to_temporary_file(array: np.ndarray) -> np.ndarray:
+    """Moves an array to an unnamed temporary file, which is mapped into memory and vanishes with the process.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: The file cannot be written.
     """
     try:
         with tempfile.TemporaryFile() as file:
@@ -135,34 +153,35 @@ def _in_a_file(array: np.ndarray) -> np.ndarray:
             return np.memmap(file, array.dtype, "r", 0, array.shape)
     except OSError as error:
         raise UserError(
-            f"{array.nbytes:,} bytes of images cannot be put into {tempfile.gettempdir()} ({last_line(error)}): make "
-            "room, let TMPDIR name another folder, or pack them (`ganomaly pack`) and train on that"
+            f"{array.nbytes:,} bytes of images cannot be written to {tempfile.gettempdir()} ({last_line(error)}): free "
+            "disk space, set TMPDIR to another folder, or pack the images (`ganomaly pack`) and train on the result"
         ) from None
 
 
-def _checked(images: np.ndarray, hashes: Sequence[bytes], names: Sequence[str]) -> np.ndarray:
-    """Images as they are, if they are those of the hashes."""
-    for image, told, name in zip(images, hashes, names, strict=True):
-        if datasets.image_hash(image) != told:
+def _unchanged(images: np.ndarray, hashes: Sequence[bytes], names: Sequence[str]) -> np.ndarray:
+    """Returns images whose hashes are as expected; otherwise raises a UserError with the name of the first other."""
+    for image, expected, name in zip(images, hashes, names, strict=True):
+        if datasets.image_hash(image) != expected:
             raise UserError(
-                f"{name} is another image than at the start, where it was read by one of the processes: it has changed "
-                "since, or the processes see different data"
+                f"{name} differs from the image that one of the processes read at the start: it has changed since, or "
+                "the processes see different data"
             )
     return images
 
 
 def _on_demand(
-    files: Sequence[Path], hashes: Sequence[bytes], size: tuple[int, int], kind: scan.Kind, fit: str
+    files: Sequence[Path], hashes: Sequence[bytes], size: tuple[int, int], pixel_format: scan.PixelFormat, fit: str
 ) -> LazyImages:
-    like = (kind.dtype, 0.0, 1.0 if kind.scaled else 0.0)
-    alone = threading.Lock()  # decoding has threads of its own
+    """Returns images that are decoded when they are read, and checked against their hashes."""
+    like = (pixel_format.dtype, 0.0, 1.0 if pixel_format.scaled else 0.0)
+    lock = threading.Lock()  # one call at a time, since decoding has threads of its own
 
     def read(indices: np.ndarray) -> np.ndarray:
         chosen = [files[i] for i in indices.tolist()]
-        with alone:
-            found, _, problems, _ = image_files.decode_files(chosen, *size, kind.channels, fit, False, like)
+        with lock:
+            found, _, problems, _ = image_files.decode_files(chosen, *size, pixel_format.channels, fit, False, like)
         if problems:
-            raise UserError(f"{problems[0][0]} could be read at the start and cannot be now: {problems[0][1]}")
-        return _checked(found, [hashes[i] for i in indices], list(map(decode.shown, chosen)))
+            raise UserError(f"{problems[0][0]} could be read at the start but no longer can: {problems[0][1]}")
+        return _unchanged(found, [hashes[i] for i in indices], list(map(decode.shown, chosen)))
 
-    return LazyImages(read, (len(files), *size, kind.channels), np.dtype(kind.dtype), keep=True)
+    return LazyImages(read, (len(files), *size, pixel_format.channels), np.dtype(pixel_format.dtype), keep=True)

@@ -1,4 +1,4 @@
-"""One image file as an array: what is decoded how, and the reason in words where it cannot be read."""
+"""Decoding of a single image file, with a readable reason where that is impossible."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import reduction
 
 Span = tuple[float, float] | None
-"""The pixel values that are black and white by the file's type; None for floating point and 32-bit integers."""
+"""Pixel values (black, white) that the file's type implies; None for floating point and 32-bit integers."""
 MAX_PIXELS = 64_000_000
 # Pillow holds a pointer for each row.
 MAX_SIDE = 1_000_000
-# From here on a file is read at reduced size where the wanted one is known, and one such file at a time.
+# Larger files are decoded one at a time, and at a reduced size where the target size is known.
 LARGE = 4_000_000
-# Their decoders need 16, 6 and up to 12 bytes a pixel, where the others do with 4.
+# These decoders need 16, 6 and up to 12 bytes a pixel; all others need 4.
 _MAX_PIXELS_OF = {"WebP": 12_000_000, "progressive JPEG": 40_000_000, "TIFF in one piece": 24_000_000}
 
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM")
@@ -36,33 +36,34 @@ _large_files = threading.Lock()
 
 
 Source = str | Path | io.BytesIO
-"""An image file: its name, or what is in it."""
+"""An image file: its path, or its content."""
 
 
 def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple[np.ndarray, Span]:
     """Reads the first image of a PNG, JPEG, BMP, TIFF, WebP, GIF or PNM file.
 
-    The type is told from the content, not from the name. EXIF orientation is applied; alpha is composited over black;
-    palettes, CMYK and other colour spaces become RGB, a palette of greys grey; 1 bit becomes 0 and 255; 12-bit grey is
-    spread over 16 bits. 16-bit colour comes as its upper 8 bits, which is all that Pillow gives.
+    The file type is determined by the content, not by the name. EXIF orientation is applied, and alpha is composited
+    over black. Palettes, CMYK and other colour spaces become RGB, and palettes of greys become grey. One-bit images
+    become 0 and 255, and 12-bit grey is scaled to 16 bits. Of 16-bit colour only the upper 8 bits are read, since
+    Pillow provides no more.
 
     Args:
-      path: the file.
-      target: (height, width) that it will be resized to; a picture of more than 4 million pixels is then decoded at
-        a fraction of its size, at least twice the target's longer side, which bounds memory and changes little. Of
-        extreme proportions (a short side of less than that, and more than 8 million pixels or 65,536 in the long
-        side) it is brought below these, whatever becomes of the short side.
+      path: Path of the file.
+      target: (height, width) in pixels that the image will be resized to. An image of more than 4 million pixels is
+        then decoded at a fraction of its size, at least twice the target's longer side, which bounds memory and
+        changes little. An elongated image (a shorter side below that, and more than 8 million pixels or 65,536
+        pixels along the longer side) is reduced below these limits, however short its shorter side becomes.
 
     Returns:
-      `[h, w, c]`, c 1 or 3, uint8, uint16 or float32, and the values that are black and white by its type
-      ((0, 255), (0, 65535)), or None for floating point and 32-bit integers.
+      Pixels `[h, w, c]` with c = 1 or 3, uint8, uint16 or float32; and (black, white) as implied by the type,
+      (0, 255) or (0, 65535), or None for floating point and 32-bit integers.
 
     Raises:
-      UserError: one line that starts with what is wrong: no such file, a directory, permission denied, empty, not an
-        image, damaged, more than 64 million pixels (WebP 12, progressive JPEG 40, TIFF compressed in one piece 24)
-        or 1 million in a side.
+      UserError: The file does not exist, is a directory, may not be read, is empty, is not an image, is damaged, or
+        has more than 64 million pixels (WebP: 12, progressive JPEG: 40, TIFF compressed in one piece: 24) or more
+        than 1 million pixels along a side. The message is one line that starts with the reason.
     """
-    with quiet():
+    with ignore_warnings():
         try:
             return read_source(path, target)
         except UserError as error:
@@ -70,46 +71,51 @@ def read_image(path: str | Path, target: tuple[int, int] | None = None) -> tuple
 
 
 def image_size(path: Source) -> tuple[int, int] | None:
-    """Returns (height, width) from the header, as stored; None if it cannot be read."""
+    """Returns the stored (height, width) in pixels from an image's header, or None if it cannot be read."""
     from PIL import Image
 
     try:
-        with quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with ignore_warnings(), _open(path) as file, Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width
     except Exception:
         return None
 
 
 def image_header(path: str | Path) -> tuple[int, int, str] | None:
-    """Returns (height, width, Pillow's mode) from the header, as stored; None if it cannot be read."""
+    """Returns the stored (height, width, Pillow mode) from an image's header, or None if it cannot be read."""
     from PIL import Image
 
     try:
-        with quiet(), _opened(path) as file, Image.open(file, formats=_FORMATS) as image:
+        with ignore_warnings(), _open(path) as file, Image.open(file, formats=_FORMATS) as image:
             return image.height, image.width, image.mode
     except Exception:
         return None
 
 
 def shown(path: Any) -> str:
-    """Returns a printable form of a path, whatever bytes are in its name."""
+    """Returns a printable form of a path, whatever bytes its name contains."""
     return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Ignores warnings; used around a pool, never inside its threads, since filters belong to the process."""
+def ignore_warnings() -> Iterator[None]:
+    """Ignores warnings within a block.
+
+    Warning filters belong to the whole process: use this around a pool of threads, never inside its threads.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def reason_of(error: OSError) -> str:
+    """Returns the reason for an operating-system error as a lower-case phrase, such as "permission denied"."""
     known = {errno.ENOENT: "no such file", errno.EACCES: "permission denied", errno.ELOOP: "a loop of symbolic links"}
     return known.get(error.errno or 0) or (error.strerror or str(error)).lower()
 
 
-def _opened(path: Source) -> IO[bytes]:
+def _open(path: Source) -> IO[bytes]:
+    """Opens an image file for reading, or raises a UserError that says why that is impossible."""
     if isinstance(path, io.BytesIO):
         if not path.getbuffer().nbytes:
             raise UserError("empty file (0 bytes)")
@@ -132,9 +138,10 @@ def _opened(path: Source) -> IO[bytes]:
 
 
 def read_source(path: Source, target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
+    """Reads an image from a path or from its content; otherwise as `read_image`, but errors do not name the file."""
     from PIL import Image, UnidentifiedImageError
 
-    with _opened(path) as file:
+    with _open(path) as file:
         try:
             is_image = bool(_MAGIC.match(file.read(16)))
             file.seek(0)
@@ -145,58 +152,60 @@ def read_source(path: Source, target: tuple[int, int] | None) -> tuple[np.ndarra
             number = re.search(r"\d+", str(error))
             raise _too_large(int(number[0]) if number else 2 * MAX_PIXELS) from None
         except UnidentifiedImageError:
-            what = "damaged image: its header cannot be read" if is_image else "not an image"
-            raise UserError(f"{what} (expected PNG, JPEG, BMP, TIFF, WebP, GIF or PNM)") from None
+            reason = "damaged image: its header cannot be read" if is_image else "not an image"
+            raise UserError(f"{reason} (expected PNG, JPEG, BMP, TIFF, WebP, GIF or PNM)") from None
         except MemoryError:
-            raise UserError("out of memory while it was decoded") from None
+            raise UserError("out of memory while decoding") from None
         except Exception as error:
-            # Pillow's readers raise almost anything on damaged files: struct.error, SyntaxError, KeyError, ...
+            # Pillow raises almost any exception for damaged files: struct.error, SyntaxError, KeyError, ...
             if isinstance(error, OSError) and error.errno:
                 raise UserError(reason_of(error)) from None
             detail = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"damaged image: {detail[:200]}") from None
 
 
-def _too_large(pixels: int, size: str = "", most: int = MAX_PIXELS, kind: str = "") -> UserError:
-    limit = f"at most {most // 10**6} million are read{kind and ' of ' + kind}"
-    return UserError(f"too large: {size}{pixels / 1e6:.0f} million pixels, {limit}")
+def _too_large(pixels: int, size: str = "", limit: int = MAX_PIXELS, kind: str = "") -> UserError:
+    """Returns the error for an image with more pixels than the limit of its kind."""
+    allowed = f"the limit{kind and ' for ' + kind} is {limit // 10**6} million"
+    return UserError(f"too large: {size}{pixels / 1e6:.0f} million pixels; {allowed}")
 
 
 def _decode(file: IO[bytes], target: tuple[int, int] | None) -> tuple[np.ndarray, Span]:
+    """Decodes an open image file as `read_image` describes."""
     from PIL import Image
 
     image = Image.open(file, formats=_FORMATS)
     pixels, progressive = image.width * image.height, "progressive" in image.info
     tags = getattr(image, "tag_v2", {})
     kind = "progressive JPEG" if progressive else "WebP" if image.format == "WEBP" else _kind_of_tiff(image, tags)
-    most = _MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+    limit = _MAX_PIXELS_OF.get(kind, MAX_PIXELS)
     if max(image.size) > MAX_SIDE:
-        raise UserError(f"too large: {image.width} x {image.height}, at most {MAX_SIDE:,} pixels a side are read")
-    if pixels > most:
-        raise _too_large(pixels, f"{image.width} x {image.height}, ", most, kind)
+        raise UserError(f"too large: {image.width} x {image.height}; the limit is {MAX_SIDE:,} pixels along a side")
+    if pixels > limit:
+        raise _too_large(pixels, f"{image.width} x {image.height}, ", limit, kind)
     side = 2 * max(target) if target and pixels > LARGE else 0
     if side:
-        image.draft(None, (side, side))  # JPEG is decoded at 1/2, 1/4 or 1/8; nothing happens to other formats
+        image.draft(None, (side, side))  # decodes JPEG at 1/2, 1/4 or 1/8; has no effect on other formats
     large = image.width * image.height > LARGE or (progressive and pixels > LARGE)
     bits, inverted = tags.get(258), tags.get(262) == 0
     with _large_files if large else contextlib.nullcontext():
         image.load()
-        step = reduction.step(image.size, side) if side else 1
-        array = _pixels(image) if step < 2 else reduction.reduced(image, step, _pixels)
-    array, span = _depth(array, image.format or "", bits, inverted)
+        factor = reduction.reduction_factor(image.size, side) if side else 1
+        array = _pixels(image) if factor < 2 else reduction.average_blocks(image, factor, _pixels)
+    array, span = _normalise_depth(array, image.format or "", bits, inverted)
     return np.ascontiguousarray(_upright(array, image)), span
 
 
 def _pixels(image: Any) -> np.ndarray:
-    """Returns a loaded Pillow image as `[h, w, c]`, c 1 or 3: uint8, uint16, int32 or float32."""
+    """Returns a loaded Pillow image as `[h, w, c]` with c = 1 or 3: uint8, uint16, int32 or float32."""
     mode = image.mode
     if mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)[..., None]
     if mode in ("I", "F"):
         return np.asarray(image)[..., None]
     if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        both = np.asarray(image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA"))
-        colour, alpha = both[..., :-1].astype(np.uint16), both[..., -1:]
+        with_alpha = np.asarray(image.convert("LA" if mode in ("1", "L", "LA", "La") else "RGBA"))
+        colour, alpha = with_alpha[..., :-1].astype(np.uint16), with_alpha[..., -1:]
         return ((colour * alpha + 127) // 255).astype(np.uint8)
     if mode not in ("L", "RGB"):
         palette = np.array(image.getpalette() or [0, 1, 2]).reshape(-1, 3)
@@ -206,30 +215,32 @@ def _pixels(image: Any) -> np.ndarray:
 
 
 def _kind_of_tiff(image: Any, tags: Any) -> str:
-    """Returns the name of the limit of a compressed TIFF with very large strips or tiles."""
+    """Returns the key in `_MAX_PIXELS_OF` for a compressed TIFF of very large strips or tiles, otherwise ""."""
     if image.format != "TIFF" or tags.get(259, 1) == 1:
         return ""
     width, height = tags.get(322, image.width), tags.get(323, tags.get(278, image.height))
     return "TIFF in one piece" if width * min(height, image.height) > LARGE else ""
 
 
-def _depth(array: np.ndarray, form: str, bits: Any, inverted: bool) -> tuple[np.ndarray, Span]:
+def _normalise_depth(array: np.ndarray, file_format: str, bits: Any, inverted: bool) -> tuple[np.ndarray, Span]:
+    """Converts decoded pixels to uint8, uint16 or float32 and returns them with (black, white)."""
     if array.dtype == np.uint8:
         return array, (0.0, 255.0)
-    if array.dtype == np.int32 and form in ("PNG", "PPM"):  # their 16 bits, as some versions of Pillow give them
+    if array.dtype == np.int32 and file_format in ("PNG", "PPM"):  # 16 bits, as some versions of Pillow return them
         array = array.astype(np.uint16)
     if array.dtype == np.uint16:
         if bits == (12,):
             array = array << 4 | array >> 8
-        # Pillow leaves 16-bit TIFF with "white is zero" as it is, where it turns 8-bit round.
+        # Pillow inverts 8-bit TIFF files with "white is zero", but not 16-bit ones.
         return (65535 - array if inverted else array), (0.0, 65535.0)
     return array.astype(np.float32), None
 
 
 def _upright(array: np.ndarray, image: Any) -> np.ndarray:
+    """Rotates and mirrors an array as the image's EXIF orientation asks for."""
     try:
         orientation = image.getexif().get(274, 1)
-    except Exception:  # damaged EXIF says nothing about the picture
+    except Exception:  # the image may be intact although its EXIF data are damaged
         return array
     turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         2: lambda a: a[:, ::-1],

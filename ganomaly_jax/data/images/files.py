@@ -1,6 +1,6 @@
-"""Image files as arrays: what is decoded how, and the reason in words where a file cannot be read.
+"""Decodes many image files in threads and brings them to a common size and type.
 
-Pillow is imported on use. Its warnings never reach the user: what matters is in the reason of a refusal.
+Pillow is imported on use. Its warnings are not shown: the reason why a file cannot be read says what matters.
 """
 
 from __future__ import annotations
@@ -17,25 +17,31 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.images.decode import Source, Span, quiet, read_source, reason_of, shown
+from ganomaly_jax.data.images.decode import Source, Span, ignore_warnings, read_source, reason_of, shown
 from ganomaly_jax.data.images.preprocess import fit_image, to_channels
 
-Decoded = tuple[np.ndarray, Span] | str  # a picture, or the reason why there is none
+Decoded = tuple[np.ndarray, Span] | str
+"""An image with its (black, white), or the reason why the file cannot be read."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ENDINGS = frozenset(".png .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm".split())  # noqa: SIM905
-# Threads that decode: Pillow lets go of the interpreter meanwhile. No more, since each holds a picture in full size.
+# Threads that decode; Pillow releases the interpreter lock. Limited, since each holds an image at full size.
 WORKERS = min(8, os.cpu_count() or 1)
 
 
 def scan_folder(folder: str | Path, endings: frozenset[str] = ENDINGS) -> tuple[list[Path], int]:
-    """Returns all image files below a folder, sorted, and the number of files skipped (hidden or other `endings`).
+    """Returns all files with certain endings below a folder, sorted, and the number of files skipped.
 
-    Linked folders are entered once, and never where they lead back to the folder or out above it.
+    Hidden files are skipped. Linked folders are entered once, and not if they lead to the folder itself or to one that
+    contains it.
+
+    Args:
+      folder: Folder to search.
+      endings: File name endings to include, lower case with the dot.
 
     Raises:
-      UserError: a folder that may not be listed.
+      UserError: A folder may not be listed.
     """
 
     def refuse(error: OSError) -> None:
@@ -58,7 +64,7 @@ def scan_folder(folder: str | Path, endings: frozenset[str] = ENDINGS) -> tuple[
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Returns the files of `scan_folder`."""
+    """Returns all image files below a folder, sorted; errors as `scan_folder`."""
     return scan_folder(folder)[0]
 
 
@@ -71,35 +77,36 @@ def decode_files(
     progress: bool = False,
     like: tuple[str, float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
-    """Decodes files in threads, in order; a file that cannot be used is reported and stops nothing.
+    """Decodes files in threads, in order; files that cannot be read are reported instead of raising an error.
 
-    The images share one type. With `like`, that one; else uint8 where all are, uint16 where all are, float32 as stored
-    where all are floating point, and otherwise float32 with black 0 and white 1. Floating point among integers has no
-    common scale and is refused, file by file.
+    The images share one type. By default it is uint8 if all files are, uint16 if all files are, float32 as stored if
+    all are floating point, and otherwise float32 with black at 0 and white at 1. Floating-point files among integer
+    ones have no common scale with them and are reported as unreadable.
 
     Args:
-      paths: n files.
-      height: pixels of the result.
-      width: pixels of the result.
-      channels: of the result; 0: 3 where any image has colour, otherwise 1.
+      paths: The n files.
+      height: Height of the result in pixels.
+      width: Width of the result in pixels.
+      channels: Channels of the result; 0: 3 if any image has colour, otherwise 1.
       fit: `stretch` or `letterbox`, see `preprocess.fit_image`.
-      progress: show a bar on standard error.
-      like: (type, low, high) of the data that a detector was trained on: `("uint8", 0, 255)`.
+      progress: Whether to show a progress bar on standard error.
+      like: (type, low, high) of the images that a detector was trained on, such as `("uint8", 0, 255)`; the result
+        has this type.
 
     Returns:
-      images `[m, height, width, channels]`, the indices into `paths` that they belong to, int64 `[m]`, (path, reason)
-      of each of the n - m others, and black and white of the common type, None for floating point as stored.
+      Images `[m, height, width, channels]`; their indices into `paths`, int64 `[m]`; (path, reason) of each of the
+      n - m other files; and (black, white) of the common type, None for floating point as stored.
     """
-    with contextlib.closing(read_ahead(lambda path: decoded(path, height, width, fit), paths)) as read:
-        return together(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
+    with contextlib.closing(read_ahead(lambda path: decode_file(path, height, width, fit), paths)) as read:
+        return stack_decoded(paths, list(progress_bar(read, len(paths), progress)), height, width, channels, like)
 
 
 def decode_each(paths: Sequence[str | Path], height: int, width: int, fit: str) -> Generator[Decoded, None, None]:
-    """Decodes each file separately, fitted, in its own dtype and channels: (image, black and white), or the reason.
+    """Yields `decode_file` of each file: fitted to the size, with its own type and channels.
 
-    Close it as `read_ahead`.
+    Close the iterator as that of `read_ahead`.
     """
-    return read_ahead(lambda path: decoded(path, height, width, fit), paths)
+    return read_ahead(lambda path: decode_file(path, height, width, fit), paths)
 
 
 def decode_blocks(
@@ -112,44 +119,53 @@ def decode_blocks(
     like: tuple[str, float, float] | None = None,
     workers: int = WORKERS,
 ) -> Generator[tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span], None, None]:
-    """Yields `decode_files` of each `block` files, decoding as many ahead.
+    """Yields `decode_files` of every `block` files while the next ones are decoded.
 
-    A block has its own common type, and its indices begin at 0. Close it as `read_ahead`.
+    Each block has its own common type, and its indices begin at 0. Close the iterator as that of `read_ahead`.
     """
-    with contextlib.closing(read_ahead(lambda path: decoded(path, height, width, fit), paths, block, workers)) as read:
+    with contextlib.closing(
+        read_ahead(lambda path: decode_file(path, height, width, fit), paths, block, workers)
+    ) as read:
         for i in range(0, len(paths), block):
-            yield together(paths[i : i + block], list(itertools.islice(read, block)), height, width, channels, like)
+            yield stack_decoded(
+                paths[i : i + block], list(itertools.islice(read, block)), height, width, channels, like
+            )
 
 
 def read_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 256, workers: int = WORKERS
 ) -> Generator[Result, None, None]:
-    """Yields `function` of each item in order, computed in threads ahead; a single item without threads.
+    """Yields a function's result for each item in order, computed ahead in threads; a single item without threads.
 
-    At most `ahead` items are begun or done and not yet taken, so that memory does not grow with their number. What
-    `function` raises is raised at its item's place. The threads end with the iterator: whoever may leave it early
-    closes it (`contextlib.closing`), which waits for the items in work. Until then no warning is shown.
+    Exceptions are raised at the place of their item. The threads end with the iterator: close it if it may be left
+    early (`contextlib.closing`), which waits for the items being computed. Until then no warnings are shown.
+
+    Args:
+      function: Function of an item.
+      items: The items.
+      ahead: Most items that are computed, or being computed, and not yet taken; it bounds memory.
+      workers: Number of threads.
     """
     rest = iter(items)
     first = list(itertools.islice(rest, 2))
-    if len(first) < 2:  # nothing to work out meanwhile: a thread would cost more than a small file
-        with quiet():
+    if len(first) < 2:  # nothing to compute ahead: a thread would cost more than a small file
+        with ignore_warnings():
             yield from map(function, first)
         return
     rest = itertools.chain(first, rest)
-    with quiet(), ThreadPoolExecutor(workers, "read") as pool:
+    with ignore_warnings(), ThreadPoolExecutor(workers, "read") as pool:
         try:
-            begun = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, ahead))
-            while begun:
-                done = begun.popleft().result()
-                begun.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
-                yield done
+            pending = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, ahead))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
+                yield result
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def decoded(path: Source, height: int, width: int, fit: str) -> Decoded:
-    """Decodes one image file to [height, width, c] with its black and white, or says why it cannot be read."""
+def decode_file(path: Source, height: int, width: int, fit: str) -> Decoded:
+    """Decodes one image file to `[height, width, c]` with its (black, white), or returns why it cannot be read."""
     try:
         array, span = read_source(path, (height, width))
         return fit_image(array, height, width, 0, fit), span
@@ -157,58 +173,70 @@ def decoded(path: Source, height: int, width: int, fit: str) -> Decoded:
         return str(error)
 
 
-def together(
+def stack_decoded(
     paths: Sequence[str | Path],
-    read: Sequence[Decoded],
+    decoded: Sequence[Decoded],
     height: int,
     width: int,
     channels: int,
     like: tuple[str, float, float] | None,
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, str]], Span]:
-    """Returns what `decode_files` does, for files that are decoded."""
-    good = [item for item in read if not isinstance(item, str)]
-    wanted = channels or max((array.shape[2] for array, _ in good), default=1)
-    name, scaled, raw = common_type(good, like)
+    """Converts decoded files to a common type and stacks them; arguments and result as those of `decode_files`."""
+    readable = [item for item in decoded if not isinstance(item, str)]
+    channels = channels or max((array.shape[2] for array, _ in readable), default=1)
+    dtype, scaled, raw = common_type(readable, like)
     images, kept, problems = [], [], []
-    for i, item in enumerate(read):
+    for i, item in enumerate(decoded):
         try:
             if isinstance(item, str):
                 raise UserError(item)
-            images.append(to_channels(as_type(*item, name, scaled, raw), wanted))
+            images.append(to_channels(convert_type(*item, dtype, scaled, raw), channels))
             kept.append(i)
         except UserError as error:
             problems.append((shown(paths[i]), str(error)))
-    stacked = np.stack(images) if images else np.empty((0, height, width, wanted), np.dtype(name))
-    white = 1.0 if name == "float32" else float(np.iinfo(name).max)
+    stacked = np.stack(images) if images else np.empty((0, height, width, channels), np.dtype(dtype))
+    white = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
     return stacked, np.array(kept, np.int64), problems, (0.0, white) if scaled else None
 
 
 def common_type(
-    good: Sequence[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None
+    images: Sequence[tuple[np.ndarray, Span]], like: tuple[str, float, float] | None
 ) -> tuple[str, bool, bool]:
-    """Returns the common dtype of all images, whether integers can be scaled to it, and whether floats fit."""
+    """Returns the common dtype of images, whether integer pixels can be scaled to it, and whether floats are taken."""
     if like is not None:
-        # Floating-point data whose range is 0 to 1 have the scale that integers can be brought to; others do not.
+        # Integers can be scaled to floating-point data from 0 to 1, but not to those of any other range.
         return like[0], like[0] != "float32" or tuple(like[1:]) == (0, 1), like[0] == "float32"
-    integers = {array.dtype.name for array, span in good if span is not None}
+    integers = {array.dtype.name for array, span in images if span is not None}
     return (min(integers) if len(integers) == 1 else "float32"), bool(integers), not integers
 
 
-def as_type(array: np.ndarray, span: Span, name: str, scaled: bool, raw: bool) -> np.ndarray:
-    """Converts one image to the result of `common_type`; raises a UserError if that is impossible."""
+def convert_type(array: np.ndarray, span: Span, dtype: str, scaled: bool, raw: bool) -> np.ndarray:
+    """Converts one image to a common type.
+
+    Args:
+      array: Image `[H, W, C]`.
+      span: Its (black, white), None for floating point.
+      dtype: Type of the result, as are `scaled` and `raw` from `common_type`.
+      scaled: Whether integer pixels are scaled to `dtype`.
+      raw: Whether floating-point pixels are kept as stored.
+
+    Raises:
+      UserError: The image has no common scale with the type.
+    """
     if span is None:
         if not raw:
-            raise UserError(f"floating-point or 32-bit pixels where {name} is expected: no common scale")
+            raise UserError(f"floating-point or 32-bit pixels, expected {dtype}: they have no common scale")
         return array
     if not scaled:
-        raise UserError(f"{array.dtype} pixels where floating-point ones are expected: no common scale")
-    if array.dtype == name:
+        raise UserError(f"{array.dtype} pixels, expected floating point: they have no common scale")
+    if array.dtype == dtype:
         return array
     unit = (array.astype(np.float32) - span[0]) / (span[1] - span[0])
-    return unit if name == "float32" else np.rint(unit * np.iinfo(name).max).astype(name)
+    return unit if dtype == "float32" else np.rint(unit * np.iinfo(dtype).max).astype(dtype)
 
 
 def progress_bar(items: Iterator[Any], total: int, progress: bool) -> Iterator[Any]:
+    """Shows a progress bar on standard error while items are taken, if `progress` and tqdm is installed."""
     if not progress:
         return items
     try:

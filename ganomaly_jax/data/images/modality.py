@@ -1,4 +1,4 @@
-"""Images as a modality."""
+"""The modality of images."""
 
 from __future__ import annotations
 
@@ -28,19 +28,28 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Preprocessing of images `[B, H, W, C]`: the range of the training images becomes [-1, 1]."""
+    """Preprocessing of images `[B, H, W, C]`: the range of the training images is scaled to [-1, 1]."""
 
     shape: tuple[int, ...]
+    """(H, W, C)."""
     bounded: bool = False
+    """Whether images may be so large that blocks of them have to be bounded in bytes."""
 
     def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
-        """Returns raw images as the networks take them, float32 in [-1, 1].
+        """Scales raw images to the range of the networks; a pure function.
 
-        The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
-        otherwise span their type; other floating point is taken as being in [-1, 1] already.
+        The type determines the scale. Images of the training images' type are scaled as those were; otherwise uint8
+        and uint16 span their type, and floating point is assumed to be in [-1, 1] already.
+
+        Args:
+          pixels: (dtype, low, high) of the training images.
+          x: Raw images `[B, H, W, C]`.
+
+        Returns:
+          Images `[B, H, W, C]`, float32 in [-1, 1].
 
         Raises:
-          UserError: another type.
+          UserError: The type is none of these.
         """
         import jax.numpy as jnp
 
@@ -56,7 +65,7 @@ class Pixels:
 
 
 class Images:
-    """Images `[H, W, C]` in files, packages or arrays; large ones may be cut into tiles. See `modality.Modality`."""
+    """Images `[H, W, C]` from files, packages or arrays, whole or cut into tiles. See `modality.Modality`."""
 
     name = "images"
     in_time = False
@@ -77,15 +86,15 @@ class Images:
 
     def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
         if isinstance(given, dict):
-            return arrays.images(given, name)
+            return arrays.from_npz(given, name)
         images, labels, classes = (*given, None, None)[:3] if isinstance(given, tuple) else (given, None, None)
         return datasets.from_arrays(images, labels, classes, name=name)
 
     def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
-        return sources.fitted(dataset, settings, shared)
+        return sources.resized(dataset, settings, shared)
 
     def check(self, settings: config.Config) -> None:
-        """Takes everything that a configuration may ask for."""
+        """Accepts every configuration."""
 
     def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
         return splits.split(dataset, settings, seed)
@@ -96,34 +105,35 @@ class Images:
         low, high = datasets.value_range(dataset, split.train)
         if min(height, width) < settings.data.tile:
             raise UserError(
-                f"data.tile={settings.data.tile}: the images are {height}x{width}, expected tiles that lie within them"
+                f"data.tile={settings.data.tile}: tiles are larger than the images, {height}x{width}; set data.tile to "
+                f"{min(height, width)} or less"
             )
         data = dataclasses.replace(settings.data, height=height, width=width, channels=channels, low=low, high=high)
         return Resolved(dataset, split, data, None)
 
     def network_inputs(self, found: Resolved) -> Resolved:
-        """Returns all tiles of the images where there are tiles, each in the part that its image is in.
+        """Replaces images by their tiles, if there are tiles; each tile is in the part of its image.
 
-        Those of the calibration part are in random order, so that the first of them are of many images.
+        Tiles of the calibration part are shuffled, so that the first ones come from many images.
         """
         where = grid(found.data)
         if where is None:
             return found
         dataset, split = found.dataset, found.split
-        several = np.repeat(np.arange(len(dataset.labels)), where.count)
+        owner = np.repeat(np.arange(len(dataset.labels)), where.count)
         tiles = dataclasses.replace(
             dataset,
-            images=tiling.items(dataset.images, where),
-            labels=dataset.labels[several],
-            parts=None if dataset.parts is None else dataset.parts[several],
-            paths=tuple(dataset.paths[i] for i in several),
+            images=tiling.lazy_tiles(dataset.images, where),
+            labels=dataset.labels[owner],
+            parts=None if dataset.parts is None else dataset.parts[owner],
+            paths=tuple(dataset.paths[i] for i in owner),
         )
-        calibration = tiling.of_images(split.calibration, where)
+        calibration = tiling.tile_indices(split.calibration, where)
         parts = dataclasses.replace(
             split,
-            train=tiling.of_images(split.train, where),
+            train=tiling.tile_indices(split.train, where),
             calibration=np.random.default_rng(0).permutation(calibration),
-            test=tiling.of_images(split.test, where),
+            test=tiling.tile_indices(split.test, where),
             labels=np.repeat(split.labels, where.count),
         )
         return dataclasses.replace(found, dataset=tiles, split=parts)
@@ -151,7 +161,7 @@ class Images:
         found = _files(given)
         if found is not None:
             return read_files(found, spec)[0]
-        return _sized(_checked(given, spec), spec)
+        return _resized(_as_pixels(given, spec), spec)
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:
         if isinstance(given, LazyImages):
@@ -159,27 +169,32 @@ class Images:
         found = _files(given)
         if found is not None:
             return file_blocks(found, spec, size, []), len(found)
-        x = _checked(given, spec)
-        return modality.sliced(x, size, lambda block: _sized(block, spec))
+        x = _as_pixels(given, spec)
+        return modality.sliced(x, size, lambda block: _resized(block, spec))
 
 
 def grid(data: config.Data) -> tiling.Grid | None:
-    """Returns the tiles of resolved settings; None: whole images."""
+    """Returns the grid of tiles of resolved settings, or None for whole images."""
     return tiling.grid(data.height, data.width, data.tile, data.overlap) if data.tile else None
 
 
 def read_files(
     paths: Sequence[Any], spec: InputSpec, progress: bool = False
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Reads image files as a detector takes them.
+    """Reads image files as the input of a detector.
+
+    Args:
+      paths: The n files.
+      spec: Input of the detector.
+      progress: Whether to show a progress bar on standard error.
 
     Returns:
-      `[n, H, W, C]` of the training type, and (path, reason) of those that cannot be read. An unreadable one is there
-      as NaN (float32 then), so that it is scored as invalid and keeps its place.
+      Images `[n, H, W, C]` of the training type; and (path, reason) of each file that cannot be read. If there are
+      any, they are NaN and the result is float32, so that they are scored as invalid and keep their place.
     """
     height, width, channels = spec.shape
     read = files.decode_files(paths, height, width, channels, spec.data.fit, progress, spec.pixels)
-    return _placed(*read[:3], spec), read[2]
+    return _with_invalid(*read[:3], spec), read[2]
 
 
 def file_blocks(
@@ -189,34 +204,39 @@ def file_blocks(
     problems: list[tuple[str, str]],
     workers: int = files.WORKERS,
 ) -> Generator[np.ndarray]:
-    """Yields image files as `read_files` has them, in blocks of `size`; what cannot be read is added to `problems`.
+    """Yields image files as `read_files` returns them, in blocks, while threads decode the next blocks.
 
-    While a block is used, `workers` threads decode the next ones.
+    Args:
+      paths: The files.
+      spec: Input of the detector.
+      size: Files in a block.
+      problems: (path, reason) of each file that cannot be read is added to this list.
+      workers: Number of threads.
     """
     height, width, channels = spec.shape
     decoded = files.decode_blocks(paths, size, height, width, channels, spec.data.fit, spec.pixels, workers)
     with contextlib.closing(decoded) as blocks:
         for block in blocks:
             problems.extend(block[2])
-            yield _placed(*block[:3], spec)
+            yield _with_invalid(*block[:3], spec)
 
 
-def _placed(read: np.ndarray, kept: np.ndarray, problems: Sequence[Any], spec: InputSpec) -> np.ndarray:
-    """Images of the training type at their places among those that could not be read."""
+def _with_invalid(read: np.ndarray, kept: np.ndarray, problems: Sequence[Any], spec: InputSpec) -> np.ndarray:
+    """Returns the images that could be read, `[m, H, W, C]` at indices `kept` [m], with NaN in place of the others."""
     if not problems:
         return read
-    whole = np.zeros((len(kept) + len(problems), *read.shape[1:]), read.dtype)
-    whole[kept] = read
-    x = np.array(preprocess.to_unit(whole, spec.low, spec.high)) if spec.dtype != "float32" else whole
+    every = np.zeros((len(kept) + len(problems), *read.shape[1:]), read.dtype)
+    every[kept] = read
+    x = np.array(preprocess.to_unit(every, spec.low, spec.high)) if spec.dtype != "float32" else every
     x[np.setdiff1d(np.arange(len(x)), kept)] = np.nan
     return x
 
 
 def _files(given: Any) -> Sequence[Any] | None:
-    """Returns an image file, a folder or a sequence of files as a sequence; None for images as arrays.
+    """Returns the files of an image file, a folder or a sequence of files, or None for images as arrays.
 
     Raises:
-      UserError: a folder without image files, or nothing that could be images.
+      UserError: A folder holds no image files, or the input cannot be images.
     """
     if isinstance(given, (str, os.PathLike)):
         if not os.path.isdir(given):
@@ -231,40 +251,40 @@ def _files(given: Any) -> Sequence[Any] | None:
     return given if len(given) and isinstance(given[0], (str, os.PathLike)) else None
 
 
-def _checked(given: Any, spec: InputSpec) -> np.ndarray:
-    """Images as an array of the detector's type and channels; of any size."""
+def _as_pixels(given: Any, spec: InputSpec) -> np.ndarray:
+    """Returns images as an array of the detector's type and channels but of any size, or raises a UserError."""
     try:
         x = np.asarray(given)
     except ValueError:
         raise UserError("images of different shapes: expected an array, or image files, which are resized") from None
     height, width, channels = spec.shape
-    if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not one image [H, W, 1]
+    if x.ndim == 3 and channels == 1 and x.shape[-1] > 1:  # not a single image [H, W, 1]
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] != channels or not x.size:
         raise UserError(
             f"images of shape {x.shape}: expected [B, {height}, {width}, {channels}], B at least 1, the shape that "
-            "this detector was trained on (other sizes are resized, other numbers of channels are not guessed)"
+            "this detector was trained on (other sizes are resized, other numbers of channels are not converted)"
         )
     if x.dtype.kind == "f" and x.dtype != spec.dtype:
         x = x.astype(np.float32)
-        # Not a NaN: that is the image's own fault and becomes a verdict.
+        # NaN passes: such an image gets the verdict `invalid`.
         if spec.dtype != "float32" and (np.abs(x) > 1).any():
             raise UserError(
-                f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: expected [-1, 1]; this detector "
-                f"was trained on {spec.dtype} images, pass those or scale as 2 * (x - low) / (high - low) - 1"
+                f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: expected [-1, 1]. This detector "
+                f"was trained on {spec.dtype} images: pass such images, or scale by 2 * (x - low) / (high - low) - 1"
             )
     elif x.dtype.kind == "u" and spec.dtype == "float32":
         raise UserError(
-            f"images of type {x.dtype}: expected floating point from {spec.low:g} to {spec.high:g}, as in training; "
-            "what other pixels mean in that range is not known"
+            f"images of type {x.dtype}: expected floating point from {spec.low:g} to {spec.high:g}, as in training: "
+            "the scale of integer pixels in that range is not known"
         )
     elif x.dtype.kind not in "uf":
         raise UserError(f"images of type {x.dtype}: expected {spec.dtype}, as in training, or floating point")
     return x
 
 
-def _sized(x: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Images at the size of the network, resized by threads, as files are decoded."""
+def _resized(x: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Resizes images to the size of the network in threads, exactly as files are."""
     if x.shape[1:] == spec.shape:
         return x
     height, width, channels = spec.shape

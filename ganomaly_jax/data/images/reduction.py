@@ -1,4 +1,4 @@
-"""Large pictures averaged down piece by piece, so that no second copy in full size exists."""
+"""Averages large images down piece by piece, so that no second copy at full size is needed."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from typing import Any
 
 import numpy as np
 
-# What a picture of extreme proportions is brought down to, whatever becomes of its short side.
-MOST_PIXELS, LONGEST = 8_000_000, 2**16
-# Pixels a side that are read at once.
+# Limits that an elongated image is reduced to, however short its shorter side becomes.
+MAX_PIXELS, MAX_SIDE = 8_000_000, 2**16
+# Side, in pixels, of the pieces that are averaged one after another.
 _PIECE = 512
 
 
-def step(size: tuple[int, int], side: int) -> int:
-    """Returns the factor by which a picture of size (width, height) is reduced on both sides.
+def reduction_factor(size: tuple[int, int], side: int) -> int:
+    """Returns the factor by which both sides of an image are reduced.
 
-    Its shorter side stays `side` pixels or more, unless the picture would be larger than `MOST_PIXELS` or `LONGEST`.
+    Args:
+      size: (width, height) of the image in pixels.
+      side: Pixels that the shorter side keeps at least, unless the reduced image would exceed `MAX_PIXELS` or
+        `MAX_SIDE`.
     """
-    least = math.ceil(math.sqrt(size[0] * size[1] / MOST_PIXELS)), -(-max(size) // LONGEST)
+    least = math.ceil(math.sqrt(size[0] * size[1] / MAX_PIXELS)), -(-max(size) // MAX_SIDE)
     return max(min(size) // side, *least)
 
 
-def reduced(image: Any, step: int, pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
-    """Averages a loaded Pillow image over blocks of about step x step pixels, at least one block per side.
+def average_blocks(image: Any, factor: int, pixels: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """Averages a loaded Pillow image over blocks of about factor x factor pixels.
 
-    `pixels` makes `[h, w, c]` of an image; the result is of its type, integers are rounded.
+    Args:
+      image: Image of size (width, height).
+      factor: Reduction of both sides; each side keeps at least one block.
+      pixels: Converts a Pillow image to an array `[h, w, c]`.
+
+    Returns:
+      The means `[height // factor, width // factor, c]`, of the type that `pixels` returns; integers are rounded.
     """
-    across, down = (np.linspace(0, side, max(side // step, 1) + 1).round().astype(int) for side in image.size)
-    at_once = max(_PIECE // step, 1)
+    across, down = (np.linspace(0, side, max(side // factor, 1) + 1).round().astype(int) for side in image.size)
+    at_once = max(_PIECE // factor, 1)
 
     def piece(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         part = pixels(image.crop((int(x[0]), int(y[0]), int(x[-1]), int(y[-1]))))

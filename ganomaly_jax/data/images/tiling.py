@@ -1,6 +1,6 @@
-"""Large images as overlapping tiles: where they lie, cutting and putting together. Pure; cutting is for NumPy and JAX.
+"""Cuts large images into overlapping tiles and joins tiles to images.
 
-Tiles are named by row and column of a regular grid, and numbered row by row.
+The functions are pure. Tiles lie on a regular grid and are numbered row by row.
 """
 
 from __future__ import annotations
@@ -18,37 +18,54 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Square tiles of an image of height x width: the tops and lefts of their rows and columns, in pixels."""
+    """Positions of the square tiles of an image, in pixels."""
 
     height: int
+    """Height of the image."""
     width: int
+    """Width of the image."""
     side: int
+    """Side of a tile."""
     tops: tuple[int, ...]
+    """Top edge of each row of tiles."""
     lefts: tuple[int, ...]
+    """Left edge of each column of tiles."""
 
     @property
     def count(self) -> int:
-        """Tiles of one image."""
+        """Returns the number of tiles in an image."""
         return len(self.tops) * len(self.lefts)
 
 
 def starts(length: int, side: int, step: int) -> tuple[int, ...]:
-    """Returns the starts of tiles along `length` pixels, every `step`, the last flush with the end."""
+    """Returns where tiles begin along `length` pixels: every `step` pixels, and the last one flush with the end."""
     return (*range(0, length - side, step), length - side)
 
 
 def grid(height: int, width: int, side: int, overlap: float) -> Grid:
-    """Returns the tiles of an image of height x width, each of at least `side`.
+    """Returns the grid of tiles that covers an image.
 
-    `overlap` of neighbours: below 1 a share of the side, otherwise pixels, less than the side; next to the lower and
-    right border it may be more, so that every pixel lies in a tile and none beyond the image.
+    Args:
+      height: Height of the image in pixels, at least `side`.
+      width: Width of the image in pixels, at least `side`.
+      side: Side of the square tiles in pixels.
+      overlap: Overlap of neighbours: a fraction of the side if below 1, otherwise pixels, fewer than `side`. It may be
+        larger at the bottom and right borders, so that the tiles cover every pixel and stay within the image.
     """
     step = max(side - round(overlap * side if overlap < 1 else overlap), 1)
     return Grid(height, width, side, starts(height, side, step), starts(width, side, step))
 
 
 def cut(x: Any, where: Grid) -> Any:
-    """Cuts images `[..., height, width, C]` into tiles `[..., n, side, side, C]`, with NumPy or JAX as they are."""
+    """Cuts images into tiles.
+
+    Args:
+      x: Images `[..., height, width, C]`, a NumPy or JAX array.
+      where: Grid of n tiles.
+
+    Returns:
+      Tiles `[..., n, side, side, C]`, an array of the same library.
+    """
     if isinstance(x, np.ndarray):
         xp: Any = np
     else:
@@ -60,7 +77,15 @@ def cut(x: Any, where: Grid) -> Any:
 
 
 def stitch(tiles: Array, where: Grid) -> Array:
-    """Images `[B, height, width, C]` float32 of tiles `[B, n, side, side, C]`, their mean where they overlap. Pure."""
+    """Joins tiles to images by averaging where they overlap; a pure function.
+
+    Args:
+      tiles: Tiles `[B, n, side, side, C]`.
+      where: Grid of n tiles.
+
+    Returns:
+      Images `[B, height, width, C]`, float32.
+    """
     import jax.numpy as jnp
 
     side, (batch, *_, channels) = where.side, tiles.shape
@@ -72,22 +97,27 @@ def stitch(tiles: Array, where: Grid) -> Array:
     whole = jnp.zeros((batch, where.height, where.width, channels), jnp.float32)
     for k, top in enumerate(where.tops):
         whole = whole.at[:, top : top + side].add(across[:, k])
-    times = _times(where.height, where.tops, side)[:, None] * _times(where.width, where.lefts, side)
-    return whole / times[None, :, :, None]
+    cover = _cover(where.height, where.tops, side)[:, None] * _cover(where.width, where.lefts, side)
+    return whole / cover[None, :, :, None]
 
 
-def _times(length: int, begins: tuple[int, ...], side: int) -> np.ndarray:
+def _cover(length: int, begins: tuple[int, ...], side: int) -> np.ndarray:
     """Returns the number of tiles that cover each pixel along one side, float32 `[length]`."""
-    times = np.zeros(length, np.float32)
+    cover = np.zeros(length, np.float32)
     for begin in begins:
-        times[begin : begin + side] += 1
-    return times
+        cover[begin : begin + side] += 1
+    return cover
 
 
-def items(images: Images, where: Grid) -> LazyImages:
-    """Returns all tiles of images `[N, height, width, C]` as a data set, cut when read.
+def lazy_tiles(images: Images, where: Grid) -> LazyImages:
+    """Returns the tiles of all images, cut when they are read.
 
-    Tile k of image i is at i * n + k.
+    Args:
+      images: Images `[N, height, width, C]`.
+      where: Grid of n tiles.
+
+    Returns:
+      Tiles `[N * n, side, side, C]`; tile k of image i is at i * n + k.
     """
     side, count = where.side, where.count
 
@@ -106,10 +136,10 @@ def items(images: Images, where: Grid) -> LazyImages:
     return LazyImages(read, (len(images) * count, side, side, images.shape[3]), np.dtype(images.dtype), keep)
 
 
-# Images that are held at once while tiles of them are cut.
+# Images that are held in memory at once while tiles are cut from them.
 _AT_ONCE = 16
 
 
-def of_images(indices: np.ndarray, where: Grid) -> np.ndarray:
-    """Returns the positions in `items` of all tiles of the images at `indices` [n]: int64 [n * count]."""
+def tile_indices(indices: np.ndarray, where: Grid) -> np.ndarray:
+    """Returns the positions in `lazy_tiles` of all tiles of some images: int64 `[n * count]` for indices `[n]`."""
     return (indices[:, None] * where.count + np.arange(where.count)).ravel()
