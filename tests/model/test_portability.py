@@ -313,7 +313,10 @@ def test_convolutions_are_the_backends_own(lowered):
         if name == SCORER:
             statistics = program.arguments[0].get("statistics", {})
             wanted += spatially(one["kernel"].shape for one in statistics.values() if "kernel" in one)  # patches
-            assert forward == wanted, platform
+            if jax.__version_info__ < (0, 11):
+                assert forward == wanted, platform
+            else:  # What no output needs, such as the second encoder of a score that reads z alone, is left out.
+                assert forward <= wanted and set(forward) == set(wanted), platform
         else:
             assert forward >= wanted, platform
             assert gradients >= wanted, platform
