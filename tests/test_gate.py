@@ -77,4 +77,4 @@ def test_its_tests_exist_and_its_versions_are_the_packages():
     named = set(re.findall(r"tests/[\w/.]*\w", text))
     assert len(named) > 8 and not [name for name in named if not (ROOT / name).exists()]
     classifiers = set(re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text(encoding="utf-8")))
-    assert set(re.findall(r"^(?:newest|between|first)=(3\.\d+)", text, re.MULTILINE)) == classifiers
+    assert set(re.findall(r"^(?:newest|between|oldest)=(3\.\d+)", text, re.MULTILINE)) == classifiers
