@@ -19,7 +19,7 @@ from tests.training.test_resolve_once import SMALL
 
 PACKAGE = str(Path(ganomaly_jax.__file__).parent)
 NAMELESS = ("<lambda>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>")
-DECODED, JOINED = "data.images.decode._decode", "data.images.files.together"
+DECODED, JOINED = "data.images.decode._decode", "data.images.files.stack_decoded"
 ON_DEVICE, SCALED, LOSS = "parallel.sharding.shard_rows", "data.images.preprocess.to_unit", "model.losses.l1"
 STARTED, SCORED = "scoring.scorer.Scorer._started", "scoring.inference.scored"
 VERDICT = "scoring.calibration.verdicts"
