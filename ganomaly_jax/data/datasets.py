@@ -1,4 +1,4 @@
-"""A set of images with its classes, how it is split, and in which order a training walks it. NumPy only."""
+"""Data sets: items with their labels, classes and parts. NumPy only."""
 
 from __future__ import annotations
 
@@ -17,59 +17,60 @@ from ganomaly_jax.data.lazy import Images
 
 NORMAL_WORDS = ("normal", "good", "ok", "benign", "0")
 ANOMALOUS_WORDS = ("anomalous", "abnormal", "anomaly", "bad", "defect", "defective", "1")
-# Words for the training and the test part of a set.
+# Names of the training part (0) and the test part (1) of a data set.
 PARTS = {"train": 0, "training": 0, "val": 0, "valid": 0, "validation": 0, "test": 1, "testing": 1, "t10k": 1}
-# A part of `Dataset.parts` beside those: images that the source itself has set aside for calibration.
+# A third value of `Dataset.parts`: items that the source has set aside for calibration.
 CALIBRATION = 2
 
 
 class Layout(Protocol):
-    """What only its own modality knows of a data set; beside what is asked here it is opaque to others."""
+    """What a modality stores with its data sets; opaque to everything else but for these properties."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the last axis; empty: none. They count in the content hash."""
+        """Returns the names of the last axis, empty if it has none; part of the content hash."""
 
     @property
     def hashed(self) -> tuple[np.ndarray, ...]:
-        """Arrays that count in the content hash beside items, labels and parts."""
+        """Returns arrays that are part of the content hash, besides items, labels and parts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Items of one size, images or what else `modality` says, and what their source says of them."""
+    """Items of one size with their labels, classes and parts."""
 
     images: Images
-    """`[N, H, W, C]` uint8, uint16 or float32, in memory or read on demand; of other modalities `[N, ...]`."""
+    """Images `[N, H, W, C]`, uint8, uint16 or float32, in memory or read on demand; `[N, ...]` of other modalities."""
     labels: np.ndarray
-    """`[N]` int64, indices into `classes`."""
+    """Indices into `classes`, int64 `[N]`."""
     classes: tuple[str, ...]
+    """Names of the classes."""
     normal: frozenset[str] | None
-    """The classes that the source itself calls normal; None: it has classes only, `data.abnormal` must name one."""
+    """Classes that are normal according to the source; None: it does not say, and `data.abnormal` must name one."""
     parts: np.ndarray | None
-    """`[N]` int8, 0 train, 1 test, 2 calibration (of a mixture only); None: the source has no split."""
+    """Part of each item, int8 `[N]`: 0 train, 1 test, 2 calibration (in mixtures only); None: there are no parts."""
     paths: tuple[str, ...]
-    """`[N]` file, or `name[i]` for an array."""
+    """File of each item, or `name[i]` for an array."""
     low: float | None
-    """Pixel value that becomes -1; None, with `high`: fitted by `value_range`."""
+    """Raw value that becomes -1; None (as `high`): fitted by `value_range`."""
     high: float | None
-    """Pixel value that becomes +1."""
+    """Raw value that becomes +1."""
     problems: tuple[tuple[str, str], ...] = ()
     """(path, reason) of each file that could not be read."""
     name: str = "the data"
-    """Where it came from, for messages."""
+    """Name of the data set for messages."""
     digest: str = ""
-    """Its `content_hash`, where the source knows it; it has to go where anything is replaced but the range."""
+    """The `content_hash` if it is known; must be cleared when anything but the range is replaced."""
     notes: tuple[str, ...] = ()
-    """What the user should know of how they were read, a sentence each."""
+    """Notes for the user on how the data were read, a sentence each."""
     modality: str = "images"
-    """The name of what the data are, see `modalities.named`."""
+    """Name of the modality, see `modalities.named`."""
     layout: Layout | None = None
-    """What only that modality knows of them; None: nothing."""
+    """What the modality stores with the data set, if anything."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Names of the last axis of `images`; empty where it has none."""
+        """Returns the names of the last axis of `images`, empty if it has none."""
         return () if self.layout is None else self.layout.feature_names
 
 
@@ -82,21 +83,21 @@ def from_arrays(
     high: float | None = None,
     name: str = "the array",
 ) -> Dataset:
-    """Arrays as a data set, at their own size.
+    """Makes a data set of arrays of images, at their own size.
 
     Args:
-      images: `[N, H, W]` or `[N, H, W, C]`: uint8, uint16, bool (False black, True white) or floating point (as
-        float32). Other integers are taken as uint8 or uint16 where all values fit, else as float32.
-      labels: `[N]` integers, bool or words. Where all that occur are words for normal and anomalous, 0 and 1 among
-        them, they count as such; otherwise they are classes, of which `data.abnormal` picks one. None: all normal.
-      classes: names of the integer labels 0, 1, ...
-      parts: `[N]`, 0 train and 1 test; None: not split.
-      low: pixel value that becomes -1; None: the type's, or for floating point fitted on normal training images.
-      high: pixel value that becomes +1.
-      name: what messages and paths (`name[i]`) call it.
+      images: Images `[N, H, W]` or `[N, H, W, C]`: uint8, uint16, bool (False is black, True is white) or floating
+        point, converted to float32. Other integers become uint8 or uint16 if all values fit, otherwise float32.
+      labels: Labels `[N]`, integers, bool or words. If all are words for normal or anomalous, which include 0 and 1,
+        they are taken as such; otherwise they are classes, and `data.abnormal` names one. None: all normal.
+      classes: Names of the integer labels 0, 1, ...
+      parts: `[N]`, 0 train and 1 test; None: there are no parts.
+      low: Pixel value that becomes -1; None: that of the type, or fitted on normal training images for floating point.
+      high: Pixel value that becomes +1, as `low`.
+      name: Name of the data set for messages and paths (`name[i]`).
 
     Raises:
-      UserError: shapes, types or labels that cannot be used.
+      UserError: Shapes, types or labels cannot be used.
     """
     try:
         array = np.asarray(images)
@@ -117,24 +118,30 @@ def from_arrays(
 
 
 def normal_by_words(names: Iterable[str]) -> frozenset[str] | None:
-    """Returns the names that mean normal, if each is a word for normal or anomalous; None otherwise."""
+    """Returns the names that mean normal if every name means normal or anomalous, otherwise None."""
     if any(plain_word(name) not in NORMAL_WORDS + ANOMALOUS_WORDS for name in names):
         return None
     return frozenset(name for name in names if plain_word(name) in NORMAL_WORDS)
 
 
 def plain_word(name: str) -> str:
-    """Returns the word in the name of a class: `0.Normal` is `normal`."""
+    """Returns the name of a class in lower case without a leading number: `normal` for `0.Normal`."""
     return re.sub(r"^\d+[._ -]+", "", name.strip().lower())
 
 
 def network_size(settings: config.Data, small: bool, own: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Returns (height, width) of the network's input, or with `data.tile` of the images that are cut into tiles.
+    """Returns the size that images are resized to.
 
-    `small`: no image is larger than 32 x 32; `own`: the size that the images have, where that is known.
+    Args:
+      settings: Height, width and side of tiles.
+      small: Whether all images are at most 32 x 32 pixels.
+      own: (height, width) of the images, if known.
+
+    Returns:
+      (height, width) of the network's input, or of the images that are cut into tiles if `settings.tile` is set.
 
     Raises:
-      UserError: there shall be tiles, and no size is known.
+      UserError: Images are to be cut into tiles, and their size is not known.
     """
     if settings.tile and not (settings.height and settings.width):
         if own is None:
@@ -145,10 +152,14 @@ def network_size(settings: config.Data, small: bool, own: tuple[int, int] | None
 
 
 def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
-    """Returns the pixel values that become -1 and +1: the data set's, or the extremes of its images at `train` `[n]`.
+    """Returns (low, high), the pixel values that become -1 and +1.
+
+    Args:
+      dataset: Data set whose range is returned if it is known.
+      train: Indices `[n]` of the training images, whose extremes are returned otherwise.
 
     Raises:
-      UserError: they have to be fitted and all pixels have one value.
+      UserError: The range has to be fitted, and all pixels have the same value.
     """
     if dataset.low is not None and dataset.high is not None:
         return dataset.low, dataset.high
@@ -160,23 +171,23 @@ def value_range(dataset: Dataset, train: np.ndarray) -> tuple[float, float]:
 
 
 def image_hash(image: np.ndarray) -> bytes:
-    """Returns the sha256 of the pixels of one image, little-endian: 32 bytes."""
+    """Returns the SHA-256 of an image's little-endian pixels, 32 bytes."""
     little = np.ascontiguousarray(image.astype(image.dtype.newbyteorder("<"), copy=False))
     return hashlib.sha256(little.reshape(-1).view(np.uint8).data).digest()
 
 
 def check_unchanged(name: str, before: str | None, now: str, advice: str, since: str = "the training") -> None:
-    """Makes sure that data are those that a run was trained on.
+    """Checks that data are still those that a run was trained on.
 
     Args:
-      name: what the message calls the data.
-      before: their `content_hash` at that time; None where it was not recorded, which passes.
-      now: their `content_hash` as they are.
-      advice: a sentence without its full stop that says what to do.
-      since: what happened at that time.
+      name: Name of the data for the message.
+      before: Their recorded `content_hash`; None if it was not recorded, which passes.
+      now: Their present `content_hash`.
+      advice: What to do, a sentence without its full stop.
+      since: When the hash was recorded, for the message.
 
     Raises:
-      UserError: the hashes differ.
+      UserError: The hashes differ.
     """
     if before is not None and before != now:
         raise UserError(
@@ -186,9 +197,11 @@ def check_unchanged(name: str, before: str | None, now: str, advice: str, since:
 
 
 def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str:
-    """Returns the sha256 of images, labels, classes and parts in hexadecimal; equal data give equal hashes anywhere.
+    """Returns the SHA-256 of images, labels, classes and parts in hexadecimal; equal on all machines.
 
-    Images count by their `image_hash` each, which may be given, so that nobody has to have all of them.
+    Args:
+      dataset: The data set.
+      hashes: The `image_hash` of each image; None: computed. No process needs to have all images if they are given.
     """
     if dataset.digest:
         return dataset.digest
@@ -210,6 +223,7 @@ def content_hash(dataset: Dataset, hashes: Iterable[bytes] | None = None) -> str
 
 
 def _pixels(array: np.ndarray, name: str) -> np.ndarray:
+    """Converts images to uint8, uint16 or float32, or raises a UserError if shape or type cannot be used."""
     if array.ndim != 4 or 0 in array.shape:
         raise UserError(f"{name}: images of shape {array.shape}: expected [N, H, W] or [N, H, W, C], none of them 0")
     if array.shape[1] in (1, 3) and array.shape[3] > 4:
@@ -229,17 +243,17 @@ def _pixels(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _labels(labels: Any, classes: Sequence[str] | None, n: int, name: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Returns int64 `[n]` indices and the names they refer to."""
+    """Returns indices of classes, int64 `[n]`, and the names of the classes."""
     if labels is None:
         return np.zeros(n, np.int64), ("normal",)
     try:
         labels = np.asarray(labels)
     except ValueError:
-        raise UserError(f"{name}: the labels differ in length; expected one integer or word an image") from None
+        raise UserError(f"{name}: the labels differ in length; expected one integer or word per image") from None
     if labels.shape == (n, 1):
         labels = labels[:, 0]
     if labels.shape != (n,):
-        raise UserError(f"{name}: labels of shape {labels.shape} for {n} images: expected one label an image")
+        raise UserError(f"{name}: labels of shape {labels.shape} for {n} images: expected one label per image")
     if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and (labels == np.rint(labels)).all()):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iuUS":

@@ -1,4 +1,4 @@
-"""What the folders of a data set mean: which files are in it, of which class and in which part. No file is read."""
+"""Determines the class and the part of files from the folders they are in. No file is read."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ Item = tuple[Path, str, int]
 def layout(
     root: Path, abnormal: str, endings: frozenset[str], what: str
 ) -> tuple[list[Item], frozenset[str] | None, bool]:
-    """Returns the files below a folder, the normal classes (None: to be said later), and whether it has parts.
+    """Returns the files below a folder with their classes and parts.
 
     Args:
-      root: the folder.
-      abnormal: `data.abnormal`; where it is given, names that are not understood are classes.
-      endings: of the files that count, in lower case.
-      what: what messages call these files.
+      root: The folder.
+      abnormal: `data.abnormal`; if it is set, names that mean neither normal nor anomalous are allowed.
+      endings: File name endings to include, lower case with the dot.
+      what: What messages call these files, such as "images".
+
+    Returns:
+      Path, class and part of each file; the normal classes, None if their names do not tell; and whether the folder has
+      a training and a test part.
 
     Raises:
-      UserError: a folder without such files, or one that is not understood.
+      UserError: The folder holds no such files, or its layout is not recognised.
     """
     found, others = scan_folder(root, endings)
     top, folders = _grouped(found, root, 0)
@@ -58,7 +62,7 @@ def layout(
         items += [(path, "normal", part) for path in top]
         items += [(path, word, part) for word, paths in classes.items() for path in paths]
     words = sorted({word for _, word, _ in items})
-    # MVTec: the training part says what is normal; beside that, any name in the test part is a kind of defect.
+    # As in MVTec AD, the training part names the normal class, and every other name in the test part is a defect.
     if normal_by_words({word for _, word, part in items if part == 0}) is not None:
         return items, frozenset(word for word in words if plain_word(word) in NORMAL_WORDS), True
     if not abnormal:
@@ -67,7 +71,7 @@ def layout(
 
 
 def _grouped(files: Iterable[Path], root: Path, depth: int) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Files `depth` folders below root, and those in each folder there; MVTec's masks are left out."""
+    """Returns the files `depth` folders below root, and those in each folder there, without the masks of MVTec AD."""
     top: list[Path] = []
     folders: dict[str, list[Path]] = {}
     for path in files:
@@ -80,6 +84,7 @@ def _grouped(files: Iterable[Path], root: Path, depth: int) -> tuple[list[Path],
 
 
 def _not_understood(root: Path, names: Iterable[str]) -> UserError:
+    """Returns the error for folders whose names mean neither normal nor anomalous."""
     inner = [name for name in names if (root / name / "train").is_dir()]
     if inner:
         return UserError(f"{shown(root)} holds several data sets; take one, such as {shown(root / inner[0])}")

@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.rows import folders as row_folders
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
-from ganomaly_jax.data.rows import windows as row_windows
 from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
@@ -35,7 +35,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        files += row_windows.files(path) if path.is_dir() else [path]
+        files += row_folders.files(path) if path.is_dir() else [path]
     if not files:
         raise UserError(f"no tables in {', '.join(map(str, paths))}: expected {' '.join(tables.ENDINGS)}")
     names: list[str] = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.audio import recordings, spectrogram, spectrogram_scale
+from ganomaly_jax.data.audio import recordings, spectrogram, spectrogram_scale, window_settings
 from ganomaly_jax.data.audio import windows as audio_windows
 from ganomaly_jax.data.audio.modality import WORDS
 from ganomaly_jax.data.audio.recordings import Recording
@@ -41,7 +41,11 @@ class JudgedRecording:
     @property
     def names(self) -> list[str]:
         """Returns `FILE@12.5s` for each window; `FILE` alone if it cannot be used."""
-        return [self.path] if self.reason else [audio_windows.at(self.path, second) for second in self.starts.tolist()]
+        return (
+            [self.path]
+            if self.reason
+            else [audio_windows.window_name(self.path, second) for second in self.starts.tolist()]
+        )
 
     @property
     def reasons(self) -> list[str]:
@@ -68,7 +72,7 @@ def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[
     found: list[JudgedRecording] = []
     heard: list[Recording] = []
     for path in listed:
-        recording, why = audio_windows.looked_through(path, scorer.config.data.sound.channel)
+        recording, why = audio_windows.inspect_file(path, scorer.config.data.sound.channel)
         try:
             if recording is None:
                 raise UserError(why)
@@ -83,7 +87,7 @@ def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[
                     decode.shown(path), np.zeros(1), Judgement(nothing, nothing, [calibration.INVALID]), reason
                 )
             )
-    return found, audio_windows.notes(heard, scorer.config.data)[1:] if heard else []
+    return found, window_settings.notes(heard, scorer.config.data)[1:] if heard else []
 
 
 def judge_paths(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
@@ -149,17 +153,17 @@ def window_of(scorer: Scorer, given: str) -> tuple[np.ndarray, str, float]:
     if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)s?", given)):
         path, second = Path(match[1]), float(match[2])
     settings = scorer.config.data
-    recording, why = audio_windows.looked_through(path, settings.sound.channel)
+    recording, why = audio_windows.inspect_file(path, settings.sound.channel)
     if recording is None:
         raise UserError(f"{decode.shown(path)}: {why}")
-    size, rate = audio_windows.length(settings), settings.sound.rate
+    size, rate = window_settings.length(settings), settings.sound.rate
     if second is None:
         windows, starts = audio_windows.of_recording(recording, settings)
         scores = scorer(windows)
         if not np.isfinite(scores).any():
             raise UserError(f"{decode.shown(path)}: {NOT_FINITE}, there is nothing to explain")
         at = int(np.nanargmax(scores))
-        return windows[at], audio_windows.at(str(path), float(starts[at])), float(starts[at])
+        return windows[at], audio_windows.window_name(str(path), float(starts[at])), float(starts[at])
     first = round(second * rate)
     if first + size > recordings.length(recording, rate):
         raise UserError(
@@ -168,6 +172,6 @@ def window_of(scorer: Scorer, given: str) -> tuple[np.ndarray, str, float]:
         )
     return (
         recordings.read(recording, first, first + size, rate, settings.sound.channel),
-        audio_windows.at(str(path), second),
+        audio_windows.window_name(str(path), second),
         second,
     )

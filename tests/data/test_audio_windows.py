@@ -107,7 +107,7 @@ def test_windows_are_pieces_of_their_recordings_however_they_are_asked_for(folde
     one_by_one = np.stack([made.images[k] for k in indices.tolist()])
     np.testing.assert_allclose(made.images[indices], one_by_one, atol=1e-6)
     assert any("recorded at 16000 Hz, resampled to 8000 Hz" in note for note in made.notes)
-    assert any("recordings of 1, 2 channels: the mean of each is taken" in note for note in made.notes)
+    assert any("recordings have 1, 2 channels: the mean of the channels is used" in note for note in made.notes)
 
 
 def test_a_long_recording_is_read_in_blocks(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_no_window_of_one_part_shares_a_sample_with_another(count, how):
     labels = np.array([0] * count + [1])
     settings = sound_config().data
     settings.sound.rate = RATE
-    made = audio_windows.of_arrays((waves, labels), settings)
+    made = audio_windows.from_arrays((waves, labels), settings)
     parts = audio_splits.split(made, dataclasses.replace(settings, calibration=0.2), 0)
     assert how in parts.protocol
     used = [samples_of(made, part) for part in (parts.train, parts.calibration, parts.test)]
@@ -162,13 +162,13 @@ def test_automatic_windows_are_shorter_where_there_is_little():
     settings = config.Data(kind="sound")
     settings.sound.rate = RATE
     much, little = (
-        audio_windows.of_arrays(np.zeros(n * RATE, np.float32), settings).layout.settings.sound for n in (1200, 20)
+        audio_windows.from_arrays(np.zeros(n * RATE, np.float32), settings).layout.settings.sound for n in (1200, 20)
     )
     assert much.frame == 512 / RATE and much.hop == 256 / RATE  # 64 ms
     assert little.frame < much.frame and little.stride < much.stride / 4
     # 32 mel bands within 500 Hz need frequencies that are close to each other.
     settings.sound.rate = 1000
-    slow = audio_windows.of_arrays(np.zeros(60_000, np.float32), settings).layout.settings
+    slow = audio_windows.from_arrays(np.zeros(60_000, np.float32), settings).layout.settings
     assert (spectrogram.filters(spectrogram.of_data(slow)).sum(0) > 0).all()
 
 
@@ -252,11 +252,11 @@ def test_one_sample_that_is_no_number_makes_its_windows_invalid(trained):
 def test_loudness_counts_where_it_shall(level):
     settings = sound_config().data
     settings.sound.rate, settings.sound.level = RATE, level
-    made = audio_windows.of_arrays(machine(0, 4), settings)
+    made = audio_windows.from_arrays(machine(0, 4), settings)
     ranges = audio_splits.scaled(made, audio_splits.split(made, settings, 0))
-    patches = audio_windows.items(np.stack([machine(1)[:2176], 3 * machine(1)[:2176]]), made.layout.settings, *ranges)[
-        :
-    ]
+    patches = audio_windows.lazy_spectrograms(
+        np.stack([machine(1)[:2176], 3 * machine(1)[:2176]]), made.layout.settings, *ranges
+    )[:]
     difference = np.abs(patches[0] - patches[1]).max()
     assert difference < 1e-3 if not level else difference > 0.1
     assert np.abs(np.median(patches[0])) < 0.1
@@ -273,7 +273,7 @@ def test_arrays_and_npz_are_recordings(tmp_path, trained):
     waves = np.stack([machine(i) for i in range(3)])
     settings = sound_config().data
     with pytest.raises(UserError, match=r"expected data.sound.rate, in Hz"):
-        audio_windows.of_arrays(waves, settings)
+        audio_windows.from_arrays(waves, settings)
     np.savez(tmp_path / "a.npz", waveforms=(waves * 32767).astype(np.int16), rate=RATE, labels=[0, 0, 1])
     made = sources.load(dataclasses.replace(config.Data(), source=str(tmp_path / "a.npz")))
     assert made.layout.settings.sound.rate == RATE and made.normal == {"0"} and made.paths[0] == "a.npz[0]@0s"
@@ -305,7 +305,7 @@ def test_predict_has_a_row_a_window_and_one_a_file(trained, tmp_path, capsys):
     with (tmp_path / "p.csv").open() as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert rows["short.wav"]["reason"] == "0.1 s, shorter than a window of 0.272 s"
-    assert rows["text.wav"]["reason"].startswith("damaged, or not sound") and rows["text.wav"]["verdict"] == "invalid"
+    assert rows["text.wav"]["reason"].startswith("damaged, or not a sound format") and rows["text.wav"]["verdict"] == "invalid"
     assert rows["holed.wav@0.952s"]["reason"] == sound.NOT_FINITE and rows["holed.wav@0s"]["score"]
     with (tmp_path / "p_files.csv").open() as file:
         files = {Path(row["path"]).name: row for row in csv.DictReader(file)}
@@ -367,7 +367,7 @@ def test_check_tells_what_is_odd(tmp_path, capsys):
     assert found["clipped"]["items"][0].startswith(str(tmp_path / "clipped.wav"))
     assert found["silent"]["items"] == [str(tmp_path / "silent.wav")]
     assert found["unreadable"]["items"][0].startswith(str(tmp_path / "broken.wav"))
-    assert "1 recordings are shorter than a window" in out and "recordings of 1, 2 channels" in out
+    assert "1 recordings are shorter than a window" in out and "recordings have 1, 2 channels" in out
 
 
 # Refusals
@@ -376,17 +376,17 @@ def test_check_tells_what_is_odd(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("train.flip", True, "train.flip: not for sound"),
-        ("data.tile", 16, "data.tile: not for sound"),
-        ("data.window", 20, "data.window: not for sound"),
+        ("train.flip", True, "train.flip: not supported for sound"),
+        ("data.tile", 16, "data.tile: not supported for sound"),
+        ("data.window", 20, "data.window: not supported for sound"),
         ("data.sound.scale", "bark", "expected mel or linear"),
-        ("data.sound.high", 5000.0, "up to half the rate, 4000 Hz"),
+        ("data.sound.high", 5000.0, "at most half the sampling rate, 4000 Hz"),
         ("data.sound.frame", -1.0, "expected a number of at least 0"),
-        ("data.sound.frame", 3.0, "the longest recording has 2 s, a window 3.24 s"),
+        ("data.sound.frame", 3.0, "the longest recording lasts 2 s, a window 3.24 s"),
         ("data.sound.hop", 1e-6, "a hop of"),
-        ("data.height", 256, "some hold no frequency"),
+        ("data.height", 256, "some bands contain no frequency"),
         ("data.sound.rates", 1, "did you mean data.sound.rate"),
-        ("members.seeds", "0,1", "not for sound"),
+        ("members.seeds", "0,1", "not supported for sound"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(tmp_path, key, value, why):

@@ -27,7 +27,7 @@ soxr = pytest.importorskip("soxr", reason="the extra `audio` is not installed")
 def test_recordings_of_every_kind_are_read(tmp_path, name, subtype, error):
     wave = machine(0, 0.5)
     soundfile.write(tmp_path / name, wave, RATE, subtype=subtype)
-    found = recordings.survey(tmp_path / name)
+    found = recordings.inspect(tmp_path / name)
     assert (found.rate, found.frames, found.channels, found.finite) == (RATE, len(wave), 1, True)
     assert found.kind.endswith(subtype) and abs(found.peak - np.abs(wave).max()) <= error
     np.testing.assert_allclose(recordings.read(found, 100, 1100, RATE, 0), wave[100:1100], atol=error + 1e-9)
@@ -37,7 +37,7 @@ def test_recordings_of_every_kind_are_read(tmp_path, name, subtype, error):
 def test_a_span_at_another_rate_is_that_of_the_whole(tmp_path, own, wanted):
     wave = machine(0, 2, own)
     soundfile.write(tmp_path / "a.wav", wave, own, subtype="FLOAT")
-    found = recordings.survey(tmp_path / "a.wav")
+    found = recordings.inspect(tmp_path / "a.wav")
     whole = soxr.resample(wave, own, wanted, quality="HQ")
     size = recordings.length(found, wanted)
     assert abs(size - len(whole)) <= 1
@@ -50,12 +50,12 @@ def test_a_span_at_another_rate_is_that_of_the_whole(tmp_path, own, wanted):
 def test_channels_are_mixed_or_one_is_taken(tmp_path):
     left, right = machine(0, 0.5), machine(1, 0.5)
     soundfile.write(tmp_path / "a.wav", np.stack([left, right], axis=1), RATE, subtype="FLOAT")
-    found = recordings.survey(tmp_path / "a.wav")
+    found = recordings.inspect(tmp_path / "a.wav")
     np.testing.assert_allclose(recordings.read(found, 0, 900, RATE, 0), ((left + right) / 2)[:900], atol=1e-7)
     np.testing.assert_array_equal(recordings.read(found, 0, 900, RATE, 2), right[:900])
-    assert audio_windows.looked_through(tmp_path / "a.wav", 3) == (
+    assert audio_windows.inspect_file(tmp_path / "a.wav", 3) == (
         None,
-        "2 channels, data.sound.channel=3 is asked for",
+        "it has 2 channels: expected at least data.sound.channel=3",
     )
 
 
@@ -71,10 +71,10 @@ def bad_files(root):
     soundfile.write(root / "none.wav", np.zeros((0, 1)), RATE)
     (root / "folder.wav").mkdir()
     return {
-        "cut.wav": "truncated: its header says 8000 bytes of samples, 2956 are there",
+        "cut.wav": "truncated: its header says 8000 bytes of samples, but there are 2956",
         "cut.flac": "damaged",
         "empty.wav": "an empty file",
-        "text.wav": "not sound that libsndfile reads",
+        "text.wav": "not a sound format that libsndfile reads",
         "none.wav": "no samples",
         "folder.wav": "not a regular file",
         "gone.wav": "no such file",
@@ -84,12 +84,12 @@ def bad_files(root):
 def test_bad_files_are_refused_by_name(tmp_path):
     for name, why in bad_files(tmp_path).items():
         with pytest.raises(UserError, match=why):
-            recordings.survey(tmp_path / name)
+            recordings.inspect(tmp_path / name)
 
 
 def test_a_file_that_changes_meanwhile_is_told(tmp_path):
     soundfile.write(tmp_path / "a.wav", machine(0, 1), RATE)
-    found = recordings.survey(tmp_path / "a.wav")
+    found = recordings.inspect(tmp_path / "a.wav")
     soundfile.write(tmp_path / "a.wav", machine(0, 0.5), RATE)
     with pytest.raises(UserError, match="has changed while it was in use"):
         recordings.read(found, 0, RATE, RATE, 0)

@@ -15,6 +15,7 @@ from ganomaly_jax.core import config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets
 from ganomaly_jax.data.images import preprocess
+from ganomaly_jax.data.rows import folders as row_folders
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
 from ganomaly_jax.data.rows import windows as row_windows
@@ -319,7 +320,7 @@ def test_the_command_trains_on_tables_and_predicts(labelled, tmp_path, capsys):
     sizes += ["--config.mesh.devices=1", "--config.train.steps=5", "--config.data.window=8"]
     assert main.main(["train", str(tmp_path / "data"), "--workdir", workdir, *sizes]) == 0
     said = capsys.readouterr().out
-    assert "no sensor, because of its name: time" in said and "windows" in said and "images" not in said
+    assert "not used as sensors because of their names: time" in said and "windows" in said and "images" not in said
     assert main.main(["predict", "--workdir", workdir, str(tested)]) == 0
     with (tmp_path / "run" / "predictions.csv").open() as file:
         predicted = list(csv.DictReader(file))
@@ -407,7 +408,7 @@ def test_shapes_are_never_guessed(trained):
         scorer(np.zeros((5, 3)))
     with pytest.raises(UserError, match="the longest recording has 5 rows"):
         row_windows.from_rows(np.zeros((5, 3)), settings=config.Data(window=8))
-    with pytest.raises(UserError, match="named are 2"):
+    with pytest.raises(UserError, match="got 2 names"):
         row_windows.from_rows(np.zeros((5, 3)), columns=("a", "b"))
 
 
@@ -441,8 +442,8 @@ def test_a_list_beside_images_does_not_make_rows_of_them(tmp_path):
         (tmp_path / folder / "deep").mkdir(parents=True)
         (tmp_path / folder / "list.csv").write_text("a,b\n1,2\n")
     (tmp_path / "images" / "deep" / "x.PNG").touch()
-    assert not row_windows.is_source(tmp_path / "images", config.Data())
-    assert row_windows.is_source(tmp_path / "tables", config.Data())
+    assert not row_folders.is_source(tmp_path / "images", config.Data())
+    assert row_folders.is_source(tmp_path / "tables", config.Data())
 
 
 def test_other_tables_are_taken_by_the_names_of_their_sensors(tmp_path):

@@ -65,9 +65,9 @@ def test_the_length_of_so_many_frames():
         (Spectrogram(1000, 0.001, 0.1, 4), "are 1 and 100"),
         (Spectrogram(1000, 0.1, 0.0001, 4), "are 100 and 0"),
         (Spectrogram(1000, 0.1, 0.1, 4, low=300, high=200), "from 300 to 200 Hz"),
-        (Spectrogram(1000, 0.1, 0.1, 4, high=600), "half the rate, 500 Hz"),
+        (Spectrogram(1000, 0.1, 0.1, 4, high=600), "half the sampling rate, 500 Hz"),
         (Spectrogram(1000, 0.1, 0.1, 4, scale="bark"), "expected mel or linear"),
-        (Spectrogram(1000, 0.02, 0.01, 40), "some hold no frequency"),
+        (Spectrogram(1000, 0.02, 0.01, 40), "some bands contain no frequency"),
     ],
 )
 def test_settings_that_make_none_are_refused(settings, said):
@@ -76,5 +76,5 @@ def test_settings_that_make_none_are_refused(settings, said):
 
 
 def test_a_waveform_shorter_than_a_frame_is_refused():
-    with pytest.raises(UserError, match="63 samples: expected 64 or more"):
+    with pytest.raises(UserError, match="63 samples: expected at least 64"):
         spectrogram.function(SETTINGS)(np.zeros(63))

@@ -106,5 +106,5 @@ def test_rows_have_no_exposure(tmp_path):
     settings.model.exposure, settings.data.kind = True, "rows"
     settings.train.batch_size, settings.train.epochs = 8, 1
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-    with pytest.raises(UserError, match=r"model\.exposure: of images alone"):
+    with pytest.raises(UserError, match=r"model\.exposure: for images only"):
         train(settings, tmp_path, arrays=rows, log=lambda line: None)

@@ -1,4 +1,4 @@
-"""What a data set of sound knows beside its windows: the recordings, and where each window lies in them."""
+"""The layout of a data set of sound: its recordings, and where each window lies in them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ NAME = "sound"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SoundLayout:
-    """`Dataset.images` are windows `[N, T]` float32 of waveforms, read on demand."""
+    """Layout of a data set whose `images` are windows of waveforms, `[N, T]` float32, read on demand."""
 
     recordings: tuple[Recording, ...]
     spans: np.ndarray
-    """`[N, 3]` int64: recording, first sample in it, and the one after the last."""
+    """`[N, 3]` int64: index of the recording, first sample of the window, and the sample after its last."""
     settings: config.Data
-    """With what the recordings have filled in."""
+    """Settings, completed from the recordings."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
-        """Returns None: frequency bands have no names."""
+        """Returns no names: frequency bands have none."""
         return ()
 
     @property
@@ -38,8 +38,8 @@ def of(dataset: Dataset) -> SoundLayout:
     """Returns the layout of a data set of sound.
 
     Raises:
-      ValueError: it is of something else.
+      ValueError: The data set is not of sound.
     """
     if not isinstance(dataset.layout, SoundLayout):
-        raise ValueError(f"a data set of {dataset.modality}: expected sound")
+        raise ValueError(f"got a data set of {dataset.modality}, expected sound")
     return dataset.layout

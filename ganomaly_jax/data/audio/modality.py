@@ -1,4 +1,4 @@
-"""Sound and vibration, recordings cut into windows, as a modality."""
+"""The modality of sound and vibration: recordings that are cut into windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import folders, modality
-from ganomaly_jax.data.audio import layout, recordings, spectrogram, splits, windows
+from ganomaly_jax.data.audio import layout, recordings, spectrogram, splits, window_settings, windows
 from ganomaly_jax.data.audio.spectrogram import Spectrogram
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images.decode import shown
@@ -28,19 +28,21 @@ WORDS = Words("window", "windows", "sound", "NaN or infinite samples", "the same
 
 @dataclasses.dataclass(frozen=True)
 class Waveforms:
-    """Preprocessing of waveforms `[B, T]`: their spectrogram, each band by its own range."""
+    """Preprocessing of waveforms `[B, T]`: their spectrograms, each band scaled by its own range."""
 
     spectrogram: Spectrogram
     frames: int
+    """Frames of a window's spectrogram."""
     bounded: bool = True
+    """Whether windows may be so large that blocks of them have to be bounded in bytes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Returns (T,), the samples of a window."""
+        """Returns (T,), the number of samples in a window."""
         return (self.spectrogram.length(self.frames),)
 
     def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
-        """Returns `[B, bands, frames, 1]` in [-1, 1], see `spectrogram.patches`."""
+        """Returns the scaled spectrograms `[B, bands, frames, 1]` in [-1, 1], see `spectrogram.patches`."""
         return spectrogram.patches(self.spectrogram, *pixels[1:])(x)
 
 
@@ -73,14 +75,14 @@ class Sound:
 
     def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
         if isinstance(given, dict):
-            return windows.of_file(given, settings, name)
-        return windows.of_arrays(given, settings, name)
+            return windows.from_npz(given, settings, name)
+        return windows.from_arrays(given, settings, name)
 
     def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
         return dataset
 
     def check(self, settings: config.Config) -> None:
-        windows.check(settings)
+        window_settings.check(settings)
 
     def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
         return splits.split(dataset, settings, seed)
@@ -90,8 +92,8 @@ class Sound:
         return Resolved(dataset, split, windows.resolved(settings.data, dataset), splits.scaled(dataset, split))
 
     def network_inputs(self, found: Resolved) -> Resolved:
-        """Returns the patches of the windows' spectrograms, made when read."""
-        patches = windows.items(found.dataset.images, found.data, *(found.scaling or ((), ())))
+        """Replaces windows by their scaled spectrograms, which are computed when they are read."""
+        patches = windows.lazy_spectrograms(found.dataset.images, found.data, *(found.scaling or ((), ())))
         return dataclasses.replace(
             found, dataset=dataclasses.replace(found.dataset, images=patches), scaling=(-1.0, 1.0)
         )
@@ -124,4 +126,4 @@ class Sound:
         return modality.input_blocks(self, given, spec, size)
 
 
-_NO_MIXTURE = "an update is for images and rows of sensors, not for sound: train anew on all of it"
+_NO_MIXTURE = "detectors of sound cannot be updated, only those of images and rows: train again on all recordings"

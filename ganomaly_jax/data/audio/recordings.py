@@ -1,7 +1,7 @@
-"""Recordings of sound and vibration: files through libsndfile (extra `audio`), arrays; a span at a time, at any rate.
+"""Reads spans of recordings of sound and vibration, from files or arrays, at any sampling rate.
 
-Nothing is held of a file: a span is read where it is asked for, and brought to another rate (soxr) with as much around
-it as the filter reaches, so that it is the same as if the whole had been.
+Files are read by libsndfile (extra `audio`) and never held in memory. A span is resampled (soxr) together with as much
+around it as the filter reaches, so that the result is the same as if the whole recording had been resampled.
 """
 
 from __future__ import annotations
@@ -20,49 +20,51 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images.decode import shown
 
 ENDINGS = frozenset((".wav", ".wave", ".flac", ".ogg", ".oga", ".aif", ".aiff", ".w64", ".rf64", ".au", ".caf"))
-# Samples that are read at once, and those of the lower rate that a change of rate looks at beyond both ends of a span.
+# Samples that are read at once; and samples, at the lower rate, that resampling takes in beyond both ends of a span.
 BLOCK, _CONTEXT = 2**20, 512
-# What the log of libsndfile says of a data chunk that is cut short; of one whose writer did not know its length it has
-# the largest number there is.
+# Line in the log of libsndfile for a data chunk that is cut short. Writers that did not know the length of the chunk
+# leave the largest possible number.
 _CUT = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0xFFFFFF00
-# Of full scale, where integers are clipped.
+# Size, relative to full scale, from which integer samples count as clipped.
 _FULL = 0.9999
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """One recording, looked through once."""
+    """A recording and what one pass over its samples has found."""
 
     name: str
     rate: int
-    """Hz, as recorded."""
+    """Sampling rate in Hz, as recorded."""
     frames: int
     """Samples of each channel, at that rate."""
     channels: int
+    """Number of channels."""
     kind: str
-    """`WAV PCM_16` and so on, or the type of an array."""
+    """File format and encoding, such as `WAV PCM_16`, or the type of an array."""
     digest: bytes
-    """sha256 of rate and samples."""
+    """SHA-256 of rate and samples."""
     finite: bool
     """Whether no sample is NaN or infinite."""
     peak: float
-    """The largest size of a sample; full scale is 1."""
+    """Largest absolute value of a sample; full scale is 1."""
     clipped: float
-    """Of integers: the share of samples at full scale."""
+    """Fraction of samples at full scale; 0 for floating point."""
     source: Path | np.ndarray
     """The file, or samples [S] float32."""
 
     @property
     def seconds(self) -> float:
+        """Returns the length in seconds."""
         return self.frames / self.rate
 
 
-def survey(path: Path) -> Recording:
-    """Reads through a file, a block at a time.
+def inspect(path: Path) -> Recording:
+    """Reads through a sound file, a block at a time, and returns what it contains.
 
     Raises:
-      UserError: one line that says why it cannot be used, without its name; or soundfile is not installed.
+      UserError: The file cannot be used, with a reason that does not name the file; or soundfile is not installed.
     """
     library = _package("soundfile")
     try:
@@ -73,7 +75,7 @@ def survey(path: Path) -> Recording:
         with library.SoundFile(path) as file:
             cut = _CUT.search(file.extra_info)
             if cut and int(cut[2]) < int(cut[1]) < _UNKNOWN:
-                raise UserError(f"truncated: its header says {cut[1]} bytes of samples, {cut[2]} are there")
+                raise UserError(f"truncated: its header says {cut[1]} bytes of samples, but there are {cut[2]}")
             digest, read, peak, full, finite = hashlib.sha256(f"{file.samplerate};".encode()), 0, 0.0, 0, True
             while len(block := file.read(BLOCK // file.channels, dtype="float32", always_2d=True)):
                 digest.update(np.ascontiguousarray(block, "<f4").data)
@@ -85,7 +87,7 @@ def survey(path: Path) -> Recording:
             if not read:
                 raise UserError("no samples")
             if read < file.frames:
-                raise UserError(f"truncated: its header says {file.frames} samples, {read} can be read")
+                raise UserError(f"truncated: its header says {file.frames} samples, but only {read} can be read")
             clipped = full / (read * file.channels) if file.subtype.startswith("PCM") else 0.0
             kind = f"{file.format} {file.subtype}"
             return Recording(
@@ -95,14 +97,19 @@ def survey(path: Path) -> Recording:
         raise UserError(error.strerror or str(error)) from None
     except library.SoundFileError as error:
         why = " ".join(str(error).split()).replace(f"Error opening {str(path)!r}: ", "")
-        raise UserError(f"damaged, or not sound that libsndfile reads ({why})") from None
+        raise UserError(f"damaged, or not a sound format that libsndfile reads ({why})") from None
 
 
-def of_array(values: np.ndarray, rate: int, name: str) -> Recording:
-    """Samples [S] as a recording: float, or int16 with full scale at 1.
+def from_array(values: np.ndarray, rate: int, name: str) -> Recording:
+    """Makes a recording of an array.
+
+    Args:
+      values: Samples [S], floating point with full scale at 1, or int16.
+      rate: Sampling rate in Hz.
+      name: Name of the recording for messages.
 
     Raises:
-      UserError: another type, or no samples.
+      UserError: The array has another type or shape, or no samples.
     """
     kind = str(values.dtype)
     values = as_float(values, name)
@@ -116,10 +123,10 @@ def of_array(values: np.ndarray, rate: int, name: str) -> Recording:
 
 
 def as_float(values: Any, name: str) -> np.ndarray:
-    """Samples [...] as float32, those of int16 with full scale at 1.
+    """Converts samples [...] to float32; those of int16 are scaled so that full scale is 1.
 
     Raises:
-      UserError: another type.
+      UserError: The samples are neither floating point nor int16.
     """
     values = np.asarray(values)
     if values.dtype == np.int16:
@@ -131,20 +138,30 @@ def as_float(values: Any, name: str) -> np.ndarray:
 
 
 def length(recording: Recording, rate: int) -> int:
-    """Samples of it at another rate."""
+    """Returns the number of samples that a recording has at another rate."""
     return recording.frames * rate // recording.rate
 
 
 def read(recording: Recording, first: int, last: int, rate: int, channel: int) -> np.ndarray:
-    """Samples first ... last - 1 at `rate`, [last - first] float32, of one channel (from 1 on) or the mean of all (0).
+    """Reads a span of a recording.
+
+    Args:
+      recording: The recording.
+      first: First sample of the span, at `rate`.
+      last: Sample after the last one of the span, at `rate`.
+      rate: Sampling rate of the result in Hz.
+      channel: Channel to read, counted from 1; 0: the mean of all channels.
+
+    Returns:
+      Samples [last - first], float32.
 
     Raises:
-      UserError: the file has changed since it was looked through, or soxr is not installed.
+      UserError: The file has changed since it was read through, or soxr is not installed.
     """
     if recording.rate == rate:
         return _mono(recording, first, last, channel)
     common = math.gcd(recording.rate, rate)
-    # Where both rates have a sample at the same time.
+    # Every `old` samples of the recording there is a sample of the result at the same time.
     old, new = recording.rate // common, rate // common
     margin = -(-_CONTEXT // min(old, new))
     begin = max(first // new - margin, 0)
@@ -155,6 +172,7 @@ def read(recording: Recording, first: int, last: int, rate: int, channel: int) -
 
 
 def _mono(recording: Recording, first: int, last: int, channel: int) -> np.ndarray:
+    """Reads a span of one channel, or the mean of all, at the recording's own rate."""
     if isinstance(recording.source, np.ndarray):
         return recording.source[first:last]
     library = _package("soundfile")
@@ -165,13 +183,14 @@ def _mono(recording: Recording, first: int, last: int, channel: int) -> np.ndarr
     except (OSError, library.SoundFileError) as error:
         raise UserError(f"{shown(recording.name)} can no longer be read: {' '.join(str(error).split())}") from None
     if len(found) < last - first or found.shape[1] != recording.channels:
-        raise UserError(f"{shown(recording.name)} has changed while it was in use: start again")
-    with np.errstate(invalid="ignore"):  # of opposite infinities
+        raise UserError(f"{shown(recording.name)} has changed while it was in use: run the command again")
+    with np.errstate(invalid="ignore"):  # the mean of opposite infinities is NaN
         return found.mean(axis=1) if not channel else found[:, channel - 1]
 
 
 def _package(name: str) -> Any:
+    """Imports an optional package, or raises a UserError that says how to install it."""
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: libsndfile itself is not there
+    except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
         raise UserError(f"sound needs {name} ({error}): python -m pip install 'ganomaly-jax[audio]'") from None

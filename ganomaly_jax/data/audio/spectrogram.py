@@ -1,6 +1,6 @@
-"""Sound and vibration as images: log power in bands of frequency over time, in JAX, parameters in Hz and seconds.
+"""Spectrograms of sound and vibration: log power in frequency bands over time, in JAX.
 
-jax is imported where it is used, so that reading recordings does not wait for it.
+JAX is imported on use, so that reading recordings does not wait for it.
 """
 
 from __future__ import annotations
@@ -24,41 +24,42 @@ FLOOR = 1e-10
 
 @dataclasses.dataclass(frozen=True)
 class Spectrogram:
-    """How a waveform becomes bands and frames."""
+    """Parameters of a spectrogram."""
 
     rate: float
-    """Samples a second, Hz."""
+    """Sampling rate in Hz."""
     window: float
-    """Seconds that a frame looks at."""
+    """Length of a frame in seconds."""
     hop: float
     """Seconds from one frame to the next."""
     bands: int
+    """Number of frequency bands."""
     low: float = 0.0
-    """Hz at which the first band begins."""
+    """Lower end of the first band in Hz."""
     high: float = 0.0
-    """Hz at which the last one ends; 0: half of `rate`."""
+    """Upper end of the last band in Hz; 0: half the sampling rate."""
     scale: str = "mel"
-    """`mel`: bands are equally wide on the mel scale, 2595 log10(1 + f / 700); `linear`: in Hz."""
+    """Scale on which the bands are equally wide: `mel`, 2595 log10(1 + f / 700), or `linear`, in Hz."""
     level: bool = True
-    """Loudness counts; False: each waveform is brought to a mean square of 1 first."""
+    """Whether loudness counts; False: each waveform is scaled to a mean square of 1 first."""
 
     @property
     def samples(self) -> int:
-        """Samples in a frame's window."""
+        """Returns the number of samples in a frame."""
         return round(self.window * self.rate)
 
     @property
     def step(self) -> int:
-        """Samples from frame to frame."""
+        """Returns the number of samples from one frame to the next."""
         return round(self.hop * self.rate)
 
     def length(self, frames: int) -> int:
-        """Samples of a waveform that has so many frames."""
+        """Returns the number of samples in a waveform of that many frames."""
         return self.samples + (frames - 1) * self.step
 
 
 def of_data(data: config.Data) -> Spectrogram:
-    """Returns the spectrogram that resolved settings of sound describe."""
+    """Returns the parameters of the spectrogram from resolved settings."""
     own = data.sound
     return Spectrogram(
         own.rate, own.frame, own.hop, data.height, own.low, own.high or own.rate / 2, own.scale, own.level
@@ -66,31 +67,35 @@ def of_data(data: config.Data) -> Spectrogram:
 
 
 def check(settings: Spectrogram) -> None:
-    """Raises UserError for settings that make no spectrogram."""
+    """Checks the parameters of a spectrogram.
+
+    Raises:
+      UserError: There is no spectrogram with these parameters.
+    """
     top = settings.high or settings.rate / 2
     if not (math.isfinite(settings.rate) and settings.rate > 0):
-        raise UserError(f"a rate of {settings.rate} Hz: expected samples a second, more than 0")
+        raise UserError(f"a sampling rate of {settings.rate} Hz: expected more than 0")
     if settings.samples < 2 or settings.step < 1:
         raise UserError(
-            f"a window of {settings.window} s and a hop of {settings.hop} s are {settings.samples} and {settings.step} "
-            f"samples at {settings.rate:g} Hz: expected 2 or more, and 1 or more"
+            f"a frame of {settings.window} s and a hop of {settings.hop} s are {settings.samples} and {settings.step} "
+            f"samples at {settings.rate:g} Hz: expected at least 2 and at least 1"
         )
     if not 0 <= settings.low < top <= settings.rate / 2:
         raise UserError(
-            f"bands from {settings.low:g} to {top:g} Hz: expected 0 or more, rising, up to half the rate, "
-            f"{settings.rate / 2:g} Hz"
+            f"bands from {settings.low:g} to {top:g} Hz: expected a rising range from 0 or more to at most half the "
+            f"sampling rate, {settings.rate / 2:g} Hz"
         )
     if settings.scale not in ("mel", "linear"):
         raise UserError(f"a scale of {settings.scale!r}: expected mel or linear")
     if settings.bands < 1 or (filters(settings).sum(axis=0) == 0).any():
         raise UserError(
-            f"{settings.bands} bands of a window of {settings.window} s: some hold no frequency, since these are "
-            f"{settings.rate / settings.samples:.4g} Hz apart; take fewer bands, a longer window or scale='linear'"
+            f"{settings.bands} bands with frames of {settings.window} s: some bands contain no frequency, since these "
+            f"are {settings.rate / settings.samples:.4g} Hz apart; use fewer bands, longer frames or the linear scale"
         )
 
 
 def edges(settings: Spectrogram) -> np.ndarray:
-    """Returns the band edges in Hz, float64 [bands + 2]: band k rises from edge k to k + 1 and falls to k + 2."""
+    """Returns the edges of the bands in Hz, float64 [bands + 2]: band k rises from edge k to k + 1, falls to k + 2."""
     top = settings.high or settings.rate / 2
     ends = np.array([settings.low, top])
     mel = settings.scale == "mel"
@@ -100,7 +105,7 @@ def edges(settings: Spectrogram) -> np.ndarray:
 
 
 def filters(settings: Spectrogram) -> np.ndarray:
-    """Triangles float32 [frequencies, bands], each with a sum of 1: of what a band is the mean."""
+    """Returns the triangular weights of each band, float32 [frequencies, bands]; columns add up to 1."""
     hertz = edges(settings)
     at = np.fft.rfftfreq(settings.samples, 1 / settings.rate)[:, None]
     rising = (at - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
@@ -110,13 +115,15 @@ def filters(settings: Spectrogram) -> np.ndarray:
 
 
 def function(settings: Spectrogram) -> Callable[[Array], Array]:
-    """Waveforms float [..., T] -> log10 of the mean power in each band, float32 [..., bands, frames].
+    """Returns a pure function that computes log spectrograms.
 
-    A Hann window, no padding: frame i looks at samples `i * step` to `i * step + samples`, and what does not fill a
-    frame at the end is left out. Bands rise in frequency. A pure function, for use under jit and in an export.
+    The function takes waveforms [..., T], floating point, and returns the log10 of the mean power in each band, float32
+    [..., bands, frames], with bands of rising frequency. Frames have a Hann window and are not padded: frame i covers
+    the samples from `i * step` to `i * step + samples - 1`, and samples that do not fill a last frame are left out. It
+    raises a UserError for a waveform shorter than a frame.
 
     Raises:
-      UserError: settings that make no spectrogram; when called, a waveform shorter than a frame.
+      UserError: There is no spectrogram with these parameters.
     """
     import jax.numpy as jnp
     from jax import lax
@@ -129,7 +136,7 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
 
     def apply(waveform: Array) -> Array:
         if waveform.shape[-1] < size:
-            raise UserError(f"{waveform.shape[-1]} samples: expected {size} or more, a window of {settings.window} s")
+            raise UserError(f"{waveform.shape[-1]} samples: expected at least {size}, a frame of {settings.window} s")
         frames = (waveform.shape[-1] - size) // step + 1
         index = np.arange(frames)[:, None] * step + np.arange(size)
         waveform = jnp.asarray(waveform, jnp.float32)
@@ -137,7 +144,7 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
             waveform *= lax.rsqrt(jnp.mean(waveform**2, axis=-1, keepdims=True) + FLOOR)
         spectrum = jnp.fft.rfft(waveform[..., index] * window)
         power = spectrum.real**2 + spectrum.imag**2
-        # In full precision: accelerators would multiply with 8 bits of it.
+        # Full precision, since accelerators would otherwise multiply in bfloat16.
         bands = jnp.matmul(power, triangles, precision=lax.Precision.HIGHEST)
         return jnp.swapaxes(jnp.log10(bands + FLOOR), -1, -2)
 
@@ -145,23 +152,28 @@ def function(settings: Spectrogram) -> Callable[[Array], Array]:
 
 
 def patches(settings: Spectrogram, low: Sequence[float], high: Sequence[float]) -> Callable[[Array], Array]:
-    """Waveforms [B, T] -> what a network takes of them, float32 [B, bands, frames, 1] in [-1, 1]. A pure function.
+    """Returns a pure function that converts waveforms to the input of the networks.
 
-    `low` and `high`, a log10 of power for each band, become -1 and 1, and what lies beyond is clipped. Integers of 16
-    bits have their full scale at 1.
+    The function takes waveforms [B, T], floating point with full scale at 1, or int16, and returns their spectrograms,
+    float32 [B, bands, frames, 1], scaled and clipped to [-1, 1].
+
+    Args:
+      settings: Parameters of the spectrogram.
+      low: log10 of the power that becomes -1, for each band.
+      high: log10 of the power that becomes +1, for each band.
 
     Raises:
-      UserError: as `function`.
+      UserError: There is no spectrogram with these parameters.
     """
     import jax.numpy as jnp
 
     apply = function(settings)
     lowest, highest = (np.asarray(ends, np.float32)[:, None] for ends in (low, high))
 
-    def of(waveform: Array) -> Array:
+    def scaled(waveform: Array) -> Array:
         if waveform.dtype == jnp.int16:
             waveform = waveform / jnp.float32(32768)
         bands = apply(waveform)
         return jnp.clip((bands - (lowest + highest) / 2) / ((highest - lowest) / 2), -1, 1)[..., None]
 
-    return of
+    return scaled

@@ -1,4 +1,4 @@
-"""What the bands and frames of a spectrogram mean."""
+"""Converts bands, frames and values of a spectrogram to Hz, seconds and decibels."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from ganomaly_jax.data.audio.spectrogram import Spectrogram
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """What the bands, frames and values of a patch [bands, frames] in [-1, 1] mean."""
+    """Scales of a spectrogram [bands, frames] with values in [-1, 1]."""
 
     settings: Spectrogram
     low: tuple[float, ...]
-    """log10 of power that is -1, of each band."""
+    """log10 of the power that -1 stands for, in each band."""
     high: tuple[float, ...]
+    """log10 of the power that +1 stands for, in each band."""
     begin: float = 0.0
-    """Second at which its first frame begins."""
+    """Time at which the first frame begins, in seconds."""
 
     @property
     def hertz(self) -> np.ndarray:
-        """Returns the peak of each band in Hz, [bands]."""
+        """Returns the centre frequency of each band in Hz, [bands]."""
         return spectrogram.edges(self.settings)[1:-1]
 
     def decibels(self, x: np.ndarray) -> np.ndarray:
-        """Values [..., bands, frames, 1] in [-1, 1] as levels [..., bands, frames]."""
+        """Converts values [..., bands, frames, 1] in [-1, 1] to levels [..., bands, frames] in decibels."""
         low, high = (np.asarray(ends)[:, None] for ends in (self.low, self.high))
         return 10 * (low + (x[..., 0] + 1) / 2 * (high - low))
 
     def seconds(self, first: int, last: int) -> tuple[float, float]:
-        """Returns when frame `first` begins and frame `last` ends, in seconds."""
+        """Returns the times at which frame `first` begins and frame `last` ends, in seconds."""
         return self.begin + first * self.settings.hop, self.begin + last * self.settings.hop + self.settings.window
 
     def band(self, first: int, last: int) -> tuple[float, float]:
-        """Returns the range in Hz, from half-way below the peak of band `first` to half-way above that of `last`."""
+        """Returns a range in Hz, from halfway below the peak of band `first` to halfway above that of band `last`."""
         edges = spectrogram.edges(self.settings)
         return float(edges[first : first + 2].mean()), float(edges[last + 1 : last + 3].mean())

@@ -1,4 +1,4 @@
-"""How windows of sound are split, in time or by recording, and how their bands are scaled."""
+"""Splits windows of sound, by recording or in time, and fits the scaling of their bands."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from ganomaly_jax.data.modality import Scaling
 from ganomaly_jax.data.splits import Split
 
 WHOLE = 10
-"""From so many normal recordings on, whole ones are held out; of fewer, the end of each."""
+"""Least number of normal recordings for holding out whole ones; of fewer, the end of each is held out."""
 SPREADS = 8.0
-"""Standard deviations of a band's log power from its median, in training, to the ends of what a network takes."""
+"""Half the range of the network's input, in standard deviations of a band's log power in training."""
 LEAST = 0.05
-"""The least that counts as such a deviation, in log10 of power: half a decibel."""
-# Windows that the scaling is fitted on at most, values of them, and windows that become bands at once.
+"""Lower bound of that standard deviation, in log10 of power: half a decibel."""
+# Most windows and most values that the scaling is fitted on, and windows that are transformed at once.
 _FITTED, _VALUES, _AT_ONCE = 2000, 2**24, 64
 
 
 def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
-    """Returns training, calibration and test sets whose windows share no samples.
+    """Splits windows into training, calibration and test sets that share no samples.
 
-    Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise
-    `settings.test` of the normal windows, and all anomalous ones. `settings.calibration` of the training part is set
-    aside. From `WHOLE` normal recordings on, what is held out are whole recordings, drawn by the seed; of fewer, the
-    last windows of each.
+    If the source has a training and a test part and `settings.abnormal` is empty, the test part is tested on; otherwise
+    the fraction `settings.test` of the normal windows, and all anomalous ones. The fraction `settings.calibration` of
+    the training part is set aside for calibration. From `WHOLE` normal recordings on, whole recordings are held out,
+    drawn at random; of fewer, the last windows of each.
+
+    Args:
+      dataset: Data set of sound.
+      settings: Abnormal class, fractions and limit of training windows.
+      seed: Seed of the random draw.
 
     Raises:
-      UserError: no normal windows, too few of them, or some with NaN or infinite samples.
+      UserError: There are no or too few normal windows, or some have NaN or infinite samples.
     """
     spans = layout.of(dataset).spans
     normal = splits.normal_classes(dataset, settings.abnormal)
@@ -71,7 +76,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
 def _set_aside(
     spans: np.ndarray, chosen: np.ndarray, share: float, whole: bool, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits windows `chosen` [n] into those kept and those set aside; windows that overlap both are in neither."""
+    """Splits the windows at `chosen` [n] into those kept and those set aside; windows that overlap both are dropped."""
     if not share or not len(chosen):
         return chosen, chosen[:0]
     number = spans[chosen, 0]
@@ -91,6 +96,7 @@ def _set_aside(
 
 
 def _refuse_not_finite(dataset: Dataset, chosen: np.ndarray) -> None:
+    """Raises a UserError if any of the windows at `chosen` [n] has NaN or infinite samples."""
     own = layout.of(dataset)
     there = [i for i, one in enumerate(own.recordings) if not one.finite]
     suspects = chosen[np.isin(own.spans[chosen, 0], there)]
@@ -98,19 +104,19 @@ def _refuse_not_finite(dataset: Dataset, chosen: np.ndarray) -> None:
     if bad:
         raise UserError(
             f"{len(bad)} of {len(chosen)} normal windows of {dataset.name} have NaN or infinite samples (the first is "
-            f"{dataset.paths[bad[0]]}): repair the recording or take it out"
+            f"{dataset.paths[bad[0]]}): repair the recording or remove it"
         )
 
 
 def scaled(dataset: Dataset, own: Split) -> Scaling:
-    """Returns (low, high) of each band, the log10 power that becomes -1 and 1.
+    """Returns (low, high) of each band: the log10 of the power that becomes -1 and +1.
 
-    Their middle is the median of the training windows, half their distance `SPREADS` standard deviations of a normal
-    distribution with the same quartiles (`LEAST` at least), so that a band of a few decibels' noise fills an eighth of
-    the range and what is far from normal still differs from what is farther.
+    The centre of the range is the median of the training windows. Half the range is `SPREADS` standard deviations,
+    each at least `LEAST`, of a normal distribution with the same quartiles: normal noise fills an eighth of the range,
+    so that levels far from normal can still be told from levels even farther away.
 
     Raises:
-      UserError: the training windows are silent.
+      UserError: The training windows are silent.
     """
     settings = layout.of(dataset).settings
     most = min(_FITTED, max(_VALUES // (settings.height * settings.width), 1), len(own.train))

@@ -1,38 +1,32 @@
-"""Sound and vibration as a `Dataset`: recordings cut into windows, and what a network takes of them.
+"""Makes data sets of sound and vibration: recordings are cut into windows.
 
-Windows are waveforms, read where they are asked for; `items` are the patches of the spectrogram that a network takes of
-them, by the same pure function that the scorer and the export have inside (`spectrogram.patches`).
+Windows are waveforms that are read on demand. `lazy_spectrograms` are their scaled spectrograms, the input of the
+networks, computed by the function that scorer and export contain as well (`spectrogram.patches`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import config, config_values
+from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets
-from ganomaly_jax.data.audio import layout, recordings, spectrogram
+from ganomaly_jax.data.audio import layout, recordings, spectrogram, window_settings
 from ganomaly_jax.data.audio.layout import NAME, SoundLayout
 from ganomaly_jax.data.audio.recordings import Recording
-from ganomaly_jax.data.audio.spectrogram import Spectrogram
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.lazy import Images, LazyImages
 
-FEW = 1000
-"""Normal windows below which automatic ones become shorter and overlap more."""
-_FRAME, _SHORTER, _CLOSER = 0.064, 3, 2
-_BANDS = _FRAMES = 32
-# Windows that become patches at once.
+# Windows whose spectrograms are computed at once.
 _AT_ONCE = 64
 
 Item = tuple[Recording, str, int]
@@ -40,7 +34,7 @@ Item = tuple[Recording, str, int]
 
 
 def is_source(path: Path, settings: config.Data) -> bool:
-    """Returns True for a recording, or a folder of recordings without images."""
+    """Returns whether a path is a recording, or a folder of recordings without images."""
     if not path.is_dir():
         return path.suffix.lower() in recordings.ENDINGS
     if settings.kind == NAME:
@@ -61,16 +55,24 @@ def load(
     settings: config.Data,
     progress: bool = False,
 ) -> Dataset:
-    """Files, each with its class and part, as a data set; those that cannot be used are its `problems`.
+    """Loads recordings as a data set of windows; files that cannot be used are listed in its `problems`.
+
+    Args:
+      items: Path, class and part (0 train, 1 test) of each file.
+      normal: Normal classes; None: `settings.abnormal` names the abnormal one.
+      has_parts: Whether the source has a training and a test part.
+      name: Name of the data set for messages.
+      settings: Settings of windows and spectrograms.
+      progress: Whether to show progress on standard error.
 
     Raises:
-      UserError: not one that can be used, none as long as a window, settings that do not fit the recordings.
+      UserError: No file can be used, none is as long as a window, or the settings do not fit the recordings.
     """
     found: list[Item] = []
     problems: list[tuple[str, str]] = []
     with Progress(len(items), 0, "recording", quiet=not progress) as bar:
         for i, (path, word, part) in enumerate(items, 1):
-            recording, why = looked_through(path, settings.sound.channel)
+            recording, why = inspect_file(path, settings.sound.channel)
             if recording is not None:
                 found.append((recording, word, part))
             else:
@@ -83,30 +85,49 @@ def load(
     return dataclasses.replace(made_of, problems=tuple(problems))
 
 
-def looked_through(path: Path, channel: int) -> tuple[Recording | None, str]:
-    """Returns a file as a recording, or why it cannot be one."""
+def inspect_file(path: Path, channel: int) -> tuple[Recording | None, str]:
+    """Returns (recording, ""), or (None, the reason why the file cannot be used).
+
+    Raises:
+      UserError: A package is not installed.
+    """
     try:
-        found = recordings.survey(path)
+        found = recordings.inspect(path)
     except UserError as error:
         if "python -m pip" in str(error):
             raise
         return None, str(error)
     if channel > found.channels:
-        return None, f"{found.channels} channels, data.sound.channel={channel} is asked for"
+        return None, f"it has {found.channels} channels: expected at least data.sound.channel={channel}"
     return found, ""
 
 
-def of_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
-    """Recordings [N, S], or one [S], floating point with full scale at 1, or int16; or (that, labels [N])."""
+def from_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
+    """Makes a data set of an array of recordings.
+
+    Args:
+      given: Recordings [N, S] or one recording [S], floating point with full scale at 1, or int16; or a pair of these
+        and labels [N].
+      settings: Settings of windows and spectrograms; `sound.rate` is required.
+      name: Name of the data set for messages.
+
+    Raises:
+      UserError: The rate is not given, or shape, type or labels cannot be used.
+    """
     x, labels = given if isinstance(given, tuple) else (given, None)
     return _of_array(x, labels, None, settings, name)
 
 
-def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
-    """Reads an npz file: `waveforms` [N, S], `rate` in Hz, and optional `labels` [N] and `parts` [N] (0 train, 1 test).
+def from_npz(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
+    """Makes a data set of the arrays of an npz file.
+
+    Args:
+      held: `waveforms` [N, S], and optionally `rate` in Hz, `labels` [N] and `parts` [N] (0 train, 1 test).
+      settings: Settings of windows and spectrograms.
+      name: Name of the data set for messages.
 
     Raises:
-      UserError: as `of_arrays`; another rate than `data.sound.rate`.
+      UserError: The rate is not that of `settings`; and as `from_arrays`.
     """
     rate = int(held["rate"]) if "rate" in held and held["rate"].shape == () else 0
     if rate and settings.sound.rate not in (0, rate):
@@ -119,20 +140,21 @@ def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Da
 
 
 def _of_array(x: Any, labels: Any, parts: Any, settings: config.Data, name: str) -> Dataset:
+    """Makes a data set of recordings [N, S] or one recording [S], with optional labels and parts [N]."""
     rate = settings.sound.rate
     if not rate:
-        raise UserError(f"{name}: how fast it was sampled is not known: expected data.sound.rate, in Hz")
+        raise UserError(f"{name}: the sampling rate of an array is not known: expected data.sound.rate, in Hz")
     try:
         x = np.atleast_2d(np.asarray(x))
     except ValueError:
         raise UserError(f"{name}: recordings of different lengths: expected one array [N, S], or files") from None
     if x.ndim != 2 or not x.size:
         raise UserError(f"{name}: samples of shape {x.shape}: expected recordings [N, S], or one [S]")
-    # They are labelled as images are.
+    # Labels are interpreted as those of images.
     like = datasets.from_arrays(np.broadcast_to(np.uint8(0), (len(x), 1, 1)), labels, None, parts, name=name)
     names = [name] if len(x) == 1 else [f"{name}[{i}]" for i in range(len(x))]
     found: list[Item] = [
-        (recordings.of_array(x[i], rate, names[i]), like.classes[label], 0 if parts is None else int(like.parts[i]))  # type: ignore[index]
+        (recordings.from_array(x[i], rate, names[i]), like.classes[label], 0 if parts is None else int(like.parts[i]))  # type: ignore[index]
         for i, label in enumerate(like.labels)
     ]
     return made(found, like.normal, parts is not None, name, settings)
@@ -141,29 +163,29 @@ def _of_array(x: Any, labels: Any, parts: Any, settings: config.Data, name: str)
 def made(
     found: Sequence[Item], normal: frozenset[str] | None, has_parts: bool, name: str, settings: config.Data
 ) -> Dataset:
-    """Recordings as windows [N, T], every one of them of the class and the part of its recording.
+    """Makes a data set of the windows [N, T] of recordings; a window has the class and the part of its recording.
 
     Raises:
-      UserError: none is as long as a window; settings that make no spectrogram at this rate.
+      UserError: No recording is as long as a window, or there is no spectrogram with these settings.
     """
     of = [recording for recording, _, _ in found]
     trained = [
         r for r, word, part in found if not part and (normal is None or word in normal) and word != settings.abnormal
     ]
-    resolved = _resolved(settings, trained or of)
-    own, size = resolved.sound, length(resolved)
+    resolved = window_settings.complete(settings, trained or of)
+    own, size = resolved.sound, window_settings.length(resolved)
     step = round(own.stride * own.rate)
     starts = [np.arange(0, recordings.length(one, own.rate) - size + 1, step) for one in of]
     if not sum(map(len, starts)):
         longest = max(one.seconds for one in of)
         raise UserError(
-            f"{name}: the longest recording has {longest:.3g} s, a window {size / own.rate:.3g} s (data.width="
+            f"{name}: the longest recording lasts {longest:.3g} s, a window {size / own.rate:.3g} s (data.width="
             f"{resolved.width} frames of {own.frame:.3g} s, {own.hop:.3g} s apart): expected fewer or shorter frames"
         )
     number = np.repeat(np.arange(len(of)), [len(each) for each in starts])
     first = np.concatenate(starts)
     spans = np.stack([number, first, first + size], axis=1).astype(np.int64)
-    # Normal classes first, so that a table of them begins with what is trained on.
+    # Normal classes come first, so that tables begin with what is trained on.
     classes = sorted({word for _, word, _ in found}, key=lambda word: (normal is not None and word not in normal, word))
     labels = np.array([classes.index(word) for _, word, _ in found], np.int64)[number]
     parts = np.array([part for _, _, part in found], np.int8)[number] if has_parts else None
@@ -176,109 +198,30 @@ def made(
         classes=tuple(classes),
         normal=normal,
         parts=parts,
-        paths=tuple(at(of[i].name, begin / own.rate) for i, begin, _ in spans.tolist()),
+        paths=tuple(window_name(of[i].name, begin / own.rate) for i, begin, _ in spans.tolist()),
         low=None,
         high=None,
         name=name,
         digest=digest.hexdigest(),
-        notes=tuple(notes(of, resolved)),
+        notes=tuple(window_settings.notes(of, resolved)),
         modality=NAME,
         layout=SoundLayout(tuple(of), spans, resolved),
     )
 
 
-def at(name: str, seconds: float) -> str:
-    """Returns the name of a window, its recording and its beginning: `pump.wav@12.5s`."""
+def window_name(name: str, seconds: float) -> str:
+    """Returns the name of a window from that of its recording and its beginning, such as `pump.wav@12.5s`."""
     return f"{decode.shown(name)}@{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
-def length(settings: config.Data) -> int:
-    """Samples of a window, by resolved settings."""
-    return spectrogram.of_data(settings).length(settings.width)
-
-
-def _resolved(settings: config.Data, of: Sequence[Recording]) -> config.Data:
-    """Returns the settings, resolved for these recordings.
-
-    Raises:
-      UserError: settings that make no spectrogram.
-    """
-    asked = settings.sound
-    rate = asked.rate or min(one.rate for one in of)
-    bands = settings.height or _BANDS
-    sizes: dict[str, Any] = {"kind": NAME, "height": bands, "width": settings.width or _FRAMES, "channels": 1}
-    nearest = max(2 ** round(math.log2(_FRAME * rate)), 4)
-    tried = [(nearest >> k, 2) for k in range(_SHORTER + 1) if nearest >> k >= 4]
-    tried += [(tried[-1][0], 4 << k) for k in range(_CLOSER)]
-    for samples, closer in tried:
-        frame = asked.frame or _holding(samples, rate, bands, asked)
-        hop = asked.hop or max(round(frame * rate / 2), 1) / rate
-        own = dataclasses.replace(asked, rate=rate, frame=frame, hop=hop, high=asked.high or rate / 2)
-        resolved = dataclasses.replace(settings, **sizes, sound=own)
-        spectrogram.check(spectrogram.of_data(resolved))
-        size = length(resolved)
-        own.stride = asked.stride or max(size // closer, 1) / rate
-        if own.stride * rate < 0.5:
-            raise UserError(f"data.sound.stride={own.stride:g} s is less than a sample at {rate} Hz")
-        step = round(own.stride * rate)
-        if sum(max((recordings.length(one, rate) - size) // step + 1, 0) for one in of) >= FEW:
-            break
-    return resolved
-
-
-def _holding(samples: int, rate: int, bands: int, asked: Any) -> float:
-    """Seconds of the shortest frame, of so many samples or twice, four times, ... as many, whose bands all hold a
-    frequency."""
-    top = asked.high or rate / 2
-    while samples < rate:
-        made_of = Spectrogram(rate, samples / rate, 1.0, bands, asked.low, top, asked.scale)
-        if asked.low < top <= rate / 2 and (spectrogram.filters(made_of).sum(axis=0) > 0).all():
-            break
-        samples *= 2
-    return samples / rate
-
-
-def notes(of: Sequence[Recording], resolved: config.Data) -> list[str]:
-    """Returns notes for the user on recordings that are cut into windows."""
-    own, said = resolved.sound, []
-    size = length(resolved)
-    said.append(
-        f"windows of {size / own.rate:.4g} s, every {own.stride:.4g} s: {resolved.height} {own.scale} bands from "
-        f"{own.low:g} to {own.high:g} Hz, {resolved.width} frames of {own.frame:.4g} s, {own.hop:.4g} s apart, "
-        f"at {own.rate} Hz"
-    )
-    rates = sorted({one.rate for one in of} - {own.rate})
-    if rates:
-        listed = ", ".join(map(str, rates))
-        said.append(
-            f"recorded at {listed} Hz, resampled to {own.rate} Hz: {_first(of, lambda one: one.rate != own.rate)}"
-        )
-    deaf = [one for one in of if one.rate < min(own.rate, 2 * own.high)]
-    if deaf:
-        said.append(
-            f"{len(deaf)} recordings have nothing above {deaf[0].rate / 2:g} Hz, half their rate, where bands up to "
-            f"{own.high:g} Hz are looked at, and will look quieter than they were: {decode.shown(deaf[0].name)}"
-        )
-    channels = sorted({one.channels for one in of})
-    if len(channels) > 1:
-        taken = f"channel {own.channel} is taken" if own.channel else "the mean of each is taken"
-        said.append(f"recordings of {', '.join(map(str, channels))} channels: {taken}")
-    short = [one for one in of if recordings.length(one, own.rate) < size]
-    if short:
-        said.append(
-            f"{len(short)} recordings are shorter than a window and not used: {decode.shown(short[0].name)} "
-            f"({short[0].seconds:.3g} s)"
-        )
-    return said
-
-
-def _first(of: Sequence[Recording], is_one: Callable[[Recording], bool]) -> str:
-    found = [decode.shown(one.name) for one in of if is_one(one)]
-    return found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")
-
-
 def windows(of: Sequence[Recording], spans: np.ndarray, own: Any) -> LazyImages:
-    """Windows [N, T] float32 at `spans` [N, 3], see `SoundLayout.spans`; those that touch are read together."""
+    """Returns windows [N, T] float32 that are read on demand; windows that touch are read together.
+
+    Args:
+      of: The recordings.
+      spans: Positions of the windows, int64 [N, 3], see `SoundLayout.spans`.
+      own: Resolved settings of sound.
+    """
     size = int(spans[0, 2] - spans[0, 1])
 
     def read(indices: np.ndarray) -> np.ndarray:
@@ -303,8 +246,15 @@ def windows(of: Sequence[Recording], spans: np.ndarray, own: Any) -> LazyImages:
     return LazyImages(read, (len(spans), size), np.dtype(np.float32), keep=True)
 
 
-def items(waves: Images, settings: config.Data, low: Sequence[float], high: Sequence[float]) -> LazyImages:
-    """Returns patches [N, bands, frames, 1] float32 in [-1, 1] of windows [N, T], computed when read."""
+def lazy_spectrograms(waves: Images, settings: config.Data, low: Sequence[float], high: Sequence[float]) -> LazyImages:
+    """Returns the scaled spectrograms of windows [N, T], float32 [N, bands, frames, 1] in [-1, 1], computed on demand.
+
+    Args:
+      waves: The windows.
+      settings: Resolved settings.
+      low: log10 of the power that becomes -1, for each band.
+      high: log10 of the power that becomes +1, for each band.
+    """
     import jax
 
     run = jax.jit(spectrogram.patches(spectrogram.of_data(settings), low, high))
@@ -323,22 +273,6 @@ def items(waves: Images, settings: config.Data, low: Sequence[float], high: Sequ
     return LazyImages(read, (len(waves), *shape), np.dtype(np.float32), keep=True)
 
 
-def check(settings: config.Config) -> None:
-    """Checks that no options are set that sound does not support.
-
-    Raises:
-      UserError: naming the keys.
-    """
-    given, usual = (config_values.flatten(config_values.to_dict(one)) for one in (settings, config.Config()))
-    keys = (
-        *("train.shift", "train.flip", "loss.contrast", "model.exposure", "members.classes", "members.seeds"),
-        *("data.tile", "data.low", "data.high", "data.window", "data.columns", "data.missing"),
-    )
-    named = [key for key in keys if given[key] != usual[key]]
-    if named:
-        raise UserError(f"{', '.join(named)}: not for sound, whose own settings are data.sound.*; leave it out")
-
-
 def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
     """Returns the settings, completed from the recordings."""
     found = layout.of(dataset).settings
@@ -347,23 +281,26 @@ def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
 
 
 def as_input(given: Any, settings: config.Data) -> np.ndarray:
-    """Windows as a detector takes them, [n, T] float32, n at least 1.
+    """Converts waveforms or files to the input of a detector.
 
     Args:
-      given: waveforms [n, T] at the detector's rate, floating point or int16; one longer waveform [S], or a file or
-        several, of which windows are cut as in training.
-      settings: resolved ones of the detector.
+      given: Waveforms [n, T] at the detector's rate, floating point or int16; or a longer waveform [S], a file or
+        several files, which are cut into windows as in training.
+      settings: Resolved settings of the detector.
+
+    Returns:
+      Windows [n, T], float32, n at least 1.
 
     Raises:
-      UserError: another shape or type, a file that cannot be used, or nothing as long as a window.
+      UserError: Shape or type is another, a file cannot be used, or nothing is as long as a window.
     """
-    size = length(settings)
+    size = window_settings.length(settings)
     if isinstance(given, str | Path):
         given = [given]
     if not hasattr(given, "dtype") and len(given) and isinstance(given[0], str | Path):
         found = []
         for path in map(Path, given):
-            recording, why = looked_through(path, settings.sound.channel)
+            recording, why = inspect_file(path, settings.sound.channel)
             if recording is None:
                 raise UserError(f"{decode.shown(path)}: {why}")
             found.append(of_recording(recording, settings)[0][:])
@@ -374,19 +311,19 @@ def as_input(given: Any, settings: config.Data) -> np.ndarray:
         return x[starts[:, None] + np.arange(size)]
     if x.ndim != 2 or x.shape[1] != size or not len(x):
         raise UserError(
-            f"waveforms of shape {x.shape}: expected [B, {size}], B at least 1, {size / settings.sound.rate:.4g} s at "
-            f"{settings.sound.rate} Hz, or one longer waveform [S]"
+            f"waveforms of shape {x.shape}: expected [B, {size}], B at least 1, which is "
+            f"{size / settings.sound.rate:.4g} s at {settings.sound.rate} Hz, or one longer waveform [S]"
         )
     return x
 
 
 def of_recording(recording: Recording, settings: config.Data) -> tuple[LazyImages, np.ndarray]:
-    """Returns all windows [n, T] of one recording, unread, and their beginnings in seconds [n].
+    """Returns all windows [n, T] of a recording, read on demand, and the times in seconds [n] at which they begin.
 
     Raises:
-      UserError: it is shorter than a window.
+      UserError: The recording is shorter than a window.
     """
-    size, own = length(settings), settings.sound
+    size, own = window_settings.length(settings), settings.sound
     first = np.arange(0, recordings.length(recording, own.rate) - size + 1, round(own.stride * own.rate))
     if not len(first):
         raise UserError(

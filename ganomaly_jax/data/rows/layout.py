@@ -1,4 +1,4 @@
-"""What a data set of rows knows beside its values: the sensors, and where each row or window lies in its recording."""
+"""The layout of a data set of rows: its sensors, and where each row or window lies in its recording."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ NAME = "rows"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowLayout:
-    """`Dataset.images` are rows `[N, D]`, or windows `[N, T, D]` of them, float32."""
+    """Layout of a data set whose `images` are rows `[N, D]` or windows of rows `[N, T, D]`, float32."""
 
     columns: tuple[str, ...]
-    """D names of sensors."""
+    """Names of the D sensors."""
     spans: np.ndarray
-    """`[N, 3]` int64: recording, first row in it, and the one after the last."""
+    """`[N, 3]` int64: index of the recording, first row of the item, and the row after its last."""
     scaling: Scaling | None = None
-    """Of a mixture, whose detector is there already: the values of each sensor that become -1 and +1."""
+    """For a mixture, the scaling of the detector to update: values of each sensor that become -1 and +1."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -38,8 +38,8 @@ def of(dataset: Dataset) -> RowLayout:
     """Returns the layout of a data set of rows.
 
     Raises:
-      ValueError: it is of something else.
+      ValueError: The data set is not of rows.
     """
     if not isinstance(dataset.layout, RowLayout):
-        raise ValueError(f"a data set of {dataset.modality}: expected rows")
+        raise ValueError(f"got a data set of {dataset.modality}, expected rows")
     return dataset.layout

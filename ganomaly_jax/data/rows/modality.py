@@ -1,4 +1,4 @@
-"""Rows of sensors, each by itself or in windows, as a modality."""
+"""The modality of rows of sensors, each by itself or in windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ganomaly_jax.data import splits as data_splits
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
-from ganomaly_jax.data.rows import layout, splits, windows
+from ganomaly_jax.data.rows import folders, layout, splits, windows
 from ganomaly_jax.data.rows.layout import RowLayout
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.data.words import Words
@@ -29,16 +29,18 @@ _KIND = "rows of sensors"
 
 @dataclasses.dataclass(frozen=True)
 class Sensors:
-    """Preprocessing of rows `[B, D]` or windows `[B, T, D]`: each sensor by its own centre and spread."""
+    """Preprocessing of rows `[B, D]` or windows `[B, T, D]`: each sensor is scaled by its own centre and spread."""
 
     shape: tuple[int, ...]
+    """(D,), or (T, D) for windows."""
     bounded: bool = False
+    """Whether items may be so large that blocks of them have to be bounded in bytes."""
 
     def unit(self, pixels: tuple[str, Any, Any], x: jax.Array) -> jax.Array:
-        """Returns rows in units of each sensor's spread, float32, see `preprocess.to_unit`.
+        """Scales rows to units of each sensor's spread, float32, see `preprocess.to_unit`; a pure function.
 
         Raises:
-          UserError: integers, whose unit is not known.
+          UserError: The values are integers, whose unit is not known.
         """
         import jax.numpy as jnp
 
@@ -60,7 +62,7 @@ class Rows:
         return Words("window", "windows", _KIND) if data.window else Words("row", "rows", _KIND)
 
     def is_source(self, path: Path, settings: config.Data) -> bool:
-        return windows.is_source(path, settings)
+        return folders.is_source(path, settings)
 
     def open(self, path: Path, settings: config.Data, progress: bool, shared: bool) -> Dataset:
         return windows.load(path, settings)
@@ -70,8 +72,8 @@ class Rows:
 
     def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
         if isinstance(given, dict):
-            return windows.of_file(given, settings, name)
-        return windows.of_arrays(given, settings, name)
+            return windows.from_npz(given, settings, name)
+        return windows.from_arrays(given, settings, name)
 
     def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
         return dataset
@@ -102,17 +104,17 @@ class Rows:
         return " x ".join(map(str, dataset.images.shape[1:]))
 
     def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
-        """Returns the data set with missing values that are masked at the centre that the detector knows."""
+        """Returns the data set with missing values replaced by the centre of the detector's scaling, if masked."""
         if scaling is None or settings.missing != "mask":
             return dataset
         images = splits.masked(dataset.images, splits.centre_of(*scaling))
         return dataclasses.replace(dataset, images=images, digest="")
 
     def mixed(self, datasets: Sequence[Dataset], chosen: Sequence[np.ndarray], scaling: Scaling | None) -> RowLayout:
-        """Returns the layout of a mixture, whose recordings are numbered through.
+        """Returns the layout of a mixture; recordings are numbered across the data sets.
 
         Raises:
-          UserError: other sensors in one data set than in another.
+          UserError: The data sets have different sensors.
         """
         columns = datasets[0].feature_names
         if any(dataset.feature_names != columns for dataset in datasets):

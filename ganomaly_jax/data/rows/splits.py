@@ -1,4 +1,4 @@
-"""How rows of sensors are split, in time, how each sensor is scaled, and how a detector takes them. NumPy."""
+"""Splits rows of sensors in time, fits the scaling of each sensor, and prepares the input of a detector. NumPy only."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ganomaly_jax.data.rows import layout, tables
 from ganomaly_jax.data.rows.layout import NAME
 from ganomaly_jax.data.splits import Split, normal_classes
 
-# Quantiles whose distance is taken as a sensor's spread, the first that is above 0, and how many standard deviations
-# of a normal distribution lie between them; of the last, what few values there are beside the constant one.
+# Pairs of quantiles, and the standard deviations of a normal distribution that lie between them. The first pair that
+# differs gives a sensor's spread; the last is for sensors that are almost constant.
 _SPREADS = ((0.25, 0.75, 1.349), (0.05, 0.95, 3.290), (0.005, 0.995, 5.152), (0.0, 1.0, 2.0))
 
 
@@ -26,29 +26,33 @@ def check(settings: config.Config) -> None:
     """Checks that no options are set that only images support.
 
     Raises:
-      UserError: naming the keys.
+      UserError: Some are; the message names them.
     """
-    asked = {
+    image_options = {
         "train.shift": settings.train.shift,
         "train.flip": settings.train.flip,
         "loss.contrast": settings.loss.contrast,
         "model.exposure": settings.model.exposure,
     }
-    named = [name for name, value in asked.items() if value]
+    named = [name for name, value in image_options.items() if value]
     if named:
-        raise UserError(f"{', '.join(named)}: of images alone, the data are rows of sensors; leave it out")
+        raise UserError(f"{', '.join(named)}: for images only, but the data are rows of sensors; leave it out")
 
 
 def split(dataset: Dataset, settings: config.Data) -> Split:
-    """Returns training, calibration and test sets, in this order in time, each a block of its own.
+    """Splits rows or windows into training, calibration and test sets, consecutive in time.
 
-    Where the source has parts of its own (and no `settings.abnormal`), the test part is tested on; otherwise the last
-    `settings.test` of the normal rows or windows, and all anomalous ones. The last `settings.calibration` of the
-    training part is set aside. Windows that are trained on lie at least a window's length from any other that is
-    calibrated or tested with, and so do those calibrated with from those tested with: what lies between is not used.
+    If the source has a training and a test part and `settings.abnormal` is empty, the test part is tested on; otherwise
+    the last fraction `settings.test` of the normal items, and all anomalous ones. The last fraction
+    `settings.calibration` of the training part is set aside for calibration. Windows of different sets are at least a
+    window's length apart; those in between are not used.
+
+    Args:
+      dataset: Data set of rows.
+      settings: Abnormal class, fractions and limit of training items.
 
     Raises:
-      UserError: no normal rows, too few of them, or some with missing or infinite values.
+      UserError: There are no or too few normal rows, or some have missing or infinite values.
     """
     spans = layout.of(dataset).spans
     normal = normal_classes(dataset, settings.abnormal)
@@ -73,28 +77,30 @@ def split(dataset: Dataset, settings: config.Data) -> Split:
     kept = _apart(spans, kept, np.concatenate([test, calibration]), gap)[: settings.limit or None]
     if len(kept) < 2 or (count and not len(calibration)):
         raise UserError(
-            f"{dataset.name}: of {len(normals)} normal rows or windows {len(kept)} would be trained on and "
-            f"{len(calibration)} calibrated with, once those near others are left out: expected more rows, a shorter "
-            "data.window, or another share for data.test and data.calibration"
+            f"{dataset.name}: of {len(normals)} normal rows or windows, {len(kept)} would be trained on and "
+            f"{len(calibration)} calibrated with, after removing those close to another set: expected more rows, a "
+            "shorter data.window, or another share for data.test and data.calibration"
         )
     _refuse_missing(dataset, np.concatenate([kept, calibration]), settings)
     left = len(train) - len(kept) - len(calibration) if not settings.limit else 0
-    notes = (
-        (f"{left} normal windows lie between the parts, or beside anomalous ones, and are not used",) if left else ()
-    )
+    notes = (f"{left} normal windows lie between the sets or next to anomalous ones and are not used",) if left else ()
     return Split(kept, calibration, test, (~is_normal[test]).astype(np.int64), protocol, notes)
 
 
 def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Dataset, Scaling, tuple[str, ...]]:
-    """Returns the data set with masked values filled in, (low, high) of each sensor, and notes for the user.
+    """Fits the scaling of each sensor on the training rows.
 
-    The middle of low and high is the median of the training rows, half their distance the standard deviation of a
-    normal distribution with the same quartiles; where those are equal, that of quantiles further out. A sensor that is
-    constant in training keeps its unit.
+    The centre of (low, high) is the median. Half the range is the standard deviation of a normal distribution with the
+    same quartiles or, where these are equal, with the same outer quantiles. A sensor that is constant in training keeps
+    its unit.
+
+    Returns:
+      The data set, with missing values replaced by the centre if `data.missing` is `mask`; (low, high), D values each;
+      and notes for the user, a sentence each.
     """
     images = dataset.images
     stride = 1 if images.ndim == 2 else max(images.shape[1] // settings.data.stride, 1)
-    # Windows that hardly overlap: each row once or so.
+    # Windows that hardly overlap contain each row about once.
     rows = np.asarray(images[own.train[::stride]], np.float64).reshape(-1, images.shape[-1])
     seen = np.isfinite(rows).any(0)
     centre, spread = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
@@ -105,7 +111,7 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
         for below, above, deviations in reversed(_SPREADS):
             found = (quantiles[above] - quantiles[below]) / deviations
             spread[seen] = np.where(found > 0, found, spread[seen])
-    # As the program has them: what float32 does not tell apart is constant.
+    # In float32, as in the compiled program: values that it cannot distinguish are constant.
     low, high = (centre - spread).astype(np.float32), (centre + spread).astype(np.float32)
     constant = ~(low < high)
     low[constant], high[constant] = (centre[constant] + by for by in (-1, 1))
@@ -119,8 +125,9 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
     size = int(np.prod(images.shape[1:]))
     if settings.model.latent_size >= size:
         notes.append(
-            f"note: a latent of {settings.model.latent_size} is not smaller than the {size} values that go in: what is "
-            f"anomalous may pass through as it is; --config.model.latent_size={max(size // 4, 1)} would be a quarter"
+            f"note: the latent size of {settings.model.latent_size} is not smaller than the {size} input values, so "
+            "that anomalies may be reconstructed perfectly; try a quarter of them, "
+            f"--config.model.latent_size={max(size // 4, 1)}"
         )
     if settings.data.missing == "mask":
         dataset = dataclasses.replace(dataset, images=masked(images, centre_of(low, high)), digest="")
@@ -131,24 +138,30 @@ def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
     """Returns the settings, completed from the data.
 
     Raises:
-      UserError: another number of sensors is asked for.
+      UserError: `data.channels` is not the number of sensors.
     """
     window = dataset.images.shape[1] if dataset.images.ndim == 3 else 0
     if settings.channels not in (0, dataset.images.shape[-1]):
-        raise UserError(f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors")
+        raise UserError(
+            f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors; leave the key "
+            "out"
+        )
     return dataclasses.replace(settings, kind=NAME, window=window, channels=dataset.images.shape[-1], height=0, width=0)
 
 
 def as_input(given: Any, spec: InputSpec) -> np.ndarray:
-    """Returns rows or windows as a detector takes them, `[n, *spec.shape]` float32, n at least 1.
+    """Converts rows or windows to the input of a detector.
 
     Args:
-      given: `[n, *spec.shape]`; for windows also rows `[N, D]` in their order in time, of which windows are made as in
-        training (`data.window` rows, every `data.stride`); or a pandas data frame, whose columns are taken by name.
-      spec: of the detector; missing values are dealt with as its settings say.
+      given: Rows or windows `[n, *spec.shape]`; for windows also rows `[N, D]` in the order of time, which are cut as
+        in training (`data.window` rows, every `data.stride`); or a pandas data frame, whose columns are used by name.
+      spec: Input of the detector; missing values are treated as its settings say.
+
+    Returns:
+      Rows or windows `[n, *spec.shape]`, float32, n at least 1.
 
     Raises:
-      UserError: another shape or type, no row, a column that is missing.
+      UserError: Shape or type is another, there are no rows, or a column is missing.
     """
     shape, settings, low, high = spec.shape, spec.data, spec.low, spec.high
     table = tables.as_table(given, "the data frame", spec.feature_names)
@@ -173,24 +186,24 @@ def as_input(given: Any, spec: InputSpec) -> np.ndarray:
 
 
 def centre_of(low: Any, high: Any) -> np.ndarray:
-    """Returns the values [D] float32 that become 0."""
+    """Returns the centre between low and high, the values [D] float32 that become 0."""
     return ((np.asarray(low, np.float64) + np.asarray(high, np.float64)) / 2).astype(np.float32)
 
 
 def filled(x: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Replaces each missing value of [..., D] by its sensor's `centre` [D]."""
+    """Replaces the missing values of x [..., D] by the sensors' centres [D]."""
     return np.where(np.isnan(x), centre, x)
 
 
 def masked(images: Images, centre: np.ndarray) -> Images:
-    """Applies `filled` to rows or windows, on demand if they are lazy."""
+    """Applies `filled` to rows or windows; lazily if they are read on demand."""
     if isinstance(images, LazyImages):
         return dataclasses.replace(images, read=lambda indices: filled(images.read(indices), centre))
     return filled(images, centre)
 
 
 def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data) -> None:
-    """Raises a UserError if rows or windows `chosen` [n] have values that are not finite, unless these are masked."""
+    """Raises a UserError if the items at `chosen` [n] have infinite values, or missing values that are not masked."""
     counts, infinite, first = np.zeros(len(dataset.feature_names), int), 0, -1
     begin = 0
     for block in lazy.blocks(dataset.images, chosen):
@@ -205,23 +218,23 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
         what = "infinite" if infinite == counts.sum() else "missing or infinite"
         names = [dataset.feature_names[k] for k in np.flatnonzero(counts).tolist()]
         raise UserError(
-            f"{what} values of {tables.listed(names)} in what is to be trained on or calibrated with, the first in "
+            f"{what} values of {tables.listed(names)} in the training or calibration rows, the first in "
             f"{dataset.paths[first]}. In all of {dataset.name}: {'; '.join(dataset.notes) or 'no missing values'}. "
-            "--config.data.missing=last carries the last value on, mask ignores them; or leave columns out: "
-            "--config.data.columns=-NAME"
+            "--config.data.missing=last repeats the last value, --config.data.missing=mask ignores missing values, and "
+            "--config.data.columns=-NAME leaves a column out"
         )
 
 
 def _apart(spans: np.ndarray, chosen: np.ndarray, others: np.ndarray, gap: int) -> np.ndarray:
-    """Returns those of `chosen` [n] that are at least `gap` rows away from all `others` [m]."""
+    """Returns the items of `chosen` [n] that are at least `gap` rows away from all items of `others` [m]."""
     if not len(chosen) or not len(others):
         return chosen
-    # All recordings one after the other, too far apart to touch.
+    # Recordings are placed one after another on a line, too far apart to touch.
     longest = np.zeros(int(spans[:, 0].max()) + 1, np.int64)
     np.maximum.at(longest, spans[:, 0], spans[:, 2])
     starts = np.concatenate([[0], np.cumsum(longest + 2 * gap + 1)])
     size = starts[-1] + 1
-    # How many of the others cover each row: +1 where one begins, -1 where it ends.
+    # Changes in the number of other items that cover a row: +1 where one begins, -1 where it ends.
     edges = np.zeros(size + gap + 1, np.int64)
     own = starts[spans[others, 0]]
     np.add.at(edges, np.maximum(own + spans[others, 1] - gap, 0), 1)

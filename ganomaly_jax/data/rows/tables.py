@@ -1,4 +1,4 @@
-"""Tables of sensors from files: CSV with a header, or Parquet. NumPy; pyarrow only for Parquet."""
+"""Reads tables of sensors: CSV files with a header, Parquet files (with pyarrow) and pandas data frames."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from ganomaly_jax.core.errors import UserError
 
 ENDINGS = (".csv", ".parquet")
 LABEL = "label"
-# Columns that say when or in which place a row is, in lower case.
+# Names, in lower case, of columns that hold the time or the number of a row.
 TIMES = ("time", "timestamp", "datetime", "date_time", "date", "index", "", "unnamed: 0", "__index_level_0__")
 _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-# Rows that are turned into numbers at a time: as text they take some ten times the memory.
+# Rows that are converted to numbers at once: as text they take about ten times the memory.
 _BLOCK = 8192
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of sensors, one recording."""
+    """A table of sensor values: the rows of one recording."""
 
     name: str
     columns: tuple[str, ...]
     values: np.ndarray
     """[N, D] float64, NaN where a value is missing."""
     labels: np.ndarray | None
-    """[N] words of the column `label`, None where there is none."""
+    """[N] words of the column `label`; None without such a column."""
     notes: tuple[str, ...] = ()
-    """Which columns are no sensors, a sentence each."""
+    """Notes for the user on columns that are not used as sensors, a sentence each."""
 
 
 def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table:
-    """Reads one file.
+    """Reads a table from a file.
 
-    Sensors are the columns of numbers. No sensors are: a column called `label`; one whose name says that it holds the
-    time or counts rows (`TIMES`); and one without a single number. These are told in `notes`.
+    Columns of numbers are sensors. These columns are not: one named `label`, one whose name says that it holds the time
+    or the number of a row (`TIMES`), and one without a single number. The `notes` of the table list them.
 
     Args:
-      path: a CSV file with a header, or a Parquet file.
-      wanted: names of the sensors; the result has these, in this order, wherever they are in the file. Empty: all.
-      left_out: names of columns that are not used.
+      path: CSV file with a header, or Parquet file.
+      wanted: Names of the sensors, in the order of the result, which may differ from that in the file; empty: all.
+      left_out: Names of columns that are not used.
 
     Raises:
-      UserError: no such file, not a table, a column that is missing or there twice, or that holds both numbers and
+      UserError: The file does not exist or is not a table, a column is missing, appears twice, or mixes numbers with
         something else.
     """
     try:
@@ -68,36 +68,41 @@ def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Column:
-    """A column of a file: its numbers, NaN where there is none, and what stands in the places that are no numbers."""
+    """A column of a file."""
 
     numbers: np.ndarray
+    """[N] float64, NaN where there is no number."""
     words: dict[int, str]
-    """{row: text} of what is neither a number nor missing; of a column of text only some."""
+    """Text of values, by row, that are neither numbers nor missing: the first few."""
     text: np.ndarray | None = None
-    """All of it as text, for the label."""
+    """[N] all values as text; for the label only."""
 
     def __len__(self) -> int:
+        """Returns the number of rows."""
         return len(self.numbers)
 
 
 def names_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Parses `data.columns` into (wanted, left out): names separated by commas, with - before those to leave out.
+    """Parses `data.columns` into (names to use, names to leave out).
+
+    Args:
+      text: Names separated by commas, all of them with a leading - if they are to be left out.
 
     Raises:
-      UserError: some with and some without.
+      UserError: Only some names have a leading -, or a name appears twice.
     """
     words = [word.strip() for word in next(csv.reader([text], skipinitialspace=True), [])]
     words = [word for word in words if word]
     out = tuple(word[1:] for word in words if word.startswith("-"))
     if out and len(out) < len(words):
-        raise UserError(f"data.columns={text!r}: expected names to take, or names to leave out with - before each")
+        raise UserError(f"data.columns={text!r}: expected names to use, or names to leave out with - before each")
     if len(set(words)) < len(words):
-        raise UserError(f"data.columns={text!r}: a name stands there twice")
+        raise UserError(f"data.columns={text!r}: a name appears twice")
     return (() if out else tuple(words)), out
 
 
 def as_text(names: Iterable[str]) -> str:
-    """Returns the inverse of `names_of` for names to take."""
+    """Returns the value of `data.columns` that `names_of` parses into these names to use."""
     return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
 
 
@@ -109,11 +114,12 @@ def _made(
     wanted: Sequence[str],
     left_out: Sequence[str],
 ) -> Table:
+    """Makes a table of the columns of a file; errors as `read`."""
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
         raise UserError(f"{path}: several columns are called {', '.join(map(repr, twice[:5]))}: expected unique names")
     if not columns or not len(columns[0]):
-        raise UserError(f"{path} holds no rows: expected a line of names and then a line of numbers for each row")
+        raise UserError(f"{path} holds no rows: expected a line of names, followed by a line of numbers for each row")
     held = dict(zip(names, columns, strict=True))
     chosen, notes = _sensors(path, name, held, wanted, left_out)
     label = next((name for name in names if name.lower() == LABEL), None)
@@ -125,7 +131,7 @@ def _made(
 def _sensors(
     path: str, name_of: str, held: dict[str, _Column], wanted: Sequence[str], left_out: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Names of the columns that are sensors, and what is to say of the others."""
+    """Returns the names of the columns that are sensors, and notes on the other columns."""
     for name in (*wanted, *left_out):
         if name not in held:
             near = difflib.get_close_matches(name, held, n=1, cutoff=0.0)
@@ -135,19 +141,21 @@ def _sensors(
     notes = []
     if wanted:
         chosen = list(wanted)
-        # A column that nobody has spoken of may be one that should have been renamed.
+        # A column that is neither used nor left out may have the wrong name.
         others = [
             name for name, column in held.items() if name not in wanted and not _is_other(name) and not _is_text(column)
         ]
         if others:
-            notes.append(f"{name_of}: columns that are not asked for and not used: {listed(others)}")
+            notes.append(
+                f"{name_of}: columns that are not used, since data.columns does not name them: {listed(others)}"
+            )
     else:
         times = [name for name in held if name.lower() in TIMES and name not in left_out]
         words = [name for name in held if not _is_other(name) and _is_text(held[name]) and name not in left_out]
         if times:
-            notes.append(f"{name_of}: no sensor, because of its name: {listed(times)}")
+            notes.append(f"{name_of}: not used as sensors because of their names: {listed(times)}")
         if words:
-            notes.append(f"{name_of}: no sensor, because it holds no numbers: {listed(words)}")
+            notes.append(f"{name_of}: not used as sensors because they hold no numbers: {listed(words)}")
         chosen = [name for name in held if not _is_other(name) and name not in left_out and name not in words]
     if not chosen:
         raise UserError(f"{path} has no column of numbers beside {listed(list(held))}: expected one for each sensor")
@@ -164,22 +172,23 @@ def _sensors(
 
 
 def _is_other(name: str) -> bool:
+    """Returns whether a column is not a sensor according to its name."""
     return name.lower() == LABEL or name.lower() in TIMES
 
 
 def _is_text(column: _Column) -> bool:
-    """Returns True for a column without anything that could be a number."""
+    """Returns whether a column holds no numbers."""
     return not np.isfinite(column.numbers).any()
 
 
 def listed(names: Sequence[str]) -> str:
-    """Returns some of the names for a sentence."""
+    """Returns names for a sentence: at most eight, and how many more there are."""
     shown = ", ".join(name or "(no name)" for name in names[:8])
     return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _labels(path: str, column: _Column) -> np.ndarray:
-    """Words, integers without a point."""
+    """Returns the labels as words; integers have no decimal point."""
     if column.text is None:
         words = np.array([str(int(v)) if float(v).is_integer() else str(v) for v in np.nan_to_num(column.numbers)])
         missing = np.isnan(column.numbers)
@@ -196,7 +205,7 @@ def _labels(path: str, column: _Column) -> np.ndarray:
 
 
 def _plain(word: str) -> str:
-    """Returns `1` for `1.0`."""
+    """Returns a word without surrounding spaces; integers have no decimal point."""
     try:
         number = float(word)
     except ValueError:
@@ -205,8 +214,9 @@ def _plain(word: str) -> str:
 
 
 def _csv(path: Path) -> tuple[list[str], list[_Column]]:
-    path.stat()  # says that there is none
-    if not path.is_file():  # opening a named pipe would wait for ever
+    """Reads the names and the columns of a CSV file, a block of rows at a time."""
+    path.stat()  # raises FileNotFoundError
+    if not path.is_file():  # opening a named pipe would wait forever
         raise UserError(f"{path} is not a regular file")
     with open(path, encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file)
@@ -241,7 +251,7 @@ def _csv(path: Path) -> tuple[list[str], list[_Column]]:
 
 
 def _numbers(column: Sequence[str], words: dict[int, str], first: int) -> np.ndarray:
-    """Converts a block of a column to float64; adds what is not a number to `words`, by its row."""
+    """Converts a block of a column to float64 and adds the first values that are not numbers to `words`, by row."""
     try:
         return np.array(column, np.float64)
     except ValueError:
@@ -257,6 +267,7 @@ def _numbers(column: Sequence[str], words: dict[int, str], first: int) -> np.nda
 
 
 def _number(word: str) -> float | None:
+    """Returns the number that a word stands for, or None."""
     try:
         return float(word)
     except ValueError:
@@ -264,6 +275,7 @@ def _number(word: str) -> float | None:
 
 
 def _parquet(path: Path) -> tuple[list[str], list[_Column]]:
+    """Reads the names and the columns of a Parquet file."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -287,20 +299,33 @@ def _parquet(path: Path) -> tuple[list[str], list[_Column]]:
 
 
 def carried(values: np.ndarray) -> np.ndarray:
-    """Replaces each missing value of [N, D] by the previous one in its column; leading ones stay NaN."""
+    """Replaces each missing value of rows [N, D] by the previous value of its column; leading ones stay NaN."""
     at = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
     return np.take_along_axis(values, np.maximum.accumulate(at, axis=0), axis=0)
 
 
 def counted(columns: Sequence[str], counts: np.ndarray, most: int = 8) -> str:
-    """Counts [D] of each column as `a 3, b 1`, the largest first; empty where all are 0."""
+    """Returns the nonzero counts [D] of columns as text, largest first, such as `a 3, b 1`."""
     order = [k for k in np.argsort(-counts, kind="stable") if counts[k]]
     words = [f"{columns[k]} {counts[k]}" for k in order[:most]]
     return ", ".join(words) + (f" and {len(order) - most} more columns" if len(order) > most else "")
 
 
 def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table | None:
-    """Converts a pandas data frame to a table, None for anything else; arguments and errors as `read`."""
+    """Converts a pandas data frame to a table.
+
+    Args:
+      given: Anything.
+      name: Name of the table for messages.
+      wanted: As in `read`.
+      left_out: As in `read`.
+
+    Returns:
+      The table, or None if `given` is not a data frame.
+
+    Raises:
+      UserError: As `read`.
+    """
     if not (hasattr(given, "columns") and hasattr(given, "iloc") and hasattr(given, "dtypes")):
         return None
     names, columns = [str(column) for column in given.columns], []
@@ -314,6 +339,6 @@ def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequen
 
 
 def _of_words(words: Sequence[str]) -> _Column:
-    """Returns a column that is text by its type."""
+    """Makes a column of text."""
     first = {i: word for i, word in enumerate(words[:10]) if word}
     return _Column(np.full(len(words), np.nan), first or {0: ""}, np.array(words))

@@ -1,13 +1,13 @@
-"""Rows of sensors as a `Dataset`: tables and arrays read, recordings cut into windows.
+"""Makes data sets of rows of sensors: reads tables and arrays, and cuts recordings into windows.
 
-A recording is rows one after the other: a file, or a part of an array. No window reaches over the end of one. NumPy.
+A recording is a sequence of consecutive rows: a file, or a part of an array. Windows do not cross its end.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,31 @@ import numpy as np
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
-from ganomaly_jax.data.datasets import NORMAL_WORDS, PARTS, Dataset, normal_by_words, plain_word
-from ganomaly_jax.data.images import files as image_files
+from ganomaly_jax.data.datasets import NORMAL_WORDS, Dataset, normal_by_words, plain_word
 from ganomaly_jax.data.lazy import Images, LazyImages
-from ganomaly_jax.data.rows import tables
+from ganomaly_jax.data.rows import folders, tables
 from ganomaly_jax.data.rows.layout import NAME, RowLayout
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """Rows one after the other in time."""
+    """A sequence of consecutive rows."""
 
     name: str
     values: np.ndarray
     """[N, D] floating point, NaN where a value is missing."""
     labels: np.ndarray | None = None
-    """[N] words; None: not said."""
+    """[N] words; None: there are none."""
     part: int = 0
     """0 train, 1 test."""
 
 
 def takes(given: Any, settings: config.Data) -> bool:
-    """Returns whether arrays are rows: as `data.kind` says, otherwise an array [N, D]; or an npz file that says so."""
+    """Returns whether arrays are rows of sensors.
+
+    Arrays of an npz file are rows if one is named `rows` or `x_train` is an array of rows. Any other array is if
+    `data.kind` says so or, with `auto`, if it has the shape [N, D], is a data frame, or `data.window` is set.
+    """
     if isinstance(given, dict):
         return "rows" in given or takes(given.get("x_train"), settings)
     if settings.kind != "auto":
@@ -46,35 +49,18 @@ def takes(given: Any, settings: config.Data) -> bool:
     return settings.window > 0 or hasattr(x, "dtypes") or getattr(x, "ndim", 0) == 2
 
 
-def is_source(path: Path, settings: config.Data) -> bool:
-    """Returns True for a table, or a folder of tables only."""
-    if path.is_dir():
-        return settings.kind == "rows" or _only_tables(path)
-    return path.suffix.lower() in tables.ENDINGS
-
-
-def _only_tables(folder: Path) -> bool:
-    """Returns True if there are tables and no images: a list beside images does not make them rows."""
-    found = False
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in image_files.ENDINGS:
-            return False
-        found = found or path.suffix.lower() in tables.ENDINGS
-    return found
-
-
 def load(path: Path, settings: config.Data) -> Dataset:
-    """Loads a table or a folder of them, with `train/` and `test/` or folders of classes if there are any.
+    """Loads a table, or a folder of tables that may have subfolders `train/` and `test/` or one for each class.
 
     Raises:
-      UserError: nothing there, tables that cannot be read or have other columns than the first, labels that are not
-        understood.
+      UserError: There are no tables, a table cannot be read or has other columns than the first, or labels are not
+        recognised.
     """
     wanted, left_out = tables.names_of(settings.columns)
     if not path.is_dir():
         found: list[tuple[Path, str, int | None]] = [(path, "", None)]
     else:
-        found = list(_layout(path))
+        found = list(folders.layout(path))
         if not found:
             raise UserError(f"{path} holds no tables: expected {' '.join(tables.ENDINGS)}")
     recordings: list[Recording] = []
@@ -97,11 +83,16 @@ def load(path: Path, settings: config.Data) -> Dataset:
     return made(recordings, first.columns, settings, path.name, parts, tuple(notes))
 
 
-def of_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
-    """Loads rows [N, D], windows [N, T, D], or a pandas data frame, each perhaps as (data, labels [N]).
+def from_arrays(given: Any, settings: config.Data, name: str = "the array") -> Dataset:
+    """Makes a data set of an array or a data frame.
+
+    Args:
+      given: Rows [N, D], windows [N, T, D] or a pandas data frame; or a pair of these and labels [N].
+      settings: Columns, window, stride and treatment of missing values.
+      name: Name of the data set for messages.
 
     Raises:
-      UserError: a shape, a type, labels or columns that cannot be used.
+      UserError: Shape, type, labels or columns cannot be used.
     """
     x, labels = given if isinstance(given, tuple) else (given, None)
     return from_rows(x, labels, settings=settings, name=name)
@@ -116,20 +107,20 @@ def from_rows(
     settings: config.Data | None = None,
     name: str = "the array",
 ) -> Dataset:
-    """Arrays of sensors as a data set.
+    """Makes a data set of an array or a data frame of sensors.
 
     Args:
-      x: [N, D] rows in their order in time, of any number type, NaN where a value is missing; [N, T, D] windows; or a
+      x: Rows [N, D] in the order of time, of any number type, NaN where a value is missing; windows [N, T, D]; or a
         pandas data frame of rows.
       labels: [N], 0 normal and 1 anomalous, or words; None: all normal.
-      columns: D names; empty: those of `data.columns` or of the data frame, otherwise sensor_0, sensor_1, ...
-      segments: [N] values that change where another recording begins; None: the rows are one.
-      parts: [N], 0 train and 1 test; None: split in time. Another recording begins where it changes.
-      settings: window, stride, columns and what becomes of missing values; None: the defaults.
-      name: what messages and paths (`name:row`, counted from 1) call it.
+      columns: Names of the D sensors; empty: those of `data.columns` or of the data frame, or sensor_0, sensor_1, ...
+      segments: [N] values that change where a new recording begins; None: all rows are one recording.
+      parts: [N], 0 train and 1 test; None: split in time. A new recording begins where it changes.
+      settings: Columns, window, stride and treatment of missing values; None: the defaults.
+      name: Name of the data set for messages and paths (`name:row`, counted from 1).
 
     Raises:
-      UserError: as `of_arrays`.
+      UserError: Shape, type, labels or columns cannot be used.
     """
     settings = settings or config.Data()
     wanted, left_out = tables.names_of(settings.columns)
@@ -141,14 +132,14 @@ def from_rows(
     try:
         x = np.asarray(x)
     except ValueError:
-        raise UserError(f"{name}: the rows differ in length; expected one array [N, D] or [N, T, D]") from None
+        raise UserError(f"{name}: the rows differ in length: expected one array [N, D] or [N, T, D]") from None
     if x.dtype.kind not in "biuf" or x.ndim not in (2, 3) or 0 in x.shape:
         raise UserError(f"{name}: {x.dtype} of shape {x.shape}: expected numbers [N, D], rows, or [N, T, D], windows")
     if left_out and table is None:
         raise UserError(f"data.columns={settings.columns!r}: an array has no names to leave out")
     columns = tuple(columns) or wanted or tuple(f"sensor_{i}" for i in range(x.shape[-1]))
     if len(columns) != x.shape[-1]:
-        raise UserError(f"{name} has {x.shape[-1]} columns, named are {len(columns)}: {tables.listed(columns)}")
+        raise UserError(f"{name} has {x.shape[-1]} columns, got {len(columns)} names: {tables.listed(columns)}")
     n = len(x)
     labels = _words(labels, n, name)
     parts = None if parts is None else _checked(parts, n, f"{name}: parts")
@@ -168,11 +159,17 @@ def from_rows(
     return made(recordings, columns, settings, name, parts is not None, notes)
 
 
-def of_file(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
-    """Loads an npz file of rows and labels, or x_train, y_train, x_test, y_test, and optional columns and segments.
+def from_npz(held: dict[str, np.ndarray], settings: config.Data, name: str) -> Dataset:
+    """Makes a data set of the arrays of an npz file.
+
+    Args:
+      held: `rows` and optionally `labels`; or `x_train` and optionally `y_train`, `x_test` and `y_test`; and optionally
+        `columns` and `segments`, see `from_rows`.
+      settings: Columns, window, stride and treatment of missing values.
+      name: Name of the data set for messages.
 
     Raises:
-      UserError: as `from_rows`.
+      UserError: The names, shapes, types, labels or columns cannot be used.
     """
     columns = tuple(map(str, held.get("columns", ())))
     if "rows" in held:
@@ -200,12 +197,12 @@ def made(
     parts: bool,
     notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """Recordings as one data set: rows [N, D], or with `settings.window` windows [N, T, D].
+    """Makes a data set of recordings: rows [N, D] or, if `settings.window` is set, windows [N, T, D].
 
-    A window with an anomalous row is anomalous, and of the class of the last such row.
+    A window with an anomalous row is anomalous; its class is that of the last such row.
 
     Raises:
-      UserError: no recording is as long as a window; labels in some recordings only.
+      UserError: No recording is as long as a window, or only some recordings have labels.
     """
     said, recordings = _without_missing(recordings, columns, settings.missing)
     size = settings.window or 1
@@ -252,7 +249,7 @@ def made(
 
 
 def _cut(base: np.ndarray, first: np.ndarray, settings: config.Data) -> Images:
-    """Rows [R, D], or windows of them that begin at `first` [N]: in memory where they fit, otherwise read on demand."""
+    """Returns rows [R, D], or windows that begin at rows `first` [N]: in memory if they fit, or read on demand."""
     if not settings.window:
         return base[first]
     shape = (len(first), settings.window, base.shape[1])
@@ -273,7 +270,7 @@ def _of_windows(
     settings: config.Data,
     name: str,
 ) -> Dataset:
-    """Windows as they are given, each a recording of its own."""
+    """Makes a data set of windows [N, T, D], each a recording of its own."""
     n, size = x.shape[:2]
     if settings.window not in (0, size):
         raise UserError(
@@ -281,9 +278,7 @@ def _of_windows(
         )
     values = x.reshape(-1, x.shape[-1]).astype(np.float64)
     said, (whole,) = _without_missing([Recording(name, values)], columns, settings.missing, size)
-    said.append(
-        "the windows are given as they are: whether some share rows is not known, they are split in their order"
-    )
+    said.append("windows were given instead of rows: they are split in their order, although some may share rows")
     words, classes = _classes([Recording(name, x, labels)], name)
     with np.errstate(over="ignore"):
         images = whole.values.reshape(x.shape).astype(np.float32)
@@ -307,16 +302,16 @@ def _of_windows(
 def _without_missing(
     recordings: Sequence[Recording], columns: tuple[str, ...], way: str, size: int = 0
 ) -> tuple[list[str], list[Recording]]:
-    """Returns notes on missing values, and the recordings with these carried forward if requested."""
+    """Returns notes on missing values, and the recordings, with these carried forward if `way` is `last`."""
     together = [np.isnan(recording.values).sum(0) for recording in recordings]
     counts = np.sum(together, axis=0)
     if not counts.any():
         return [], list(recordings)
     said = f"missing values: {tables.counted(columns, counts)}"
     if way == "refuse":
-        return [f"{said}; nothing is put in their place (data.missing=refuse)"], list(recordings)
+        return [f"{said}; they are not replaced (data.missing=refuse)"], list(recordings)
     if way == "mask":
-        return [f"{said}; the centre of the sensor is put in their place (data.missing=mask)"], list(recordings)
+        return [f"{said}; they are replaced by the centre of the sensor (data.missing=mask)"], list(recordings)
     carried = []
     for recording in recordings:
         rows = recording.values
@@ -325,7 +320,7 @@ def _without_missing(
         carried.append(dataclasses.replace(recording, values=values))
     left = sum(int(np.isnan(recording.values).sum()) for recording in carried)
     first = f"; {left} before the first value of a recording stay missing" if left else ""
-    return [f"{said}; the last value before is put in their place (data.missing=last){first}"], carried
+    return [f"{said}; they are replaced by the previous value (data.missing=last){first}"], carried
 
 
 def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -343,7 +338,7 @@ def _classes(recordings: Sequence[Recording], name: str) -> tuple[np.ndarray, tu
 
 
 def _normal(classes: tuple[str, ...]) -> frozenset[str] | None:
-    """Returns the normal classes: by their words, or 0 of numbers; None if unknown."""
+    """Returns the normal classes according to their names, or None if these do not tell."""
     by_words = normal_by_words(classes)
     if by_words is not None:
         return by_words
@@ -353,7 +348,15 @@ def _normal(classes: tuple[str, ...]) -> frozenset[str] | None:
 def _labels(
     words: np.ndarray, classes: tuple[str, ...], normal: frozenset[str] | None, first: np.ndarray, last: np.ndarray
 ) -> np.ndarray:
-    """Returns int64 [N], the class of each window first..last - 1 of rows with the labels `words` [R]."""
+    """Returns the class of each window, int64 [N].
+
+    Args:
+      words: Label of each row, [R].
+      classes: Sorted names of the classes.
+      normal: Normal classes, or None.
+      first: First row of each window, [N].
+      last: Row after the last of each window, [N].
+    """
     indices = np.searchsorted(np.array(classes), words).astype(np.int64)
     bad = np.zeros(len(words), bool) if normal is None else ~np.isin(words, sorted(normal))
     latest = np.maximum.accumulate(np.where(bad, np.arange(len(words)), -1))[last - 1]
@@ -361,7 +364,7 @@ def _labels(
 
 
 def _words(labels: Any, n: int, name: str) -> np.ndarray | None:
-    """Labels as words, whole numbers without a point."""
+    """Returns labels as words; integers have no decimal point."""
     if labels is None:
         return None
     found = _checked(labels, n, f"{name}: labels")
@@ -373,25 +376,8 @@ def _words(labels: Any, n: int, name: str) -> np.ndarray | None:
 
 
 def _checked(values: Any, n: int, what: str) -> np.ndarray:
+    """Returns values as an array [n], or raises a UserError that names them if they have another shape."""
     found = np.asarray(values)
     if found.shape != (n,):
         raise UserError(f"{what} of shape {found.shape}: expected {n}, one for each row")
     return found
-
-
-def files(folder: Path) -> list[Path]:
-    """Returns the tables of a folder and its subfolders, by name."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in tables.ENDINGS and path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def _layout(root: Path) -> Iterator[tuple[Path, str, int | None]]:
-    """Returns each table of a folder with its class (empty if no folder names one) and its part."""
-    for path in sorted(files(root), key=lambda path: PARTS.get(path.relative_to(root).parts[0].lower(), 0)):
-        folders = list(path.relative_to(root).parts[:-1])
-        part = PARTS.get(folders[0].lower()) if folders else None
-        if part is not None:
-            folders = folders[1:]
-        if len(folders) > 1:
-            raise UserError(f"{path}: nested folders are not supported; expected train/, test/ and classes in them")
-        yield path, folders[0] if folders else "", part
