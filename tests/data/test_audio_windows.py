@@ -305,7 +305,10 @@ def test_predict_has_a_row_a_window_and_one_a_file(trained, tmp_path, capsys):
     with (tmp_path / "p.csv").open() as file:
         rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
     assert rows["short.wav"]["reason"] == "0.1 s, shorter than a window of 0.272 s"
-    assert rows["text.wav"]["reason"].startswith("damaged, or not a sound format") and rows["text.wav"]["verdict"] == "invalid"
+    assert (
+        rows["text.wav"]["reason"].startswith("damaged, or not a sound format")
+        and rows["text.wav"]["verdict"] == "invalid"
+    )
     assert rows["holed.wav@0.952s"]["reason"] == sound.NOT_FINITE and rows["holed.wav@0s"]["score"]
     with (tmp_path / "p_files.csv").open() as file:
         files = {Path(row["path"]).name: row for row in csv.DictReader(file)}
