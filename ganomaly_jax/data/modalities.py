@@ -1,4 +1,4 @@
-"""The modalities that there are, by name. Another one is a class that satisfies `modality.Modality`, and `register`."""
+"""The registry of modalities. To add one, `register` an instance of a class that satisfies `modality.Modality`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ganomaly_jax.data.modality import Modality
 from ganomaly_jax.data.rows.modality import Rows
 
 AUTO = "auto"
-"""The value of `data.kind` that leaves the choice to the data."""
+"""Value of `data.kind` with which the modality is chosen by the data."""
 _MODALITIES: dict[str, Modality] = {}
 
 
@@ -21,7 +21,7 @@ def register(modality: Modality) -> None:
     """Adds a modality under its name.
 
     Raises:
-      ValueError: there is one of that name.
+      ValueError: There is a modality of that name already.
     """
     if modality.name in (AUTO, *_MODALITIES):
         raise ValueError(f"there is a modality named {modality.name!r} already")
@@ -32,7 +32,7 @@ def unregister(name: str) -> None:
     """Removes a modality that was registered.
 
     Raises:
-      KeyError: there is none of that name.
+      KeyError: There is no modality of that name.
     """
     del _MODALITIES[name]
 
@@ -43,10 +43,10 @@ def names() -> tuple[str, ...]:
 
 
 def named(name: str) -> Modality:
-    """Returns the modality of this name.
+    """Returns the modality of a name.
 
     Raises:
-      UserError: there is none, with the names that there are.
+      UserError: There is no modality of that name; the message lists the names.
     """
     if name not in _MODALITIES:
         raise UserError(f"data.kind={name!r}: expected one of {', '.join((AUTO, *_MODALITIES))}")
@@ -54,19 +54,19 @@ def named(name: str) -> Modality:
 
 
 def of(data: config.Data) -> Modality:
-    """Returns the modality of resolved settings; those of images may have kept `auto`.
+    """Returns the modality of resolved settings, in which `auto` stands for images.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: There is no modality of that name.
     """
     return named(Images.name if data.kind == AUTO else data.kind)
 
 
 def candidates(settings: config.Data) -> Iterator[Modality]:
-    """Yields the modalities that data may be of, the choosiest first: one where `data.kind` names it, otherwise all.
+    """Yields the one modality that `data.kind` names, or with `auto` all of them, images last.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: There is no modality of that name.
     """
     if settings.kind != AUTO:
         yield named(settings.kind)
@@ -76,10 +76,10 @@ def candidates(settings: config.Data) -> Iterator[Modality]:
 
 
 def of_arrays(given: Any, settings: config.Data) -> Modality:
-    """Returns the first of the `candidates` that takes arrays.
+    """Returns the first of the `candidates` that accepts arrays, or the last one if none does.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: There is no modality of that name.
     """
     asked = list(candidates(settings))
     return next((modality for modality in asked if modality.takes(given, settings)), asked[-1])

@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from ganomaly_jax.data.words import Words
 
 Scaling = tuple[Any, Any]
-"""(low, high): the raw values that become -1 and +1, numbers or one for each feature or band."""
+"""(low, high): the raw values that become -1 and +1, each a number or one value per feature or band."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class InputSpec:
-    """What a detector takes of the outside: everything that turning given data into its input depends on."""
+    """Input of a detector: everything needed to convert given data to raw items."""
 
     shape: tuple[int, ...]
-    """Of one raw item."""
+    """Shape of one raw item."""
     dtype: str
     """Type of the raw training items."""
     low: Any
-    """Raw value that becomes -1; or one for each feature or band."""
+    """Raw value that becomes -1, or one value per feature or band."""
     high: Any
     """Raw value that becomes +1, as `low`."""
     data: config.Data
@@ -74,16 +74,16 @@ class Preprocessing(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Resolved:
-    """What the data of a run turn out to be."""
+    """The data of a run: data set, split and complete settings."""
 
     dataset: Dataset
     split: Split
     data: config.Data
-    """The settings without anything automatic."""
+    """The settings, with every automatic value filled in."""
     scaling: Scaling | None
-    """Fitted on the training part; None where it is `data.low` and `data.high`."""
+    """Scaling fitted on the training set; None if it is `data.low` and `data.high`."""
     notes: tuple[str, ...] = ()
-    """What the user should know, a sentence each."""
+    """Notes for the user, a sentence each."""
 
 
 class Modality(Protocol):
@@ -106,7 +106,7 @@ class Modality(Protocol):
         """Returns True if several processes may train on it together."""
 
     def words(self, data: config.Data) -> Words:
-        """Returns what one of the data is called."""
+        """Returns the words for items in messages."""
 
     # Reading.
 
@@ -120,36 +120,36 @@ class Modality(Protocol):
         """Returns whether arrays, or arrays by name as an npz file holds them, are data of this modality."""
 
     def from_arrays(self, given: Any, settings: config.Data, name: str) -> Dataset:
-        """Makes a data set of what it `takes`; `name` is what messages call it.
+        """Makes a data set of arrays that it `takes`; `name` is the name of the data set for messages.
 
         Raises:
-          UserError: arrays that cannot be used.
+          UserError: The arrays cannot be used.
         """
 
     def prepared(self, dataset: Dataset, settings: config.Data, shared: bool) -> Dataset:
-        """Returns a data set that was made elsewhere as `open` would have read it: at the size of the network."""
+        """Returns a data set made elsewhere as `open` would have read it, at the size of the network."""
 
     # A run.
 
     def check(self, settings: config.Config) -> None:
-        """Refuses what is asked for and is of another modality.
+        """Checks that no options are set that this modality does not support.
 
         Raises:
-          UserError: naming the keys.
+          UserError: Some are; the message names them.
         """
 
     def split(self, dataset: Dataset, settings: config.Data, seed: int) -> Split:
         """Returns training, calibration and test part.
 
         Raises:
-          UserError: too little to train on, or values that cannot be trained on.
+          UserError: There is too little to train on, or values that cannot be trained on.
         """
 
     def resolve(self, dataset: Dataset, settings: config.Config) -> Resolved:
         """Splits a data set and fills in what the settings leave to it.
 
         Raises:
-          UserError: data that do not fit the settings.
+          UserError: The data do not fit the settings.
         """
 
     def network_inputs(self, found: Resolved) -> Resolved:
@@ -172,7 +172,7 @@ class Modality(Protocol):
         """Returns the layout of a mixture of the items `chosen` of each data set.
 
         Raises:
-          UserError: data sets that do not go together.
+          UserError: The data sets cannot be combined.
         """
 
     # A detector.
@@ -187,7 +187,7 @@ class Modality(Protocol):
         """Returns what a caller gives, arrays or files, as raw items `[n, *spec.shape]`, n at least 1.
 
         Raises:
-          UserError: another shape, size or type, or files that cannot be read.
+          UserError: Shape, size or type is another, or a file cannot be read.
         """
 
     def blocks(self, given: Any, spec: InputSpec, size: int) -> tuple[Iterator[np.ndarray], int]:

@@ -1,4 +1,4 @@
-"""`ganomaly pack`: images decoded and brought to the network's size once, as records of raw pixels (`records.py`)."""
+"""Packs images: decodes and resizes them once, and stores them as records of raw pixels (`formats/array_record.py`)."""
 
 from __future__ import annotations
 
@@ -24,26 +24,34 @@ from ganomaly_jax.data.images import sources as image_sources
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """What was written."""
+    """A written file of packed images."""
 
     path: Path
     count: int
+    """Number of images."""
     size: int
-    """Bytes of the records."""
+    """Size of the records in bytes."""
     shape: tuple[int, ...]
+    """(height, width, channels)."""
     dtype: str
+    """`uint8`, `uint16` or `float32`."""
     problems: tuple[tuple[str, str], ...]
     """(path, reason) of each file that could not be read and was left out."""
 
 
 def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = False) -> Packed:
-    """Writes the images of `settings.source` and their labels as OUT and OUT.json, replacing existing files.
+    """Writes images and their labels as OUT and OUT.json, replacing existing files.
 
-    A folder is read a few images at a time, whatever its size, and so is tfds:NAME. `height`, `width`, `channels` and
-    `fit` count as in a training; `abnormal` is left to it, but for folders whose words are not understood.
+    Folders and tfds:NAME are read a few images at a time, whatever their size.
+
+    Args:
+      settings: Source, size, channels and fit, as in a training. `abnormal` is needed only for folders whose names mean
+        neither normal nor anomalous; a training may use another.
+      out: File to write; its name must end in .array_record.
+      progress: Whether to show a progress bar on standard error.
 
     Raises:
-      UserError: a source that cannot be used, nothing that can be read, a file that cannot be written.
+      UserError: The source cannot be used, none of its images can be read, or the file cannot be written.
     """
     out = Path(out)
     if not array_record.is_shard(out):
@@ -52,7 +60,7 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
         raise UserError("nothing to pack: expected `ganomaly pack DIR OUT.array_record`, DIR a folder of images")
     found = sources.image_folder(settings.source)
     note = array_record.metadata_path(out)
-    # The JSON file last: a shard without it is no data set, one with another's is noticed.
+    # The JSON file is written last: a shard without it is refused, and so is one with that of another shard.
     with atomic_files.replacing(note) as written, atomic_files.replacing(out) as shard:
         if found is None:
             dataset, checks = _stored(sources.read(settings, progress=progress), shard, out)
@@ -62,7 +70,7 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
         again = dataclasses.replace(
             array_record.concatenate([array_record.Shard(shard, said)], dataset.name), digest=""
         )
-        # Read once more: the hash is that of what lies on the disk, and the same as that of the images themselves.
+        # The hash is computed from the file as written; it equals that of the images themselves.
         written.write_text(
             array_record.encode_metadata(said | {"data_hash": datasets.content_hash(again)}), encoding="utf-8"
         )
@@ -75,6 +83,7 @@ def pack(settings: config.Data, out: str | os.PathLike[str], progress: bool = Fa
 
 
 def _note(dataset: Dataset, checks: list[int], size: int, settings: config.Data) -> dict[str, Any]:
+    """Returns the metadata of a shard."""
     return {
         "format": array_record.FORMAT,
         "bytes": size,
@@ -94,7 +103,7 @@ def _note(dataset: Dataset, checks: list[int], size: int, settings: config.Data)
 
 
 def _stored(dataset: Dataset, shard: Path, out: Path) -> tuple[Dataset, list[int]]:
-    """Images of another source than a folder."""
+    """Writes the images of any source that is not a folder; returns the data set and the checksums."""
     with array_record.writer(shard, out) as write:
         return dataset, [write(image) for block in lazy.blocks(dataset.images) for image in block]
 
@@ -108,7 +117,7 @@ def _folder(
     out: Path,
     progress: bool,
 ) -> tuple[Dataset, list[int]]:
-    """Returns the images of a folder, with dtype and channels of the first unless a later one differs."""
+    """Writes the images of a folder, again if a later image changes the common format; returns as `_stored`."""
     paths = [path for path, _, _ in items]
     height, width = image_sources.target_size(paths, settings)
 
@@ -124,7 +133,7 @@ def _folder(
         if not kept:
             first = "; ".join(f"{path}: {reason}" for path, reason in problems[:3])
             raise UserError(f"none of the {len(paths)} image files of {name} can be read: {first}")
-        if kind is None and checks is None:  # they differ: all once more, now that it is known how
+        if kind is None and checks is None:  # the formats differ: convert all images to the common one
             kind = seen
             continue
         break
@@ -132,7 +141,7 @@ def _folder(
     kind = kind or seen
     classes, labels, parts = image_sources.class_labels(items, np.array(kept), normal, has_parts)
     low, high = kind.span or (None, None)
-    # Only what is said of them is asked of these images.
+    # The pixels are not needed any more, only shape and type.
     stand_in = np.broadcast_to(np.zeros((), kind.dtype), (len(kept), height, width, kind.channels))
     found = Dataset(
         stand_in, labels, classes, normal, parts, tuple(decode.shown(paths[i]) for i in kept), low, high,
@@ -142,12 +151,13 @@ def _folder(
 
 
 def _to_disk(path: Path) -> None:
+    """Waits until a file is written to the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def describe(packed: Packed) -> str:
-    """Lines for the terminal: what was written, and each file that was left out."""
+    """Returns a summary for the terminal: what was written, and each file that was left out."""
     height, width, channels = packed.shape
     lines = [
         f"{packed.count:,} images of {height} x {width} x {channels} {packed.dtype} in {packed.path}, "

@@ -1,7 +1,4 @@
-"""Where data come from: folders, files, arrays, packages, each as a `Dataset` of its modality.
-
-`load` is the one entrance.
-"""
+"""Loads data from folders, files, arrays and packages as a `Dataset` of its modality; `load` is the entry point."""
 
 from __future__ import annotations
 
@@ -34,10 +31,10 @@ _WANTED = (
 
 
 def load(settings: config.Data, arrays: Any = None, progress: bool = False, shared: bool = False) -> Dataset:
-    """Reads data as `read` does, and makes sure that their classes say what is normal.
+    """Reads data and checks that their classes say what is normal; arguments as `read`.
 
     Raises:
-      UserError: as `read`; classes that are not understood.
+      UserError: As `read`; or the normal classes are not known.
     """
     dataset = read(settings, arrays, progress, shared)
     if settings.abnormal and dataset.normal is not None and set(dataset.classes) != {"0", "1"}:
@@ -55,15 +52,18 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False, shar
     """Reads the data of a run at the size of the network.
 
     Args:
-      settings: source, abnormal class, size, channels, fit and range, see `config.Data`.
-      arrays: in place of `settings.source`: a `Dataset`, or items, or (items, labels), as arrays of the modality that
-        `settings.kind` names; images `[N, H, W]` or `[N, H, W, C]` unless they look like another.
-      progress: show a bar on standard error while files are read.
-      shared: all processes of a training call this: of image files each reads its own part, and later what it needs.
+      settings: Source, abnormal class, size, channels, fit and range, see `config.Data`.
+      arrays: Used instead of `settings.source`: a `Dataset`, or items or (items, labels) as arrays of the modality that
+        `settings.kind` names; with `auto`, images `[N, H, W]` or `[N, H, W, C]` unless another modality accepts them.
+      progress: Whether to show a progress bar on standard error.
+      shared: Whether all processes of a training call this; each then reads its own part of image files, and later the
+        images that it needs.
+
+    Returns:
+      The data set. Files that cannot be read are listed in its `problems`.
 
     Raises:
-      UserError: no such source, nothing in it that can be read, a package that is missing. Single files that cannot
-        be read are in the result's `problems`.
+      UserError: The source does not exist, nothing in it can be read, or a package is missing.
     """
     if arrays is None:
         dataset = _open(settings, progress, shared)
@@ -77,15 +77,15 @@ def read(settings: config.Data, arrays: Any = None, progress: bool = False, shar
 
 
 def describe(dataset: Dataset, split: Split | None = None) -> str:
-    """Returns what was taken as what, in lines: classes, size, range, split and files that could not be read."""
+    """Returns a summary of a data set in several lines: classes, size, range, split and unreadable files."""
     return splits.describe(dataset, modalities.named(dataset.modality).describe(dataset), split)
 
 
 def image_folder(source: str) -> tuple[list[Item], frozenset[str] | None, bool] | None:
-    """Returns the files of a folder of image files, see `images.sources.image_folder`; None for every other source.
+    """Returns the contents of a folder of image files, see `images.sources.image_folder`; None for any other source.
 
     Raises:
-      UserError: a folder without images, or one that is not understood.
+      UserError: The folder holds no images, or its layout is not recognised.
     """
     path = Path(source).expanduser()
     if image_sources.is_name(source) or not path.is_dir():
@@ -96,11 +96,13 @@ def image_folder(source: str) -> tuple[list[Item], frozenset[str] | None, bool] 
 
 
 def _of_arrays(given: Any, settings: config.Data, name: str, shared: bool) -> Dataset:
+    """Makes a data set of arrays of the modality that accepts them."""
     modality = modalities.of_arrays(given, settings)
     return modality.prepared(modality.from_arrays(given, settings, name), settings, shared)
 
 
 def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
+    """Reads `settings.source`."""
     source = settings.source
     if not source:
         raise UserError(f"data.source is empty: expected {_WANTED}")
@@ -129,5 +131,5 @@ def _open(settings: config.Data, progress: bool, shared: bool) -> Dataset:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{shown(path)} cannot be read: {detail}") from None
     pickled = path.suffix in (".pt", ".pth", ".pkl", ".pickle", ".joblib")
-    why = "a pickle is not read, since that could run code" if pickled else "not a source"
+    why = "pickles are not read, since they can run code" if pickled else "not a source"
     raise UserError(f"{shown(path)}: {why}; expected {_WANTED}")

@@ -1,4 +1,4 @@
-"""How a data set is split into training, calibration and test part."""
+"""Splits data sets into training, calibration and test sets."""
 
 from __future__ import annotations
 
@@ -17,33 +17,40 @@ from ganomaly_jax.data.words import IMAGES, Words
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Which image is used for what: indices into the data set, int64."""
+    """Indices of the items in each set, int64."""
 
     train: np.ndarray
-    """Normal images."""
+    """Normal items to train on."""
     calibration: np.ndarray
-    """Normal images, never trained on."""
+    """Normal items to calibrate with, never trained on."""
     test: np.ndarray
+    """Items to test on."""
     labels: np.ndarray
-    """Of `test`, int64: 0 normal, 1 anomalous."""
+    """Labels of the test items, int64: 0 normal, 1 anomalous."""
     protocol: str
-    """How the split was made, in words."""
+    """Description of how the split was made."""
     notes: tuple[str, ...] = ()
-    """What the user should know of it, a sentence each."""
+    """Notes for the user, a sentence each."""
 
 
 def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMAGES) -> Split:
-    """Returns training, calibration and test sets; `words` are the modality's.
+    """Splits items into training, calibration and test sets.
 
-    With `settings.abnormal`, the protocol of the published tables: train and test part are pooled in this order, the
-    normal images shuffled as `numpy.random.seed(seed); numpy.random.shuffle` does and cut at 1 - `settings.test`;
-    the test set holds the rest of them, then all abnormal images. Without, the source's own labels and parts count;
-    where it has no parts, the normal images are cut in the same way and all anomalous ones are tested on.
-    Calibration images come out of the training ones by a generator of their own; then `settings.limit` counts.
+    If `settings.abnormal` is set, the protocol is that of the published tables: training and test part are pooled in
+    this order, the normal items are shuffled as by `numpy.random.seed(seed); numpy.random.shuffle` and cut at
+    1 - `settings.test`; the test set is the rest of them, followed by all abnormal items. Otherwise the labels and
+    parts of the source are used; if it has no parts, the normal items are cut in the same way, and all anomalous ones
+    are tested on. Calibration items are drawn from the training items by another random generator.
+
+    Args:
+      dataset: Data set of any modality.
+      settings: Abnormal class, fractions and limit of training items.
+      seed: Seed from 0 to 2**32 - 1.
+      words: Words of the modality, for messages.
 
     Raises:
-      UserError: a class that does not exist, none chosen where one must be, no or too few normal images, or
-        normal training images with NaN or infinite pixels.
+      UserError: The abnormal class does not exist or is not given although it is needed, there are no or too few normal
+        items, or normal training items have values that are not finite.
     """
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed}: expected 0 to {2**32 - 1}")
@@ -73,7 +80,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMA
     count = int(len(train) * settings.calibration)
     if settings.calibration > 0 and len(train) > 1:
         count = max(count, 1)
-    # A generator of its own: with or without a calibration part, the shuffle above is the published one.
+    # Another generator, so that the shuffle above is the published one with or without a calibration set.
     drawn = np.random.default_rng((seed, 1)).permutation(len(train))
     calibration, kept = np.sort(drawn[:count]), drawn[count:]
     kept = np.sort(kept[: settings.limit or None])
@@ -87,10 +94,10 @@ def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMA
 
 
 def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
-    """Returns the normal classes: all but `abnormal` if it is given, else those the source names.
+    """Returns the normal classes: all but `abnormal` if it is given, otherwise those that the source names.
 
     Raises:
-      UserError: `abnormal` is no class of it, none is given where the source has classes only, or none is normal.
+      UserError: `abnormal` is not a class of the data set, is not given although it is needed, or no item is normal.
     """
     listed = ", ".join(dataset.classes)
     if abnormal and abnormal not in dataset.classes:
@@ -114,10 +121,10 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
 
 
 def check_finite(dataset: Dataset, indices: np.ndarray, words: Words = IMAGES) -> None:
-    """Raises a UserError if the items at `indices` `[n]`, which are to be trained on, have values that are not finite.
+    """Checks that the training items at `indices` `[n]` have finite values only.
 
     Raises:
-      UserError: with their number and the first one's path.
+      UserError: Some do not; the message says how many and names the first.
     """
     if dataset.images.dtype.kind != "f":
         return
@@ -135,9 +142,12 @@ def check_finite(dataset: Dataset, indices: np.ndarray, words: Words = IMAGES) -
 
 
 def describe(dataset: Dataset, what: str, split: Split | None = None) -> str:
-    """Returns what was taken as what: a table of at most four rows, then size, range, split and unreadable files.
+    """Returns a summary of a data set: a table of classes, then size, range, split and unreadable files.
 
-    `what` is what the modality says of the items, `Modality.describe`.
+    Args:
+      dataset: The data set.
+      what: Description of its items by `Modality.describe`.
+      split: Its split; None: not split yet.
     """
     uses = np.full(len(dataset.labels), "images", dtype="<U11")
     if split is not None:

@@ -1,4 +1,4 @@
-"""What one of the data is called: the words that sentences for users are made of."""
+"""The words of a modality that messages are made of."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-    """The modality's own words, which sentences for users are made of."""
+    """Words of a modality for messages."""
 
     item: str
+    """One item, such as `image`."""
     items: str
+    """Plural of `item`."""
     kind: str
-    """What a source holds or a detector takes: `images`, `rows of sensors`, `sound`."""
+    """Kind of data: `images`, `rows of sensors` or `sound`."""
     not_finite: str = "missing or infinite values"
-    """Why an item is invalid."""
+    """Values that make an item invalid."""
     same: str = "the same in every value"
-    """How a copy of an item is like it."""
+    """In what respect copies of an item are equal."""
 
 
 IMAGES = Words("image", "images", "images", "NaN or infinite pixels", "the same to the pixel at the network's size")

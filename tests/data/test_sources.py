@@ -303,7 +303,7 @@ def test_what_is_no_source(tmp_path):
         read("")
     for name in ("a.pt", "a.pkl", "a.pth"):
         (tmp_path / name).write_bytes(pickle.dumps([1]))
-        with pytest.raises(UserError, match=f"{name}: a pickle is not read, since that could run code"):
+        with pytest.raises(UserError, match=f"{name}: pickles are not read, since they can run code"):
             read(tmp_path / name)
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.raises(UserError, match=r"a\.mp4: not a source; expected a folder"):
