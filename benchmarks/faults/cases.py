@@ -29,7 +29,7 @@ from benchmarks.faults.runs import (
     unreadable,
 )
 from ganomaly_jax.core.errors import DamagedError, UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import sealed_pytree
 
 SIGTERM_S = 10.0  # a process has to be gone by then
 _LONGER = 1.3  # than a process lives by itself: some of those that are at the last step come to their end
@@ -302,7 +302,7 @@ def flips(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> N
     """One bit turned, or a file cut short, in a checkpoint and in a detector: nothing may load."""
     from ganomaly_jax.scoring import scorer
 
-    loads: dict[str, Callable[[Path], Any]] = {"checkpoint": checkpoint.read, "detector": scorer.load}
+    loads: dict[str, Callable[[Path], Any]] = {"checkpoint": sealed_pytree.read, "detector": scorer.load}
     folders = {"checkpoint": bench.whole / "checkpoints" / f"{bench.steps:08d}", "detector": bench.whole / "detector"}
     for kind, load in loads.items():
         copy = bench.scratch / f"flipped-{kind}"

@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.common import timing
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import checkpoint, sealed_pytree
 
 PROGRAM = "import sys; from ganomaly_jax.cli import main; sys.exit(main.command())"
 # Writes down to which step the loop has sent the device before it does so: the most that can have been computed.
@@ -200,7 +200,7 @@ def unreadable(workdir: Path, found: Found) -> None:
         if folder.exists():
             found.count("folders_read_back")
             try:
-                checkpoint.read(folder)
+                sealed_pytree.read(folder)
             except Exception as error:
                 found.defect("unreadable", f"{folder.relative_to(workdir)}: {type(error).__name__}: {error}"[:300])
 
@@ -212,7 +212,7 @@ def compare(bench: Bench, workdir: Path, found: Found) -> None:
         found.defect("not at its last step", f"step {last(workdir)} of {bench.steps}")
         return
     for name in (f"checkpoints/{bench.steps:08d}", "detector"):
-        one, other = (_flat(checkpoint.read(folder / name)[0]) for folder in (bench.whole, workdir))
+        one, other = (_flat(sealed_pytree.read(folder / name)[0]) for folder in (bench.whole, workdir))
         wrong = [key for key in one | other if not _same(one.get(key), other.get(key))]
         if wrong:
             found.defect("other weights", f"{name}: {len(wrong)} of {len(one)} arrays, the first {wrong[0]}")

@@ -13,11 +13,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import pickle
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ from ganomaly_jax.core import atomic_files, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError, last_line
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.words import IMAGES
-from ganomaly_jax.deploy import modalities
+from ganomaly_jax.deploy import modalities, ray_cluster
 from ganomaly_jax.deploy.ray_inputs import PART, Part, as_files, blocks, import_package, list_parts, without_warnings
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
@@ -40,7 +38,6 @@ from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID, NORMAL
 ABOUT = "_about.json"
 _MAX_START_FAILURES = 3  # consecutive workers that die while starting
 _MAX_USELESS_PASSES = 2  # passes without progress: what is left then kills its workers
-_CONNECT_TIMEOUT_S = 60  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ def predict(
     kept, done = len(parts) - len(missing), collections.Counter[str]()
     if missing:
         # Ray reports dead workers on standard output, which is for results.
-        with contextlib.redirect_stdout(sys.stderr), without_warnings(), _cluster(address, workers) as ray:
+        with contextlib.redirect_stdout(sys.stderr), without_warnings(), ray_cluster.connect(address, workers) as ray:
             location = (str(Path(workdir).resolve()), detector, os.getcwd())
             for row in _all_scored(ray, parts, missing, location, workers, log):
                 with atomic_files.replacing(_file(out, row["part"])) as temporary:
@@ -200,78 +197,6 @@ def _detector_hash(workdir: str | os.PathLike[str]) -> str:
             raise UserError(f"--engine ray scores images only: use the local engine for {live.words.kind}")
     with sealed_folder.translated_errors(folder):
         return hashlib.sha256((folder / sealed_folder.MANIFEST).read_bytes()).hexdigest()
-
-
-@contextlib.contextmanager
-def _cluster(address: str, workers: int) -> Iterator[Any]:
-    """Connects to Ray; a cluster that is started here is stopped at the end."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray = import_package("ray", "ray")
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # losses are reported below, without tracebacks
-    if ray.is_initialized():
-        yield ray
-        return
-    address = address or os.environ.get("RAY_ADDRESS", "")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address in ("", "local"):
-        cpus = max(workers, os.cpu_count() or 1)
-        settings |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
-    else:
-        _check_reachable(address)
-        settings["address"] = address
-    try:
-        try:
-            with _no_log_lines():
-                ray.init(**settings)
-        except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
-            raise UserError(f"Ray cannot be started or joined: {last_line(error)}") from None
-        yield ray
-    finally:
-        ray.shutdown()
-
-
-@contextlib.contextmanager
-def _no_log_lines() -> Iterator[None]:
-    """Silences Ray's core, which writes to standard error even about its own log level."""
-    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
-        yield
-        return
-    sys.stderr.flush()
-    stderr, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-        os.dup2(devnull, 2)
-        yield
-    finally:
-        del os.environ["RAY_BACKEND_LOG_LEVEL"]
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(devnull)
-
-
-def _check_reachable(address: str) -> None:
-    """Joins the cluster from another process first: `ray.init` itself tries for two minutes and cannot be stopped."""
-    if address.startswith("ray://"):
-        raise UserError(f"--address {address}: expected HOST:PORT or auto, on a machine of the cluster")
-    script = "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level=40)"
-    host, _, port = address.rpartition(":")
-    try:
-        if host:
-            socket.create_connection((host, int(port)), 10).close()
-        call = [sys.executable, "-W", "ignore", "-c", script, address]
-        ran = subprocess.run(
-            call, capture_output=True, text=True, errors="replace", timeout=_CONNECT_TIMEOUT_S, check=False
-        )
-        why = "" if ran.returncode == 0 else (ran.stderr.strip().splitlines() or ["no reason given"])[-1]
-    except subprocess.TimeoutExpired:
-        why = f"no Ray cluster answered within {_CONNECT_TIMEOUT_S} s"
-    except (OSError, ValueError, OverflowError) as error:
-        why = last_line(error)
-    if why:
-        raise UserError(
-            f"--address {address}: {why}; expected HOST:PORT of a running cluster (`ray start --head`), or auto"
-        )
 
 
 def _all_scored(

@@ -21,7 +21,7 @@ from jax import Array, lax
 
 from ganomaly_jax.core.config import Config, Evaluate, Mesh, Model, Optimizer
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.model import corruption, ganomaly, layers, networks
+from ganomaly_jax.model import corruption, ganomaly, layers, networks, weights
 from ganomaly_jax.model import losses as model_losses
 from ganomaly_jax.model.protocol import TrainState
 
@@ -98,7 +98,7 @@ class DenoisingAutoencoder:
 
     def init(self, key: Array) -> TrainState:
         """Draws the weights as in GANomaly; `opt_state` also holds the seed of the corruption, a uint32."""
-        params, batch_stats = ganomaly.init_network(key, self.network, self.shape, self.param_dtype)
+        params, batch_stats = weights.init_network(key, self.network, self.shape, self.param_dtype)
         opt_state: dict[str, Any] = {
             "autoencoder": self.optimizer.init(params),
             # In the state rather than the detector, which members of a sweep share.
@@ -148,7 +148,7 @@ class DenoisingAutoencoder:
         params: Any = optax.apply_updates(state.params["autoencoder"], updates)
         opt_state = state.opt_state | {"autoencoder": optimizer_state}
         if self.average:
-            opt_state["average"] = ganomaly.moving_average(self.average, state.step, opt_state["average"], params)
+            opt_state["average"] = weights.moving_average(self.average, state.step, opt_state["average"], params)
         after = TrainState(state.step + 1, {"autoencoder": params}, {"autoencoder": batch_stats}, opt_state)
         return after, metrics
 

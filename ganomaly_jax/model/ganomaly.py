@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import chex
@@ -14,7 +13,7 @@ from jax import Array, lax
 
 from ganomaly_jax.core.config import Config, Evaluate, Loss, Mesh, Model, Optimizer, input_shape
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.model import contrastive_views, layers, networks
+from ganomaly_jax.model import contrastive_views, layers, networks, weights
 from ganomaly_jax.model import losses as model_losses
 from ganomaly_jax.model.protocol import TrainState
 
@@ -151,7 +150,7 @@ class Ganomaly:
         params, batch_stats = {}, {}
         modules = {"generator": self.generator, "discriminator": self.discriminator}
         for (name, network), network_key in zip(modules.items(), jax.random.split(key), strict=True):
-            params[name], batch_stats[name] = init_network(network_key, network, self.shape, self.param_dtype)
+            params[name], batch_stats[name] = weights.init_network(network_key, network, self.shape, self.param_dtype)
         return self.state(params, batch_stats)
 
     def state(self, params: dict[str, Any], batch_stats: dict[str, Any]) -> TrainState:
@@ -245,7 +244,7 @@ class Ganomaly:
             moves, opt_state[name] = self.optimizer.update(network_grads, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], moves)
         if self.average:
-            opt_state["average"] = moving_average(self.average, state.step, state.opt_state["average"], params)
+            opt_state["average"] = weights.moving_average(self.average, state.step, state.opt_state["average"], params)
         if self.contrast_weight:
             # Differs from the paper: a discriminator with a contrastive loss is not reinitialised.
             return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -253,7 +252,7 @@ class Ganomaly:
             key = jax.random.fold_in(jax.random.key(0), state.step)
         params["discriminator"] = lax.cond(
             metrics["discriminator"] < _DISCRIMINATOR_HAS_WON,
-            lambda p: reinitialize(key, p),
+            lambda p: weights.reinitialize(key, p),
             lambda p: p,
             params["discriminator"],
         )
@@ -375,21 +374,6 @@ class Ganomaly:
             raise UserError(f"input of dtype {x.dtype}: expected floating point in [-1, 1]; see preprocess.to_unit")
 
 
-def moving_average(decay: float | Array, step: Array, old: Any, new: Any) -> Any:
-    """Returns the exponential moving average of weights after one more step.
-
-    The decay is at most (1 + step) / (10 + step), so that a short training forgets its initial weights.
-
-    Args:
-      decay: share of the old average that is kept.
-      step: steps before this one, int32 scalar.
-      old: pytree of the averages.
-      new: pytree of the current weights.
-    """
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, b: (decay * a + (1 - decay) * b).astype(a.dtype), old, new)
-
-
 def _stats_after_two_passes(before: Any, after_real: Any, after_fake: Any) -> Any:
     """Returns the running statistics after the passes x, x_hat, x, x_hat.
 
@@ -399,30 +383,6 @@ def _stats_after_two_passes(before: Any, after_real: Any, after_fake: Any) -> An
     keep = layers.BatchNorm.momentum
     third = jax.tree.map(lambda s0, s1, s2: keep * s2 + (s1 - keep * s0), before, after_real, after_fake)
     return jax.tree.map(lambda s1, s2, s3: keep * s3 + (s2 - keep * s1), after_real, after_fake, third)
-
-
-def init_network(key: Array, network: Any, shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
-    """Draws the weights of a network for inputs of `shape` (see `reinitialize`), and creates its running statistics."""
-    x = jax.ShapeDtypeStruct((1, *shape), dtype)
-    shapes = jax.eval_shape(functools.partial(network.init, train=False), key, x)
-    batch_stats = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.full(leaf.shape, path[-1].key == "var", leaf.dtype), shapes["batch_stats"]
-    )
-    return reinitialize(key, shapes["params"]), batch_stats
-
-
-def reinitialize(key: Array, params: Any) -> Any:
-    """Draws weights for a pytree of arrays or shapes: kernels N(0, 0.02), batch-norm scales N(1, 0.02), biases 0."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
-    # A single draw for all of them: one random generator per array takes ten times as long to compile.
-    draws = 0.02 * jax.random.normal(key, (sum(leaf.size for _, leaf in leaves),), leaves[0][1].dtype)
-    fresh, begin = [], 0
-    for path, leaf in leaves:
-        part = draws[begin : begin + leaf.size].reshape(leaf.shape)
-        begin += leaf.size
-        name = path[-1].key
-        fresh.append(jnp.zeros_like(part) if name == "bias" else 1 + part if name == "scale" else part)
-    return jax.tree_util.tree_unflatten(structure, fresh)
 
 
 def from_config(config: Config) -> Ganomaly:

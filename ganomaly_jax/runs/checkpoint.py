@@ -1,12 +1,4 @@
-"""Artefacts on disk: an Orbax pytree, `meta.json`, and `manifest.json` with the sha256 of every other file.
-
-An artefact is a folder that is written atomically: under a temporary name, the manifest last, and then renamed. Reading
-verifies every file against the manifest before Orbax opens one. The checkpoints of a run are artefacts named by their
-step, `root/00000500`.
-
-Leaves are NumPy arrays when read; the caller places them on devices. With several processes, which share the file
-system, everything that writes is a collective: each process writes its own shards, process 0 everything else.
-"""
+"""Checkpoints of a run: one sealed pytree a step, `root/00000500`; see `sealed_pytree`."""
 
 from __future__ import annotations
 
@@ -14,167 +6,19 @@ import copy
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from orbax.checkpoint import v1 as ocp
 
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
+from ganomaly_jax.runs import sealed_pytree
 
-ARRAYS = "arrays"
-META = "meta.json"
 LOSS = "calibration_loss"
-_STATE = "state"
-
-
-def write(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
-    """Writes an artefact; an existing one of that name is replaced atomically.
-
-    Args:
-      directory: folder to create, with its parents.
-      tree: pytree of non-empty arrays. On disk it is nested dicts, whatever its containers.
-      meta: JSON values, without NaN and infinity.
-
-    Raises:
-      UserError: it cannot be written (full disk, permissions); what was there before is unchanged.
-      ValueError, TypeError: the tree or the meta cannot be stored.
-    """
-    if jax.process_count() > 1:
-        begin_distributed_write(directory, tree, meta)()
-        return
-    arrays = {path: np.asarray(leaf) for path, leaf in _flatten(jax.device_get(tree)).items()}
-    text = _check(arrays, meta)
-    target = Path(os.path.realpath(directory))
-    with _readable_errors(directory, target), _new_folder(target, arrays) as folder:
-        _save_arrays(folder, _nest(arrays))
-        _seal_and_move(folder, target, text)
-
-
-def begin_distributed_write(directory: Path, tree: Any, meta: dict[str, Any]) -> Callable[[], None]:
-    """Begins `write` in all processes.
-
-    The beginning uses the devices, so no step may run in another thread meanwhile; the end does not.
-
-    Returns:
-      A function that finishes the write, which may be called in another thread.
-    """
-    arrays = _flatten(tree)
-    text = _check(arrays, meta)
-    target = Path(os.path.realpath(directory))
-    folder = sealed_folder.temporary_folder_path(target.parent, f"{target.name}-together")
-    with ExitStack() as stack:
-        if jax.process_index() == 0:
-            stack.enter_context(_readable_errors(directory, target))
-            stack.enter_context(_new_folder(target, arrays, f"{target.name}-together"))
-        _barrier(f"{target} begun")
-        # Copies, since the next step may reuse these buffers; of fully addressable arrays, as NumPy.
-        copies = _nest(
-            {path: np.array(leaf) if _is_addressable(leaf) else jnp.copy(leaf) for path, leaf in arrays.items()}
-        )
-        with _orbax_context(set(range(jax.process_count()))):
-            response = ocp.save_async(folder / ARRAYS, copies, checkpointable_name=_STATE)
-        rest = stack.pop_all()
-
-    def end() -> None:
-        with rest:
-            response.result()
-            _barrier(f"{target} written")
-            if jax.process_index() == 0:
-                _seal_and_move(folder, target, text)
-        _barrier(f"{target} done")
-
-    return end
-
-
-def _is_addressable(leaf: Any) -> bool:
-    """Returns True if this process holds the whole array."""
-    return not isinstance(leaf, Array) or leaf.is_fully_addressable
-
-
-def _barrier(name: str) -> None:
-    """Waits for the other processes, on the host only: a step may run on the devices meanwhile."""
-    from orbax.checkpoint import multihost
-
-    multihost.sync_global_processes(name, processes=set(range(jax.process_count())))
-
-
-def _check(arrays: dict[tuple[str, ...], Any], meta: dict[str, Any]) -> str:
-    """Checks that the tree can be stored, and returns the meta as JSON."""
-    for path, array in arrays.items():
-        if array.size == 0 or array.dtype.kind in "OSU":
-            raise ValueError(f"{'/'.join(path)} is {_describe(array)}: expected a non-empty array of numbers")
-    return json.dumps(meta, indent=1, allow_nan=False)
-
-
-@contextmanager
-def _readable_errors(directory: Path, target: Path) -> Iterator[None]:
-    """Turns an OSError into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {directory}: {error.strerror or error}; the previous content of {target.parent} is intact"
-        ) from error
-
-
-@contextmanager
-def _new_folder(target: Path, arrays: dict[tuple[str, ...], Any], name: str = "") -> Iterator[Path]:
-    """Creates a temporary folder beside `target`, after checking that there is enough space."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sealed_folder.remove_leftovers(target.parent)
-    with sealed_folder.temporary_folder(target.parent, name) as folder:
-        sealed_folder.check_free_space(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
-        yield folder
-
-
-def _seal_and_move(folder: Path, target: Path, text: str) -> None:
-    """Writes meta and manifest, flushes all files, and renames the folder."""
-    (folder / META).write_text(text)
-    sealed_folder.seal(folder)
-    sealed_folder.fsync_tree(folder)
-    sealed_folder.move_into_place(folder, target)
-    sealed_folder.fsync(target.parent)
-
-
-def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Reads an artefact, bit for bit as written.
-
-    Args:
-      directory: the artefact.
-      like: pytree of arrays or `jax.ShapeDtypeStruct` whose structure the result takes; None for nested dicts.
-
-    Returns:
-      The tree, with NumPy arrays as leaves, and the meta.
-
-    Raises:
-      DamagedError: a file is missing, extra, altered or truncated; the message names it.
-      UserError: the folder does not exist or cannot be read, or its arrays differ from those of `like`; the message
-        says which.
-    """
-    directory = Path(directory)
-    sealed_folder.verify(directory)
-    with sealed_folder.translated_errors(directory):
-        try:
-            meta = json.loads((directory / META).read_bytes())
-            # Each process reads for itself, as NumPy, whatever the devices were when it was written.
-            with _path_for_orbax(directory) as folder, _orbax_context({jax.process_index()}):
-                metadata: Any = ocp.metadata(folder / ARRAYS, checkpointable_name=_STATE).metadata
-                arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-                nested = ocp.load(folder / ARRAYS, arrays, checkpointable_name=_STATE)
-        except OSError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise DamagedError(f"{directory} is damaged: {reason}") from error
-    return nested if like is None else _unflatten(nested, like, directory), meta
 
 
 def save(root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> None:
@@ -183,10 +27,10 @@ def save(root: Path, step: int, tree: Any, meta: dict[str, Any], keep: int) -> N
     Checkpoints of later steps (of a run that returned to an earlier one) are kept.
 
     Raises:
-      UserError: as `write`, or an old checkpoint cannot be deleted.
+      UserError: as `sealed_pytree.write`, or an old checkpoint cannot be deleted.
     """
     root = Path(root)
-    write(_folder(root, step), tree, meta)
+    sealed_pytree.write(_folder(root, step), tree, meta)
     _delete_old(root, step, keep)
 
 
@@ -203,7 +47,7 @@ def best(root: Path) -> int | None:
     found: list[tuple[float, int]] = []
     for step in steps(root):
         with suppress(OSError, ValueError, KeyError, TypeError):  # skip damaged ones
-            found.append((float(json.loads((_folder(Path(root), step) / META).read_bytes())[LOSS]), step))
+            found.append((float(json.loads((_folder(Path(root), step) / sealed_pytree.META).read_bytes())[LOSS]), step))
     return min(found)[1] if found else None
 
 
@@ -236,7 +80,7 @@ def restore(root: Path, like: Any, step: int | None = None) -> tuple[int, Any, d
     if step not in present:
         raise UserError(f"no checkpoint of step {step} in {root}; there are {_list(present)}")
     try:
-        tree, meta = read(_folder(root, step), like)
+        tree, meta = sealed_pytree.read(_folder(root, step), like)
     except DamagedError as error:
         good = [number for number in present if number < step and _is_good(_folder(root, number))]
         advice = (
@@ -261,7 +105,7 @@ def restore_latest_good(root: Path, like: Any) -> tuple[int, Any, dict[str, Any]
     damaged: list[str] = []
     for step in reversed(steps(root)):
         try:
-            tree, meta = read(_folder(Path(root), step), like)
+            tree, meta = sealed_pytree.read(_folder(Path(root), step), like)
         except DamagedError as error:
             damaged.append(str(error))
             continue
@@ -286,7 +130,7 @@ class Saver:
         """Saves as the function `save`; returns once the arrays are on the host and the previous save is finished."""
         self.wait()
         if jax.process_count() > 1:
-            end = begin_distributed_write(_folder(root, step), tree, meta)
+            end = sealed_pytree.begin_distributed_write(_folder(root, step), tree, meta)
 
             def finish() -> None:
                 end()
@@ -339,89 +183,3 @@ def _is_good(directory: Path) -> bool:
 def _list(numbers: list[int]) -> str:
     """Returns numbers separated by commas."""
     return ", ".join(map(str, numbers))
-
-
-# Trees. On disk: nested dicts, so that no container type of Flax, Optax or this package is part of the format.
-
-
-def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
-    """Returns the leaves of a pytree by their path."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    flat = {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
-    # Orbax joins the keys with dots; leaves of the same name would overwrite each other.
-    if len({".".join(path) for path in flat}) != len(leaves) or () in flat or not flat:
-        raise ValueError("expected a container of at least one array, with names that are unique when joined by dots")
-    return flat
-
-
-def _nest(flat: dict[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Returns nested dicts of leaves by their path."""
-    nested: dict[str, Any] = {}
-    for (*parents, name), leaf in flat.items():
-        level = nested
-        for parent in parents:
-            level = level.setdefault(parent, {})
-        level[name] = leaf
-    return nested
-
-
-def _unflatten(nested: dict[str, Any], like: Any, directory: Path) -> Any:
-    """Returns nested dicts in the structure of `like`; raises a UserError if shapes or dtypes differ."""
-    stored, expected = _flatten(nested), _flatten(like)
-    differences = [
-        f"{'/'.join(path)} is {_describe(stored.get(path))} on disk, expected {_describe(expected.get(path))}"
-        for path in expected | stored
-        if _describe(stored.get(path)) != _describe(expected.get(path))
-    ]
-    if differences:
-        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise UserError(
-            f"{directory} belongs to another model: {'; '.join(differences[:3])}{more}; "
-            "use the configuration with which it was written, or another folder"
-        )
-    return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in expected])
-
-
-def _describe(leaf: Any) -> str:
-    """Returns dtype and shape of an array, such as `float32[3,4]`."""
-    if leaf is None:
-        return "absent"
-    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-@contextmanager
-def _orbax_context(processes: set[int]) -> Iterator[None]:
-    """Configures Orbax for these processes."""
-    context = ocp.Context()
-    context.multiprocessing.active_processes = processes
-    context.multiprocessing.primary_host = min(processes)
-    # Trained weights hardly compress (8 %), and compression would double the time of a save.
-    context.array.saving.use_compression = False
-    context.memory.deepcopy_host_arrays = False
-    with context:
-        yield
-
-
-def _save_arrays(folder: Path, nested: dict[str, Any]) -> None:
-    """Writes the arrays by Orbax; raises an OSError for errors of the file system."""
-    try:
-        with _orbax_context({jax.process_index()}), _path_for_orbax(folder) as plain:
-            ocp.save(plain / ARRAYS, nested, checkpointable_name=_STATE)
-    except Exception as error:
-        # TensorStore reports errors of the file system as text.
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
-
-
-@contextmanager
-def _path_for_orbax(directory: Path) -> Iterator[Path]:
-    """Yields a path to the folder that Orbax can handle: with `[` in a path it silently loses the arrays."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        alias = Path(f"/proc/self/fd/{descriptor}")
-        yield alias if alias.exists() else directory
-    finally:
-        os.close(descriptor)

@@ -29,7 +29,7 @@ from ganomaly_jax.data.modality import InputSpec, Modality
 from ganomaly_jax.data.rows.tables import as_text
 from ganomaly_jax.data.words import Words
 from ganomaly_jax.parallel import sharding
-from ganomaly_jax.runs import checkpoint, layout, sweep
+from ganomaly_jax.runs import layout, sealed_pytree, sweep
 from ganomaly_jax.scoring import adapters, inference
 from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring.adapters import Adapter
@@ -288,7 +288,7 @@ class Scorer:
             "provenance": self.provenance,
             **({"columns": self.feature_names} if self.feature_names else {}),
         }
-        checkpoint.write(directory, self.variables, meta)
+        sealed_pytree.write(directory, self.variables, meta)
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
@@ -315,7 +315,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             f"{directory} {where}: expected the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"
         )
     sharding.local_devices()  # a backend that is not there is told before anything is put on it
-    variables, meta = checkpoint.read(folder)
+    variables, meta = sealed_pytree.read(folder)
     variables.setdefault("statistics", {})  # an empty dict leaves no trace in a checkpoint
     try:
         settings = config_values.from_dict(meta["config"])

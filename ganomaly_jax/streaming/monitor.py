@@ -37,6 +37,7 @@ from ganomaly_jax.streaming import (
     row_parser,
     sensor_checks,
     summary,
+    watch_state,
 )
 from ganomaly_jax.streaming import sinks as streaming_sinks
 from ganomaly_jax.streaming import watch as streaming_watch
@@ -193,7 +194,7 @@ def _save(run: _Run, position: dict[str, Any]) -> None:
         "source": position,
         "written": written,
         "known": run.known,
-        "watch": streaming_watch.to_dict(run.watch),
+        "watch": watch_state.to_dict(run.watch),
         "course": summary.to_dict(run.summary),
     }
     with atomic_files.replacing(run.options.state) as temporary:
@@ -216,7 +217,7 @@ def _resume(
     if not saved:
         return secrets.token_hex(4), summary.Summary(), [], 0
     try:
-        streaming_watch.resume(watch, saved["watch"])
+        watch_state.resume(watch, saved["watch"])
         first = source.seek(saved["source"]) if saved["source"]["kind"] == source.position()["kind"] else []
         stream, so_far = str(saved["stream"]), summary.from_dict(saved["course"])
         printed = _last_row(Path(out), int(saved["written"])) if out else 0

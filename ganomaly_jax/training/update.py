@@ -25,7 +25,7 @@ from ganomaly_jax.data.formats.mixture import Part
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.evaluation import acceptance
 from ganomaly_jax.runs import checkpoint as runs_checkpoint
-from ganomaly_jax.runs import layout, resolution, run_folder, sweep
+from ganomaly_jax.runs import layout, resolution, run_folder, sealed_pytree, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -306,7 +306,7 @@ def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Paren
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
     if not runs_checkpoint.steps(out / layout.CHECKPOINTS):
         like = jax.eval_shape(parent.scorer.detector.network.init, jax.random.key(0))
-        state, _ = runs_checkpoint.read(parent.checkpoint, like)
+        state, _ = sealed_pytree.read(parent.checkpoint, like)
         state = dataclasses.replace(state, step=np.zeros((), np.int32))
         runs_checkpoint.save(
             out / layout.CHECKPOINTS, 0, state, {"config": config_values.to_dict(settings)}, settings.train.keep

@@ -14,7 +14,7 @@ from benchmarks.faults import cases as fault_cases
 from benchmarks.faults import runs as fault_runs
 from benchmarks.faults import sources as fault_sources
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import sealed_pytree
 
 # `ganomaly train` without the evaluation at its end, whose report takes as long as everything else together.
 PROGRAM = (
@@ -72,7 +72,7 @@ def bench(tmp_path):
     """A bench whose training without a fault is two small artefacts and a history."""
     made = fault_runs.Bench(tmp_path, 4, 2, 1.0, np.random.default_rng(0), ())
     for folder in ("checkpoints/00000002", "checkpoints/00000004", "detector"):
-        checkpoint.write(made.whole / folder, {"a": {"b": np.arange(4.0)}}, {})
+        sealed_pytree.write(made.whole / folder, {"a": {"b": np.arange(4.0)}}, {})
     (made.whole / "history.jsonl").write_text('{"step": 4, "D": 0.5, "images_per_second": 3}\n')
     shutil.copytree(made.whole, tmp_path / "other")
     return made
@@ -90,7 +90,7 @@ def test_another_bit_another_step_and_another_history_are_seen(bench):
     assert defects() == set()
     (other / "history.jsonl").write_text('{"step": 4, "D": 0.25}\n')
     assert defects() == {"other history"}
-    checkpoint.write(other / "detector", {"a": {"b": np.nextafter(np.arange(4.0), 9)}}, {})
+    sealed_pytree.write(other / "detector", {"a": {"b": np.nextafter(np.arange(4.0), 9)}}, {})
     assert defects() == {"other history", "other weights"}
     (other / "checkpoints" / "00000004" / "meta.json").write_text("{} ")
     shutil.rmtree(other / "detector")
@@ -130,13 +130,13 @@ def test_disks_where_nothing_may_be_mounted(bench, monkeypatch):
     monkeypatch.setattr(fault_cases.shutil, "which", lambda name: None)
     assert not fault_cases.can_mount(bench.scratch)
     folder = bench.scratch / "disk"
-    checkpoint.write(folder / "run" / "checkpoints" / "00000002", {"a": np.ones(2)}, {})
+    sealed_pytree.write(folder / "run" / "checkpoints" / "00000002", {"a": np.ones(2)}, {})
     with fault_cases._refusing(bench, folder) as spoil:
         restore = spoil(None)
         with pytest.raises(UserError, match="cannot write"):
-            checkpoint.write(folder / "run" / "checkpoints" / "00000004", {"a": np.ones(2)}, {})
+            sealed_pytree.write(folder / "run" / "checkpoints" / "00000004", {"a": np.ones(2)}, {})
         restore()
-    checkpoint.write(folder / "run" / "checkpoints" / "00000004", {"a": np.ones(2)}, {})
+    sealed_pytree.write(folder / "run" / "checkpoints" / "00000004", {"a": np.ones(2)}, {})
 
 
 def test_rows_that_are_wrong_are_seen():

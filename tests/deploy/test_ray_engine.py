@@ -23,7 +23,7 @@ from ganomaly_jax.core import config  # noqa: E402
 from ganomaly_jax.core.errors import DamagedError, UserError  # noqa: E402
 from ganomaly_jax.data import pack  # noqa: E402
 from ganomaly_jax.data.formats import array_record  # noqa: E402
-from ganomaly_jax.deploy import ray_engine, ray_inputs  # noqa: E402
+from ganomaly_jax.deploy import ray_cluster, ray_engine, ray_inputs  # noqa: E402
 from ganomaly_jax.scoring import scorer as scoring_scorer  # noqa: E402
 
 COLUMNS = ["path", "label", "score", "p_value", "verdict", "reason"]
@@ -252,7 +252,7 @@ def without_a_cluster(monkeypatch):
             yield {"part": i, "parquet": ray_engine.score_part(scorer, parts[i], where[2]), "worker": "here:1"}
 
     monkeypatch.setattr(ray_engine, "import_package", lambda name, _: pq if name == "pyarrow.parquet" else None)
-    monkeypatch.setattr(ray_engine, "_cluster", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(ray_cluster, "connect", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ray_engine, "_all_scored", scored)
     return ran
 
@@ -366,12 +366,12 @@ def test_no_cluster_at_the_address_is_told_at_once(monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'ganomaly-jax[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as mute:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
-        monkeypatch.setattr(ray_engine, "_CONNECT_TIMEOUT_S", 1)
+        monkeypatch.setattr(ray_cluster, "_CONNECT_TIMEOUT_S", 1)
         with pytest.raises(UserError, match=r"no Ray cluster answered within 1 s; expected HOST:PORT"):
-            ray_engine._check_reachable(address)
+            ray_cluster.check_reachable(address)
     for given, why in ((address, "refused"), ("nonsense:port", "invalid literal"), ("ray://a:1", "expected HOST:PORT")):
         with pytest.raises(UserError, match=why):
-            ray_engine._check_reachable(given)
+            ray_cluster.check_reachable(given)
 
 
 def test_without_ray_it_says_what_to_install(trained, pictures, tmp_path, monkeypatch, capsys):

@@ -18,7 +18,8 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images.preprocess import to_unit
 from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.model import networks
-from ganomaly_jax.model.ganomaly import Ganomaly, from_config, reinitialize
+from ganomaly_jax.model.ganomaly import Ganomaly, from_config
+from ganomaly_jax.model.weights import reinitialize
 from ganomaly_jax.parallel import sharding
 
 

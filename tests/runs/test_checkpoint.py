@@ -15,7 +15,7 @@ import pytest
 
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import checkpoint, sealed_pytree
 
 
 @flax.struct.dataclass
@@ -55,9 +55,9 @@ def hidden(folder):
 def test_state_comes_back_bit_for_bit(tmp_path, abstract):
     state = make_state()
     meta = {"epoch": 3, "loss": 0.1, "names": ["é", None]}
-    checkpoint.write(tmp_path / "a", state, meta)
+    sealed_pytree.write(tmp_path / "a", state, meta)
     like = make_state(seed=1)
-    tree, got = checkpoint.read(tmp_path / "a", jax.eval_shape(lambda: like) if abstract else like)
+    tree, got = sealed_pytree.read(tmp_path / "a", jax.eval_shape(lambda: like) if abstract else like)
     assert_same(tree, state)
     assert got == meta
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["arrays", "manifest.json", "meta.json"]
@@ -76,13 +76,13 @@ def test_every_dtype_without_like(tmp_path):
         "bool": np.array([[True], [False]]),
         "a.b/c d": {"0": {"é%20": np.ones(1)}},
     }
-    checkpoint.write(tmp_path / "a", tree, {})
-    assert_same(checkpoint.read(tmp_path / "a")[0], tree)
+    sealed_pytree.write(tmp_path / "a", tree, {})
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], tree)
 
 
 def test_containers_without_like_are_nested_dicts(tmp_path):
-    checkpoint.write(tmp_path / "a", make_state(), {})
-    tree, _ = checkpoint.read(tmp_path / "a")
+    sealed_pytree.write(tmp_path / "a", make_state(), {})
+    tree, _ = sealed_pytree.read(tmp_path / "a")
     assert set(tree) == {"step", "params", "opt_state"}
     assert set(tree["opt_state"]["0"]) == {"count", "mu", "nu"}
     assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(tree))
@@ -90,28 +90,28 @@ def test_containers_without_like_are_nested_dicts(tmp_path):
 
 @pytest.mark.parametrize("name", ["run [1] 50%20 #?", "back\\slash", os.fsdecode(b"not utf-8 \xff"), "-x"])
 def test_any_folder_name(tmp_path, name):
-    checkpoint.write(tmp_path / name / "a", small(), {})
-    assert_same(checkpoint.read(tmp_path / name / "a")[0], small())
+    sealed_pytree.write(tmp_path / name / "a", small(), {})
+    assert_same(sealed_pytree.read(tmp_path / name / "a")[0], small())
 
 
 def test_a_linked_folder_is_replaced_behind_its_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    checkpoint.write(tmp_path / "link", small(), {})
+    sealed_pytree.write(tmp_path / "link", small(), {})
     assert (tmp_path / "link").is_symlink()
-    assert_same(checkpoint.read(tmp_path / "link")[0], small())
+    assert_same(sealed_pytree.read(tmp_path / "link")[0], small())
 
 
 @pytest.mark.parametrize("tree", [{"a": {"b": np.ones(1)}, "a.b": np.ones(1)}, {}, np.ones(2), {"a": np.ones((0, 2))}])
 def test_trees_that_orbax_would_lose_are_refused(tmp_path, tree):
     with pytest.raises(ValueError, match="expected"):
-        checkpoint.write(tmp_path / "a", tree, {})
+        sealed_pytree.write(tmp_path / "a", tree, {})
     assert not list(tmp_path.iterdir())
 
 
 def test_meta_must_be_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write(tmp_path / "a", small(), {"loss": float("nan")})
+        sealed_pytree.write(tmp_path / "a", small(), {"loss": float("nan")})
     assert not list(tmp_path.iterdir())
 
 
@@ -127,15 +127,15 @@ def test_replacing(tmp_path, monkeypatch, exchange):
 
         monkeypatch.setattr(sealed_folder, "_exchange", unsupported)
     for value in (1.0, 2.0, 3.0):
-        checkpoint.write(tmp_path / "a", small(value), {"value": value})
-    tree, meta = checkpoint.read(tmp_path / "a")
+        sealed_pytree.write(tmp_path / "a", small(value), {"value": value})
+    tree, meta = sealed_pytree.read(tmp_path / "a")
     assert meta == {"value": 3.0}
     assert_same(tree, small(3.0))
     assert not hidden(tmp_path)
 
 
 def test_without_exchange_a_failed_replacement_leaves_the_old_one(tmp_path, monkeypatch):
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
     rename = os.rename
 
     def fail(source, target):
@@ -149,35 +149,35 @@ def test_without_exchange_a_failed_replacement_leaves_the_old_one(tmp_path, monk
     monkeypatch.setattr(sealed_folder, "_exchange", unsupported)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(UserError, match="Permission denied"):
-        checkpoint.write(tmp_path / "a", small(2.0), {})
-    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+        sealed_pytree.write(tmp_path / "a", small(2.0), {})
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
     assert not hidden(tmp_path)
 
 
 def test_one_left_aside_by_a_kill_comes_back(tmp_path):
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
     (tmp_path / "a").rename(tmp_path / ".ganomaly-old-a")
-    checkpoint.write(tmp_path / "b", small(), {})
-    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+    sealed_pytree.write(tmp_path / "b", small(), {})
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
 
 
 # Another model.
 
 
 def test_another_model_is_refused_with_what_differs(tmp_path):
-    checkpoint.write(tmp_path / "a", make_state(), {})
+    sealed_pytree.write(tmp_path / "a", make_state(), {})
     with pytest.raises(
         UserError, match=r"params/generator/kernel is float32\[4,3\] on disk, expected float32\[4,5\]"
     ) as caught:
-        checkpoint.read(tmp_path / "a", make_state(width=5))
+        sealed_pytree.read(tmp_path / "a", make_state(width=5))
     assert "and 3 more" in str(caught.value)
     state = make_state()
     with pytest.raises(UserError, match=r"step is int32\[\] on disk, expected float32\[\]"):
-        checkpoint.read(tmp_path / "a", state.replace(step=jnp.float32(0)))
+        sealed_pytree.read(tmp_path / "a", state.replace(step=jnp.float32(0)))
     with pytest.raises(UserError, match=r"params/generator/bias is float32\[3\] on disk, expected absent"):
-        checkpoint.read(tmp_path / "a", state.replace(params={"generator": {"kernel": jnp.ones((4, 3))}}))
+        sealed_pytree.read(tmp_path / "a", state.replace(params={"generator": {"kernel": jnp.ones((4, 3))}}))
     with pytest.raises(UserError, match=r"params/extra is absent on disk, expected float32\[2\]"):
-        checkpoint.read(tmp_path / "a", state.replace(params=state.params | {"extra": jnp.ones(2)}))
+        sealed_pytree.read(tmp_path / "a", state.replace(params=state.params | {"extra": jnp.ones(2)}))
 
 
 # A run's checkpoints.

@@ -16,14 +16,14 @@ import pytest
 
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import checkpoint, sealed_pytree
 from tests.runs.test_checkpoint import assert_same, hidden, small
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written") / "artefact"
-    checkpoint.write(folder, small(), {"epoch": 3})
+    sealed_pytree.write(folder, small(), {"epoch": 3})
     return folder
 
 
@@ -41,7 +41,7 @@ def test_flips_cuts_and_strangers_are_refused_by_name(written, tmp_path):
         nonlocal tried
         tried += 1
         with pytest.raises(DamagedError, match="damaged") as caught:
-            checkpoint.read(folder)
+            sealed_pytree.read(folder)
         assert str(name) in str(caught.value)
         assert "\n" not in str(caught.value)
         shutil.rmtree(folder)
@@ -49,7 +49,7 @@ def test_flips_cuts_and_strangers_are_refused_by_name(written, tmp_path):
 
     folder = tmp_path / "copy"
     shutil.copytree(written, folder)
-    assert_same(checkpoint.read(folder)[0], small())
+    assert_same(sealed_pytree.read(folder)[0], small())
     for number in range(100):
         # Every file at least once, the two of ours again and again; every bit of a byte.
         name = full[number] if number < len(full) else rng.choice([*full, Path("manifest.json"), Path("meta.json")])
@@ -79,7 +79,7 @@ def test_manifests_that_are_none(written, tmp_path, text):
     shutil.copytree(written, tmp_path / "a")
     (tmp_path / "a" / "manifest.json").write_text(text)
     with pytest.raises(DamagedError, match=r"manifest\.json|was altered"):
-        checkpoint.read(tmp_path / "a")
+        sealed_pytree.read(tmp_path / "a")
 
 
 def test_manifest_in_other_words_is_refused(written, tmp_path):
@@ -87,7 +87,7 @@ def test_manifest_in_other_words_is_refused(written, tmp_path):
     path = tmp_path / "a" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text())))
     with pytest.raises(DamagedError, match=r"manifest\.json was altered"):
-        checkpoint.read(tmp_path / "a")
+        sealed_pytree.read(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "manifest.json", "stranger"])
@@ -97,11 +97,11 @@ def test_links_and_special_files_are_refused_without_a_hang(written, tmp_path, n
     path.unlink(missing_ok=True)
     os.mkfifo(path)
     with pytest.raises(DamagedError, match=name):
-        checkpoint.read(tmp_path / "a")
+        sealed_pytree.read(tmp_path / "a")
     path.unlink()
     path.symlink_to(written / "meta.json")
     with pytest.raises(DamagedError, match=name):
-        checkpoint.read(tmp_path / "a")
+        sealed_pytree.read(tmp_path / "a")
 
 
 @pytest.mark.parametrize("name", ["meta.json", "arrays/state/_METADATA"])
@@ -111,7 +111,7 @@ def test_what_json_or_orbax_cannot_read_is_damage_too(written, tmp_path, name):
     (folder / name).write_bytes(b"{")
     sealed_folder.seal(folder)
     with pytest.raises(DamagedError, match="a is damaged: JSONDecodeError"):
-        checkpoint.read(folder)
+        sealed_pytree.read(folder)
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,15 @@ def test_errors_of_orbax_are_one_sentence(written, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(checkpoint.ocp, "load", fail)
+    monkeypatch.setattr(sealed_pytree.ocp, "load", fail)
     with pytest.raises(DamagedError, match="is damaged: ") as caught:
-        checkpoint.read(written)
+        sealed_pytree.read(written)
     assert "\n" not in str(caught.value)
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        checkpoint.read(tmp_path / "none")
+        sealed_pytree.read(tmp_path / "none")
 
 
 def test_unreadable_file_is_no_damage(written, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_unreadable_file_is_no_damage(written, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sealed_folder.hashlib, "file_digest", denied)
     with pytest.raises(UserError, match="Permission denied"):
-        checkpoint.read(written)
+        sealed_pytree.read(written)
 
 
 # Disks that refuse.
@@ -165,36 +165,36 @@ def mounted(folder, *options):
 
 
 def test_a_limit_on_file_size_leaves_the_old_one_and_nothing_else(tmp_path, capfd):
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
     with largest_file(2**21), pytest.raises(UserError, match=r"cannot write .*a: File too large; the previous .*"):
-        checkpoint.write(tmp_path / "a", {"a": np.ones(2**20, np.float32)}, {})
-    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+        sealed_pytree.write(tmp_path / "a", {"a": np.ones(2**20, np.float32)}, {})
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert capfd.readouterr() == ("", "")
 
 
 def test_full_disk(tmp_path, capfd):
     with mounted(tmp_path, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
-        checkpoint.write(tmp_path / "a", small(), {})
+        sealed_pytree.write(tmp_path / "a", small(), {})
         with pytest.raises(UserError, match="No space left on device"):
-            checkpoint.write(tmp_path / "b", {"a": np.ones(2**20, np.float32)}, {})
+            sealed_pytree.write(tmp_path / "b", {"a": np.ones(2**20, np.float32)}, {})
         assert [path.name for path in tmp_path.iterdir()] == ["a"]
-        checkpoint.write(tmp_path / "b", small(), {})
+        sealed_pytree.write(tmp_path / "b", small(), {})
         assert capfd.readouterr() == ("", "")
 
 
 def test_read_only_file_system(written, tmp_path):
     with mounted(tmp_path, "--bind", "-o", "ro", written.parent):
         subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path], check=True)
-        assert_same(checkpoint.read(tmp_path / written.name)[0], small())
+        assert_same(sealed_pytree.read(tmp_path / written.name)[0], small())
         with pytest.raises(UserError, match="Read-only file system"):
-            checkpoint.write(tmp_path / written.name, small(), {})
+            sealed_pytree.write(tmp_path / written.name, small(), {})
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS])
 @pytest.mark.parametrize("where", ["posix_fallocate", "mkdir", "fsync", "rename"])
 def test_system_errors_are_one_sentence(tmp_path, monkeypatch, where, code):
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
 
     def fail(*arguments, **options):
         raise OSError(code, os.strerror(code))
@@ -202,19 +202,19 @@ def test_system_errors_are_one_sentence(tmp_path, monkeypatch, where, code):
     with monkeypatch.context() as patched:
         patched.setattr(os, where, fail)
         with pytest.raises(UserError, match=os.strerror(code)) as caught:
-            checkpoint.write(tmp_path / "a", small(2.0), {})
+            sealed_pytree.write(tmp_path / "a", small(2.0), {})
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert_same(checkpoint.read(tmp_path / "a")[0], small())
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
 
 
 def test_disk_that_fills_up_within_orbax(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device [os_error_code='28']")
 
-    monkeypatch.setattr(checkpoint.ocp, "save", fail)
+    monkeypatch.setattr(sealed_pytree.ocp, "save", fail)
     with pytest.raises(UserError, match="a: No space left on device; "):
-        checkpoint.write(tmp_path / "a", small(), {})
+        sealed_pytree.write(tmp_path / "a", small(), {})
     assert not list(tmp_path.iterdir())
 
 
@@ -222,7 +222,7 @@ def test_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     for directory in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "file" / "a" / "b"):
         with pytest.raises(UserError, match="cannot write"):
-            checkpoint.write(directory, small(), {})
+            sealed_pytree.write(directory, small(), {})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -235,10 +235,10 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
         (path / "arrays").mkdir(parents=True)
     lock = os.open(busy, os.O_RDONLY)
     sealed_folder.fcntl.flock(lock, sealed_folder.fcntl.LOCK_EX)
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
     assert sorted(hidden(tmp_path)) == [busy.name, other.name]
     os.close(lock)
-    checkpoint.write(tmp_path / "a", small(), {})
+    sealed_pytree.write(tmp_path / "a", small(), {})
     assert hidden(tmp_path) == [other.name]
 
 
@@ -247,13 +247,13 @@ def test_two_writers_in_one_folder(tmp_path, monkeypatch):
 
     def write_another_first(folder):
         if writers:
-            checkpoint.write(tmp_path / writers.pop(), small(2.0), {})
+            sealed_pytree.write(tmp_path / writers.pop(), small(2.0), {})
         sync(folder)
 
     monkeypatch.setattr(sealed_folder, "fsync_tree", write_another_first)
-    checkpoint.write(tmp_path / "a", small(), {})
-    assert_same(checkpoint.read(tmp_path / "a")[0], small())
-    assert_same(checkpoint.read(tmp_path / "b")[0], small(2.0))
+    sealed_pytree.write(tmp_path / "a", small(), {})
+    assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
+    assert_same(sealed_pytree.read(tmp_path / "b")[0], small(2.0))
 
     def tidied_before_it_was_locked(descriptor, operation):
         monkeypatch.setattr(sealed_folder.fcntl, "flock", flock)
@@ -261,15 +261,15 @@ def test_two_writers_in_one_folder(tmp_path, monkeypatch):
         flock(descriptor, operation)
 
     monkeypatch.setattr(sealed_folder.fcntl, "flock", tidied_before_it_was_locked)
-    checkpoint.write(tmp_path / "c", small(3.0), {})
-    assert_same(checkpoint.read(tmp_path / "c")[0], small(3.0))
+    sealed_pytree.write(tmp_path / "c", small(3.0), {})
+    assert_same(sealed_pytree.read(tmp_path / "c")[0], small(3.0))
 
 
 KILLS = """
 import os, pathlib, random, signal, sys, time
 import numpy as np
 from ganomaly_jax.core import sealed_folder
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import checkpoint, sealed_pytree
 root, rng = pathlib.Path(sys.argv[1]), random.Random(0)
 for attempt in range(8):
     before = checkpoint.steps(root)
@@ -280,7 +280,7 @@ for attempt in range(8):
             step += 1
             tree = {"a": np.full(50_000, step, np.float32)}
             checkpoint.save(root, step, tree, {"step": step}, keep=2)
-            checkpoint.write(root / "detector", tree, {"step": step})
+            sealed_pytree.write(root / "detector", tree, {"step": step})
     deadline = time.monotonic() + 20
     while (checkpoint.steps(root) == before or not (root / "detector").exists()) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -308,7 +308,7 @@ def test_kills_while_writing_leave_only_whole_artefacts(tmp_path):
     step, tree, meta = checkpoint.restore(tmp_path, {"a": np.ones(50_000, np.float32)})
     assert step == checkpoint.steps(tmp_path)[-1] == meta["step"] >= 8
     assert (tree["a"] == step).all()
-    tree, meta = checkpoint.read(tmp_path / "detector")
+    tree, meta = sealed_pytree.read(tmp_path / "detector")
     assert (tree["a"] == meta["step"]).all()
-    checkpoint.write(tmp_path / "detector", small(), {})
+    sealed_pytree.write(tmp_path / "detector", small(), {})
     assert not hidden(tmp_path)

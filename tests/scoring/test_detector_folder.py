@@ -16,7 +16,7 @@ import ganomaly_jax
 from ganomaly_jax.cli import main
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
-from ganomaly_jax.runs import checkpoint
+from ganomaly_jax.runs import sealed_pytree
 from ganomaly_jax.scoring.scorer import Scorer
 
 
@@ -28,7 +28,7 @@ def folder(trained, tmp_path):
 
 def test_it_is_complete_and_small(trained, folder):
     np.testing.assert_array_equal(Scorer.load(folder)(blobs(5, 3)), trained[1](blobs(5, 3)))
-    variables, meta = checkpoint.read(folder)
+    variables, meta = sealed_pytree.read(folder)
     assert not {"discriminator", "opt_state"} & {str(key) for path in variables for key in [path, *variables[path]]}
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size < sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) + 64 * 1024

@@ -17,7 +17,7 @@ from ganomaly_jax.core.errors import DivergedError, StoppedError, UserError
 from ganomaly_jax.data import sources
 from ganomaly_jax.evaluation import evaluate, sweep_summary
 from ganomaly_jax.report import modalities
-from ganomaly_jax.runs import checkpoint, history, sweep
+from ganomaly_jax.runs import checkpoint, history, sealed_pytree, sweep
 from ganomaly_jax.training import cost
 from ganomaly_jax.training.trainer import train, train_members
 
@@ -50,7 +50,7 @@ def together(tmp_path_factory, classes):
 
 def final(workdir):
     root = workdir / "checkpoints"
-    return checkpoint.read(root / f"{checkpoint.steps(root)[-1]:08d}")[0]
+    return sealed_pytree.read(root / f"{checkpoint.steps(root)[-1]:08d}")[0]
 
 
 def assert_same(ours, theirs, tolerance=1e-6):

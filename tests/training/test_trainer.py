@@ -16,7 +16,7 @@ from tests.support import blobs, tiny_config
 from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, DivergedError, StoppedError, UserError
 from ganomaly_jax.data import batch_order
-from ganomaly_jax.runs import checkpoint, history, resolution
+from ganomaly_jax.runs import checkpoint, history, resolution, sealed_pytree
 from ganomaly_jax.training import health
 from ganomaly_jax.training.trainer import train
 
@@ -29,7 +29,7 @@ def quiet(line):
 
 def final(workdir):
     """Every array of the last checkpoint."""
-    return checkpoint.read(checkpoint_folders(workdir)[-1])[0]
+    return sealed_pytree.read(checkpoint_folders(workdir)[-1])[0]
 
 
 def checkpoint_folders(workdir):
