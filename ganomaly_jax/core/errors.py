@@ -9,12 +9,6 @@ class UserError(ValueError):
     exit_code = exit_codes.USAGE
 
 
-class PartialError(UserError):
-    """Some inputs failed, the others were processed."""
-
-    exit_code = exit_codes.INCOMPLETE
-
-
 class DivergedError(RuntimeError):
     """Training produced a NaN or an infinity."""
 

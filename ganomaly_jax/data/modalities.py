@@ -28,15 +28,6 @@ def register(modality: Modality) -> None:
     _MODALITIES[modality.name] = modality
 
 
-def unregister(name: str) -> None:
-    """Removes a modality that was registered.
-
-    Raises:
-      KeyError: There is no modality of that name.
-    """
-    del _MODALITIES[name]
-
-
 def names() -> tuple[str, ...]:
     """Returns the names of all modalities."""
     return tuple(_MODALITIES)

@@ -214,10 +214,10 @@ def _ranking(labels: np.ndarray, scores: dict[str, np.ndarray], chosen: np.ndarr
     }
 
 
-def _change(old: np.ndarray, new: np.ndarray, seed: int = 0) -> Interval:
+def _change(old: np.ndarray, new: np.ndarray) -> Interval:
     """Returns the difference in the share of flags [n], new minus old, with a 95 % percentile bootstrap interval."""
     n = len(old)
     kinds = np.array([(~old & new).sum(), (old & ~new).sum(), (old == new).sum()]) / n
-    drawn = np.random.default_rng(seed).multinomial(n, kinds, RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(n, kinds, RESAMPLES)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
     return Interval(float(kinds[0] - kinds[1]), float(low), float(high))

@@ -121,8 +121,6 @@ class _Counts(NamedTuple):
     """[N] bool, whether the item is an anomalous one that counts."""
     before: Any
     """Normal items that score strictly higher."""
-    above: Any
-    """Anomalous items that score strictly higher."""
     false: Any
     """Normal items that score at least as high."""
     true: Any
@@ -162,11 +160,9 @@ def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Cou
     true, false = (xp.concatenate([xp.zeros(1, int), xp.cumsum(part)]) for part in (anomalous, normal))
     poison = xp.where(xp.any(keep & xp.isnan(score)), xp.nan, 0.0)
     # Counts up to 2**24 are exact in float32.
-    before, above, false_at, true_at = (
-        xp.asarray(count, float) for count in (false[first], true[first], false[last], true[last])
-    )
+    before, false_at, true_at = (xp.asarray(count, float) for count in (false[first], false[last], true[last]))
     n_normal, n_anomalous = false[-1] + poison, true[-1] + poison
-    return _Counts(xp, order, anomalous, before, above, false_at, true_at, n_normal, n_anomalous)
+    return _Counts(xp, order, anomalous, before, false_at, true_at, n_normal, n_anomalous)
 
 
 def _area(counts: _Counts, max_fpr: Any) -> Any:

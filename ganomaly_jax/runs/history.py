@@ -59,8 +59,8 @@ class History:
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
-    def add(self, first: int, losses: np.ndarray, images_per_second: float) -> None:
-        """Adds losses [n, L] of the steps first + 1 to first + n."""
+    def add(self, losses: np.ndarray, images_per_second: float) -> None:
+        """Adds losses [n, L] of the next n steps."""
         self._speed = images_per_second or self._speed
         for row in losses:
             self._window.append(row)

@@ -57,30 +57,37 @@ class Run:
         return str(self.dataset.images.dtype), low, high
 
 
-def resolve(
-    settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False, shared: bool = False
-) -> Run:
+def resolve(settings: Config, arrays: Any = None, progress: bool = False) -> Run:
     """Loads and splits the data, and completes the configuration from them.
 
     Args:
       settings: the configuration.
       arrays: data in place of `data.source`, see `sources.load`.
-      devices: number of devices over which a batch is spread. A batch larger than the training part is reduced to the
-        largest that training part and devices allow, with a note.
       progress: show a progress bar while files are read.
-      shared: whether several processes call this.
 
     Raises:
       UserError: the configuration or the data cannot be used.
     """
     validation.check(settings)
-    return resolve_checked(settings, arrays, devices, progress, shared)
+    return resolve_checked(settings, arrays, progress=progress)
 
 
 def resolve_checked(
     settings: Config, arrays: Any = None, devices: int = 1, progress: bool = False, shared: bool = False
 ) -> Run:
-    """Resolves a configuration that `validation.check` has accepted; arguments, result and errors as `resolve`."""
+    """Resolves a configuration that `validation.check` has accepted.
+
+    Args:
+      settings: as in `resolve`.
+      arrays: as in `resolve`.
+      devices: number of devices over which a batch is spread. A batch larger than the training part is reduced to the
+        largest that training part and devices allow, with a note.
+      progress: as in `resolve`.
+      shared: whether several processes call this.
+
+    Raises:
+      UserError: the data cannot be used.
+    """
     dataset = sources.load(settings.data, arrays, progress, shared)
     modality = modalities.named(dataset.modality)
     modality.check(settings)

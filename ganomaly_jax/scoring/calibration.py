@@ -17,7 +17,6 @@ from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 
 NORMAL, REVIEW, ANOMALOUS, INVALID = "normal", "review", "anomalous", "invalid"
-VERDICTS = (NORMAL, REVIEW, ANOMALOUS, INVALID)
 # The tail is fitted to this share of the scores, the highest; to fewer than _LEAST_TAIL no distribution is fitted.
 _TAIL, _LEAST_TAIL = 0.1, 10
 

@@ -27,14 +27,12 @@ class Region:
     top: int
     width: int
     height: int
-    area: int
-    """Pixels above the threshold."""
     peak: float
     """The largest value of the map in it."""
 
 
-def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Array:
-    """Computes how far x is from x_hat, as mean over channels and scales: [B, H, W] float32 in 0..2. Pure.
+def residual_map(x: Array, x_hat: Array) -> Array:
+    """Computes how far x is from x_hat, as mean over channels and `SCALES`: [B, H, W] float32 in 0..2. Pure.
 
     On each scale the difference is averaged over squares before its size is taken, so that noise and edges that are a
     little off cancel, and what is missing or added over an area stays. Scale 1 alone is |x - x_hat|.
@@ -42,7 +40,6 @@ def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Ar
     Args:
       x: [B, H, W, C] in [-1, 1].
       x_hat: as x, its reconstruction.
-      scales: sides of the squares in pixels, divisors of H and W.
 
     Returns:
       [B, H, W] float32 in 0..2.
@@ -50,11 +47,11 @@ def residual_map(x: Array, x_hat: Array, scales: tuple[int, ...] = SCALES) -> Ar
     batch, height, width, channels = x.shape
     difference = x.astype(jnp.float32) - x_hat.astype(jnp.float32)
     total = jnp.zeros((batch, height, width), jnp.float32)
-    for side in scales:
+    for side in SCALES:
         squares = difference.reshape(batch, height // side, side, width // side, side, channels).mean((2, 4))
         size = jnp.abs(squares).mean(-1)
         total += jax.image.resize(size, (batch, height, width), "bilinear") if side > 1 else size
-    return total / len(scales)
+    return total / len(SCALES)
 
 
 def threshold(values: np.ndarray) -> float:
@@ -73,9 +70,8 @@ def regions(values: np.ndarray, threshold: float) -> list[Region]:
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(marked), 1):
         inside = marked[rows, columns] == number
-        area = int(inside.sum())
-        if area >= max(_LEAST, _SHARE_OF_IMAGE * values.size):
+        if inside.sum() >= max(_LEAST, _SHARE_OF_IMAGE * values.size):
             left, top = columns.start, rows.start
             peak = float(values[rows, columns][inside].max())
-            found.append(Region(left, top, columns.stop - left, rows.stop - top, area, peak))
+            found.append(Region(left, top, columns.stop - left, rows.stop - top, peak))
     return sorted(found, key=lambda region: -region.peak)

@@ -17,7 +17,7 @@ _COLOURS = {"normal": "green", "review": "yellow", "anomalous": "red", "invalid"
 class View:
     """An open live view."""
 
-    def __init__(self, title: str, threshold: float, sensors: int) -> None:
+    def __init__(self, title: str, threshold: float) -> None:
         """Opens the view on standard error.
 
         Raises:
@@ -28,7 +28,7 @@ class View:
             from rich.live import Live
         except ImportError:
             raise UserError("--live needs rich: pip install 'ganomaly-jax[watch]'") from None
-        self.title, self.threshold, self.sensors = title, threshold, sensors
+        self.title, self.threshold = title, threshold
         # Standard output may be a pipe that takes the verdicts.
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=False)
         self._live.start()
@@ -36,14 +36,14 @@ class View:
     def show(self, summary: Summary) -> None:
         """Redraws the view."""
         width = max(self._live.console.width - 16, 20)
-        self._live.update(render(summary, self.title, self.threshold, width, self.sensors), refresh=True)
+        self._live.update(render(summary, self.title, self.threshold, width), refresh=True)
 
     def close(self) -> None:
         """Closes the view; its last state stays on the terminal."""
         self._live.stop()
 
 
-def render(summary: Summary, title: str, threshold: float, width: int, sensors: int = 1) -> Any:
+def render(summary: Summary, title: str, threshold: float, width: int) -> Any:
     """Returns the renderable of the view for rich."""
     from rich.console import Group
     from rich.markup import escape

@@ -80,7 +80,7 @@ def monitor(workdir: str, options: Options, log: Log) -> int:
         source = modalities.open_source(scorer, options.source, options.once)
         stream, so_far, first, printed = _resume(watch, source, saved, options.out)
         out = stack.enter_context(_output(options.out))
-        view = dashboard.View(options.source, scorer.threshold, len(scorer.feature_names)) if options.live else None
+        view = dashboard.View(options.source, scorer.threshold) if options.live else None
         if view is not None:
             stack.callback(view.close)
         sinks = _sinks(workdir, options, stack, log)

@@ -19,18 +19,16 @@ DIRICHLET_DRAWS = 300
 _MAX_LIMIT = 60  # beyond any limit of a useful likelihood ratio
 
 
-def run_lengths(
-    increments: np.ndarray, probabilities: np.ndarray, limit: float, states: int = CHAIN_STATES
-) -> np.ndarray:
+def run_lengths(increments: np.ndarray, probabilities: np.ndarray, limit: float) -> np.ndarray:
     """Computes the expected number of items until max(0, S + increment) first reaches `limit`, from S = 0.
 
-    The sum is discretised to the centres of cells, which makes it a Markov chain whose mean solves a linear system.
+    The sum is discretised to the centres of `CHAIN_STATES` cells, the first of which holds S = 0. That makes it a
+    Markov chain whose mean solves a linear system.
 
     Args:
       increments: [K], in any order.
       probabilities: probabilities [M, K] of the increments, for M cases.
       limit: positive.
-      states: number of cells; the first holds S = 0.
 
     Returns:
       [M].
@@ -38,7 +36,7 @@ def run_lengths(
     References:
       Brook and Evans, An approach to the probability distribution of cusum run length, Biometrika 59, 1972.
     """
-    order = np.argsort(increments)
+    states, order = CHAIN_STATES, np.argsort(increments)
     ordered = increments[order]
     below = np.concatenate([np.zeros((len(probabilities), 1)), np.cumsum(probabilities[:, order], axis=1)], axis=1)
     width = 2 * limit / (2 * states - 1)

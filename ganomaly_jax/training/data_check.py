@@ -55,7 +55,7 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
     if scorer is not None:
         settings.data = dataclasses.replace(scorer.reading(settings.data.source), low=0, high=0)
     validation.check(settings)
-    headers = _headers(settings.data.source, settings.data.abnormal)
+    headers = _headers(settings.data.source)
     # Shared, files are looked through and let go, and read again where they are needed.
     dataset = sources.read(settings.data, progress=progress, shared=True)
     if scorer is not None and settings.data.abnormal not in dataset.classes:
@@ -63,7 +63,7 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
     found: list[Finding] = []
     looked = _look(dataset, progress)
     split, normal = _split(dataset, settings, looked, found)
-    training_findings.unusable(dataset, looked, found)
+    training_findings.unusable(dataset, found)
     training_findings.classes(dataset, normal, found)
     if not settings.data.abnormal:  # with a class that is called abnormal the parts are pooled
         training_findings.parts(dataset, normal, found)
@@ -85,7 +85,7 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
     return Check(_table(dataset, looked, normal, headers), kind, found, datasets.content_hash(dataset))
 
 
-def _headers(source: str, abnormal: str) -> Headers:
+def _headers(source: str) -> Headers:
     """Returns (height, width, mode) of each file of a folder of images, by its path in the data set."""
     listed = sources.image_folder(source) if source else None
     if listed is None:

@@ -63,7 +63,7 @@ def _named(dataset: Dataset, chosen: Iterable[int]) -> tuple[str, ...]:
     return tuple(dataset.paths[i] for i in chosen)
 
 
-def unusable(dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
+def unusable(dataset: Dataset, found: list[Finding]) -> None:
     if dataset.problems:
         listed = tuple(f"{path}: {reason}" for path, reason in dataset.problems)
         what = f"{len(listed)} files cannot be read"

@@ -44,7 +44,7 @@ class LogLosses:
         for m, history in enumerate(self.histories):
             values = losses[m, : call.counts[m]]
             bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-            history.add(int(call.first[m]), values[: bad[0]] if len(bad) else values, images_per_second)
+            history.add(values[: bad[0]] if len(bad) else values, images_per_second)
             if len(bad) and training.alive[m]:
                 wrong = ", ".join(n for n, v in zip(names, values[bad[0]], strict=True) if not np.isfinite(v))
                 training.drop(m, int(call.first[m] + bad[0]) + 1, f"the loss {wrong} is not finite")

@@ -84,10 +84,9 @@ def lines(n, seed, anomalous=False):
 
 
 @pytest.fixture
-def spectra():
+def spectra(monkeypatch):
+    monkeypatch.setattr(modalities, "_MODALITIES", modalities._MODALITIES.copy())
     modalities.register(Spectra())
-    yield
-    modalities.unregister(Spectra.name)
 
 
 def test_a_fourth_modality_is_one_class(spectra, tmp_path):

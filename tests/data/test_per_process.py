@@ -90,7 +90,7 @@ def test_a_process_looks_through_its_own_part(settings, decoded, monkeypatch):
 def test_it_is_trained_on_from_memory_and_only_the_own_places_are_read(settings, decoded):
     whole = tiny_config(batch_size=8)
     whole.data = settings
-    run = TrainingRun(resolution.resolve(whole, shared=True), None)
+    run = TrainingRun(resolution.resolve_checked(whole, shared=True), None)
     mesh = sharding.local_mesh(4)
     decoded.clear()
     with input_pipeline.opened(run, mesh, 0) as fed:
