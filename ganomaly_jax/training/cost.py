@@ -1,4 +1,4 @@
-"""What a training will cost, before it is paid: parameters, FLOPs, memory of a device, and the largest batch."""
+"""The cost of a training, estimated beforehand: parameters, FLOPs, memory of a device, and the largest batch."""
 
 from __future__ import annotations
 
@@ -22,38 +22,42 @@ from ganomaly_jax.scoring import adapters
 from ganomaly_jax.training import augment
 from ganomaly_jax.training.train_step import STEPS_A_CALL, make_steps
 
-# Of what the compiler counts; the rest is for the allocator's gaps and the programs themselves.
+# Share of a device's memory that is planned with; the rest is for the allocator's gaps and the programs themselves.
 _USABLE = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Of one device, for the batch asked for. Sizes in bytes; FLOPs by XLA's own count."""
+    """The cost of training on one device with the configured batch. Sizes in bytes; FLOPs as XLA counts them."""
 
     parameters: dict[str, int]
-    """By network."""
+    """Number of parameters of each network."""
     step_flops: float
+    """FLOPs of one training step on one device."""
     image_flops: float
-    """To score one image."""
+    """FLOPs to score one image."""
     batch_size: int
-    """Images a device."""
+    """Images per device."""
     memory: int
-    """That a training step holds at most, the images of the training set not counted."""
+    """Peak memory of a training step, without the images of the training set."""
     available: int | None
-    """None where the device does not say."""
+    """Memory of the device; None if the device does not report it."""
     largest_batch: int | None
-    """The largest power of two of images a device that fits; None where `available` is."""
+    """The largest power of two of images per device that fits; None if `available` is None."""
 
 
 def plan(settings: Config, devices: int = 1) -> Plan:
-    """Compiles the training step for the batch and for half of it, and extrapolates.
+    """Estimates the cost of a training by compiling its step for the batch and for half of it.
 
     Args:
-      settings: with height, width and channels given.
-      devices: over how many the batch is spread.
+      settings: the configuration, with the height, width and channels of the data set.
+      devices: number of devices that the batch is split over.
+
+    Returns:
+      The plan for one device; the largest batch is extrapolated from the two compiled ones.
 
     Raises:
-      UserError: sizes that are not given or cannot work.
+      UserError: the sizes are missing or cannot work.
     """
     shape = modalities.of(settings.data).network_shape(settings.data)
     if 0 in shape:
@@ -66,11 +70,11 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     batch = max(settings.train.batch_size // devices, 2)
     full, flops = _step(detector, state, batch, settings.train)
     half, _ = _step(detector, state, batch // 2, settings.train)
-    an_image = max((full - half) / (batch - batch // 2), 1)
+    image_bytes = max((full - half) / (batch - batch // 2), 1)
     available = device_memory()
     largest = None
     if available is not None:
-        fits = (_USABLE * available - full) / an_image + batch
+        fits = (_USABLE * available - full) / image_bytes + batch
         largest = 1 << (int(fits).bit_length() - 1) if fits >= 1 else 0
     x = jax.ShapeDtypeStruct((1, *detector.shape), jnp.float32)
     score = jax.jit(detector.score).lower(detector.variables(state), x).compile()
@@ -93,10 +97,10 @@ def _step(detector: Detector, state: Any, batch: int, settings: Train) -> tuple[
     steps = make_steps(detector, 0, 255, augment.make(0, settings.shift, settings.flip))
     chunk = sharding.data_parallel(steps, sharding.local_mesh(1), (None, None, 1, None), donate=0)
     compiled = chunk.lower(state, images, index, count).compile()
-    held = compiled.memory_analysis()
-    total = held.argument_size_in_bytes + held.output_size_in_bytes - held.alias_size_in_bytes
-    # A loop whose length is not known is counted as one turn of it.
-    return total + held.temp_size_in_bytes, _flops(compiled)
+    memory = compiled.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # XLA counts a loop of unknown length as one iteration, so these are the FLOPs of one step.
+    return total + memory.temp_size_in_bytes, _flops(compiled)
 
 
 def _flops(compiled: Any) -> float:
@@ -104,7 +108,7 @@ def _flops(compiled: Any) -> float:
 
 
 def device_memory() -> int | None:
-    """Bytes that the first local device has for us, None where it does not say."""
+    """Returns the memory of the first local device in bytes, or None if the device does not report it."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         return core_memory.machine_memory()
@@ -112,31 +116,35 @@ def device_memory() -> int | None:
     return stats.get("bytes_limit") if stats else None
 
 
-def describe(found: Plan) -> str:
-    """Formats the plan for the terminal."""
-    parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in found.parameters.items())
-    available = "unknown" if found.available is None else _size(found.available)
-    largest = "unknown" if found.largest_batch is None else f"{found.largest_batch:,} images a device"
+def describe(estimate: Plan) -> str:
+    """Formats the plan for the terminal, one line each."""
+    parameters = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in estimate.parameters.items())
+    available = "unknown" if estimate.available is None else _size(estimate.available)
+    largest = "unknown" if estimate.largest_batch is None else f"{estimate.largest_batch:,} images per device"
     return (
         f"parameters     {parameters}\n"
-        f"training step  {found.step_flops / 1e9:.1f} GFLOP for {found.batch_size} images a device\n"
-        f"scoring        {found.image_flops / 1e6:.0f} MFLOP an image\n"
-        f"memory         {_size(found.memory)} a device for a step, of {available}; the training images come on top\n"
+        f"training step  {estimate.step_flops / 1e9:.1f} GFLOP for {estimate.batch_size} images per device\n"
+        f"scoring        {estimate.image_flops / 1e6:.0f} MFLOP per image\n"
+        f"memory         {_size(estimate.memory)} per device for a step, of {available}; without the training images\n"
         f"largest batch  {largest}"
     )
 
 
 @contextmanager
 def out_of_memory_named(settings: Config, devices: int) -> Iterator[None]:
-    """Turns an error of the device for want of memory into one sentence.
+    """Turns a device's out-of-memory error into one sentence.
+
+    Args:
+      settings: the configuration that is trained.
+      devices: number of devices that the batch is split over.
 
     Raises:
-      UserError: with a batch that would fit.
+      UserError: naming a batch size that would fit.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        # XLA's CPU says the second.
+        # The second is the message of XLA on CPUs.
         if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory")):
             raise
         raise _out_of_memory(settings, devices) from None
@@ -145,49 +153,61 @@ def out_of_memory_named(settings: Config, devices: int) -> Iterator[None]:
 def _out_of_memory(settings: Config, devices: int) -> UserError:
     smaller = copy.deepcopy(settings)
     smaller.train.batch_size = 4 * devices
-    found = plan(smaller, devices)
-    if not found.largest_batch or found.largest_batch < 2:
-        advice = f"not even a batch of 2 fits into {_size(found.available or 0)}: fewer features or smaller images"
+    estimate = plan(smaller, devices)
+    if not estimate.largest_batch or estimate.largest_batch < 2:
+        advice = (
+            f"not even a batch of 2 fits into {_size(estimate.available or 0)}: use fewer features or smaller images"
+        )
     else:
-        fits = min(found.largest_batch, settings.train.batch_size // devices // 2) * devices
+        fits = min(estimate.largest_batch, settings.train.batch_size // devices // 2) * devices
         advice = f"a batch of {fits} would fit: --config.train.batch_size={fits}"
     return UserError(f"out of memory with a batch of {settings.train.batch_size}; {advice}")
 
 
 def check_members(detector: Detector, members: int, devices: int, image_bytes: int) -> None:
-    """Raises a UserError for more members than the memory of a device can hold.
+    """Checks that the members of a sweep fit into the memory of the devices.
+
+    Args:
+      detector: the detector of every member.
+      members: number of members.
+      devices: number of devices that they are distributed over.
+      image_bytes: size of the data set, of which every device has a copy.
 
     Raises:
-      UserError: with the number that would fit.
+      UserError: they do not fit; names the number that would.
     """
     needed, available, fit = _members(detector, members, devices, image_bytes)
     if fit is not None and members > fit:
         raise UserError(
-            f"{members} members need {_size(needed)} a device for their weights and optimisers, of "
+            f"{members} members need {_size(needed)} per device for their weights and optimisers, of "
             f"{_size(available or 0)}: at most {fit} fit; train fewer classes or seeds at a time, or on more devices"
         )
 
 
 def describe_members(detector: Detector, members: int, devices: int, image_bytes: int) -> str:
-    """Formats the line on the members for the terminal."""
+    """Formats the line of the plan about the members of a sweep; arguments as of `check_members`."""
     needed, available, fit = _members(detector, members, devices, image_bytes)
     most = "unknown" if fit is None else f"{fit:,}"
-    held = "" if available is None else f", of {_size(available)}"
-    return f"members        {members}, {_size(needed)} a device for weights and optimisers{held}; at most {most} fit"
+    of_available = "" if available is None else f", of {_size(available)}"
+    return (
+        f"members        {members}, {_size(needed)} per device for weights and optimisers{of_available}; "
+        f"at most {most} fit"
+    )
 
 
 def _members(detector: Detector, members: int, devices: int, image_bytes: int) -> tuple[int, int | None, int | None]:
-    """Returns the bytes of the members on a device, the bytes it has, and the members that fit on all devices."""
+    """Returns the bytes of the members on a device, the bytes it has, and how many members fit on all devices."""
     state = jax.eval_shape(detector.init, jax.random.key(0))
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    needed = -(-members // devices) * one
+    member_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed = -(-members // devices) * member_bytes
     available = device_memory()
     if available is None:
         return needed, None, None
     if jax.local_devices()[0].platform == "cpu":
         available //= devices  # virtual devices share the host's
-    # On top of the states: one more while it is being computed, and as much again for its step.
-    return needed, available, max(int((_USABLE * available - image_bytes - 2 * one) // one), 0) * devices
+    # Beside the states of all: a new state while it is computed, and as much again for the step's intermediate values.
+    free = _USABLE * available - image_bytes - 2 * member_bytes
+    return needed, available, max(int(free // member_bytes), 0) * devices
 
 
 def _size(count: float) -> str:

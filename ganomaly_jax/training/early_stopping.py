@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-# Key in the meta of a checkpoint. It and the keys below it are those of version 0.1.0, whose runs can be resumed.
+# Key in a checkpoint's metadata. It and the keys below it are those of version 0.1.0, whose runs can be resumed.
 _META = "waiting"
 
 
@@ -19,17 +19,17 @@ class EarlyStopping:
     checks: int = 0
 
     def after(self, step: int, loss: float) -> EarlyStopping:
-        """Returns the state after one more check; a loss that is NaN, for want of held-out images, counts for none."""
+        """Returns the state after one more check; NaN, the loss without held-out images, does not count as a check."""
         if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             return EarlyStopping(loss, step, 0)
         return self if math.isnan(loss) else dataclasses.replace(self, checks=self.checks + 1)
 
     def is_over(self, patience: int) -> bool:
-        """Returns whether a training with this patience ends; patience 0 never does."""
+        """Returns whether a training with this patience (in checks) ends; with patience 0 it never does."""
         return 0 < patience <= self.checks
 
     def sentence(self, step: int, total_steps: int) -> str:
-        """Says when and why the training stopped, and how to continue."""
+        """Returns a sentence that says when and why the training stopped, and how to continue it."""
         return (
             f"Training stopped early at step {step:,} of {total_steps:,}: the loss on the calibration part has not "
             f"improved in {self.checks} checks since step {self.best_step:,}, where it was {self.best_loss:.4g}. "
@@ -37,11 +37,11 @@ class EarlyStopping:
         )
 
     def to_meta(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps of it."""
+        """Returns the entry of a checkpoint's metadata."""
         return {_META: {"smallest": self.best_loss, "step": self.best_step, "looks": self.checks}}
 
     @staticmethod
     def from_meta(meta: dict[str, Any]) -> EarlyStopping:
-        """Returns what the meta of a checkpoint holds, the initial state where it holds nothing."""
-        kept = meta.get(_META, {})
-        return EarlyStopping(kept.get("smallest"), kept.get("step", 0), kept.get("looks", 0))
+        """Returns the state in a checkpoint's metadata, or the initial state if there is none."""
+        entry = meta.get(_META, {})
+        return EarlyStopping(entry.get("smallest"), entry.get("step", 0), entry.get("looks", 0))

@@ -1,4 +1,4 @@
-"""The end of a training: from weights to a calibrated detector in the run's folder."""
+"""The end of a training: calibrates the trained weights and writes the detector."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training.state import Log
 from ganomaly_jax.training.training_run import TrainingRun
 
-# Batches that batch norm's statistics are taken from for averaged weights.
+# Number of batches from which the statistics of batch norm are recomputed for averaged weights.
 _BATCHES = 20
 
 
@@ -32,31 +32,34 @@ def finish(
 ) -> Scorer:
     """Calibrates a trained model and writes the detector.
 
-    One of these very weights whose threshold `ganomaly recalibrate` has set stays as it is.
+    A detector in `folder` with the same weights whose threshold was set by `ganomaly recalibrate` is left as it is.
 
     Args:
-      run: with the images as they are scored.
-      training_run: with the images as the network takes them, such as their tiles.
-      variables: what scoring needs of its state, numpy arrays.
+      run: the run, with the images as they are scored.
+      training_run: the run with the images as the network takes them, such as tiles of them.
+      variables: the part of the state that scoring needs, NumPy arrays.
       step: the step of these weights.
-      environment: what `env.json` holds, for the provenance.
-      log: takes notes.
-      folder: the detector's folder.
+      environment: the contents of `env.json`, for the provenance.
+      log: called with each note for the user.
+      folder: where the detector is written.
+
+    Returns:
+      The calibrated scorer, as written.
     """
     before = _recalibrated(folder)
     if before is not None and before.provenance.get("step") == step and before.config.seed == run.config.seed:
         log(
-            f"note: the threshold {before.threshold:.6g} that `ganomaly recalibrate` has set is kept; "
-            f"`ganomaly recalibrate --workdir {training_run.folder}` sets another"
+            f"note: the threshold {before.threshold:.6g} set by `ganomaly recalibrate` is kept; to set another: "
+            f"`ganomaly recalibrate --workdir {training_run.folder}`"
         )
         return before
     if before is not None:
         log(
-            f"note: the threshold that `ganomaly recalibrate` had set was for the weights of step "
+            f"note: the threshold set by `ganomaly recalibrate` was for the weights of step "
             f"{before.provenance.get('step')}; those of step {step} are calibrated as configured"
         )
     chosen = run.split.calibration if len(run.split.calibration) else run.split.train
-    made = build.make(
+    detector = build.make(
         adapters.of_network(run.detector, run.config),
         _with_recomputed_batch_stats(training_run.run, jax.device_put(variables)),
         run.config,
@@ -67,23 +70,23 @@ def finish(
         provenance={"step": int(step), **environment},
         feature_names=run.dataset.feature_names,
     )
-    made.save(folder)
-    return made
+    detector.save(folder)
+    return detector
 
 
 def _recalibrated(folder: Path) -> Scorer | None:
-    """Returns the detector in this folder where `ganomaly recalibrate` has set its threshold."""
+    """Returns the detector in a folder if its threshold was set by `ganomaly recalibrate`, None otherwise."""
     if not folder.is_dir():
         return None
     try:
         before = scorer.load(folder)
-    except (UserError, DamagedError):  # it is written again
+    except (UserError, DamagedError):  # it will be overwritten
         return None
     return before if before.provenance.get(scorer.RECALIBRATED) else None
 
 
 def _with_recomputed_batch_stats(run: Run, variables: Any) -> Any:
-    """Returns the variables; averaged weights with batch norm's statistics of some training batches."""
+    """Returns the variables; for averaged weights, with batch norm's statistics recomputed from training batches."""
     detector, size = run.detector, run.config.train.batch_size
     count = min(_BATCHES, len(run.split.train) // size)
     if not run.config.optimizer.average or not count:

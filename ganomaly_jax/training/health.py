@@ -21,32 +21,32 @@ from ganomaly_jax.runs.checkpoint import LOSS
 from ganomaly_jax.runs.diagnostics import ACCURACY, IMAGES, RANK, VARIANCE
 from ganomaly_jax.runs.resolution import Run
 
-# Images that are measured: enough for the rank of a latent of 100, and no more than four batches of the paper.
+# Most images that are measured: enough for the rank of a latent of size 100, and no more than four batches of 64.
 MOST_IMAGES = 256
-# Steps between two checks where epochs are shorter: a check costs about as much as one or two steps of 64 images.
+# Fewest steps between two checks if epochs are shorter: a check costs as much as one or two steps of 64 images.
 LEAST_STEPS = 100
 
 
 def accuracy(real: Array, fake: Array) -> Array:
-    """Returns the share of logits on the right side of 0, `real` [B] above, `fake` [B] below; both weigh the same."""
+    """Computes the balanced accuracy, in [0, 1], of the discriminator from its logits for real and fake images, [B]."""
     return 0.5 * (jnp.mean(real > 0) + jnp.mean(fake < 0))
 
 
 def variance_ratio(x: Array, x_hat: Array) -> Array:
-    """Returns how much x_hat [B, ...] varies from image to image, relative to x: variances over B, summed."""
+    """Computes the total variance of the reconstructions x_hat [B, ...] over B, relative to that of x [B, ...]."""
     return jnp.sum(jnp.var(x_hat, axis=0)) / jnp.sum(jnp.var(x, axis=0))
 
 
 def effective_rank(z: np.ndarray) -> float:
-    """Returns how many dimensions z [B, N] uses, from 1 to min(N, B - 1); 0 where z is constant.
+    """Computes how many dimensions the latents z [B, N] use: from 1 to min(N, B - 1), or 0 if z is constant.
 
-    It is exp of the entropy of the eigenvalues of the covariance, normalised to sum 1.
+    It is the exponential of the entropy of the covariance's eigenvalues, normalised to sum 1.
 
     References:
       Roy and Vetterli, The effective rank: A measure of effective dimensionality, EUSIPCO 2007.
     """
     centred = z.astype(np.float64) - z.mean(axis=0, dtype=np.float64)
-    # Those of the covariance but for a factor, which goes with the sum.
+    # The eigenvalues of the covariance up to a factor, which cancels in the normalisation.
     values = np.linalg.svd(centred, compute_uv=False) ** 2
     if not values.sum() > 0:
         return 0.0
@@ -60,15 +60,17 @@ class Sample:
     """Normal images on which the health of a model is measured."""
 
     raw: np.ndarray
-    """[B, H, W, C], of which `low` becomes -1 and `high` +1."""
+    """[B, H, W, C], unscaled."""
     low: float
+    """Raw value that is scaled to -1."""
     high: float
+    """Raw value that is scaled to +1."""
     held_out: bool
-    """Whether the model is not trained on them. Their loss is measured only then."""
+    """Whether the model is not trained on them. The loss is measured only on held-out images."""
 
 
 def sample(run: Run) -> Sample:
-    """Returns images of the calibration part of a run, or of its training part where it has no other."""
+    """Returns the first images of a run's calibration part, or of its training part if there is no other."""
     held_out = len(run.split.calibration) > 0
     chosen = (run.split.calibration if held_out else run.split.train)[:MOST_IMAGES]
     return Sample(run.dataset.images[chosen], *run.pixels[1:], held_out)
@@ -77,44 +79,47 @@ def sample(run: Run) -> Sample:
 def make_measure(
     detector: Detector, samples: Sequence[Sample], stacked: bool = False
 ) -> Callable[[TrainState], list[dict[str, Any]]]:
-    """Makes `measure(state)`, which returns the health of each model at its sample.
+    """Makes the function that measures the health of each model.
 
-    What is measured is the loss at held-out images, how much the reconstructions vary, the effective rank of the
-    latent, and the accuracy of the discriminator; what is not finite is left out.
+    It measures the contextual loss on held-out images, the variance ratio of the reconstructions, the effective rank
+    of the latent and the accuracy of the discriminator. Values that are not finite are left out.
 
     Args:
-      detector: the models' detector.
-      samples: of each model.
+      detector: the detector of all models.
+      samples: the images of each model.
       stacked: whether every array of the state has a leading axis of models, at least as many as there are samples.
+
+    Returns:
+      `measure(state)`, which returns one dict per model, as it is written to `history.jsonl`.
     """
 
     @jax.jit
     def diagnose(variables: Any, raw: Array, low: Array, high: Array) -> tuple[dict[str, Array], Array]:
         x = preprocess.to_unit(raw, low, high)
-        seen = detector.diagnostics(variables, x)
-        found = {LOSS: losses.l1(x, seen["x_hat"]), VARIANCE: variance_ratio(x, seen["x_hat"])}
-        if "real" in seen:
-            found[ACCURACY] = accuracy(seen["real"], seen["fake"])
-        return found, seen["z"]
+        outputs = detector.diagnostics(variables, x)
+        values = {LOSS: losses.l1(x, outputs["x_hat"]), VARIANCE: variance_ratio(x, outputs["x_hat"])}
+        if "real" in outputs:
+            values[ACCURACY] = accuracy(outputs["real"], outputs["fake"])
+        return values, outputs["z"]
 
     def measure_one(variables: Any, sample: Sample) -> dict[str, Any]:
-        found, z = diagnose(variables, sample.raw, np.float32(sample.low), np.float32(sample.high))
-        values = {name: float(value) for name, value in found.items() if sample.held_out or name != LOSS}
+        computed, z = diagnose(variables, sample.raw, np.float32(sample.low), np.float32(sample.high))
+        values = {name: float(value) for name, value in computed.items() if sample.held_out or name != LOSS}
         if np.isfinite(z).all():
             values[RANK] = effective_rank(np.asarray(z))
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         return finite | {IMAGES: len(sample.raw), "of": "calibration" if sample.held_out else "training"}
 
     def measure(state: TrainState) -> list[dict[str, Any]]:
-        # Put together by all processes; each then computes for itself.
-        whole = sharding.to_host(detector.diagnostic_variables(state))
+        # All processes take part in collecting the variables; each then computes for itself.
+        variables = sharding.to_host(detector.diagnostic_variables(state))
         if not stacked:
-            return [measure_one(whole, samples[0])]
-        return [measure_one(jax.tree.map(operator.itemgetter(m), whole), own) for m, own in enumerate(samples)]
+            return [measure_one(variables, samples[0])]
+        return [measure_one(jax.tree.map(operator.itemgetter(m), variables), own) for m, own in enumerate(samples)]
 
     return measure
 
 
 def interval(every: int, steps_per_epoch: int) -> int:
-    """Returns the steps between two checks: as configured, otherwise an epoch, and at least `LEAST_STEPS`."""
+    """Returns the steps between two checks: `every`, or if it is 0 one epoch, but at least `LEAST_STEPS`."""
     return every or max(steps_per_epoch, LEAST_STEPS)

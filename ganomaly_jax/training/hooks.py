@@ -1,4 +1,4 @@
-"""What a training does beside its steps: it logs losses, checks the health of the models, saves, and draws."""
+"""Hooks of the training loop: logging losses, checking the health of the models, saving checkpoints and pictures."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ganomaly_jax.training.state import Call, Training
 
 
 class Hook(Protocol):
-    """Something that is done at certain steps."""
+    """An action that the training loop takes at certain steps."""
 
     def steps_until_due(self, training: Training) -> int:
-        """Returns the steps from here to the next one at which it is called, at least 1."""
+        """Returns the number of steps until it is due again, at least 1."""
 
     def __call__(self, training: Training) -> None:
-        """Does it."""
+        """Performs the action; called at the steps at which it is due."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogLosses:
-    """Writes losses to history.jsonl and to the progress line, and drops models whose loss is not finite."""
+    """Writes losses to `history.jsonl` and to the progress line, and drops models whose loss is not finite."""
 
     histories: Sequence[History]
     progress: Progress
 
     def __call__(self, training: Training, call: Call | None, steps_per_second: float) -> None:
-        """Waits for the losses of a call and writes them down; None has none."""
+        """Waits for the losses of a call and writes them; does nothing if there was no call."""
         if call is None:
             return
         losses, names = np.asarray(call.losses), training.compiled.losses
@@ -53,7 +53,7 @@ class LogLosses:
         self.progress.update(call.step, f"{training.runs[shown].name}: {line}" if training.is_sweep else line)
 
     def finish(self, training: Training) -> None:
-        """Writes what is left, and why the training stopped early if it did."""
+        """Writes the losses that are still buffered, and a note if the training stopped early."""
         for history in self.histories:
             history.flush()
         if training.has_stopped_early:
@@ -63,7 +63,7 @@ class LogLosses:
 
 @contextmanager
 def logging(training: Training) -> Iterator[LogLosses]:
-    """Opens the histories, in the primary process alone, and the progress line."""
+    """Opens the history of each model and the progress line; only the primary process writes them."""
     primary, every = processes.is_primary(), training.config.train.log_every
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(training.last_step, training.step, "step", quiet=not primary))
@@ -84,21 +84,24 @@ def logging(training: Training) -> Iterator[LogLosses]:
 
 @dataclasses.dataclass(eq=False)
 class SaveCheckpoint:
-    """Saves a checkpoint at every multiple of `every`, and half-way between.
+    """Saves a checkpoint at every multiple of `every` steps, and half-way between two of them.
 
-    One is written while the steps go on to the next, which waits for it. So what a kill can cost, the steps since the
-    last that is complete, is the distance of three in a row at most: `every`.
+    A checkpoint is written while training continues, and the next one waits for it. So if the process is killed, the
+    steps lost since the last complete checkpoint are at most two such intervals, that is `every`.
     """
 
     saver: checkpoint.Saver
     every: int
+    """Steps."""
     saved: int
-    """The step that needs no saving: where the training began, then the last one that was saved."""
+    """The step that is on disk: where the training began, then the last one that was saved."""
 
     def steps_until_due(self, training: Training) -> int:
+        """Returns the number of steps until the next checkpoint is due."""
         return steps_to_save(training.step, self.every)
 
     def __call__(self, training: Training) -> None:
+        """Saves the state, after dropping models whose weights are not finite."""
         if training.step == self.saved:
             return
         # Finite losses do not show what the last update did to the weights.
@@ -111,32 +114,36 @@ class SaveCheckpoint:
         kept, root = training.compiled.kept(training.state), training.workdir / layout.CHECKPOINTS
         self.saver.save(root, training.step, kept, meta, training.config.train.keep)
         if self.every == 1:
-            self.saver.wait()  # no step is trained while one is half written
+            self.saver.wait()  # so that no later step is trained before this one is complete on disk
         self.saved = training.step
 
 
 def steps_to_save(step: int, every: int) -> int:
-    """Returns the steps from `step` to the next checkpoint, which is due at multiples of `every` and half-way."""
+    """Returns the steps from `step` to the next checkpoint: at multiples of `every` and half-way between them."""
     return min(every - step % every, (every // 2 - step) % every or every)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckHealth:
-    """Measures the health of the models every so many steps and at the last one, and decides on early stopping."""
+    """Measures the health of the models at multiples of `every` and at the last step, and updates early stopping."""
 
     every: int
+    """Steps."""
     histories: Sequence[History]
     save_best: SaveCheckpoint | None
-    """Saves each improvement, where the best step is to be chosen in the end."""
+    """Saves each improvement if the best step is to be chosen at the end; None otherwise."""
 
     def steps_until_due(self, training: Training) -> int:
+        """Returns the number of steps until the next check is due."""
         return min(self.every - training.step % self.every, training.last_step - training.step)
 
     def __call__(self, training: Training) -> None:
+        """Measures the models, writes the values to their histories and updates early stopping."""
         measured = training.health()
         for m in np.flatnonzero(training.alive).tolist():
             self.histories[m].add_health(int(training.steps[m]), measured[m])
-        # A last check out of turn would count for a run that is resumed, and not for one that never ended there.
+        # The check at the last step counts only if it is a multiple of `every`: otherwise a run that is extended would
+        # count one check more than a run that was configured longer from the start.
         if training.is_sweep or training.step % self.every:
             return
         loss = processes.broadcast(measured[0].get(checkpoint.LOSS, np.nan))
@@ -147,15 +154,17 @@ class CheckHealth:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavePictures:
-    """Draws inputs and reconstructions every so many epochs."""
+    """Saves pictures of inputs and reconstructions at multiples of `every`."""
 
     every: int
-    """Steps."""
+    """Steps, a multiple of those of an epoch."""
     draw: Callable[[int, TrainState], None]
-    """`draw(epoch, state)`."""
+    """`draw(epoch, state)`, see `pictures.make_draw`."""
 
     def steps_until_due(self, training: Training) -> int:
+        """Returns the number of steps until the next picture is due."""
         return self.every - training.step % self.every
 
     def __call__(self, training: Training) -> None:
+        """Draws the picture of this epoch."""
         self.draw(training.step // training.runs[0].steps_per_epoch, training.state)

@@ -19,26 +19,29 @@ from ganomaly_jax.training import health, hooks
 from ganomaly_jax.training.hooks import Hook
 from ganomaly_jax.training.state import Call, Training
 
-# A call runs as many steps as take about so long: the host is asked rarely, and a signal is still answered soon.
+# A call runs as many steps as take about this long: the host interrupts rarely, and a signal is still answered soon.
 _SECONDS_A_CALL = 1.0
 
 
 def run(training: Training, more_hooks: Sequence[Hook] = ()) -> TrainState:
-    """Trains every model up to its last step, and returns the state after it.
+    """Trains every model up to its last step.
 
-    A single model may stop before, where the loss on held-out images has not improved for longer than its patience.
+    A single model stops early if the loss on held-out images does not improve within its patience.
 
     Args:
-      training: the models, and where they begin; changed as they advance.
-      more_hooks: called after the health is checked and the checkpoint is saved, such as `hooks.SavePictures`.
+      training: the models and their state, which is updated in place.
+      more_hooks: hooks such as `hooks.SavePictures`, called after the health is checked and the checkpoint is saved.
+
+    Returns:
+      The state after the last step.
 
     Raises:
-      DivergedError: no model is left whose losses and weights are finite.
-      StoppedError: a signal or a notice of preemption came, here or in another process; the state is saved.
+      DivergedError: the losses or weights of every model are no longer finite.
+      StoppedError: a signal or a notice of preemption arrived, here or in another process; the state is saved.
     """
     settings, steps_per_epoch = training.config.train, training.runs[0].steps_per_epoch
     with ExitStack() as stack:
-        # Signals are noted until the last checkpoint is written, so this is the first to be entered.
+        # Entered first and so left last: signals are only noted until the last checkpoint is written.
         caught = stack.enter_context(signals.noted(*signals.STOP, signal.SIGUSR1))
         saver = stack.enter_context(checkpoint.Saver())
         log_losses = stack.enter_context(hooks.logging(training))
@@ -52,7 +55,7 @@ def run(training: Training, more_hooks: Sequence[Hook] = ()) -> TrainState:
             due_in = [hook.steps_until_due(training) for hook in all_hooks]
             length = min(steps, training.last_step - training.step, *due_in)
             call = training.advance(length)
-            # The losses of the call before: the device has its next work before the host waits for anything.
+            # The losses of the previous call: the device has its next work before the host waits for anything.
             log_losses(training, pending, pace.rate)
             pace.update(pending)
             pending = call
@@ -77,18 +80,18 @@ def run(training: Training, more_hooks: Sequence[Hook] = ()) -> TrainState:
 
 
 class Pace:
-    """Measures steps a second, and chooses how many steps the next call runs."""
+    """Measures the steps per second, and chooses how many steps the next call runs."""
 
     def __init__(self, max_steps: int) -> None:
         self.steps, self.rate = 1, 0.0
         self._max_steps, self._began = max_steps, time.monotonic()
 
     def restart(self) -> None:
-        """Begins anew to measure, after something else than steps took time."""
+        """Restarts the clock, after something other than training steps took time."""
         self._began = time.monotonic()
 
     def update(self, call: Call | None) -> None:
-        """Takes into account that this call has ended; None: none was under way."""
+        """Updates the rate when a call has ended; None means that no call was running."""
         now = time.monotonic()
         if call is not None:
             self.rate = float(call.counts.max()) / (now - self._began)
@@ -98,16 +101,24 @@ class Pace:
 
 @dataclasses.dataclass
 class Agreement:
-    """Makes all processes run the same calls and stop at the same step."""
+    """Lets all processes run the same calls and stop at the same step."""
 
     caught: list[int]
-    """Signals that came to this process."""
+    """Signals that this process has received."""
     rounds: int = 0
+    """Number of times that the processes have agreed."""
 
     def reach(self, steps: int) -> tuple[int, int]:
-        """Returns the steps that the next call takes in all processes, and a signal that came to any of them, or 0."""
+        """Returns the number of steps of the next call and a signal to stop for, both equal in all processes.
+
+        Args:
+          steps: the number of steps that this process proposes; that of process 0 is taken.
+
+        Returns:
+          The number of steps, and a signal that any process has received, or 0.
+        """
         self.rounds += 1
         if processes.is_preempted(self.rounds):
             self.caught.append(signal.SIGTERM)
-        found = processes.all_gather(np.array([steps, self.caught[0] if self.caught else 0], np.int32))
-        return int(found[0, 0]), int(found[:, 1].max())
+        proposals = processes.all_gather(np.array([steps, self.caught[0] if self.caught else 0], np.int32))
+        return int(proposals[0, 0]), int(proposals[:, 1].max())

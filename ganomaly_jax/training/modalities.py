@@ -1,4 +1,4 @@
-"""What a look at data before the training asks of each modality: what can be wrong with its values."""
+"""The part of a modality that inspects data before training: what can be wrong with its values."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from ganomaly_jax.training.findings import Finding, Looked
 
 
 class Inspection(Protocol):
-    """What `data_check` asks of a modality."""
+    """The interface of a modality for `data_check`."""
 
     @property
     def by_column(self) -> bool:
-        """Returns True if the extremes of each feature are inspected and missing values may be trained on."""
+        """Returns whether the extremes of each feature are inspected and missing values may be trained on."""
 
     def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
-        """Adds what is wrong with the values to `found`."""
+        """Adds problems of the values to `found`."""
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
-        """Adds how the values differ from those that a detector was trained on to `found`."""
+        """Adds differences from the values that a detector was trained on to `found`."""
 
 
 class Images:
-    """Images, and whatever is not in the table."""
+    """Images, and modalities that are not in the table."""
 
     by_column = False
 
     def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
-        """Adds values that are not finite, items of one value, and a range that is hardly used."""
+        """Adds values that are not finite, images of one value, and a range that is hardly used."""
         findings.not_finite(dataset, looked, found)
         findings.constant(dataset, looked, found)
         findings.narrow_range(dataset, looked, settings, found)
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
-        """Adds values beyond the detector's range."""
+        """Adds values outside the detector's range."""
         findings.beyond_range(scorer, dataset, looked, found)
 
 
@@ -52,7 +52,7 @@ class Rows:
         findings.constant_columns(dataset, looked, found)
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
-        """Adds nothing: sensors may go beyond what they were in training."""
+        """Adds nothing: sensors may leave the range that they had in training."""
 
 
 class Sound:
@@ -66,7 +66,7 @@ class Sound:
         findings.recordings(dataset, found)
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
-        """Adds nothing: loudness is in the score."""
+        """Adds nothing: the loudness is part of the score."""
 
 
 _OTHERS = Images()
@@ -75,5 +75,5 @@ TABLE: dict[str, Inspection] = {"images": _OTHERS, "rows": Rows(), "sound": Soun
 
 
 def of(dataset: Dataset) -> Inspection:
-    """Returns the entry of a data set's modality."""
+    """Returns the inspection of a data set's modality."""
     return TABLE.get(dataset.modality, _OTHERS)

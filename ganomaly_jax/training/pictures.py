@@ -1,4 +1,4 @@
-"""Pictures of inputs and their reconstructions, drawn while a model is trained."""
+"""Pictures of inputs and their reconstructions, drawn during training."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ _COUNT = 16
 
 
 def make_draw(run: Run, folder: Path) -> Callable[[int, TrainState], None] | None:
-    """Makes `draw(epoch, state)`, which writes x and x_hat of some calibration images; compiled once for all epochs.
+    """Makes the function that saves pictures of some calibration images and their reconstructions.
 
-    Returns None where no pictures are wanted, Pillow is absent, or the modality has none.
+    Args:
+      run: the run that is trained.
+      folder: where `epoch_NNNN.png` are written, by the primary process.
+
+    Returns:
+      `draw(epoch, state)`, compiled once for all epochs; None if `train.picture_every` is 0, Pillow is not installed,
+      or the modality has no pictures.
     """
     drawing = modalities.named(run.dataset.modality)
     if not (run.config.train.picture_every and drawing.epochs) or importlib.util.find_spec("PIL") is None:

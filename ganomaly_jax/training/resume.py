@@ -1,4 +1,4 @@
-"""Resuming a training: its latest or its best checkpoint, and the sentence for one that lost another process."""
+"""Resuming a training from its latest or best checkpoint, and the message when another process is lost."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ganomaly_jax.training.state import Log
 
 
 def latest(workdir: Path, fresh: TrainState, fall_back: bool, log: Log) -> tuple[TrainState, EarlyStopping]:
-    """Returns the state of the latest checkpoint, and the state of early stopping with it.
+    """Returns the training state and the state of early stopping of the latest checkpoint.
 
     Args:
       workdir: the run's folder.
-      fresh: the state to begin with where there is no checkpoint.
-      fall_back: pass over checkpoints that are damaged, and say so.
-      log: takes a line for each of those.
+      fresh: the initial state, returned if there is no checkpoint.
+      fall_back: whether to skip damaged checkpoints, with a note for each.
+      log: called with each note.
 
     Raises:
-      DamagedError: the latest one is damaged, or with `fall_back` all of them.
+      DamagedError: the latest checkpoint is damaged, or with `fall_back` all of them.
     """
     root = workdir / layout.CHECKPOINTS
     if not checkpoint.steps(root):
@@ -36,15 +36,21 @@ def latest(workdir: Path, fresh: TrainState, fall_back: bool, log: Log) -> tuple
         return state, EarlyStopping.from_meta(meta)
     step, state, meta, damaged = checkpoint.restore_latest_good(root, fresh)
     for sentence in damaged:
-        log(f"note: {sentence}; passed over, the training resumes from step {step:,}")
+        log(f"note: {sentence}; skipped, training resumes from step {step:,}")
     return state, EarlyStopping.from_meta(meta)
 
 
 def best(workdir: Path, last: TrainState, log: Log) -> TrainState:
-    """Returns the kept state with the smallest loss on the calibration images, the last one where there are none."""
+    """Returns the state of the checkpoint with the smallest loss on the calibration images.
+
+    Args:
+      workdir: the run's folder.
+      last: the state after the last step, returned if there are no calibration images.
+      log: called with a line that names the step.
+    """
     step = checkpoint.best(workdir / layout.CHECKPOINTS)
     if step is None:
-        log("note: there is no calibration part to choose a step by: the last one is taken")
+        log("note: there is no calibration part to choose a step by: the last one is used")
         return last
     log(f"the detector is that of step {step:,}, which reconstructs the calibration part best")
     return checkpoint.restore(workdir / layout.CHECKPOINTS, last, step)[1]
@@ -52,10 +58,13 @@ def best(workdir: Path, last: TrainState, log: Log) -> TrainState:
 
 @contextmanager
 def lost_process_named(workdir: Path) -> Iterator[None]:
-    """Turns what the devices say when another process is gone into one sentence.
+    """Turns the error of the devices when another process is lost into one sentence.
+
+    Args:
+      workdir: the run's folder.
 
     Raises:
-      ProcessLostError: naming the checkpoint to resume from.
+      ProcessLostError: another process is gone; names the checkpoint to resume from.
     """
     try:
         yield

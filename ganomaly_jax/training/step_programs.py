@@ -22,18 +22,18 @@ from ganomaly_jax.training.training_run import TrainingRun
 
 
 def one_model(training_run: TrainingRun, mesh: Any, state: TrainState, feed: Feed, log: Log) -> CompiledSteps:
-    """Compiles the steps of one model; each batch is spread over the devices.
+    """Compiles the training step of one model, with each batch split over the devices.
 
     Args:
-      training_run: what is trained.
+      training_run: the run that is trained.
       mesh: the devices.
-      state: as it lies on the devices; its memory is given to the first call.
-      feed: the images of each call. A device gets those of its own places in a batch only.
-      log: takes one line, how long it took.
+      state: the state on the devices; the first call donates its memory.
+      feed: the images of each call; a device gets only those of its own positions in a batch.
+      log: called with the time that compilation took.
     """
     settings, detector = training_run.run.config, training_run.run.detector
     low, high = training_run.run.pixels[1:]
-    # Where XLA partitions the program, a step sees the whole batch and has nothing to average.
+    # Where XLA partitions the program, a step sees the whole batch and need not average over devices.
     axis_name = None if settings.mesh.shard_from else sharding.axis_name(mesh)
     stepping = registry.over_axis(detector, axis_name)
     augmentation = augment.make(settings.seed, settings.train.shift, settings.train.flip, axis_name)
@@ -68,31 +68,31 @@ def one_model(training_run: TrainingRun, mesh: Any, state: TrainState, feed: Fee
 
 
 def members(training_runs: Sequence[TrainingRun], mesh: Any, state: TrainState, log: Log) -> CompiledSteps:
-    """Compiles the steps of all members of a sweep, which are dealt out over the devices and share one data set.
+    """Compiles the training step of all members of a sweep, distributed over the devices and sharing one data set.
 
     Args:
-      training_runs: of each member; their runs have the same images and equal detectors.
+      training_runs: the runs of the members, with the same images and equal detectors.
       mesh: the devices.
-      state: every array with a leading axis of members, filled up (`fill`) and sharded along it.
-      log: takes one line, how long it took.
+      state: the states of all members stacked along a leading axis, padded with `fill` and sharded along it.
+      log: called with the time that compilation took.
     """
     first_run, count, slots = training_runs[0].run, len(training_runs), len(state.step)
     settings, detector = first_run.config.train, first_run.detector
     images = sharding.replicate(first_run.dataset.images, mesh)
-    ranges = np.array([one.run.pixels[1:] for one in training_runs], np.float32)
-    seeds = np.array([one.run.config.seed for one in training_runs], np.uint32)
+    ranges = np.array([member.run.pixels[1:] for member in training_runs], np.float32)
+    seeds = np.array([member.run.config.seed for member in training_runs], np.uint32)
     per_member = sharding.shard_members(fill((ranges, seeds), mesh.size), mesh)
     steps = make_member_steps(detector, lambda seed: augment.make(seed, settings.shift, settings.flip))
     program = sharding.member_parallel(steps, mesh, (True, False, True, True, True, True), donate=0)
 
     def arguments(first: np.ndarray, counts: np.ndarray) -> tuple[Any, ...]:
-        # A slot that only fills up the devices repeats the last member and takes no step.
+        # Slots that only pad the axis to the number of devices hold a copy of the last member and take no steps.
         index = np.zeros((slots, STEPS_A_CALL, settings.batch_size), np.int32)
-        for m, one in enumerate(training_runs):
-            index[m] = one.run.split.train[one.index(first[m], counts[m])]
-        steps_of_each = np.zeros(slots, np.int32)
-        steps_of_each[:count] = counts
-        return images, *sharding.shard_members((index, steps_of_each), mesh), *per_member
+        for m, member in enumerate(training_runs):
+            index[m] = member.run.split.train[member.index(first[m], counts[m])]
+        slot_counts = np.zeros(slots, np.int32)
+        slot_counts[:count] = counts
+        return images, *sharding.shard_members((index, slot_counts), mesh), *per_member
 
     compiled = _compile(program, state, arguments(np.zeros(count, int), np.ones(count, int)), log)
     all_finite = jax.jit(jax.vmap(is_finite))
@@ -100,20 +100,20 @@ def members(training_runs: Sequence[TrainingRun], mesh: Any, state: TrainState, 
         advance=lambda state, first, counts: compiled(state, *arguments(first, counts)),
         finite=lambda state: np.asarray(all_finite(state))[:count],
         kept=lambda state: jax.tree.map(lambda leaf: leaf[:count], state),
-        measure=health.make_measure(detector, [health.sample(one.run) for one in training_runs], stacked=True),
+        measure=health.make_measure(detector, [health.sample(member.run) for member in training_runs], stacked=True),
         losses=detector.losses,
     )
 
 
 @jax.jit
 def is_finite(state: TrainState) -> Array:
-    """Returns whether all floating-point numbers of a state are finite, bool scalar."""
+    """Returns whether all floating-point numbers in a state are finite, a bool scalar."""
     leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return jnp.stack(leaves).all()
 
 
 def fill(tree: Any, devices: int) -> Any:
-    """Fills up the leading axis of members to a multiple of the devices, by repeating the last member."""
+    """Pads the leading axis of members to a multiple of the number of devices, by repeating the last member."""
 
     def fill_leaf(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)

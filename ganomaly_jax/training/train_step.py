@@ -1,4 +1,4 @@
-"""Many training steps as one function to compile."""
+"""Functions that run many training steps in one compiled call."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import Array, lax
 from ganomaly_jax.data.images import preprocess
 from ganomaly_jax.model.protocol import Detector, TrainState
 
-# A call runs at most this many steps.
+# Most steps of one call.
 STEPS_A_CALL = 128
 
 
@@ -26,20 +26,20 @@ def make_steps(
     """Makes `steps(state, images, index, count)`, which runs `count` training steps.
 
     The number of steps is an argument, not a shape, so that one executable serves calls of every length and a resumed
-    run computes the same bits as one that was never stopped (`lax.scan` is this loop with a fixed count).
+    run computes the same bits as one that was never stopped.
 
     Args:
-      detector: what is trained.
-      low: raw pixel value that becomes -1, or one for each sensor or band.
-      high: raw pixel value that becomes +1.
-      augmentation: called with the scaled images of a step and the step, see `augment.make`.
-      take: how a batch is taken from the images; `sharding.take_local_rows` where XLA partitions the program.
-      constrain: keeps the state where it lies, `sharding.constrain`.
+      detector: the detector that is trained.
+      low: raw value that is scaled to -1; a scalar, or one for each sensor or frequency band.
+      high: raw value that is scaled to +1, likewise.
+      augmentation: called with the scaled images of a step and the step number, see `augment.make`.
+      take: takes a batch from the images; `sharding.take_local_rows` where XLA partitions the program.
+      constrain: keeps the sharding of the state, see `sharding.constrain`.
 
     Returns:
-      A function of the state, raw pixels `images` [N, H, W, C], `index` [steps, B] int32, which says which of them each
-      step takes, and `count`. It returns the new state and the losses before each step, [steps, L] float32 in the order
-      of `detector.losses`.
+      A function of the state, raw items `images` [N, H, W, C], `index` int32 [steps, B] (which of them each step
+      takes) and `count`, an int32 scalar of at most `steps`. It returns the new state and the losses before each step,
+      float32 [steps, L] in the order of `detector.losses`, zeros from row `count` on.
     """
 
     def steps(state: TrainState, images: Array, index: Array, count: Array) -> tuple[TrainState, Array]:
@@ -61,23 +61,23 @@ def make_member_steps(
 ) -> Callable[..., tuple[TrainState, Array]]:
     """Makes `steps(states, images, index, count, ranges, seeds)`, which trains M models one after the other.
 
-    One after the other, because `vmap` over kernels turns convolutions into grouped ones, which are several times
-    slower, and asks for M times the memory (benchmarks/speed/members.py measures both).
+    They are not trained with `vmap`, because `vmap` over kernels turns convolutions into grouped ones, which are
+    several times slower and need M times the memory (benchmarks/speed/members.py measures both).
 
     Args:
-      detector: the same for all models.
+      detector: the detector of all models.
       augmentation_of: makes the augmentation of a model from its seed.
 
     Returns:
-      A function of the states, every array with a leading axis M, the one set of images [N, H, W, C], `index`
-      [M, steps, B] and `count` [M] of each model, `ranges` [M, 2] float32, the pixel values that become -1 and +1, and
-      `seeds` [M] uint32. It returns the new states and the losses [M, steps, L].
+      A function of the states stacked along a leading axis M, the shared images [N, H, W, C], `index` int32
+      [M, steps, B] and `count` int32 [M] of each model, `ranges` float32 [M, 2] (the raw values that are scaled to -1
+      and +1) and `seeds` uint32 [M]. It returns the new states and the losses, float32 [M, steps, L].
     """
 
     def steps(
         states: TrainState, images: Array, index: Array, count: Array, ranges: Array, seeds: Array
     ) -> tuple[TrainState, Array]:
-        # Not lax.map: its result could not take the place of the argument, and the states would be held twice.
+        # Not lax.map: its result could not reuse the memory of its argument, and the states would be held twice.
         def train_member(m: Array, carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             states, history = carry
             run = make_steps(detector, ranges[m, 0], ranges[m, 1], augmentation_of(seeds[m]))

@@ -39,26 +39,27 @@ def train(
 ) -> Scorer:
     """Trains a detector in the folder `workdir`, or resumes the training in it, and calibrates it.
 
-    Among several processes (`processes.initialize`) all call this with the same arguments on the same data, and share
-    the file system that `workdir` is on; process 0 prints and writes, all of them write checkpoints.
+    With several processes (`processes.initialize`), every process calls this with the same arguments and data, and
+    `workdir` is on a shared file system. Process 0 prints and writes; all of them write checkpoints.
 
     Args:
-      settings: what to train, see `config.Config`.
-      workdir: the run's folder; made where it does not exist. An unfinished run of the same configuration and data is
+      settings: the configuration, see `config.Config`.
+      workdir: the run's folder, created if it does not exist. An unfinished run of the same configuration and data is
         resumed from its last checkpoint, bit for bit as if it had never stopped.
-      arrays: in place of `data.source`: images [N, H, W(, C)] or (images, labels), labels 0 normal, 1 anomalous.
-      log: takes the few lines that are printed.
-      fall_back: where the last checkpoint is damaged, resume from the one before it, and say so.
-      into: the name in `workdir` that the detector gets.
+      arrays: used instead of `data.source`: images [N, H, W(, C)] or (images, labels) with labels 0 for normal and 1
+        for anomalous.
+      log: called with each line that is printed.
+      fall_back: whether to resume from an earlier checkpoint, with a note, if the last one is damaged.
+      into: name of the detector's folder in `workdir`.
 
     Returns:
-      The calibrated scorer, which `load(workdir)` reads again.
+      The calibrated scorer; `load(workdir)` reads it again.
 
     Raises:
-      UserError: configuration, data or folder that cannot be used, or not the same in all processes.
+      UserError: the configuration, data or folder cannot be used, or differ between processes.
       DivergedError: a loss or weight became NaN or infinite; the last finite checkpoint is kept.
       DamagedError: the checkpoint to resume from is damaged.
-      StoppedError: SIGINT or SIGTERM came; the state is saved.
+      StoppedError: SIGINT or SIGTERM was received; the state is saved.
       ProcessLostError: another process is gone.
     """
     validation.check(settings)
@@ -66,14 +67,17 @@ def train(
 
 
 def resolve(settings: Config, arrays: Any = None) -> Run:
-    """Resolves a configuration that `validation.check` has accepted, to train one model on these devices and processes.
+    """Resolves a checked configuration: reads the data, splits them and builds the detector of one model.
 
     Args:
-      settings: what to train.
+      settings: a configuration that `validation.check` has accepted.
       arrays: as in `train`.
 
+    Returns:
+      The resolved run, which fits the devices and processes at hand.
+
     Raises:
-      UserError: saying what is wanted instead.
+      UserError: the configuration or the data cannot be used here; says what is expected instead.
     """
     if members.requested(settings):
         raise UserError("the configuration asks for several members: train_members(config, workdir) trains them")
@@ -90,8 +94,8 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
         raise UserError("mesh.transform='pmap' works within one process: expected 'shard_map' for several")
     if settings.mesh.shard_from and (settings.mesh.transform == "pmap" or settings.mesh.batch_norm_group):
         raise UserError(
-            "mesh.shard_from lets the compiler part the whole step, with batch norm over the whole batch: expected "
-            "mesh.transform='shard_map' and mesh.batch_norm_group=0 beside it"
+            "with mesh.shard_from the compiler partitions the whole step, with batch norm over the whole batch: "
+            "expected mesh.transform='shard_map' and mesh.batch_norm_group=0"
         )
     return run
 
@@ -103,7 +107,12 @@ def train_run(
     fall_back: bool = False,
     into: str = layout.DETECTOR,
 ) -> Scorer:
-    """Trains and calibrates the detector of a resolved run; arguments, result and errors are those of `train`."""
+    """Trains and calibrates the detector of a resolved run.
+
+    Args:
+      run: the resolved run, see `resolve`.
+      workdir: as in `train`, like `log`, `fall_back` and `into`; so are the result and the errors.
+    """
     workdir, settings = Path(workdir), run.config
     log = log if processes.is_primary() else _silent
     data_hash = datasets.content_hash(run.dataset)
@@ -133,7 +142,7 @@ def _trained(training_run: TrainingRun, state: TrainState, early_stopping: Early
     if step >= training_run.total_steps:
         return state
     if early_stopping.is_over(settings.train.patience):
-        log(f"no step is left: train.patience={settings.train.patience} has ended this training before")
+        log(f"nothing to train: this training was ended before by train.patience={settings.train.patience}")
         return state
     mesh = sharding.global_mesh(settings.mesh.devices)
     with cost.out_of_memory_named(settings, mesh.size), input_pipeline.opened(training_run, mesh, step) as feed:
@@ -168,18 +177,23 @@ def _describe(run: Run, training_run: TrainingRun, state: TrainState, log: Log) 
 def train_members(
     settings: Config, workdir: str | os.PathLike[str], arrays: Any = None, log: Log = print, fall_back: bool = False
 ) -> dict[str, Scorer | None]:
-    """Trains several independent detectors together: every class of `members.classes` abnormal in turn, times seeds.
+    """Trains several detectors together: each class of `members.classes` as the abnormal one, for each seed.
 
-    One data set lies on the device for all of them. Over several devices they are dealt out. Each has a run's folder
-    of its own, `workdir/members/NAME`, and computes what it would compute alone; the checkpoints are of all together.
-    Arguments, resuming and errors are those of `train`.
+    They share one copy of the data set on each device, and are distributed over the devices. Each member has its own
+    run folder, `workdir/members/NAME`, and computes what it would compute alone; checkpoints hold all of them.
+
+    Args:
+      settings: the configuration, with `members.classes` or `members.seeds`.
+      workdir: the folder of the sweep, created or resumed as in `train`; `arrays`, `log` and `fall_back` likewise.
 
     Returns:
       {name: calibrated scorer}; None for a member that diverged, which does not stop the others.
 
     Raises:
-      UserError, DamagedError, StoppedError: as `train`; too many members for the memory.
-      DivergedError: every one of them diverged.
+      UserError: as in `train`, or the members do not fit into memory.
+      DivergedError: all members diverged.
+      DamagedError: as in `train`.
+      StoppedError: as in `train`.
     """
     validation.check(settings)
     _check_members(settings)
@@ -189,9 +203,10 @@ def train_members(
     if isinstance(dataset.images, lazy.LazyImages):
         dataset = dataclasses.replace(dataset, images=dataset.images[:])
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)
-    runs = [resolution.resolve_checked(sweep.member_config(settings, one), dataset) for one in team]
+    runs = [resolution.resolve_checked(sweep.member_config(settings, member), dataset) for member in team]
     training_runs = [
-        TrainingRun(run, sweep.member_folder(workdir, one), one.name) for run, one in zip(runs, team, strict=True)
+        TrainingRun(run, sweep.member_folder(workdir, member), member.name)
+        for run, member in zip(runs, team, strict=True)
     ]
     resolved = _settings_of_all(settings, runs)
     detector = runs[0].detector
@@ -199,54 +214,55 @@ def train_members(
     data_hash = datasets.content_hash(dataset)
     run_folder.open_workdir(workdir, resolved, data_hash)
     sweep.write_members(workdir, team)
-    environments = [run_folder.open_run(one.folder, one.run, data_hash) for one in training_runs]
+    environments = [run_folder.open_run(member.folder, member.run, data_hash) for member in training_runs]
     run_folder.write_json(workdir / layout.ENVIRONMENT, environments[0])
-    keys = jnp.stack([jax.random.key(one.seed) for one in team])
+    keys = jnp.stack([jax.random.key(member.seed) for member in team])
     state, _ = resume.latest(workdir, jax.jit(jax.vmap(detector.init))(keys), fall_back, log)
-    at, totals = np.array(state.step), [one.total_steps for one in training_runs]
+    steps, totals = np.array(state.step), [member.total_steps for member in training_runs]
     for note in runs[0].notes:
         log(note)
     items = runs[0].words.items
     log(
-        f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(one.name for one in team)}\n"
-        f"{sharding.describe(mesh)} | {len(dataset.images):,} {items} {_size(runs[0])} for all | {min(totals):,} "
-        f"to {max(totals):,} steps of {resolved.train.batch_size} a member{f', from {at.min():,}' if at.any() else ''}"
+        f"{len(team)} member{'s' if len(team) > 1 else ''}: {', '.join(member.name for member in team)}\n"
+        f"{sharding.describe(mesh)} | {len(dataset.images):,} {items} {_size(runs[0])} for all | {min(totals):,} to "
+        f"{max(totals):,} steps of {resolved.train.batch_size} per member"
+        f"{f', from step {steps.min():,}' if steps.any() else ''}"
     )
-    if (at < totals).any():
+    if (steps < totals).any():
         with cost.out_of_memory_named(resolved, 1):
             state = sharding.shard_members(step_programs.fill(state, mesh.size), mesh)
             compiled = step_programs.members(training_runs, mesh, state, log)
-            state = loop.run(Training(training_runs, workdir, resolved, compiled, state, at, EarlyStopping(), log))
+            state = loop.run(Training(training_runs, workdir, resolved, compiled, state, steps, EarlyStopping(), log))
     variables, steps_done = jax.device_get((detector.variables(state), state.step))
     alive = np.asarray(jax.vmap(step_programs.is_finite)(state))
 
     def finish(m: int) -> Scorer:
-        own, one = jax.tree.map(lambda leaf: leaf[m], variables), training_runs[m]
-        folder = one.folder / layout.DETECTOR
-        return finalize.finish(one.run, one, own, int(steps_done[m]), environments[m], log, folder)
+        member = training_runs[m]
+        weights, folder = jax.tree.map(lambda leaf: leaf[m], variables), member.folder / layout.DETECTOR
+        return finalize.finish(member.run, member, weights, int(steps_done[m]), environments[m], log, folder)
 
-    return {one.name: finish(m) if alive[m] else None for m, one in enumerate(training_runs)}
+    return {member.name: finish(m) if alive[m] else None for m, member in enumerate(training_runs)}
 
 
 def _check_members(settings: Config) -> None:
-    """Refuses what does not go together with members."""
+    """Refuses settings that cannot be combined with members."""
     if not members.requested(settings):
         raise UserError("members.classes and members.seeds are empty: train(config, workdir) trains one model")
     if processes.is_distributed():
         raise UserError("members use the devices of one process: expected one model, or no --distributed")
     if settings.train.choose != Train.choose:
-        raise UserError("train.choose is for one model: the checkpoints of members are of all together")
+        raise UserError("train.choose is for one model: the checkpoints of members hold all of them")
     if settings.mesh.shard_from or settings.mesh.transform != Mesh.transform or settings.mesh.batch_norm_group:
         raise UserError("mesh.transform, mesh.batch_norm_group and mesh.shard_from are for one model, not for members")
 
 
 def _settings_of_all(settings: Config, runs: Sequence[Run]) -> Config:
-    """Returns the configuration of all members together: what the data have filled in, and is the same for all."""
+    """Returns the configuration of all members together, with values from the data that all of them share."""
     sizes = {run.config.train.batch_size for run in runs}
     if len(sizes) > 1:
         raise UserError(
             f"the smallest training part of a member has {min(sizes)} images, fewer than a batch of "
-            f"{settings.train.batch_size}: --config.train.batch_size={min(sizes)} is one that every member can fill"
+            f"{settings.train.batch_size}: use --config.train.batch_size={min(sizes)}, which every member can fill"
         )
     resolved = copy.deepcopy(settings)
     data_of_first = runs[0].config.data
@@ -259,7 +275,7 @@ def _settings_of_all(settings: Config, runs: Sequence[Run]) -> Config:
 
 
 def _comparable(settings: Config) -> str:
-    """Returns what all processes must have in common; the data may lie elsewhere in each, and have their own hash."""
+    """Returns the configuration that processes compare, without the source: the data are compared by their hash."""
     values = config_values.to_dict(settings)
     values["data"]["source"] = ""
     return json.dumps(values)

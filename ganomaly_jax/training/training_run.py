@@ -1,4 +1,4 @@
-"""One model of a training: its data, its folder, its length, and which images each step takes."""
+"""One model of a training: its data, its folder, its length, and the images of each step."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class TrainingRun:
 
     @property
     def image_count(self) -> int:
-        """Images (rows, windows, tiles) in the training part."""
+        """Returns the number of images (rows, windows, tiles) in the training part."""
         return len(self.run.split.train)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole training."""
+        """Returns the number of steps of the whole training."""
         return resolution.total_steps(self.run.config, self.image_count)
 
     @property
@@ -39,11 +39,15 @@ class TrainingRun:
 
     @functools.cached_property
     def places(self) -> np.ndarray:
-        """Returns int64 [B, images / B]: the training images from which each position of a batch draws."""
+        """Returns the training images from which each position of a batch draws, int64 [B, image_count // B]."""
         return batch_order.columns(self.run.config.seed, self.image_count, self.run.config.train.batch_size)
 
     def rows(self, step: int, count: int) -> np.ndarray:
-        """Returns which of its `places` each place in a batch takes in `count` steps from `step` on.
+        """Returns which column of `places` each position of a batch takes.
+
+        Args:
+          step: the first step.
+          count: number of steps.
 
         Returns:
           int32 [STEPS_A_CALL, B], zeros from row `count` on.
@@ -54,5 +58,5 @@ class TrainingRun:
         return rows
 
     def index(self, step: int, count: int) -> np.ndarray:
-        """Returns the same as indices into the training part, int32 [STEPS_A_CALL, B]."""
+        """Returns `rows(step, count)` as indices into the training part, int32 [STEPS_A_CALL, B]."""
         return self.places[np.arange(len(self.places)), self.rows(step, count)].astype(np.int32)

@@ -1,4 +1,4 @@
-"""A trained detector brought up to date with new normal images or rows, and kept only where it is not worse."""
+"""Updates of a trained detector with new normal images or rows, kept only if the new detector is not worse."""
 
 from __future__ import annotations
 
@@ -32,29 +32,32 @@ from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import trainer
 from ganomaly_jax.training.state import Log
 
-# Share of the training images of an update that are old ones, and of the old run's steps that it takes.
+# The share of old images among the training images of an update, and its length as a share of the old run's steps.
 REPLAY, LENGTH = 0.5, 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Update:
-    """What came of an update."""
+    """The result of an update."""
 
     kept: bool
-    """Whether the new detector took its place in the new run's folder; else it lies there under `refused`."""
+    """Whether the new detector was accepted. If not, it is in the folder `refused` of the new run."""
     reasons: tuple[str, ...]
-    """Why it was refused, a sentence each."""
+    """Why it was refused, one sentence per reason; empty if it was accepted."""
     lines: tuple[str, ...]
-    """The comparison in words."""
+    """The comparison of the old and the new detector as text, line by line."""
     figures: dict[str, Any]
-    """The comparison in numbers, see `acceptance.compare`."""
+    """The comparison as numbers, see `acceptance.compare`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Parent:
+    """The finished run that is updated, with its data."""
+
     scorer: Scorer
     run: Run
     checkpoint: Path
+    """The checkpoint that the detector was made from."""
     data_hash: str
 
 
@@ -68,36 +71,41 @@ def update(
     old_source: str = "",
     log: Log = print,
 ) -> Update:
-    """Trains the detector of a run further, on new normal images and a replay of the old ones, in a new run's folder.
+    """Continues the training of a detector with new normal images and a replay of old ones, in a new run folder.
 
-    The weights and the optimiser go on from the checkpoint that the detector was made of. The new detector is
+    The weights and the optimiser continue from the checkpoint that the detector was made from. The new detector is
     calibrated on the calibration images of both, compared with the old one on images that neither was trained on, and
-    kept only if it is not worse (`acceptance.decide`). The old run is only read. Called again with the same arguments
-    it goes on where it stopped, or says what came of it.
+    kept only if it is not worse (`acceptance.decide`). The old run is not modified. Called again with the same
+    arguments, it resumes an unfinished update or returns the result of a finished one.
 
     Args:
-      workdir: the folder of a finished run, of one model.
-      source: the new images as `data.source`, split as in a training; only normal ones are trained on.
+      workdir: the folder of a finished run of one model.
+      source: the new images, as in `data.source`, split as in a training; only normal ones are trained on.
       out: the folder of the new run.
-      replay: share of the training images that are old ones, from 0 to below 1.
-      margin: how much worse it may be, see `acceptance.decide`.
-      change: changes the configuration of the training; before, `train.steps` is a tenth of the old run's and at least
-        one epoch, and everything else as it was.
-      old_source: where the old data lie now, if elsewhere than `config.json` of the run says.
-      say: takes the lines that are printed.
+      replay: share of old images among the training images, in [0, 1).
+      margin: how much worse the new detector may be, in [0, 1], see `acceptance.decide`.
+      change: changes the configuration of the training in place. By default `train.steps` is a tenth of the old run's,
+        but at least one epoch, and all else is as it was.
+      old_source: where the old data are now, if not where the run's `config.json` says.
+      log: called with each line that is printed.
+
+    Returns:
+      Whether the new detector was kept, why not, and the comparison.
 
     Raises:
-      UserError: no finished run of one model, data that have changed or that do not fit, no new normal images, another
-        run in `out`, arguments out of range.
-      DivergedError, DamagedError, StoppedError: as `training.train`.
+      UserError: `workdir` is not a finished run of one model, the old data have changed, the new data do not fit or
+        have no new normal images, `out` holds another run, or an argument is out of range.
+      DivergedError: as in `trainer.train`.
+      DamagedError: as in `trainer.train`.
+      StoppedError: as in `trainer.train`.
     """
     workdir, out = Path(workdir), Path(out)
     if not 0 <= replay < 1:
-        raise UserError(f"replay={replay}: expected a share of old images from 0 to below 1, such as {REPLAY}")
+        raise UserError(f"replay={replay}: expected the share of old images, at least 0 and below 1, such as {REPLAY}")
     if not 0 <= margin <= 1:
         raise UserError(f"margin={margin}: expected from 0 to 1, such as {acceptance.MARGIN}")
     if out.resolve() == workdir.resolve():
-        raise UserError(f"--out {out} is the run to update, which stays as it is: expected another folder")
+        raise UserError(f"--out {out} is the run to update, which is not modified: expected another folder")
     parent = _parent(workdir, old_source)
     new, settings_of_new = _new(parent, source)
     scaling, kind = parent.run.scaling, parent.run.words.items
@@ -106,8 +114,8 @@ def update(
     if known:
         log(f"note: {known} {kind} of {new.name} are among the old ones and are left out")
     parts = _parts(parent, new, settings_of_new, split, replay)
-    used, had = len(parts[0].train), len(parent.run.split.train)
-    log(f"trained on: {len(split.train):,} new normal {kind}, {used:,} of {had:,} old ones replayed")
+    replayed, old_count = len(parts[0].train), len(parent.run.split.train)
+    log(f"trained on: {len(split.train):,} new normal {kind}, {replayed:,} of {old_count:,} old ones replayed")
     settings = _settings(parent, sum(len(part.train) for part in parts), change, log)
     settings.data.source = str(out / mixture.NAME)
     lineage = {
@@ -119,10 +127,10 @@ def update(
         "new_data_hash": parts[1].content_hash,
         "replay": replay,
     }
-    done = _opened(out, lineage, settings)
-    if done is not None:
-        log(f"this update is done already, see {out / layout.UPDATE}")
-        return done
+    finished = _opened(out, lineage, settings)
+    if finished is not None:
+        log(f"this update is already finished, see {out / layout.UPDATE}")
+        return finished
     mixed = mixture.join(parts, [parent.run.dataset, new], str(out / mixture.NAME), scaling)
     scorer, words, in_time = parent.scorer, parent.run.words, parent.run.modality.in_time
     _begin(out, lineage, parts, parent, settings)
@@ -132,7 +140,9 @@ def update(
     reasons = acceptance.decide(figures, margin, words)
     lines = acceptance.describe(figures, str(workdir), source, words)
     if in_time:
-        lines.append(f"note: neighbours in time are alike, so that {kind} count for fewer than they are")
+        lines.append(
+            f"note: {kind} that are close in time are alike, so they carry less evidence than their number says"
+        )
     _settle(out, lineage, figures, margin, reasons, lines)
     return Update(not reasons, tuple(reasons), tuple(lines), figures)
 
@@ -141,62 +151,65 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     """Returns the finished run to start from, with its data."""
     if team := sweep.read_members(workdir):
         first = sweep.member_folder(workdir, team[0])
-        raise UserError(f"{workdir} holds {len(team)} members, whose checkpoints are of all together ({first} has "
-                        "none of its own): expected the folder of a run of one model")  # fmt: skip
+        raise UserError(
+            f"{workdir} holds {len(team)} members, which share their checkpoints ({first} has none of its own): "
+            "expected the folder of a run of one model"
+        )
     settings = run_folder.stored_config(workdir)
     if settings is None:
         raise UserError(f"no run in {workdir}: expected the --workdir of a finished `ganomaly train`")
     if not (workdir / layout.DETECTOR).is_dir():
         refused = (workdir / layout.REFUSED).is_dir()
         why = "holds an update that was refused" if refused else "holds a run that is not finished"
-        do = "take the run that it came from" if refused else "run `ganomaly train` again to go on with it first"
+        do = "use the run that it was made from" if refused else "run `ganomaly train` again to finish it first"
         raise UserError(f"{workdir} {why}: {do}")
     scorer = scoring_scorer.load(workdir)
     root = workdir / layout.CHECKPOINTS
     step, steps = scorer.provenance.get("step"), runs_checkpoint.steps(root)
     if step not in steps:
         raise UserError(
-            f"{workdir} has no checkpoint of the step {step} that its detector was made of, so that there is nothing "
-            "to train further: expected a run of `ganomaly train` with its checkpoints/"
+            f"{workdir} has no checkpoint of step {step}, from which its detector was made, so there is nothing to "
+            "train further: expected a run of `ganomaly train` with its checkpoints/"
         )
     if steps[-1] > step and scorer.config.train.choose == "last":
         raise UserError(
-            f"the training in {workdir} has gone on to step {steps[-1]:,} and its detector is that of step {step:,}: "
+            f"the training in {workdir} has reached step {steps[-1]:,}, but its detector is that of step {step:,}: "
             "run `ganomaly train` again to finish it first"
         )
     resolved = dataclasses.replace(scorer.config, data=dataclasses.replace(settings.data))
     resolved.data.source = old_source or settings.data.source
     if not resolved.data.source:
         raise UserError(
-            f"{workdir} was trained on arrays, which it does not hold: save them to a file (npz) and name it with "
+            f"{workdir} was trained on arrays, which it does not contain: save them to a file (npz) and name it with "
             "--old-data"
         )
-    this = resolution.resolve(resolved, progress=True)
-    before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(this.dataset)
-    datasets.check_unchanged(this.dataset.name, before, now, "Name the unchanged ones with --old-data")
-    if not this.modality.mixes:
+    run = resolution.resolve(resolved, progress=True)
+    before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(run.dataset)
+    datasets.check_unchanged(run.dataset.name, before, now, "Name the unchanged ones with --old-data")
+    if not run.modality.mixes:
         raise UserError(
-            f"{workdir} is a detector of {this.words.kind}: an update is for images and rows, train anew on all of it"
+            f"{workdir} is a detector of {run.words.kind}: only detectors of images and rows can be updated; train a "
+            "new one on all data"
         )
-    return _Parent(scorer, this, root / f"{step:08d}", now)
+    return _Parent(scorer, run, root / f"{step:08d}", now)
 
 
 def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
-    """Returns the new images, read like the old ones, and how they were read."""
+    """Returns the new images, read like the old ones, and the settings that they were read with."""
     old = parent.run.config.data
     share = old.calibration or config.Data.calibration
     settings = dataclasses.replace(old, source=source, limit=0, calibration=share)
     settings.columns = parent.scorer.reading(source).columns
     dataset = sources.read(settings, progress=True)
     if dataset.modality != parent.run.dataset.modality:
-        held = modalities.named(dataset.modality).words(settings).kind
-        raise UserError(f"{dataset.name} holds {held}, the detector takes {parent.run.words.kind}")
+        kind = modalities.named(dataset.modality).words(settings).kind
+        raise UserError(f"{dataset.name} holds {kind}, the detector takes {parent.run.words.kind}")
     dataset = parent.run.modality.as_part(dataset, settings, parent.run.scaling)
-    if old.abnormal not in dataset.classes:  # new normal images seldom come with the class that was abnormal
+    if old.abnormal not in dataset.classes:  # new normal images rarely come with the abnormal class
         settings.abnormal = ""
     if dataset.images.shape[1:] != parent.run.dataset.images.shape[1:]:
-        wanted, got = (set_.images.shape[1:] for set_ in (parent.run.dataset, dataset))
-        raise UserError(f"{dataset.name} has items of {got}, the detector takes {wanted}: expected items of that size")
+        size, expected = dataset.images.shape[1:], parent.run.dataset.images.shape[1:]
+        raise UserError(f"{dataset.name} has items of size {size}: expected {expected}, the size the detector takes")
     if dataset.images.dtype != parent.scorer.dtype:
         raise UserError(
             f"{dataset.name} has {dataset.images.dtype} values, the detector was trained on {parent.scorer.dtype}: "
@@ -206,7 +219,7 @@ def _new(parent: _Parent, source: str) -> tuple[Dataset, config.Data]:
 
 
 def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
-    """Returns the split without images that are in any part of the old run, and their number."""
+    """Returns the split without the images that are in any part of the old run, and the number of those."""
     old = parent.run.split
     used = np.concatenate([old.train, old.calibration, old.test])
     known = {datasets.image_hash(image) for block in lazy.blocks(parent.run.dataset.images, used) for image in block}
@@ -216,8 +229,8 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
     if len(train) < 1 or len(calibration) < 1:
         raise UserError(
             f"{new.name} has {len(train)} normal {parent.run.words.items} to train on and "
-            f"{len(calibration)} to calibrate with that the old run does not have ({int((~is_new).sum())} are in it): "
-            "expected one of each at least, and some hundreds are worth an update"
+            f"{len(calibration)} to calibrate with that are not in the old run ({int((~is_new).sum())} are): "
+            "expected at least one of each; an update is worthwhile from some hundreds on"
         )
     return dataclasses.replace(split, train=train, calibration=calibration, test=test, labels=labels), int(
         (~is_new).sum()
@@ -225,14 +238,14 @@ def _fresh(parent: _Parent, new: Dataset, split: Split) -> tuple[Split, int]:
 
 
 def _parts(parent: _Parent, new: Dataset, settings: config.Data, split: Split, replay: float) -> list[Part]:
-    """Returns what is taken of the old and of the new images."""
+    """Returns the parts of the mixture: the old run with the replayed images, and the new images."""
     old = parent.run
-    wanted = min(round(replay / (1 - replay) * len(split.train)), len(old.split.train))
-    drawn = np.random.default_rng((old.config.seed, 3)).permutation(len(old.split.train))[:wanted]
-    kept = old.split.train[np.sort(drawn)]
+    count = min(round(replay / (1 - replay) * len(split.train)), len(old.split.train))
+    drawn = np.random.default_rng((old.config.seed, 3)).permutation(len(old.split.train))[:count]
+    replayed = old.split.train[np.sort(drawn)]
     normal = splits.normal_classes(old.dataset, old.config.data.abnormal)
     return [
-        Part(old.config.data, parent.data_hash, normal, kept, old.split.calibration, old.split.test),
+        Part(old.config.data, parent.data_hash, normal, replayed, old.split.calibration, old.split.test),
         Part(
             settings,
             datasets.content_hash(new),
@@ -249,11 +262,11 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], lo
     old = parent.run.config
     settings = copy.deepcopy(old)
     settings.data = dataclasses.replace(settings.data, abnormal="", limit=0)
-    if parent.run.scaling is None:  # that of rows is in the mixture, a value for each sensor
+    if parent.run.scaling is None:  # otherwise the mixture holds the scaling of each sensor
         settings.data.low, settings.data.high = parent.scorer.low, parent.scorer.high
     if settings.evaluate.threshold_by == "given":
         settings.evaluate.threshold_by = "rate"
-        log("note: the old threshold was given as a number, which means nothing for other weights: it is set by rate")
+        log("note: the old threshold was a fixed number, which does not carry over to new weights: it is set by rate")
     settings.train.batch_size = min(settings.train.batch_size, images)
     epoch = images // settings.train.batch_size
     settings.train.steps = max(round(LENGTH * resolution.total_steps(old, len(parent.run.split.train))), epoch)
@@ -262,18 +275,18 @@ def _settings(parent: _Parent, images: int, change: Callable[[Config], None], lo
     if settings.train.epochs != before.train.epochs and settings.train.steps == before.train.steps:
         settings.train.steps = 0
     fixed = ("model.", "data.", "members.", "evaluate.score")
-    old_values, values = (config_values.flatten(config_values.to_dict(one)) for one in (before, settings))
-    other = [key for key in values if values[key] != old_values[key] and key.startswith(fixed)]
-    if other:
+    old_values, values = (config_values.flatten(config_values.to_dict(c)) for c in (before, settings))
+    changed = [key for key in values if values[key] != old_values[key] and key.startswith(fixed)]
+    if changed:
         raise UserError(
-            f"{other[0]}={values[other[0]]!r}: an update keeps the network, its data and its score as they are"
+            f"{changed[0]}={values[changed[0]]!r}: an update keeps the network, its data and its score as they are"
         )
     validation.check(settings)
     return settings
 
 
 def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | None:
-    """Returns the result of this update if it is finished; otherwise creates the folder, or checks it.
+    """Returns the result of this update if it is finished, None if it is new or unfinished.
 
     Raises:
       UserError: the folder holds something else.
@@ -281,26 +294,26 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         stored = run_folder.stored_environment(out).get(run_folder.LINEAGE)
         if stored is None:
-            raise UserError(f"{out} holds something else than an update: expected a new folder, or that of this update")
+            raise UserError(f"{out} does not hold an update: expected a new folder, or that of this update")
         differs = [f"{key} is {stored.get(key)!r} there, {value!r} here" for key, value in lineage.items()
                    if stored.get(key) != value]  # fmt: skip
         if differs:
-            raise UserError(f"{out} holds another update: {'; '.join(differs)}; take another --out")
+            raise UserError(f"{out} holds another update: {'; '.join(differs)}; use another --out")
         before = run_folder.stored_config(out)
-        other = [] if before is None else config_values.differences(before, settings)
-        if other:
+        changed = [] if before is None else config_values.differences(before, settings)
+        if changed:
             raise UserError(
-                f"{out} holds this update with another configuration: {'; '.join(other)}; take another --out"
+                f"{out} holds this update with another configuration: {'; '.join(changed)}; use another --out"
             )
         if (out / layout.UPDATE).exists():
-            held = json.loads((out / layout.UPDATE).read_text(encoding="utf-8"))
-            _moved(out, held["kept"])
-            return Update(held["kept"], tuple(held["reasons"]), tuple(held["lines"]), held["figures"])
+            stored = json.loads((out / layout.UPDATE).read_text(encoding="utf-8"))
+            _moved(out, stored["kept"])
+            return Update(stored["kept"], tuple(stored["reasons"]), tuple(stored["lines"]), stored["figures"])
     return None
 
 
 def _begin(out: Path, lineage: dict[str, Any], parts: list[Part], parent: _Parent, settings: Config) -> None:
-    """Writes lineage and mixture of the update, and the old state as the checkpoint of step 0."""
+    """Writes the lineage and the mixture of the update, and the old state as the checkpoint of step 0."""
     if run_folder.LINEAGE not in run_folder.stored_environment(out):
         run_folder.write_json(out / layout.ENVIRONMENT, {run_folder.LINEAGE: lineage})
     run_folder.write_json(out / mixture.NAME, mixture.to_dict(parts, parent.run.scaling))
@@ -321,13 +334,14 @@ def _settle(
     reasons: list[str],
     lines: list[str],
 ) -> None:
-    """Writes the decision, then moves the new detector to the place that follows from it."""
-    held = {"kept": not reasons, "reasons": reasons, "margin": margin, "lines": lines, "figures": figures}
-    run_folder.write_json(out / layout.UPDATE, held | {run_folder.LINEAGE: lineage})
+    """Writes the decision, then moves the new detector into place, or into `refused`."""
+    decision = {"kept": not reasons, "reasons": reasons, "margin": margin, "lines": lines, "figures": figures}
+    run_folder.write_json(out / layout.UPDATE, decision | {run_folder.LINEAGE: lineage})
     _moved(out, not reasons)
 
 
 def _moved(out: Path, kept: bool) -> None:
+    """Moves the candidate into place, if an earlier call has not done it already."""
     target = out / (layout.DETECTOR if kept else layout.REFUSED)
     if (out / layout.CANDIDATE).is_dir():
         sealed_folder.move_into_place(out / layout.CANDIDATE, target)

@@ -90,7 +90,7 @@ def test_the_command_says_it_and_exits_by_it(good, faulty, tmp_path, capsys):
     assert not held["usable"]
     assert held["findings"][0]["code"] == "unreadable"  # the worst first
     assert main.main(["check", str(good)]) == 0
-    assert "calibration items can promise" in capsys.readouterr().out
+    assert "calibration items can guarantee" in capsys.readouterr().out
     assert main.main(["check", str(tmp_path / "nowhere")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert main.main(["check"]) == 2
@@ -138,10 +138,10 @@ def test_data_beside_a_detector(trained, tmp_path, capsys):
     write(tmp_path / "brighter", np.minimum(blobs(60, 51)[..., 0].astype(int) + 60, 255).astype(np.uint8))
     same = codes(data_check.check(settings(tmp_path / "same"), scorer))
     assert "shifted" not in same
-    assert "look like the calibration's" in same["scores"].what
+    assert "distributed like those of the calibration" in same["scores"].what
     assert main.main(["check", str(tmp_path / "brighter"), "--workdir", str(workdir)]) == 0
     said = capsys.readouterr().out
-    assert "their scores are not the calibration's" in said
+    assert "the scores are not distributed like those of the calibration items" in said
     assert "ganomaly update" in said
     write(tmp_path / "colour", np.repeat(blobs(20, 52), 3, axis=3))
     colour = data_check.check(settings(tmp_path / "colour"), scorer)

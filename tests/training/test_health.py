@@ -196,7 +196,7 @@ def test_a_stopped_training_stays_stopped_and_goes_on_without_patience(tmp_path,
     said = []
     assert train(settings(), tmp_path, arrays, log=said.append).provenance["step"] == 24
     assert len(made) == before
-    assert any("no step is left: train.patience=3" in line for line in said)
+    assert any("ended before by train.patience=3" in line for line in said)
     assert any("stopped early at step 24" in line for line in said)
     assert train(settings(patience=4), tmp_path, arrays, log=quiet).provenance["step"] == 28
     said.clear()

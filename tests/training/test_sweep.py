@@ -147,7 +147,7 @@ def test_a_loss_that_becomes_infinite_names_its_member(classes, tmp_path):
     said = []
     with pytest.raises(DivergedError, match="diverged"):
         train_members(settings, tmp_path, classes, log=said.append)
-    assert sum("the others go on" in line for line in said) >= 5
+    assert sum("the others continue" in line for line in said) >= 5
 
 
 def test_evaluation_of_all(together, classes, monkeypatch):
@@ -224,7 +224,7 @@ def test_bad_wishes_are_told(together, classes, tmp_path, monkeypatch, capsys):
         with pytest.raises(UserError, match=match):
             train_members(wish, tmp_path, classes, log=quiet)
     wide = config(batch_size=90)
-    with pytest.raises(UserError, match=r"--config\.train\.batch_size=\d+ is one that every member can fill"):
+    with pytest.raises(UserError, match=r"--config\.train\.batch_size=\d+, which every member can fill"):
         train_members(wide, tmp_path, classes, log=quiet)
     state = sum(leaf[0].nbytes for leaf in jax.tree.leaves(final(workdir)))
     # Room for three and a half, and for the one that is being computed and its step.

@@ -117,7 +117,7 @@ def test_again_it_says_that_it_is_done(kept, old):
     source = str(folder.parent / "new.npz")
     again = update.update(old[0], source, folder, old_source=str(old[1]), log=said.append)
     assert (again.kept, again.figures) == (done.kept, done.figures)
-    assert any("done already" in line for line in said)
+    assert any("already finished" in line for line in said)
     assert contents(folder) == before
     with pytest.raises(UserError, match="another update: replay"):
         update.update(old[0], source, folder, replay=0.25, old_source=str(old[1]))
@@ -188,7 +188,7 @@ def test_mistakes_are_one_sentence(old, kept, tmp_path, capsys):
     assert "not finished" in refused([], workdir=unfinished)
     assert "no run in" in refused([], workdir=tmp_path / "nowhere")
     assert "members" in refused([], workdir=team)
-    assert "no checkpoint of the step" in refused([], workdir=lone)
+    assert "no checkpoint of step" in refused([], workdir=lone)
     assert "have changed" in refused([], where=new)
     assert "on arrays" in refused([], where="")
     assert "no normal" in refused([], source=str(tmp_path / "odd.npz"))
@@ -314,7 +314,7 @@ def test_rows_of_sensors(tmp_path, window, missing):
     assert len(np.unique(again.dataset.layout.spans[:, 0])) == 2
     assert np.isfinite(np.asarray(again.dataset.images[:])).all()
     assert update.update(folder, str(source), tmp_path / "two", log=said.append).kept
-    assert "this update is done already" in said[-1]
+    assert "this update is already finished" in said[-1]
 
 
 def test_rows_with_other_sensors_and_images_for_a_detector_of_rows_are_refused(tmp_path):
