@@ -2,8 +2,8 @@
 
     ganomaly train --config autoencoder --workdir runs/autoencoder
 
-Digits, size, length and learning rate are those of configs/mnist5k.py; noise and hidden share are the defaults, set
-before the first run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2), where GANomaly has .861, .894, .876.
+Data, sizes, training length and learning rate are those of configs/mnist5k.py; noise and hidden share are the defaults,
+set before the first run. Measured: AUROC .767, .803, .781 (seeds 0, 1, 2); GANomaly has .861, .894, .876.
 """
 
 from ganomaly_jax import Config

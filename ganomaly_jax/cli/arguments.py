@@ -1,4 +1,4 @@
-"""What the verbs share: common options, configuration overrides, and the sentences about options that do not exist."""
+"""Helpers of all verbs: common options, configuration overrides, and messages about unknown options."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` that raises instead of printing its usage, so that every mistake is one sentence."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises a `UserError` with the message of argparse."""
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 class _HelpConfig(argparse.Action):
-    """Prints what `ganomaly config` prints, and ends."""
+    """Prints what `ganomaly config` prints, and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         print("\n".join(config_listing.everything()))
@@ -88,17 +89,18 @@ def add_rate(parser: Any) -> None:
 
 
 def settings(args: argparse.Namespace, overrides: Overrides) -> Config:
-    """Returns the configuration that `--config`, the data and the overrides ask for.
+    """Returns the configuration set by `--config`, the data argument and the overrides.
 
     Raises:
-      UserError: data given twice, a configuration file that cannot be used, an unknown key, a value of another type.
+      UserError: the data are given twice, the configuration file cannot be used, a key is unknown, or a value has the
+        wrong type.
     """
     if args.folder and args.data:
         raise UserError(f"both {args.folder!r} and --data {args.data!r} are given: expected only one of them")
-    found = presets.read(args.config) if args.config else Config()
-    apply(found, overrides)
-    found.data.source = args.folder or args.data or found.data.source
-    return found
+    config = presets.read(args.config) if args.config else Config()
+    apply(config, overrides)
+    config.data.source = args.folder or args.data or config.data.source
+    return config
 
 
 def apply(config: Config, overrides: Overrides) -> None:
@@ -108,13 +110,13 @@ def apply(config: Config, overrides: Overrides) -> None:
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Takes `--config.a.b=value` and `--config.a.b value` out of a command line.
+    """Separates `--config.a.b=value` and `--config.a.b value` from the other words of a command line.
 
     Returns:
       The other words, and the (key, value) pairs.
 
     Raises:
-      UserError: a key without a value.
+      UserError: a key has no value.
     """
     plain: list[str] = []
     overrides: list[tuple[str, str]] = []
@@ -133,7 +135,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, st
 
 
 def verb_parser(words: Sequence[str], parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Returns the parser of the verb that a command line begins with; `parser` itself where it begins with an option.
+    """Returns the parser of the verb that a command line begins with, or `parser` if it begins with an option.
 
     Raises:
       UserError: there is no such verb.
@@ -151,12 +153,15 @@ def verb_parser(words: Sequence[str], parser: argparse.ArgumentParser) -> argpar
 
 
 def check_options(words: Sequence[str], overrides: Overrides, verb: argparse.ArgumentParser) -> None:
-    """Raises UserError for the first option that a verb does not have, with the nearest that it has.
+    """Checks that a verb has all options of a command line.
 
     Args:
       words: the command line without overrides.
-      overrides: those of the configuration.
+      overrides: the overrides of the configuration.
       verb: the parser of the verb.
+
+    Raises:
+      UserError: the verb does not have an option; suggests the most similar one.
     """
     takes_overrides = bool(verb.get_default("takes_overrides"))
     if overrides and not takes_overrides:
@@ -176,7 +181,7 @@ def check_options(words: Sequence[str], overrides: Overrides, verb: argparse.Arg
 
 
 def _nearest(option: str, value: str, known: Collection[str], takes_overrides: bool) -> str:
-    """Returns the options that may have been meant, empty where none is near."""
+    """Returns the options that were probably meant, or an empty string if none is similar."""
     name = option.lstrip("-").replace("-", "_")
     keys = list(config_values.flatten(config_values.to_dict(Config()))) if takes_overrides else []
     meant = [key for key in keys if name in (key, key.rpartition(".")[2])]

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.scoring import scorer
     from ganomaly_jax.training import data_check
 
-    found = data_check.check(settings, scorer.load(args.workdir) if args.workdir else None, progress=True)
-    print(data_check.describe(found))
+    result = data_check.check(settings, scorer.load(args.workdir) if args.workdir else None, progress=True)
+    print(data_check.describe(result))
     if args.json:
-        held = dataclasses.asdict(found) | {"usable": found.usable}
-        atomic_files.write_text(Path(args.json), json.dumps(held, indent=1, allow_nan=False) + "\n")
-    return exit_codes.DONE if found.usable else exit_codes.INCOMPLETE
+        values = dataclasses.asdict(result) | {"usable": result.usable}
+        atomic_files.write_text(Path(args.json), json.dumps(values, indent=1, allow_nan=False) + "\n")
+    return exit_codes.DONE if result.usable else exit_codes.INCOMPLETE

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    """Prints what is asked for and returns the exit code."""
+    """Prints the requested part of the configuration and returns the exit code."""
     if args.name and args.list:
         raise UserError(f"both {args.name!r} and --list are given: expected only one of them")
     if args.name:

@@ -27,10 +27,10 @@ def shipped() -> list[str]:
 
 
 def about(name: str) -> list[str]:
-    """Returns all there is to say about a key, a section, or a shipped configuration.
+    """Returns the full help on a key, a section, or a shipped configuration, line by line.
 
     Raises:
-      UserError: there is none of this name.
+      UserError: nothing has this name.
     """
     keys = config_values.all_keys()
     for key in keys:
@@ -51,10 +51,10 @@ def about(name: str) -> list[str]:
 
 
 def _preset(name: str) -> list[str]:
-    """Returns the description of a shipped configuration, and its values that are not defaults."""
-    held = config_values.flatten(config_values.to_dict(presets.read(name)))
-    changed = [key for key in config_values.all_keys() if held[key.path] != key.default]
-    return [presets.description(name), "", *(f"{key.path}={held[key.path]}" for key in changed)]
+    """Returns the description of a shipped configuration, and its values that differ from the defaults."""
+    values = config_values.flatten(config_values.to_dict(presets.read(name)))
+    changed = [key for key in config_values.all_keys() if values[key.path] != key.default]
+    return [presets.description(name), "", *(f"{key.path}={values[key.path]}" for key in changed)]
 
 
 def _table(keys: Sequence[Key]) -> list[str]:

@@ -26,9 +26,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if members.requested(settings):
         raise UserError("the demo trains one model; `ganomaly train --config.members...` trains several")
     validation.check(settings)
-    found = train.train_and_evaluate(settings, args.workdir)
-    if found is not None and found.misses:
+    evaluation = train.train_and_evaluate(settings, args.workdir)
+    if evaluation is not None and evaluation.misses:
         print("worst misses (a picture of each is in the report):")
-        for case in found.misses:
+        for case in evaluation.misses:
             print(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
     return exit_codes.DONE

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
                     f"--{option}: {args.workdir} holds several members; name one, {args.workdir}/members/NAME"
                 )
         return evaluate_members_and_print(args.workdir, args.false_positive_rate)
-    found = evaluate_and_print(
+    evaluation = evaluate_and_print(
         args.workdir,
         args.data,
         args.false_positive_rate,
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         baselines=args.baselines,
         combine=args.combine,
     )
-    failed = found.metrics["n_invalid"] or found.metrics["n_unreadable"]
+    failed = evaluation.metrics["n_invalid"] or evaluation.metrics["n_unreadable"]
     return exit_codes.INCOMPLETE if failed else exit_codes.DONE
 
 
@@ -71,70 +71,71 @@ def evaluate_and_print(
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
-    """Evaluates a run and prints what was found.
+    """Evaluates a run and prints the result.
 
     Args:
-      workdir, source, rate, by, baselines, combine: see `evaluation.evaluate.evaluate`.
+      workdir: the run's folder.
+      source: as in `evaluation.evaluate.evaluate`, like `rate`, `by`, `baselines` and `combine`.
 
     Returns:
       The evaluation.
     """
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
 
-    found = evaluation_evaluate.evaluate(workdir, source, None, rate, None, None, by, baselines, combine)
-    print_evaluation(found, rate, by)
-    return found
+    evaluation = evaluation_evaluate.evaluate(workdir, source, None, rate, None, None, by, baselines, combine)
+    print_evaluation(evaluation, rate, by)
+    return evaluation
 
 
 def evaluate_run_and_print(
     workdir: Path, scorer: Scorer, run: Run, judged: Judgement | None, printed: Sequence[str]
 ) -> Evaluation:
-    """Evaluates a run that has just been trained and prints what was found.
+    """Evaluates a run that has just been trained and prints the result.
 
     Args:
       workdir: the run's folder.
       scorer: its detector.
       run: the resolved run.
-      judged: what was said of its test set, where all processes have scored it together.
-      printed: lines that are on the terminal already; a warning among them is not repeated.
+      judged: the verdicts on the test set, if all processes have scored it together.
+      printed: lines that have been printed already; a warning among them is not repeated.
 
     Returns:
       The evaluation.
     """
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
 
-    found = evaluation_evaluate.evaluate_run(workdir, scorer, run, judged)
-    print_evaluation(found, printed=printed)
-    return found
+    evaluation = evaluation_evaluate.evaluate_run(workdir, scorer, run, judged)
+    print_evaluation(evaluation, printed=printed)
+    return evaluation
 
 
 def print_evaluation(
-    found: Evaluation, rate: float | None = None, by: str | None = None, printed: Sequence[str] = ()
+    evaluation: Evaluation, rate: float | None = None, by: str | None = None, printed: Sequence[str] = ()
 ) -> None:
-    """Prints what an evaluation has found.
+    """Prints the metrics of an evaluation, its warnings, and where pictures and report are.
 
     Args:
-      found: the evaluation.
-      rate: the rate that was asked for, if any.
-      by: the groups that were asked for, if any.
-      printed: lines that are on the terminal already; a warning among them is not repeated.
+      evaluation: the evaluation.
+      rate: the false-positive rate given on the command line, if any.
+      by: the file of groups given on the command line, if any.
+      printed: lines that have been printed already; a warning among them is not repeated.
     """
     from ganomaly_jax.evaluation import baselines as evaluation_baselines
     from ganomaly_jax.evaluation import group_metrics
 
-    values = found.metrics
+    values = evaluation.metrics
 
     def shown(name: str) -> str:
         return number_format.decimal(values[name])
 
-    of, protocol = f"anomalous {values['items']}", values["protocol"]
-    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {of} ({protocol})")
+    anomalous_items, protocol = f"anomalous {values['items']}", values["protocol"]
+    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {anomalous_items} ({protocol})")
     print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
     if len(values["per_class"]) > 1:
         print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
     print(
         f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
-        f"{shown('true_positive_rate')} of the {of}"
+        f"{shown('true_positive_rate')} of the {anomalous_items}"
     )
     if "n_masks" in values:
         where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
@@ -149,8 +150,8 @@ def print_evaluation(
     for note in (f"note: {warning}" for warning in values["warnings"]):
         if note not in printed:
             print(note)
-    if found.page is not None:
-        print(f"pictures in {found.page.parent / 'pictures'}, report in {found.page}")
+    if evaluation.page is not None:
+        print(f"pictures in {evaluation.page.parent / 'pictures'}, report in {evaluation.page}")
 
 
 def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:
@@ -160,8 +161,8 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
     from ganomaly_jax.report.html import MissingError
     from ganomaly_jax.runs import sweep
 
-    found = evaluation_evaluate.evaluate_members(workdir, rate, own)
-    summary = sweep_summary.summarise(sweep.read_members(Path(workdir)), found)
+    evaluations = evaluation_evaluate.evaluate_members(workdir, rate, own)
+    summary = sweep_summary.summarise(sweep.read_members(Path(workdir)), evaluations)
     print("AUROC, running statistics, last step")
     print("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:

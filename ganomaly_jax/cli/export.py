@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    """Writes the export, prints what it holds, and returns the exit code."""
+    """Writes the export, prints its contents, and returns the exit code."""
     from ganomaly_jax.deploy import export
 
     manifest = export.export(args.workdir, args.out, args.weights, args.format, args.check)

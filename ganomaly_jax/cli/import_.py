@@ -20,17 +20,17 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", required=True, metavar="NORMALS", help="normal images to calibrate on, not used in the training"
     )
-    parser.add_argument("--workdir", required=True, help="folder to make, for predict, evaluate and export")
+    parser.add_argument("--workdir", required=True, help="folder to create, for predict, evaluate and export")
     arguments.add_rate(parser)
     return parser
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    """Imports the weights, prints size and threshold of the detector, and returns the exit code."""
+    """Imports the weights, prints the size and the threshold of the detector, and returns the exit code."""
     from ganomaly_jax.deploy import import_pytorch
 
-    made = import_pytorch.import_pytorch(args.file, args.data, args.workdir, args.false_positive_rate, progress=True)
-    height, width, channels = made.input_shape
-    print(f"{args.file}: a detector of {height}x{width}x{channels} images, written into {args.workdir}")
-    print(f"threshold {made.threshold:.6g}: {made.calibration.source}")
+    scorer = import_pytorch.import_pytorch(args.file, args.data, args.workdir, args.false_positive_rate, progress=True)
+    height, width, channels = scorer.input_shape
+    print(f"{args.file}: a detector of {height}x{width}x{channels} images, written to {args.workdir}")
+    print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
     return exit_codes.DONE

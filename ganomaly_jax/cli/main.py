@@ -41,9 +41,12 @@ _LINGER_S = 5.0
 
 
 def command() -> int:
-    """Runs `main` as a process of its own and makes sure that the process ends.
+    """Runs `main` as the command `ganomaly` and makes sure that the process ends.
 
-    After a failed write Orbax leaves threads behind for which Python would wait, for ten minutes.
+    After a failed write Orbax leaves threads behind, for which Python would wait up to ten minutes.
+
+    Returns:
+      The exit code.
     """
     code = main()
     if code:
@@ -59,13 +62,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Args:
-      words: the command line without the program's name; None: that of this process, which then may start itself
-        again with huge pages of memory.
+      words: the command line without the program's name. None: that of this process, which may then restart itself
+        with huge pages of memory.
 
     Returns:
       One of `core.exit_codes`.
     """
-    if hasattr(sys.stdout, "reconfigure"):  # file names may hold characters that the terminal cannot encode
+    if hasattr(sys.stdout, "reconfigure"):  # file names may contain characters that the terminal cannot encode
         sys.stdout.reconfigure(errors="backslashreplace")
     args = argparse.Namespace()
     try:
@@ -94,7 +97,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, arguments.Overrides
     """Returns the parsed options of a verb and its `--config.KEY=VALUE` overrides.
 
     Raises:
-      UserError: an unknown verb or option, a missing value, or one of another type.
+      UserError: a verb or option is unknown, or a value is missing or has the wrong type.
     """
     parser = make_parser()
     plain, overrides = arguments.split_overrides(words)

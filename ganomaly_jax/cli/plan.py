@@ -13,7 +13,7 @@ from ganomaly_jax.core.errors import UserError
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Registers the verb and its options."""
     parser = arguments.new_verb(
-        subparsers, "plan", "tell what a training would cost: parameters, FLOPs, memory, the largest batch"
+        subparsers, "plan", "estimate the cost of a training: parameters, FLOPs, memory, the largest batch"
     )
     arguments.add_data(parser, "data to take the sizes from; the same as --data")
     arguments.add_config(parser)
@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
-    """Prints what the training would cost and returns the exit code."""
+    """Prints the estimated cost of the training and returns the exit code."""
     settings = arguments.settings(args, overrides)
     validation.check(settings)
     from ganomaly_jax.data import modalities, sources
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
             raise UserError("members are counted from the data: expected `ganomaly plan DATA`")
         dataset = sources.read(settings.data, progress=True)
         team = sweep.expand(settings, dataset)
-        one = resolution.resolve_checked(sweep.member_config(settings, team[0]), dataset)
+        member = resolution.resolve_checked(sweep.member_config(settings, team[0]), dataset)
         devices = sharding.member_mesh(len(team), settings.mesh.devices).size
-        print(cost.describe(cost.plan(one.config)))
-        print(cost.describe_members(one.detector, len(team), devices, dataset.images.nbytes))
+        print(cost.describe(cost.plan(member.config)))
+        print(cost.describe_members(member.detector, len(team), devices, dataset.images.nbytes))
         return exit_codes.DONE
     mesh = sharding.local_mesh(settings.mesh.devices)
     if 0 in modalities.of(settings.data).network_shape(settings.data) and settings.data.source:

@@ -1,4 +1,4 @@
-"""The verb `predict`: a verdict for each of many files, here or on Ray workers."""
+"""The verb `predict`: gives a verdict for each file, in this process or on Ray workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ganomaly_jax.runs import layout
 if TYPE_CHECKING:
     from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
-# Rows of the verdict table on the terminal; predictions.csv has them all.
+# Most rows of the table of verdicts on the terminal; predictions.csv has them all.
 _ROWS = 20
 
 
@@ -146,5 +146,5 @@ def _print_table(names: Sequence[str], judged: Judgement, why: Sequence[str]) ->
 
 
 def _one_line(name: str) -> str:
-    """Returns a file name without line ends and without what a terminal would obey."""
+    """Returns a file name with line ends and terminal control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

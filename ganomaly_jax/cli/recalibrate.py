@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.scoring import calibration, recalibration, scorer
 
     before = scorer.load(args.workdir).threshold
-    made = recalibration.recalibrate(
+    recalibrated = recalibration.recalibrate(
         args.workdir,
         args.data,
         false_positive_rate=args.false_positive_rate,
@@ -50,9 +50,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         review=args.review,
         by=args.groups,
     )
-    print(f"threshold {before:.6g} -> {made.threshold:.6g}: {made.calibration.source}")
-    for name in made.calibration.groups:
-        own = calibration.of_group(made.calibration, name, made.config.evaluate)
-        print(f"group {name}: threshold {own.threshold:.6g}: {own.source}")
-    print(f"written into {args.workdir}; `ganomaly evaluate` gives the figures at this threshold")
+    print(f"threshold {before:.6g} -> {recalibrated.threshold:.6g}: {recalibrated.calibration.source}")
+    for name in recalibrated.calibration.groups:
+        group = calibration.of_group(recalibrated.calibration, name, recalibrated.config.evaluate)
+        print(f"group {name}: threshold {group.threshold:.6g}: {group.source}")
+    print(f"written to {args.workdir}; `ganomaly evaluate` prints the metrics at this threshold")
     return exit_codes.DONE

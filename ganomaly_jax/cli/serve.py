@@ -66,5 +66,5 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         print(f"ganomaly: {line}", file=sys.stderr, flush=True)
 
     cut_off = http_process.serve(scorer, limits, args.host, args.port, args.drain, ready, log)
-    log(f"{cut_off} requests were cut off" if cut_off else "all answers are out")
+    log(f"{cut_off} requests were cut off" if cut_off else "all requests were answered")
     return exit_codes.INCOMPLETE if cut_off else exit_codes.DONE

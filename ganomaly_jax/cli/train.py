@@ -55,10 +55,15 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
 
 def train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = False) -> Evaluation | None:
-    """Trains one model and prints its evaluation; the configuration is one that `validation.check` has accepted.
+    """Trains one model and prints its evaluation.
+
+    Args:
+      settings: a configuration that `validation.check` has accepted.
+      workdir: the run's folder.
+      fall_back: whether to resume from an earlier checkpoint if the last one is damaged.
 
     Returns:
-      The evaluation; None in all processes of a training but the first.
+      The evaluation; None in all processes but the primary one.
     """
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
     from ganomaly_jax.parallel import processes

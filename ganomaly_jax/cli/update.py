@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Updates the detector, prints the comparison and the decision, and returns the exit code."""
     from ganomaly_jax.training import update
 
-    done = update.update(
+    result = update.update(
         args.workdir,
         args.data,
         args.out,
@@ -47,9 +47,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         args.old_data,
         lambda line: print(line, flush=True),
     )
-    print("\n".join(done.lines))
-    if not done.kept:
-        print(f"refused, {args.workdir} stays in use: {'; '.join(done.reasons)}")
+    print("\n".join(result.lines))
+    if not result.kept:
+        print(f"refused, {args.workdir} stays in use: {'; '.join(result.reasons)}")
         print(f"the new detector is in {Path(args.out) / layout.REFUSED} for inspection; nothing loads it by itself")
         return exit_codes.INCOMPLETE
     print(f"kept: the new detector is in {args.out}; {args.workdir} is unchanged")

@@ -1,7 +1,7 @@
-"""The configuration of a run: every default of the project, once, with its unit.
+"""The configuration of a run: all its keys, with their defaults and units.
 
-Plain dataclasses; the functions `get_config()` in `configs/` return a `Config`. The first line of each docstring below
-is the help that `ganomaly config` shows.
+The functions `get_config()` in `configs/` return a `Config`. The first line of each docstring below is the help that
+`ganomaly config` shows.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ class Evaluate:
 
 @dataclasses.dataclass
 class Config:
-    """A whole run."""
+    """The configuration of a run."""
 
     seed: int = 0
     """Seed of weights, split, order of batches and augmentation."""
@@ -355,8 +355,9 @@ RESIDUAL = 2048
 def input_shape(data: Data) -> tuple[int, ...]:
     """Returns the shape of one input of the network, from the sizes in a resolved configuration.
 
-    (H, W, C) for images or their tiles, (bands, frames, 1) for sound; without height and width (T, D) for windows of
-    `data.window` rows, or (D,) for rows, D being `data.channels`.
+    Returns:
+      (H, W, C) for images or their tiles, (bands, frames, 1) for sound, (T, D) for windows of T = `data.window` rows
+      with D = `data.channels` sensors, or (D,) for single rows.
     """
     if data.tile or data.height or data.width:
         return data.tile or data.height, data.tile or data.width, data.channels
@@ -372,22 +373,27 @@ def residual_down(shape: tuple[int, ...]) -> int:
 
 
 def score_parts(config: Config) -> tuple[str, ...]:
-    """Returns the names joined by `+` in `evaluate.score`; one that is repeated counts as often."""
+    """Returns the names joined by `+` in `evaluate.score`; a repeated name counts as often as it is repeated."""
     return tuple(word.strip() for word in config.evaluate.score.split("+"))
 
 
-def words(given: str, known: Sequence[str], key: str) -> tuple[str, ...]:
-    """Returns the words of a comma-separated list, each once; none where nothing is given.
+def words(text: str, known: Sequence[str], key: str) -> tuple[str, ...]:
+    """Returns the words of a comma-separated list, each once.
+
+    Args:
+      text: the list; empty for no words.
+      known: the words that may occur.
+      key: name of the option, for the message.
 
     Raises:
-      UserError: an unknown word.
+      UserError: a word is unknown.
     """
-    found = tuple(dict.fromkeys(word.strip() for word in given.split(","))) if given.strip() else ()
-    for word in found:
+    unique = tuple(dict.fromkeys(word.strip() for word in text.split(","))) if text.strip() else ()
+    for word in unique:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{key}={given!r}: {word!r} is unknown, the nearest is {near!r}; expected some of {', '.join(known)}, "
+                f"{key}={text!r}: {word!r} is unknown, the nearest is {near!r}; expected some of {', '.join(known)}, "
                 "separated by commas"
             )
-    return found
+    return unique

@@ -1,4 +1,4 @@
-"""Configurations as dictionaries, as single values, and as the lines of help on each key."""
+"""Conversion of configurations to and from dictionaries and single values, and the help on each key."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ganomaly_jax.core.config import Config, Evaluate
 from ganomaly_jax.core.errors import UserError
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-# A run may be resumed with other values of these: they change how long it trains, what it stores and what it shows,
-# never what a step computes.
+# A run may be resumed with other values of these keys: they change how long it trains, what it stores and what it
+# shows, but never what a step computes.
 _MAY_CHANGE = frozenset(
     {"train.epochs", "train.steps", "train.save_every", "train.keep", "train.choose", "train.log_every"}
     | {"train.picture_every", "train.check_every", "train.patience"}
@@ -22,7 +22,7 @@ _MAY_CHANGE = frozenset(
     | {"data.stream"}
     | {f"evaluate.{field.name}" for field in dataclasses.fields(Evaluate) if field.name != "score"}
 )
-# Keys that stored configurations of 0.1.0 have, and what they are called now.
+# Keys in stored configurations of version 0.1.0, with their present names.
 _RENAMED = {"evaluate.partners": "evaluate.baselines"}
 
 
@@ -72,17 +72,17 @@ def _keys(owner: Any, prefix: str) -> list[Key]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Returns the nested dict that `config.json` holds."""
+    """Returns a configuration as a nested dict, as stored in `config.json`."""
     return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Returns the configuration of a dict as `to_dict` makes it; the inverse of `to_dict`.
+    """Returns the configuration of a nested dict; the inverse of `to_dict`.
 
-    Keys that are left out have their default; keys of older versions are understood.
+    Missing keys get their defaults; keys of older versions are accepted.
 
     Raises:
-      UserError: a key that does not exist (the nearest that does is named), or a value of another type.
+      UserError: a key does not exist (names the most similar one), or a value has the wrong type.
     """
     config = Config()
     for path, value in flatten(values).items():
@@ -105,7 +105,7 @@ def set_value(config: Config, path: str, value: Any) -> None:
     """Sets one value by its dotted path; a string is converted to the type of the default.
 
     Raises:
-      UserError: no such key, or a value that cannot be converted.
+      UserError: the key does not exist, or the value cannot be converted.
     """
     known = flatten(to_dict(Config()))
     if path not in known:
@@ -126,9 +126,9 @@ def set_value(config: Config, path: str, value: Any) -> None:
     setattr(owner, name, converted)
 
 
-def differences(stored: Config, asked: Config) -> list[str]:
-    """Returns what keeps a stored run from being resumed as `asked`: a line for each key, empty where nothing does."""
-    old, new = flatten(to_dict(stored)), flatten(to_dict(asked))
+def differences(stored: Config, requested: Config) -> list[str]:
+    """Returns why a stored run cannot be resumed with the requested configuration: one line per key, or none."""
+    old, new = flatten(to_dict(stored)), flatten(to_dict(requested))
     return [
         f"{key}: {old[key]!r} in the stored run, {new[key]!r} now"
         for key in old

@@ -1,4 +1,4 @@
-"""The members that a configuration asks for: models trained together, one for each class and seed."""
+"""The members of a sweep, as configured: models that are trained together, one for each class and seed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def seeds(config: Config) -> list[int]:
     """Returns the seeds of the members.
 
     Raises:
-      UserError: `members.seeds` holds anything but numbers from 0 to 2**32 - 1, or one of them twice.
+      UserError: `members.seeds` contains anything but numbers from 0 to 2**32 - 1, or a number twice.
     """
     if not config.members.seeds:
         return [config.seed]
     try:
-        found = [int(word) for word in config.members.seeds.split(",")]
+        numbers = [int(word) for word in config.members.seeds.split(",")]
     except ValueError:
-        found = []
-    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+        numbers = []
+    if not numbers or len(set(numbers)) < len(numbers) or not all(0 <= seed < 2**32 for seed in numbers):
         raise UserError(
             f"members.seeds={config.members.seeds!r}: expected different numbers from 0 to {2**32 - 1}, separated "
             "by commas, such as 0,1,2"
         )
-    return found
+    return numbers

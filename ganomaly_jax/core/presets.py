@@ -37,31 +37,31 @@ def summary(name: str) -> str:
     return description(name).partition("\n")[0]
 
 
-def read(asked: str) -> Config:
+def read(name: str) -> Config:
     """Returns the `Config` of a shipped configuration, or of any Python file with a function `get_config()`.
 
     Args:
-      asked: a name, such as `surface`, or the path of a file that ends in `.py`.
+      name: the name of a shipped configuration, such as `surface`, or the path of a file that ends in `.py`.
 
     Raises:
-      UserError: no such name or file, or the file does not run or returns something else.
+      UserError: the name or file does not exist, the file fails to run, or its function does not return a `Config`.
     """
-    path = Path(asked) if asked.endswith(".py") else folder() / f"{asked}.py"
+    path = Path(name) if name.endswith(".py") else folder() / f"{name}.py"
     spec = importlib.util.spec_from_file_location("ganomaly_config", path)
     if spec is None or spec.loader is None or not path.is_file():
         near = difflib.get_close_matches(path.stem, names(), n=1)
-        kind = "no such file" if asked.endswith(".py") else "unknown configuration"
+        kind = "no such file" if name.endswith(".py") else "unknown configuration"
         raise UserError(
-            f"--config {asked}: {kind}; "
+            f"--config {name}: {kind}; "
             + (f"did you mean {near[0]}? " if near else "")
             + f"expected {', '.join(names())}, or a Python file with a function get_config()"
         )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        found = module.get_config()
+        config = module.get_config()
     except Exception as error:  # the user's own code may do anything
-        raise UserError(f"--config {asked} does not run: {type(error).__name__}: {error}") from None
-    if not isinstance(found, Config):
-        raise UserError(f"--config {asked}: get_config() returned {type(found).__name__}, expected ganomaly_jax.Config")
-    return found
+        raise UserError(f"--config {name} does not run: {type(error).__name__}: {error}") from None
+    if not isinstance(config, Config):
+        raise UserError(f"--config {name}: get_config() returned {type(config).__name__}, expected ganomaly_jax.Config")
+    return config

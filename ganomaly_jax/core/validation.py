@@ -25,7 +25,7 @@ from ganomaly_jax.core.config import (
 from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
 
-# Keys that only one detector uses; with another they would be ignored without a word.
+# Keys that only one detector uses; with another they would be ignored silently.
 _ONLY_OF = {
     "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
     "autoencoder": ("model.noise", "model.mask"),
@@ -33,15 +33,15 @@ _ONLY_OF = {
 
 
 def check(config: Config) -> None:
-    """Refuses values that cannot work, before anything is loaded.
+    """Checks the values of a configuration, before anything is loaded.
 
     Raises:
-      UserError: naming the key, the value and what is expected.
+      UserError: a value cannot work; names the key, the value and what is expected.
     """
 
-    def refuse_unless(good: bool, path: str, want: str) -> None:
-        if not good:
-            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: expected {want}")
+    def refuse_unless(valid: bool, path: str, expected: str) -> None:
+        if not valid:
+            raise UserError(f"{path}={flatten(to_dict(config))[path]!r}: expected {expected}")
 
     tile, one_model = config.data.tile, not members.requested(config)
     refuse_unless(tile in (0, 16, 32, 64, 128, 256), "data.tile", "16, 32, 64, 128, 256, or 0 for no tiles")
@@ -116,7 +116,7 @@ def check(config: Config) -> None:
         "train.patience",
         "0, because members cannot be stopped one by one",
     )
-    # A side that is left to the data becomes 32 at least.
+    # A side that is chosen automatically is at least 32 pixels.
     room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
     _check_score(config)
@@ -141,25 +141,25 @@ def check(config: Config) -> None:
 
 
 def check_shape(config: Config) -> None:
-    """Refuses a score that cannot be computed for inputs of the resolved shape.
+    """Checks that the score can be computed for inputs of the resolved shape.
 
     Raises:
-      UserError: naming the score, and what would work.
+      UserError: it cannot; names the score, and what would work.
     """
     shape, names = input_shape(config.data), score_parts(config)
     of_images = [name for name in names if name.startswith(("patches", "components"))]
     if of_images and len(shape) != 3:
         raise UserError(
-            f"evaluate.score={config.evaluate.score!r}: patches and components are of images [H, W, C], and what the "
-            f"networks take has the shape {shape}; expected a score without {of_images[0]}, such as pixel or "
+            f"evaluate.score={config.evaluate.score!r}: patches and components are for images [H, W, C], but the "
+            f"networks take inputs of shape {shape}; expected a score without {of_images[0]}, such as pixel or "
             "residual_mahalanobis"
         )
-    asked = [name for name in names if name.startswith("residual")]
-    if asked and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:
+    residuals = [name for name in names if name.startswith("residual")]
+    if residuals and math.prod(shape) > RESIDUAL * residual_down(shape) ** 2:
         raise UserError(
-            f"evaluate.score={config.evaluate.score!r}: {asked[0]} is for inputs of up to {RESIDUAL:,} numbers, these "
-            f"have {' x '.join(map(str, shape))} = {math.prod(shape):,}; expected smaller ones, a shorter data.window, "
-            "or another score, such as pixel or multiscale"
+            f"evaluate.score={config.evaluate.score!r}: {residuals[0]} is for inputs of up to {RESIDUAL:,} numbers, "
+            f"these have {' x '.join(map(str, shape))} = {math.prod(shape):,}; expected smaller ones, a shorter "
+            "data.window, or another score, such as pixel or multiscale"
         )
 
 
@@ -173,43 +173,40 @@ def _combines(word: str) -> bool:
 
 def _check_own(config: Config) -> None:
     """Refuses values for keys that the chosen detector does not use, unless they are the defaults."""
-    given, usual = flatten(to_dict(config)), flatten(to_dict(Config()))
+    values, defaults = flatten(to_dict(config)), flatten(to_dict(Config()))
     for owner, paths in _ONLY_OF.items():
         for path in paths if owner != config.model.detector else ():
-            if given[path] != usual[path]:
+            if values[path] != defaults[path]:
                 raise UserError(
-                    f"{path}={given[path]!r} is for model.detector={owner!r}, {config.model.detector!r} ignores it: "
-                    f"expected {usual[path]!r}, its default, or the other detector"
+                    f"{path}={values[path]!r} is for model.detector={owner!r}, {config.model.detector!r} ignores it: "
+                    f"expected {defaults[path]!r}, its default, or the other detector"
                 )
 
 
 def _check_score(config: Config) -> None:
-    asked = f"evaluate.score={config.evaluate.score!r}"
+    """Refuses names that are not scores, and scores that the detector cannot compute."""
+    setting = f"evaluate.score={config.evaluate.score!r}"
     for name in score_parts(config):
         if name not in SCORES:
             near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
             raise UserError(
-                f"{asked}: {name!r} is no score, the nearest is {near!r}; expected one or several of "
+                f"{setting}: {name!r} is not a score, the nearest is {near!r}; expected one or several of "
                 f"{', '.join(SCORES)}, joined by +"
             )
         if name.startswith("embedding") and config.model.detector != "ganomaly":
             raise UserError(
-                f"{asked}: {name} needs a discriminator's embedding, and model.detector={config.model.detector!r} has "
-                f"none; expected some of {', '.join(one for one in SCORES if not one.startswith('embedding'))}"
+                f"{setting}: {name} needs a discriminator's embedding, and model.detector={config.model.detector!r} "
+                f"has none; expected some of {', '.join(s for s in SCORES if not s.startswith('embedding'))}"
             )
         if name.startswith("embedding") and not config.loss.contrast:
             raise UserError(
-                f"{asked}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out; "
+                f"{setting}: {name} needs the discriminator's embedding, which loss.contrast=0 leaves out; "
                 "expected loss.contrast above 0, such as 1"
             )
 
 
 def _check_sound(sound: Sound) -> None:
-    """Refuses values that cannot work whatever the recordings are.
-
-    Raises:
-      UserError: naming the key, the value and what is expected.
-    """
+    """Refuses values that cannot work for any recordings."""
     for name in ("rate", "channel", "frame", "hop", "stride", "low", "high"):
         value = getattr(sound, name)
         if not (math.isfinite(value) and value >= 0):

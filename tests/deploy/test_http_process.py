@@ -67,7 +67,7 @@ def test_a_verb_that_ends_in_order(trained):
             assert b" 200 " in slow.recv(5000)
         assert process.wait(30) == 0
         said = process.stderr.read()
-        assert "draining, 1 in work" in said and "all answers are out" in said and "Traceback" not in said
+        assert "draining, 1 in work" in said and "all requests were answered" in said and "Traceback" not in said
 
 
 def test_told_to_end_under_load_it_loses_nothing(trained):
@@ -104,7 +104,7 @@ def test_told_to_end_under_load_it_loses_nothing(trained):
         assert process.wait(30) == 0
         said = process.stderr.read()
     assert all(answers > 5 and left for answers, left in counts), counts
-    assert "all answers are out" in said and "Traceback" not in said
+    assert "all requests were answered" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("seen", [False, True])
