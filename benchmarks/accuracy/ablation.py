@@ -90,7 +90,7 @@ def split(source: Source, dataset: datasets.Dataset, seed: int, limit: int, test
     def taken(indices: np.ndarray) -> np.ndarray:
         found = preprocess.to_channels(np.asarray(dataset.images[indices]), source.channels)
         if found.dtype != np.uint8:
-            raise UserError(f"{dataset.name} has images of type {found.dtype}: wanted uint8")
+            raise UserError(f"{dataset.name} has images of type {found.dtype}: expected uint8")
         return found
 
     return Images(taken(order[held:]), taken(order[:held]), taken(task.test[kept]), task.labels[kept])

@@ -275,13 +275,15 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.fill(options, {"configurations": "paper,original_scaling" if digits else "paper"})
     options.configurations = auroc_data.chosen(options.configurations, tuple(CONFIGURATIONS), "--configurations")
     if "original_scaling" in options.configurations and not digits:
-        raise UserError("--configurations original_scaling is the authors' for MNIST: wanted mnist or mnist5k with it")
+        raise UserError(
+            "--configurations original_scaling is the authors' for MNIST: expected mnist or mnist5k with it"
+        )
     options.seeds = seeds(options.seeds)
     command.at_least(options, 1, "epochs", "features", "latent")
     command.at_least(options, 2, "batch")
     command.at_least(options, 0, "limit", "test_limit")
     if options.test_limit == 1:
-        raise UserError("--test-limit: got 1, wanted 2 or more, or 0 for all: a test needs two images of each class")
+        raise UserError("--test-limit: got 1, expected 2 or more, or 0 for all: a test needs two images of each class")
     return options
 
 
@@ -292,7 +294,7 @@ def seeds(text: str) -> list[int]:
     except ValueError:
         found = [-1]
     if not 0 <= found[0] <= found[-1] < 2**32:
-        raise UserError("--seeds: wanted whole numbers from 0 with commas between, such as 0,1,2")
+        raise UserError("--seeds: expected whole numbers from 0 with commas between, such as 0,1,2")
     return found
 
 

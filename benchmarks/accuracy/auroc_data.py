@@ -258,7 +258,7 @@ def _check_idx(title: str, digests: Mapping[str, str], folder: Path) -> None:
             except (OSError, EOFError) as error:
                 raise UserError(f"{path} cannot be read ({error}): fetch it again") from None
             if got != md5:
-                raise UserError(f"{path} is not {title}'s: its md5, decompressed, is {got}, wanted {md5}")
+                raise UserError(f"{path} is not {title}'s: its md5, decompressed, is {got}, expected {md5}")
 
 
 def _check_cifar10(folder: Path) -> None:

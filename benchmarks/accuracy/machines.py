@@ -115,11 +115,11 @@ def read(source: str, name: str) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             held = {key: file[key] for key in file}
     except (OSError, ValueError) as error:
-        raise UserError(f"--source {source}: {error}; wanted a folder with {SETS[name][0]}") from None
+        raise UserError(f"--source {source}: {error}; expected a folder with {SETS[name][0]}") from None
     if name == "fan" and not {"x", "y", "condition"} <= set(held):
-        raise UserError(f"{path} holds {', '.join(held)}: wanted x, y, condition")
+        raise UserError(f"{path} holds {', '.join(held)}: expected x, y, condition")
     if name == "bearing" and sum("Normal" in key for key in held) != 1:
-        raise UserError(f"{path} holds {', '.join(held)}: wanted one recording with Normal in its name")
+        raise UserError(f"{path} holds {', '.join(held)}: expected one recording with Normal in its name")
     return held
 
 
@@ -290,11 +290,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.at_least(options, 1, "steps", "splits")
     options.sets = options.sets.split(",")
     if not set(options.sets) <= {*SETS, TOGETHER} or options.splits > PARTS:
-        raise UserError(f"got --sets {','.join(options.sets)}, --splits {options.splits}: wanted some of "
+        raise UserError(f"got --sets {','.join(options.sets)}, --splits {options.splits}: expected some of "
                         f"{', '.join([*SETS, TOGETHER])}, and at most {PARTS}")  # fmt: skip
     options.seconds = sorted(set(command.numbers(options.seconds, "--seconds")))
     if max(options.seconds) > 20:
-        raise UserError(f"--seconds {max(options.seconds)}: wanted at most 20, what a tested block holds twice")
+        raise UserError(f"--seconds {max(options.seconds)}: expected at most 20, what a tested block holds twice")
     return options
 
 

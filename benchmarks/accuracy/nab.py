@@ -59,7 +59,7 @@ def read(source: str) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
         values = np.array([[value] for _, value in lines], np.float64)
         spans = np.array([[np.datetime64(word[:19], "s") for word in pair] for pair in held])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--source {source}: {error}; wanted a folder with {ROWS} and {LABELS}") from None
+        raise UserError(f"--source {source}: {error}; expected a folder with {ROWS} and {LABELS}") from None
     at = np.searchsorted(times, spans)
     return times, values, [(int(first), int(last)) for first, last in at]
 
@@ -223,7 +223,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
-        raise UserError(f"--seeds: got {options.seeds!r}, wanted whole numbers with commas between") from None
+        raise UserError(f"--seeds: got {options.seeds!r}, expected whole numbers with commas between") from None
     return options
 
 

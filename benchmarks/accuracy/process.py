@@ -65,10 +65,10 @@ def read(source: str) -> dict[str, np.ndarray]:
         held = np.load(path, allow_pickle=False)
         runs = {name: held[name] for name in ("train_00", *(f"test_{i:02d}" for i in range(FAULTS + 1)))}
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--source {source}: {error}; wanted an npz of train_00 and test_00 to test_21") from None
+        raise UserError(f"--source {source}: {error}; expected an npz of train_00 and test_00 to test_21") from None
     wrong = [name for name, x in runs.items() if x.ndim != 2 or x.shape[1] != runs["train_00"].shape[1]]
     if wrong:
-        raise UserError(f"--source {source}: {wrong[0]} has shape {runs[wrong[0]].shape}: wanted rows of sensors")
+        raise UserError(f"--source {source}: {wrong[0]} has shape {runs[wrong[0]].shape}: expected rows of sensors")
     return runs
 
 
@@ -276,7 +276,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
-        raise UserError(f"--seeds: got {options.seeds!r}, wanted whole numbers with commas between") from None
+        raise UserError(f"--seeds: got {options.seeds!r}, expected whole numbers with commas between") from None
     return options
 
 

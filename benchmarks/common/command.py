@@ -46,7 +46,7 @@ def at_least(options: argparse.Namespace, least: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
-            raise UserError(f"--{name}: got {value}, wanted {least} or more")
+            raise UserError(f"--{name}: got {value}, expected {least} or more")
 
 
 def seconds(options: argparse.Namespace, *names: str) -> None:
@@ -54,7 +54,7 @@ def seconds(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if not value > 0:
-            raise UserError(f"--{name}: got {value}, wanted more than 0 seconds")
+            raise UserError(f"--{name}: got {value}, expected more than 0 seconds")
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -64,7 +64,7 @@ def numbers(text: str, option: str) -> list[int]:
     except ValueError:
         values = [0]
     if min(values) < 1:
-        raise UserError(f"{option}: got {text!r}, wanted whole numbers from 1 with commas between, such as 1,64")
+        raise UserError(f"{option}: got {text!r}, expected whole numbers from 1 with commas between, such as 1,64")
     return values
 
 
@@ -75,7 +75,7 @@ def square(text: str) -> tuple[int, int, int]:
     found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
     height, width, channels = map(int, found.groups()) if found else (0, 0, 0)
     if height != width or not channels:
-        raise UserError(f"--shapes: got {text!r}, wanted square images as HEIGHTxWIDTHxCHANNELS, such as 32x32x1")
+        raise UserError(f"--shapes: got {text!r}, expected square images as HEIGHTxWIDTHxCHANNELS, such as 32x32x1")
     return ganomaly.Ganomaly((height, width, channels)).shape
 
 

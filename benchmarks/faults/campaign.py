@@ -130,11 +130,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.parts = [part.strip() for part in options.parts.split(",")]
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown or len(set(options.parts)) < len(options.parts):
-        raise UserError(f"--parts: got {','.join(options.parts)}, wanted some of {','.join(PARTS)}, each once")
+        raise UserError(f"--parts: got {','.join(options.parts)}, expected some of {','.join(PARTS)}, each once")
     command.at_least(options, 1, *PARTS, "steps", "save_every")
     command.at_least(options, 0, "seed")
     if options.steps < 2 * options.save_every:
-        raise UserError(f"--steps: got {options.steps}, wanted at least two saves, {2 * options.save_every}")
+        raise UserError(f"--steps: got {options.steps}, expected at least two saves, {2 * options.save_every}")
     command.seconds(options, "limit")
     return options
 

@@ -219,7 +219,7 @@ def compare(bench: Bench, workdir: Path, found: Found) -> None:
     mine, wanted = losses(workdir), losses(bench.whole)
     if mine != wanted:
         same = next((i for i, (one, other) in enumerate(zip(mine, wanted, strict=False)) if one != other), "the end")
-        found.defect("other history", f"{len(mine)} lines, wanted {len(wanted)}, different from line {same} on")
+        found.defect("other history", f"{len(mine)} lines, expected {len(wanted)}, different from line {same} on")
 
 
 def _flat(tree: Any, name: str = "") -> dict[str, np.ndarray]:

@@ -154,7 +154,7 @@ def _one(bench: Bench, case: Case, folder: Path, wanted: Mapping[str, float], fo
         elif "Traceback" in said or (code == 2 and not child.one_sentence()):
             found.defect("a traceback, or more than a sentence", f"{what}: {said[-300:]}")
         elif code != case.code:
-            found.defect("another exit code", f"{what}: {code}, wanted {case.code}: {said[-300:]}")
+            found.defect("another exit code", f"{what}: {code}, expected {case.code}: {said[-300:]}")
         elif code != 2 and case.verb == "train" and case.reason:
             first = rf"{len(bad)} files? could not be read, the first: .*{re.escape(min(bad))}: .*{case.reason}"
             if not re.search(first, printed):

@@ -113,7 +113,7 @@ def broken(report: Mapping[str, Any]) -> list[str]:
     if STREAMED in found and (found[STREAMED]["exit_code"] or not found[STREAMED]["read_meanwhile"]):
         said.append(f"read on demand it did not come to its end: {found[STREAMED]['last_line']}")
     if HELD in found and found[HELD]["exit_code"] != 2:
-        said.append(f"held in memory: exit code {found[HELD]['exit_code']}, wanted one sentence and 2")
+        said.append(f"held in memory: exit code {found[HELD]['exit_code']}, expected one sentence and 2")
     return said
 
 
@@ -160,7 +160,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.at_least(options, 2, "steps", "batch")
     command.at_least(options, 1, "features")
     if not 0 < options.limit_gib < options.set_gib:
-        raise UserError(f"--set-gib {options.set_gib:g}: wanted more than --limit-gib, {options.limit_gib:g}")
+        raise UserError(f"--set-gib {options.set_gib:g}: expected more than --limit-gib, {options.limit_gib:g}")
     return options
 
 

@@ -214,11 +214,13 @@ def _sizes(text: str, roles: Sequence[str]) -> list[Size]:
     found = [re.fullmatch(r"(\d+)x(\d+)x(\d+)", part.strip()) for part in text.split(",")]
     sizes = [Size(*map(int, match.groups())) for match in found if match]
     if len(sizes) < len(found) or any(min(size) < 1 for size in sizes):
-        raise UserError(f"--sizes: got {text!r}, wanted SIDExCHANNELSxFEATURES with commas between, such as 32x1x64")
+        raise UserError(f"--sizes: got {text!r}, expected SIDExCHANNELSxFEATURES with commas between, such as 32x1x64")
     strided = [name for name in roles if ROLES[name].layer == "strided"]
     odd = [str(size) for size in sizes if size.side % 2]
     if strided and odd:
-        raise UserError(f"--sizes: got {odd[0]}, wanted an even side for {strided[0]}: its smaller map has half of it")
+        raise UserError(
+            f"--sizes: got {odd[0]}, expected an even side for {strided[0]}: its smaller map has half of it"
+        )
     return sizes
 
 
@@ -240,7 +242,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.fill(options, _QUICK if options.quick else _DEFAULTS)
     options.roles = options.roles.split(",")
     if not set(options.roles) <= set(ROLES):
-        raise UserError(f"--roles: got {options.roles}, wanted some of {', '.join(ROLES)} with commas between")
+        raise UserError(f"--roles: got {options.roles}, expected some of {', '.join(ROLES)} with commas between")
     command.at_least(options, 1, "rounds")
     command.seconds(options, "turn", "limit")
     options.batches = command.numbers(options.batches, "--batches")

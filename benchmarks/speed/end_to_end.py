@@ -205,7 +205,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.fill(options, _QUICK if options.quick else _DEFAULTS)
     options.works = options.works.split(",")
     if not set(options.works) <= set(WORKS):
-        raise UserError(f"--works: got {','.join(options.works)}, wanted train, predict or train,predict")
+        raise UserError(f"--works: got {','.join(options.works)}, expected train, predict or train,predict")
     command.at_least(options, 1, "epochs", "images", "files", "side", "rounds")
     for word in rest:
         if not (word.startswith("--config.") and "=" in word):

@@ -256,7 +256,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.only = [name.strip() for name in options.only.split(";")] if options.only else list(SIDES)
     for got, known, option in ((options.modes, MODES, "--modes"), (options.only, SIDES, "--only")):
         if not set(got) <= set(known):
-            raise UserError(f"{option}: got {got}, wanted some of {list(known)}")
+            raise UserError(f"{option}: got {got}, expected some of {list(known)}")
     command.at_least(options, 1, "rounds", "features", "latent", "files_side")
     command.at_least(options, 0, "starts")
     command.seconds(options, "turn")

@@ -328,18 +328,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="does it run: small networks, 2 devices, 2 short rounds")
     options = parser.parse_args(argv)
     if options.latency_us is not None and options.link_gb_s is None:
-        raise UserError("--latency-us: wanted --link-gb-s beside it, since the links that are assumed have their own")
+        raise UserError("--latency-us: expected --link-gb-s beside it, since the links that are assumed have their own")
     command.fill(options, (_QUICK if options.quick else _DEFAULTS) | {"latency_us": 10.0})
     options.works = options.works.split(",")
     if not set(options.works) <= set(WORKS):
-        raise UserError(f"--works: got {','.join(options.works)}, wanted some of {','.join(WORKS)}")
+        raise UserError(f"--works: got {','.join(options.works)}, expected some of {','.join(WORKS)}")
     options.shape = command.square(options.shape)
     for name in ("devices", "accelerators"):
         try:
             values = command.numbers(getattr(options, name), name)
         except UserError:
             raise UserError(
-                f"--{name}: got {getattr(options, name)!r}, wanted numbers of devices from 1, such as 2,8"
+                f"--{name}: got {getattr(options, name)!r}, expected numbers of devices from 1, such as 2,8"
             ) from None
         setattr(options, name, sorted(set(values)))
     least = {"batch": 2, "global_batch": 2, "features": 1, "latent": 1, "rounds": 1, "saves": 1, "save_every": 1}
@@ -359,7 +359,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _wanted(options: argparse.Namespace, name: str, good: bool, wanted: str) -> None:
     if not good:
-        raise UserError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, wanted {wanted}")
+        raise UserError(f"--{name.replace('_', '-')}: got {getattr(options, name)}, expected {wanted}")
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     command.seconds(options, "seconds")
     options.connections = command.numbers(options.connections, "--connections")
     if max(options.connections) > min(64, options.queue):
-        raise UserError(f"--connections: got {max(options.connections)}, wanted at most 64 and --queue")
+        raise UserError(f"--connections: got {max(options.connections)}, expected at most 64 and --queue")
     if shutil.which("wrk") is None:
         raise UserError("wrk is not installed (Debian and Ubuntu: apt-get install wrk)")
     return options

@@ -311,12 +311,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     try:
         feeder, core = map(int, options.cores.split(","))
     except ValueError:
-        raise UserError(f"--cores: got {options.cores!r}, wanted two numbers with a comma between") from None
+        raise UserError(f"--cores: got {options.cores!r}, expected two numbers with a comma between") from None
     if not options.side_by_side and not {feeder, core} <= os.sched_getaffinity(0):
         raise UserError(f"--cores: got {options.cores}, there are {sorted(os.sched_getaffinity(0))}")
     options.cores = [feeder, core]
     if not options.source and not options.side_by_side:
-        raise UserError("--source: wanted the npz of the process")
+        raise UserError("--source: expected the npz of the process")
     return options
 
 

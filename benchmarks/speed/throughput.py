@@ -158,7 +158,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     options.batches = command.numbers(options.batches, "--batches")
     options.works = options.works.split(",")
     if not set(options.works) <= set(WORKS):
-        raise UserError(f"--works: got {options.works}, wanted train, score or train,score")
+        raise UserError(f"--works: got {options.works}, expected train, score or train,score")
     command.at_least(options, 1, "rounds", "features", "latent")
     command.seconds(options, "turn", "limit")
     every = {"all": options.batches, "none": []}

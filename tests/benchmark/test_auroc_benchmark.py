@@ -43,9 +43,9 @@ def test_the_split_is_the_papers(two_classes):
     ("flags", "said"),
     [
         (["--dataset", "mnits"], "the nearest is 'mnist'"),
-        (["--dataset", "cifar10", "--configurations", "original_scaling"], "wanted mnist or mnist5k with it"),
+        (["--dataset", "cifar10", "--configurations", "original_scaling"], "expected mnist or mnist5k with it"),
         (["--dataset", "mnist", "--configurations", "papre"], "the nearest is 'paper'"),
-        (["--dataset", "mnist", "--seeds", "0,x"], "wanted whole numbers from 0"),
+        (["--dataset", "mnist", "--seeds", "0,x"], "expected whole numbers from 0"),
         (["--dataset", "mnist", "--test-limit", "1"], "a test needs two images of each class"),
         (["--dataset", "mnist", "--epochs", "0"], "--epochs"),
         (["--dataset", "mnist", "--data", "NOWHERE"], "put train-images-idx3-ubyte"),

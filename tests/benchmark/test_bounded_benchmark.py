@@ -71,8 +71,8 @@ def test_shards_hold_what_is_asked_for_and_hardly_an_image_twice(tmp_path, monke
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--set-gib", "3"), "--set-gib 3: wanted more than --limit-gib, 3.5"),
-        (("--steps", "1"), "--steps: got 1, wanted 2 or more"),
+        (("--set-gib", "3"), "--set-gib 3: expected more than --limit-gib, 3.5"),
+        (("--steps", "1"), "--steps: got 1, expected 2 or more"),
     ],
 )
 def test_options_are_checked(flags, said, tmp_path, capsys):

@@ -253,7 +253,7 @@ def test_a_stopped_run_keeps_what_it_has_and_a_case_that_fails_is_listed(tmp_pat
         (["--roles", "downsample,sleep"], "--roles"),
         (["--sizes", "32x1"], "SIDExCHANNELSxFEATURES"),
         (["--sizes", "32x0x64"], "SIDExCHANNELSxFEATURES"),
-        (["--roles", "collapse,upsample", "--sizes", "4x2x3,5x1x2"], "got 5x1x2, wanted an even side"),
+        (["--roles", "collapse,upsample", "--sizes", "4x2x3,5x1x2"], "got 5x1x2, expected an even side"),
         (["--batches", "0"], "from 1"),
         (["--rounds", "0"], "--rounds"),
         (["--turn", "0"], "--turn"),

@@ -173,12 +173,12 @@ def test_a_process_that_hangs_is_seen_and_ended(bench):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--parts", "kills,floods", "wanted some of kills,disks,flips,sources,signals"),
+        ("--parts", "kills,floods", "expected some of kills,disks,flips,sources,signals"),
         ("--parts", "kills,kills", "each once"),
-        ("--kills", "0", "wanted 1 or more"),
+        ("--kills", "0", "expected 1 or more"),
         ("--limit", "nan", "more than 0"),
         ("--steps", "5", "at least two saves"),
-        ("--seed", "-1", "wanted 0 or more"),
+        ("--seed", "-1", "expected 0 or more"),
     ],
 )
 def test_options_are_checked(option, value, said, tmp_path, capsys):

@@ -48,14 +48,14 @@ def test_every_way_gives_the_scores_of_the_scorer(name, made):
     small, large = (np.load(made[1] / f"{mode}.npy") for mode in ("device", "arrays"))
     files = [str(path) for path in sorted((made[1] / "files").iterdir())]
     assert small.shape == (COUNT, *SHAPE) and large.shape == (COUNT, SIDE, SIDE, 3)
-    for found, wanted in (
+    for found, expected in (
         (ways.device(ways.place(small)), scorer(small)),
         (ways.arrays(large), scorer(large)),
         (ways.files(files), scorer(files)),
         (ways.files(files[:1]), scorer(files[:1])),
     ):
-        assert np.ptp(wanted) > 0 or len(wanted) == 1
-        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+        assert np.ptp(expected) > 0 or len(expected) == 1
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_a_worker_answers_until_it_is_closed(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ def test_sides_that_cannot_be_made_are_left_out_with_the_reason(tmp_path, monkey
         (["--rounds", "0"], "--rounds: got 0"),
         (["--starts", "-1"], "--starts: got -1"),
         (["--turn", "0"], "--turn: got 0.0"),
-        (["--shape", "9x8x3"], "wanted square images"),
+        (["--shape", "9x8x3"], "expected square images"),
     ],
 )
 def test_bad_flags(flags, said, tmp_path, capsys):

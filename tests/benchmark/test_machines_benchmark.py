@@ -123,11 +123,11 @@ def test_bad_input_is_a_sentence(tmp_path, capsys):
         assert machines.main(["--source", str(tmp_path), "--out", str(tmp_path / "out"), *more]) == 2
         return capsys.readouterr().err
 
-    assert "wanted a folder with cwru/" in said()
-    assert "wanted some of bearing, fan" in said("--sets", "pump")
+    assert "expected a folder with cwru/" in said()
+    assert "expected some of bearing, fan" in said("--sets", "pump")
     assert "at most 3" in said("--splits", "4")
-    assert "wanted at most 20" in said("--seconds", "1,30")
-    assert "wanted whole numbers" in said("--seconds", "0.5")
+    assert "expected at most 20" in said("--seconds", "1,30")
+    assert "expected whole numbers" in said("--seconds", "0.5")
     (tmp_path / "ceiling_fan").mkdir()
     np.savez(tmp_path / "ceiling_fan" / "ceiling_fan_accel.npz", a=np.ones(2))
-    assert "holds a: wanted x, y, condition" in said("--sets", "fan")
+    assert "holds a: expected x, y, condition" in said("--sets", "fan")

@@ -184,15 +184,15 @@ def test_an_interruption_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--devices", "1,x"], "--devices: got '1,x', wanted numbers of devices"),
+        (["--devices", "1,x"], "--devices: got '1,x', expected numbers of devices"),
         (["--devices", "1,64", "--global-batch", "64"], "--devices: got 64, and there are 8"),
         (["--global-batch", "7"], "--global-batch: got 7"),
-        (["--step-ms", "nan"], "--step-ms: got nan, wanted more than 0"),
-        (["--latency-us", "5"], "wanted --link-gb-s beside it"),
+        (["--step-ms", "nan"], "--step-ms: got nan, expected more than 0"),
+        (["--latency-us", "5"], "expected --link-gb-s beside it"),
         (["--works", "weak,none"], "--works: got weak,none"),
         (["--folder", "absent/folder"], "--folder: got absent/folder"),
-        (["--images", "3"], "--images: got 3, wanted 4 or more"),
-        (["--shape", "16x32x1"], "wanted square images"),
+        (["--images", "3"], "--images: got 3, expected 4 or more"),
+        (["--shape", "16x32x1"], "expected square images"),
     ],
 )
 def test_options_that_cannot_work_are_refused_in_a_sentence(tmp_path, capsys, given, said):

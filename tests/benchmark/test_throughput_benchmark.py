@@ -350,8 +350,8 @@ def test_without_torch_one_sentence(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--shapes", "32x32"], "wanted square images"),
-        (["--shapes", "32x64x1"], "wanted square images"),
+        (["--shapes", "32x32"], "expected square images"),
+        (["--shapes", "32x64x1"], "expected square images"),
         (["--shapes", "48x48x1"], "height and width"),
         (["--batches", "0"], "from 1"),
         (["--batches", "1,many"], "from 1"),
@@ -401,7 +401,7 @@ def test_members_benchmark_from_end_to_end(tmp_path, capsys):
     assert all(found["median"] > 0 for found in case["ratios"].values())
     assert case["left_out"] == {}
     assert "| 2 | loop |" in (tmp_path / "m.md").read_text()
-    for wrong, match in ((["--members", "x"], "--members"), (["--batch", "1"], "--batch: got 1, wanted 2 or more")):
+    for wrong, match in ((["--members", "x"], "--members"), (["--batch", "1"], "--batch: got 1, expected 2 or more")):
         assert members.main([*call, *wrong]) == 2
         assert match in capsys.readouterr().err
 
