@@ -28,21 +28,21 @@ Log = Callable[[str], None]
 
 
 def parser(doc: str, **more: Any) -> argparse.ArgumentParser:
-    """With --out, described by the first line of a script's docstring; `more` is argparse's."""
+    """Returns a parser with --out, described by the first line of a script's docstring; `more` is for argparse."""
     made = argparse.ArgumentParser(description=doc.splitlines()[0], **more)
     made.add_argument("--out", required=True, help="where the results go: OUT.json and OUT.md")
     return made
 
 
 def fill(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """Set what was not given."""
+    """Sets options that were not given."""
     for name, value in values.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
 
 
 def at_least(options: argparse.Namespace, least: int, *names: str) -> None:
-    """Raise UserError for the first of these that is less; None is not."""
+    """Raises UserError for the first of these options that is smaller; None is accepted."""
     for name in names:
         value = getattr(options, name)
         if value is not None and value < least:
@@ -50,7 +50,7 @@ def at_least(options: argparse.Namespace, least: int, *names: str) -> None:
 
 
 def seconds(options: argparse.Namespace, *names: str) -> None:
-    """Raise UserError for the first of these that is not more than 0."""
+    """Raises UserError for the first of these options that is not above 0."""
     for name in names:
         value = getattr(options, name)
         if not value > 0:
@@ -58,7 +58,7 @@ def seconds(options: argparse.Namespace, *names: str) -> None:
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """Of N,N,... from 1; UserError for others."""
+    """Parses N,N,... from 1; raises UserError for anything else."""
     try:
         values = [int(value) for value in text.split(",")]
     except ValueError:
@@ -69,7 +69,7 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def square(text: str) -> tuple[int, int, int]:
-    """Of HEIGHTxWIDTHxCHANNELS; UserError if the networks cannot have it."""
+    """Parses HEIGHTxWIDTHxCHANNELS; raises UserError if the networks cannot take it."""
     from ganomaly_jax.model import ganomaly
 
     found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text.strip())
@@ -80,7 +80,7 @@ def square(text: str) -> tuple[int, int, int]:
 
 
 def choose_device(options: argparse.Namespace) -> None:
-    """Set `options.device` (auto, cpu, gpu) to JAX's backend; UserError if there is no such device."""
+    """Sets `options.device` (auto, cpu, gpu) to JAX's backend; raises UserError if there is no such device."""
     import jax
 
     if options.device == "cpu":
@@ -105,7 +105,7 @@ def own_process() -> None:
 
 
 def release() -> None:
-    """Give back what a case held: programs and memory of both libraries."""
+    """Releases the programs and memory that a case held in both libraries."""
     import jax
 
     jax.clear_caches()
@@ -118,7 +118,7 @@ def release() -> None:
 
 
 def load(log: Log = lambda line: None) -> dict[str, list[float]]:
-    """The `load_average` of a report that begins; a machine that is not idle is told of."""
+    """Returns the `load_average` for a new report, with a warning if the machine is not idle."""
     before = timing.load_average()
     if before[0] > 0.3 * timing.cores():
         log(f"the machine is not idle (load average {before[0]}): what it measures now is worth little")
@@ -126,7 +126,7 @@ def load(log: Log = lambda line: None) -> dict[str, list[float]]:
 
 
 def begin(name: str, **more: Any) -> dict[str, Any]:
-    """A report: which benchmark, when, and `more` (machine, settings, ...)."""
+    """Begins a report: which benchmark, when, and `more` (machine, settings, ...)."""
     date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"benchmark": name, "format": 1, "date": date, **more}
 
@@ -137,7 +137,7 @@ def write(
     markdown: Callable[[Mapping[str, Any]], str],
     instead: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
-    """OUT.json and OUT.md, with the words of `instead` in the place of its keys, such as the paths of a machine.
+    """Writes OUT.json and OUT.md, replacing the keys of `instead`, such as local paths, by its values.
 
     Raises:
       UserError: they cannot be written.
@@ -150,7 +150,7 @@ def write(
 
 
 def opening(report: Mapping[str, Any], title: str, about: str = "", packages: Sequence[str] = ()) -> list[str]:
-    """The first lines of a page: title, device, date, commit, versions (of all packages unless some are named), load.
+    """Returns the head of a page: title, device, date, commit, versions (of all packages or those named), load.
 
     `about` is a part of the sentence between versions and load; it ends with "; ".
     """
@@ -169,17 +169,17 @@ def opening(report: Mapping[str, Any], title: str, about: str = "", packages: Se
 
 
 def table(columns: str) -> list[str]:
-    """The first two lines of a Markdown table with these `a | b | c`."""
+    """Returns the first two lines of a Markdown table with the columns `a | b | c`."""
     return [f"| {columns} |", "|" + " --- |" * (columns.count("|") + 1)]
 
 
 def quartiles(found: Mapping[str, float], form: str = ".4g") -> str:
-    """Of a `timing.spread`: median (q1-q3)."""
+    """Formats a `timing.spread` as median (q1-q3)."""
     return f"{found['median']:{form}} ({found['q1']:{form}}-{found['q3']:{form}})"
 
 
 def extremes(found: Mapping[str, float], form: str = ".2f") -> str:
-    """Of a `timing.spread`: median (min-max)."""
+    """Formats a `timing.spread` as median (min-max)."""
     return f"{found['median']:{form}} ({found['min']:{form}}-{found['max']:{form}})"
 
 
@@ -189,7 +189,7 @@ def main(
     argv: Sequence[str] | None = None,
     stopped: str = "the files hold the cases that were measured",
 ) -> int:
-    """Run with the command line's options; its exit code. `stopped`: what is told to whoever interrupts it."""
+    """Runs with the options of the command line and returns the exit code. `stopped` is printed if interrupted."""
     try:
         options = arguments(argv)
         run(options, lambda line: print(line, flush=True))

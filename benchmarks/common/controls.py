@@ -23,7 +23,7 @@ _BLOCK = 512
 
 
 def scores(images: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """{control: [n] float64} of images[test], fitted on images[train].
+    """Computes {control: [n] float64} of images[test], fitted on images[train].
 
     Args:
       images: [N, H, W, C] of any number type.
@@ -42,14 +42,14 @@ def scores(images: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -
 
 
 def complexity(images: np.ndarray) -> np.ndarray:
-    """[n, H, W, C] -> [n] float64: mean |difference| of pixels side by side plus that of pixels one above the other."""
+    """Computes mean |difference| of horizontally plus vertically adjacent pixels: [n, H, W, C] -> [n] float64."""
     pixels = images.astype(np.float32)
     across, down = (np.abs(np.diff(pixels, axis=axis)).mean(axis=(1, 2, 3), dtype=np.float64) for axis in (2, 1))
     return across + down
 
 
 def neighbours(train: np.ndarray, test: np.ndarray, count: int) -> np.ndarray:
-    """Mean Euclidean distance [n] float64 of test [n, k] to the `count` nearest of train [m, k] (all, if fewer)."""
+    """Computes the mean distance [n] float64 of test [n, k] to the `count` nearest of train [m, k] (all if fewer)."""
     near = jnp.asarray(train)
     count = min(count, len(train))
     # Blocks of one size, so that they are one program.
@@ -69,7 +69,7 @@ def _nearest(train: Array, test: Array, count: int) -> Array:
 def _projected(
     images: np.ndarray, indices: np.ndarray, mean: np.ndarray, axes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [n, k] float32 along the components, and the squared residual [n] float64 outside of them."""
+    """Returns coordinates [n, k] float32 along the components and the squared residual [n] float64 outside them."""
     at, residual = [], []
     for part in _parts(indices):
         centred = _flat(images, part) - mean

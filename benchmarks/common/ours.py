@@ -38,7 +38,7 @@ def side(
     features: int = 64,
     bfloat16: bool = False,
 ) -> timing.Side:
-    """Our `work` ("train" or "score"), compiled and ready to be measured.
+    """Compiles our `work` ("train" or "score") for measurement.
 
     Images lie on the device as uint8; a step of training gathers its batch and scales it, up to 128 steps a call. A
     batch of scores (and p-values) is waited for before the next is begun.
@@ -71,7 +71,7 @@ def _training(detector: ganomaly.Ganomaly, batch: int, images: int) -> timing.Si
 def stepping(
     program: Any, state: Any, pixels: Array, index: Array, mesh: Any
 ) -> tuple[timing.Side, Any, Any, list[Any]]:
-    """A program of many steps a call (`train_step.make_steps`), ready to run: (side, lowered, compiled, last).
+    """Compiles a program of many steps per call (`train_step.make_steps`): (side, lowered, compiled, last).
 
     `last` holds the present state, the losses and the number of steps of the last call.
     """
@@ -98,7 +98,7 @@ def stepping(
 
 
 def untrained(detector: ganomaly.Ganomaly) -> Scorer:
-    """A scorer of uint8 images with the detector's first weights: what it costs does not depend on their values."""
+    """Makes a scorer of uint8 images with initial weights: its cost does not depend on their values."""
     settings = Config()
     settings.data.height, settings.data.width, settings.data.channels = detector.shape
     settings.model.latent_size, settings.model.features = detector.latent_size, detector.features
@@ -146,7 +146,7 @@ def _device_peak() -> Callable[[], int] | None:
 
 
 def operations(work: str, shape: Sequence[int], batch: int, latent: int, features: int) -> float:
-    """Floating-point operations of a batch by the definition of the layers, each pass once, products alone.
+    """Counts FLOPs of a batch by the definition of the layers: each pass once, products only.
 
     What a device at its matmul peak would have to do without algorithms that need fewer products.
     """
@@ -171,7 +171,7 @@ def operations(work: str, shape: Sequence[int], batch: int, latent: int, feature
 
 
 def counted(lowered: Any, compiled: Any) -> dict[str, Any]:
-    """XLA's count of one step, of the program as compiled (`flops`) and before its optimisation; bytes it needs.
+    """Returns XLA's FLOPs of one step, as compiled (`flops`) and before optimisation, and its bytes.
 
     The loop over steps counts once, its length being an argument.
     """

@@ -16,7 +16,7 @@ _COLUMNS += " | peak MiB, ours / eager / tuned"
 
 
 def row(case: Mapping[str, Any]) -> str:
-    """One line of the Markdown table."""
+    """Returns one row of the Markdown table."""
     head = [case["work"], "x".join(map(str, case["shape"])), str(case["batch"])]
     if case["status"] != "measured":
         return " | ".join(head + [case["status"]] + ["-"] * (_COLUMNS.count("|") - 3))
@@ -48,7 +48,7 @@ def row(case: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page: device and versions, one table, what was left out."""
+    """Formats the report as a page: device and versions, one table, what was left out."""
     settings = report["settings"]
     peaks = [
         f"{library} {dtype} {rate / 1e12:.4g} TFLOP/s"

@@ -51,19 +51,19 @@ class Side:
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Returns the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds(side: Side, steps: int) -> float:
-    """How long so many steps take."""
+    """Measures the seconds that this many steps take."""
     begin = time.perf_counter()
     side.run(steps)
     return time.perf_counter() - begin
 
 
 def steps_a_turn(side: Side, turn_s: float, most: int = 20_000) -> tuple[int, float]:
-    """(how many steps take about `turn_s`, seconds of one); it runs some, which warms up."""
+    """Returns (steps that take about `turn_s`, seconds of one) after running some, which warms up."""
     each = seconds(side, 1)
     for part in (5, 1):
         if each < turn_s:  # a slow one needs no second try
@@ -73,7 +73,7 @@ def steps_a_turn(side: Side, turn_s: float, most: int = 20_000) -> tuple[int, fl
 
 
 def rotate(sides: Mapping[str, Side], steps: Mapping[str, int], rounds: int) -> dict[str, list[float]]:
-    """Seconds a step of each side in each round: one turn of each, one after the other, in the same order.
+    """Measures seconds per step of each side in each round: one turn each, always in the same order.
 
     A turn begins with a step that is not timed: the memory and caches of the side before are not its work.
     """
@@ -87,18 +87,18 @@ def rotate(sides: Mapping[str, Side], steps: Mapping[str, int], rounds: int) -> 
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and ends of some numbers."""
+    """Computes median, quartiles and extremes of some numbers."""
     low, q1, median, q3, high = np.quantile(np.asarray(values, np.float64), (0, 0.25, 0.5, 0.75, 1)).tolist()
     return {"median": median, "min": low, "q1": q1, "q3": q3, "max": high}
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """How many times as fast as theirs ours is: the spread of theirs / ours, round by round."""
+    """Computes how many times as fast ours is: the spread of theirs / ours, round by round."""
     return spread([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
 def pictures(count: int, shape: Sequence[int]) -> np.ndarray:
-    """[count, H, W, C] uint8: a soft spot on a noisy ground, something that a GAN can learn.
+    """Draws images [count, H, W, C] uint8 that a GAN can learn: a soft spot on a noisy ground.
 
     On plain noise the discriminator wins at once and its vanishing gradients become denormal numbers, which are slow.
     """
@@ -118,7 +118,7 @@ def pictures(count: int, shape: Sequence[int]) -> np.ndarray:
 
 
 def host_peak() -> int:
-    """The most memory in bytes that this process has held on the host."""
+    """Returns the peak host memory of this process in bytes."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         # Not ru_maxrss where it can be helped: Linux starts that of a child at what its parent held.
@@ -128,7 +128,7 @@ def host_peak() -> int:
 
 
 def available() -> int | None:
-    """Memory in bytes that the host could still give, None where it does not say."""
+    """Returns the available host memory in bytes, or None if it is unknown."""
     try:
         return int(Path("/proc/meminfo").read_text(encoding="ascii").split("MemAvailable:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
@@ -136,13 +136,13 @@ def available() -> int | None:
 
 
 def environment() -> dict[str, str]:
-    """That of this process, for a child that imports this checkout."""
+    """Returns this process's environment for a child that imports this checkout."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
 
 
 def peak_memory(module: str, arguments: Mapping[str, Any], steps: int) -> dict[str, int]:
-    """Bytes at the peak of this process after some steps of `module.side(**arguments)`; for a process of its own.
+    """Returns peak bytes after some steps of `module.side(**arguments)`; meant to run in its own process.
 
     `imported` is the host's peak before the side was made, `host` the one at the end, compilation included, `device`
     that of the device's allocator where there is one.
@@ -158,7 +158,7 @@ def peak_memory(module: str, arguments: Mapping[str, Any], steps: int) -> dict[s
 def in_own_process(
     function: str, arguments: Mapping[str, Any], timeout_s: float = 900, python: str = sys.executable
 ) -> Any:
-    """What `package.module:function` of ours returns for these keyword arguments in a fresh process, through JSON.
+    """Calls our `package.module:function` with keyword arguments in a new process; the result travels as JSON.
 
     `python` may be another interpreter, which has what that module imports.
 
@@ -182,20 +182,20 @@ def in_own_process(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of JAX, PyTorch or Python says that memory did not suffice."""
+    """Returns whether an error of JAX, PyTorch or Python means that memory ran out."""
     words = ("resource_exhausted", "out of memory", "outofmemory", "can't allocate memory", "not enough memory")
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def one_line(error: BaseException) -> str:
-    """An error in one line of at most 200 characters."""
+    """Formats an error as one line of at most 200 characters."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _best_rate(multiply: Callable[[int], None], size: int, repeats: int = 5) -> float:
-    """FLOP/s of the fastest of some chains of products of size x size matrices; `multiply(n)` does n and waits."""
+    """Returns the best FLOP/s of chains of size x size matrix products; `multiply(n)` computes n and waits."""
     multiply(1)
     count = 4
     times = []
@@ -207,7 +207,7 @@ def _best_rate(multiply: Callable[[int], None], size: int, repeats: int = 5) -> 
 
 
 def jax_matmul_peak(dtype: str, size: int) -> float:
-    """Measured FLOP/s of a square product in JAX on its default device, in its default precision."""
+    """Measures FLOP/s of a square matrix product in JAX on its default device, in its default precision."""
     import jax
     import jax.numpy as jnp
 
@@ -225,7 +225,7 @@ def jax_matmul_peak(dtype: str, size: int) -> float:
 
 
 def torch_matmul_peak(dtype: str, size: int, device: str) -> float:
-    """The same in PyTorch on `device`; float32 there with TF32 allowed, as JAX does by default."""
+    """Measures the same in PyTorch on `device`; float32 with TF32 allowed, as JAX does by default."""
     import torch
 
     allow_tf32(device)
@@ -246,7 +246,7 @@ def torch_matmul_peak(dtype: str, size: int, device: str) -> float:
 
 
 def allow_tf32(device: str) -> None:
-    """Let float32 products of PyTorch use TF32 on a GPU, as JAX's and PyTorch's own convolutions do by default."""
+    """Lets float32 products of PyTorch use TF32 on a GPU, as JAX's and PyTorch's convolutions do by default."""
     import torch
 
     if device == "cuda":
@@ -254,12 +254,12 @@ def allow_tf32(device: str) -> None:
 
 
 def load_average() -> list[float]:
-    """Processes that wanted to run, over 1, 5 and 15 minutes."""
+    """Returns the load average over 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]
 
 
 def machine() -> dict[str, Any]:
-    """Processor, memory, devices, versions, threads and environment: what a figure depends on."""
+    """Describes what figures depend on: processor, memory, devices, versions, threads and environment."""
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
     found: dict[str, Any] = {
         "processor": _processor(),
@@ -298,7 +298,7 @@ def _processor() -> str:
 
 
 def versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of these packages, as far as they are installed here."""
+    """Returns the versions of these packages, as far as they are installed."""
     return {name: version for name in packages if (version := _version(name))}
 
 
@@ -317,7 +317,7 @@ def _read(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with `+` where something is changed; None outside a repository."""
+    """Returns the checkout's commit, with `+` if there are changes; None outside a repository."""
     try:
         call = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         ran = subprocess.run(call, capture_output=True, text=True, timeout=10, check=False)

@@ -46,7 +46,7 @@ MUST_HOLD = {
 
 
 def measure(options: argparse.Namespace, report: dict[str, Any], write: Callable[[], None], log: Log) -> None:
-    """Fill `report["found"]` part by part, with `write` after every fault."""
+    """Fills `report["found"]` part by part, calling `write` after every fault."""
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
         flags: tuple[str, ...] = ("--config", str(timing.ROOT / "configs" / "smoke.py"), "--config.train.log_every=1")
         flags += tuple(f"--config.model.{name}=4" for name in ("features", "latent_size"))
@@ -83,7 +83,7 @@ def _line(counts: Mapping[str, Any]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     machine, settings, times = report["machine"], report["settings"], report["without_fault_s"]
     lines = [
         "# Faults: what is left after them",
@@ -113,7 +113,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them, with commas between (default: all)")
     parser.add_argument("--kills", type=int, default=200, help="SIGKILLs (default: %(default)s)")
@@ -140,7 +140,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure what is asked for, writing the two files after every fault; the report."""
+    """Runs the requested parts, writing the two files after every fault, and returns the report."""
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     import jax
 
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code, 1 where something did not hold."""
+    """Runs the command and returns its exit code, 1 if an expectation did not hold."""
     broken: list[str] = []
 
     def counted(options: argparse.Namespace, log: Log) -> None:

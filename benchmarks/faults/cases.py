@@ -40,7 +40,7 @@ _ROOM = 2**20  # bytes; a save asks for more, so a disk with less left is full f
 
 
 def kills(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> None:
-    """SIGKILL at any moment of a process's life: what was saved is whole, and little is lost."""
+    """Sends SIGKILL at any moment of a process's life: what was saved is intact, and little is lost."""
 
     def drawn(left: float) -> float:
         loop_s = left * bench.loop_s
@@ -67,7 +67,7 @@ def kills(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> N
 
 
 def _count_lost(bench: Bench, workdir: Path, found: Found) -> None:
-    """Steps that the device was sent beyond the last checkpoint: the most that can be lost."""
+    """Counts steps sent to the device after the last checkpoint: the most that can be lost."""
     sent = bench.sent.read_bytes() if bench.sent.exists() else b""
     if not sent:  # it did not come to its first step
         return
@@ -81,7 +81,7 @@ def _count_lost(bench: Bench, workdir: Path, found: Found) -> None:
 
 
 def signals(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> None:
-    """SIGTERM at any moment of the loop: the process saves, says so and is gone within 10 s."""
+    """Sends SIGTERM at any moment of the loop: the process saves, says so and exits within 10 s."""
 
     def drawn(left: float) -> float:
         return float(bench.random.uniform(0, _LONGER * left * bench.loop_s))
@@ -121,7 +121,7 @@ def signals(bench: Bench, times: int, found: Found, tell: Callable[[], None]) ->
 def _stopped(
     bench: Bench, times: int, found: Found, drawn: Callable[[float], float]
 ) -> Iterator[tuple[Child, Path, float]]:
-    """Processes that train, each with the moment (seconds) at which to stop it; a training that ends is compared.
+    """Yields training processes with the moment (seconds) to stop each; a training that ends is compared.
 
     `drawn` draws one for the share of the steps that are left; one that comes after its end lets the training end.
     Ends when `times` were stopped and the last training has come to its end.
@@ -164,7 +164,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def disks(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> None:
-    """A disk that is full, and in turn one that may not be written to, from some moment of the training on."""
+    """Makes the disk full, or in turn read-only, from some moment of the training on."""
     mounts = can_mount(bench.scratch)
     chmod = "chmod" if os.geteuid() else "a file in the place of the folder"
     full = (_full if mounts else _limited, "tmpfs" if mounts else "RLIMIT_FSIZE")
@@ -207,7 +207,7 @@ def _disk(bench: Bench, way: Callable[..., Any], folder: Path, name: str, found:
 
 
 def can_mount(scratch: Path) -> bool:
-    """Whether this process may mount file systems."""
+    """Returns whether this process may mount file systems."""
     try:
         with _mounted(scratch / "try", "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
             return True
@@ -299,7 +299,7 @@ def _refusing(bench: Bench, folder: Path) -> Iterator[Callable[[Child], Callable
 
 
 def flips(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> None:
-    """One bit turned, or a file cut short, in a checkpoint and in a detector: nothing may load."""
+    """Flips one bit or truncates a file in a checkpoint and in a detector: nothing may load."""
     from ganomaly_jax.scoring import scorer
 
     loads: dict[str, Callable[[Path], Any]] = {"checkpoint": sealed_pytree.read, "detector": scorer.load}

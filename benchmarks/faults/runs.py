@@ -74,12 +74,12 @@ class Bench:
 
     @property
     def whole(self) -> Path:
-        """The folder of the run that nothing happened to."""
+        """Returns the folder of the run without faults."""
         return self.scratch / "whole"
 
     @property
     def sent(self) -> Path:
-        """Where a training that is `noting` writes the step to which it has sent the device."""
+        """Returns the file in which a training that is `noting` writes the step that it has sent to the device."""
         return self.scratch / "sent"
 
     def noting(self) -> str:
@@ -98,14 +98,14 @@ class Child:
     errors: Path
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit code, None while it still runs after so long."""
+        """Waits for its exit code; None if it still runs after this long."""
         try:
             return self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
             return None
 
     def until(self, condition: Callable[[], Any], seconds: float) -> bool:
-        """Whether the condition held before the process ended, or so long had passed."""
+        """Waits and returns whether the condition held before the process ended or the time was over."""
         end = time.monotonic() + seconds
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -120,14 +120,14 @@ class Child:
         return self.errors.read_text(errors="replace").strip()
 
     def one_sentence(self) -> bool:
-        """Whether all that it complained of is one line of ours."""
+        """Returns whether standard error is exactly one line of ours."""
         said = self.complaint()
         return said.startswith("ganomaly: ") and "\n" not in said
 
 
 @contextlib.contextmanager
 def ganomaly(bench: Bench, arguments: Sequence[str], program: str = "") -> Iterator[Child]:
-    """A `ganomaly VERB ...` that is running; at the end it is killed if it still does."""
+    """Runs `ganomaly VERB ...` during the block; it is killed if it is still running at the end."""
     environment = {"JAX_COMPILATION_CACHE_DIR": str(bench.scratch / "compiled"), **timing.environment()}
     environment |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     out, errors = bench.scratch / "out", bench.scratch / "errors"
@@ -143,14 +143,14 @@ def ganomaly(bench: Bench, arguments: Sequence[str], program: str = "") -> Itera
 
 
 def compile_all(bench: Bench) -> None:
-    """Fill JAX's cache by a short training, which is thrown away."""
+    """Fills JAX's cache with a short training, which is discarded."""
     with ganomaly(bench, [*bench.train(bench.scratch / "cold"), f"--config.train.steps={bench.save_every}"]) as child:
         _must_work(child, bench)
     shutil.rmtree(bench.scratch / "cold")
 
 
 def prepare(bench: Bench) -> Bench:
-    """Train without a fault; the bench with how long that took.
+    """Trains without a fault and returns the bench, with the time that it took.
 
     Raises:
       UserError: it does not even work without a fault.
@@ -185,7 +185,7 @@ def last(workdir: Path) -> int:
 
 
 def losses(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl that are whole, without their speed."""
+    """Returns the complete lines of history.jsonl, without their speed."""
     lines = []
     with contextlib.suppress(FileNotFoundError):
         for line in (workdir / "history.jsonl").read_text().splitlines():
@@ -195,7 +195,7 @@ def losses(workdir: Path) -> list[dict[str, Any]]:
 
 
 def unreadable(workdir: Path, found: Found) -> None:
-    """Count the checkpoints (and the detector) that are there; each must load."""
+    """Counts the checkpoints (and the detector); each must load."""
     for folder in [workdir / "checkpoints" / f"{step:08d}" for step in checkpoints(workdir)] + [workdir / "detector"]:
         if folder.exists():
             found.count("folders_read_back")
@@ -206,7 +206,7 @@ def unreadable(workdir: Path, found: Found) -> None:
 
 
 def compare(bench: Bench, workdir: Path, found: Found) -> None:
-    """A training that has ended must have left what the one without a fault has left, to the bit."""
+    """Compares a finished training with the one without a fault, which it must equal bit for bit."""
     found.count("trainings_compared")
     if last(workdir) != bench.steps:
         found.defect("not at its last step", f"step {last(workdir)} of {bench.steps}")
@@ -233,7 +233,7 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 
 def finish(bench: Bench, workdir: Path, found: Found) -> None:
-    """Go on to the end without a further fault, and compare."""
+    """Continues to the end without a further fault, and compares."""
     with ganomaly(bench, bench.train(workdir)) as child:
         if ended_well(bench, child, child.wait(bench.limit_s), found):
             compare(bench, workdir, found)

@@ -97,7 +97,7 @@ CASES = (
 
 
 def sources(bench: Bench, times: int, found: Found, tell: Callable[[], None]) -> None:
-    """So many cases in turn: each bad file is named, the rest is used, nothing hangs."""
+    """Runs this many cases in turn: each bad file is named, the rest is used, nothing hangs."""
     folder = bench.scratch / "images"
     _write_images(folder)
     with ganomaly(bench, _call(bench, "predict", folder)) as child:
@@ -171,7 +171,7 @@ def _check_rows(
     what: str,
     found: Found,
 ) -> None:
-    """Every bad file with its reason, every other with the score that it has without a fault."""
+    """Checks that every bad file has its reason, and every other the score that it has without a fault."""
     for name in wanted.keys() | set(bad):
         row = rows.get(name, {})
         if name in bad:

@@ -42,7 +42,7 @@ _FIELDS = {"VmHWM": "peak_rss", "VmPeak": "peak_addresses", "RssAnon": "peak_ano
 
 
 def packed(folder: Path, options: argparse.Namespace, log: Log) -> tuple[int, int]:
-    """(images, bytes) of shards in the folder, each made by `ganomaly pack`; every 50th image is anomalous."""
+    """Packs shards into the folder with `ganomaly pack` and returns (images, bytes); every 50th image is anomalous."""
     height, width, _ = options.shape
     each = max(_SHARD_BYTES // int(np.prod(options.shape)), 1)
     shards = -(-int(options.set_gib * 2**30) // (each * int(np.prod(options.shape))))
@@ -62,7 +62,7 @@ def packed(folder: Path, options: argparse.Namespace, log: Log) -> tuple[int, in
 
 
 def trained(way: str, data: Path, workdir: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """`ganomaly train` under the limit, to its end: exit code, seconds, peaks in bytes, its last line."""
+    """Runs `ganomaly train` under the limit and returns exit code, seconds, peaks in bytes and the last line."""
     height, width, channels = options.shape
     values = {"data.stream": way, "train.steps": options.steps, "train.batch_size": options.batch}
     values |= {"data.height": height, "data.width": width, "data.channels": channels}
@@ -106,7 +106,7 @@ def _look(pid: int, peaks: dict[str, int]) -> None:
 
 
 def broken(report: Mapping[str, Any]) -> list[str]:
-    """What did not hold, in words."""
+    """Returns sentences on the expectations that did not hold."""
     found, said = report["found"], []
     if report["bytes"] <= report["settings"]["limit_gib"] * 2**30:
         said.append("the set is not larger than the limit")
@@ -118,7 +118,7 @@ def broken(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     settings, machine, loads = report["settings"], report["machine"], report["load_average"]
     kind = "x".join(map(str, settings["shape"]))
     lines = [
@@ -146,7 +146,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--set-gib", type=float, default=4.0, help="GiB of packed pixels (default: %(default)s)")
     parser.add_argument("--limit-gib", type=float, default=3.5, help="of address space (default: %(default)s)")
@@ -165,7 +165,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure both ways, writing the two files after each; the report."""
+    """Measures both ways, writing the two files after each, and returns the report."""
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "folder")}
     report = command.begin(
         "bounded", machine=timing.machine(), settings=settings, load_average=command.load(), found={}
@@ -183,7 +183,7 @@ def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code, 1 where something did not hold."""
+    """Runs the command and returns its exit code, 1 if an expectation did not hold."""
     wrong: list[str] = []
     return command.main(arguments, lambda options, log: wrong.extend(broken(run(options, log))), argv) or int(
         bool(wrong)

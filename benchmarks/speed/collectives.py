@@ -33,7 +33,7 @@ Moved = dict[str, dict[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """What an accelerator is connected by; `most` of them at a time, 0: any number."""
+    """A link between accelerators that connects at most `most` of them, 0: any number."""
 
     name: str
     gb_s: float
@@ -52,7 +52,7 @@ LINKS = (
 
 
 def moved(text: str) -> Moved:
-    """{operation: {"operations", "bytes", "largest"}} of one step, from the text of a compiled program (XLA's HLO).
+    """Counts collectives in XLA's HLO text of one step: {operation: {"operations", "bytes", "largest"}}.
 
     Bytes are those of the operands on one device. Only what is in a loop counts, and once, since the loop is that over
     steps; operations within groups of one device, which send nothing, do not.
@@ -90,7 +90,7 @@ def _called(line: str) -> list[str]:
 
 
 def _collectives(lines: list[str]) -> list[tuple[str, int]]:
-    """(operation, bytes of its operands) of a computation."""
+    """Lists (operation, bytes of its operands) of a computation."""
     instructions = [found.groups() for line in lines if (found := _INSTRUCTION.match(line))]
     shapes = {name: shape for name, shape, _, _ in instructions}
     collectives = []
@@ -107,14 +107,14 @@ def _collectives(lines: list[str]) -> list[tuple[str, int]]:
 
 
 def _group(rest: str) -> int:
-    """Devices of a group of an operation; 0 where it names none, which is all of them."""
+    """Returns the number of devices in a group of an operation; 0 if it names none, which means all."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest)
     return listed[1].count(",") + 1 if listed else int(counted[1]) if counted else 0
 
 
 def _closing(rest: str) -> int:
-    """Where the parenthesis closes that opened before."""
+    """Returns the index of the closing parenthesis."""
     depth = 1
     for at, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
@@ -124,7 +124,7 @@ def _closing(rest: str) -> int:
 
 
 def _bytes(shape: str) -> int:
-    """Of `f32[4,4]{1,0}`, or of a tuple of such."""
+    """Returns the bytes of a shape such as `f32[4,4]{1,0}`, or of a tuple of shapes."""
     total = 0
     for kind, sides in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
         bits = re.search(r"\d+", kind)
@@ -133,19 +133,19 @@ def _bytes(shape: str) -> int:
 
 
 def sent(moved: Moved, devices: int) -> float:
-    """Bytes that each of so many devices sends in a step."""
+    """Computes the bytes that each device sends in a step."""
     return sum(_SENT[operation](devices) * found["bytes"] for operation, found in moved.items())
 
 
 def added_s(moved: Moved, devices: int, link: Link) -> float:
-    """Seconds that a step on so many accelerators takes longer than alone, by the model."""
+    """Computes, by the model, the seconds by which a step on several accelerators is longer than on one."""
     operations = sum(found["operations"] for found in moved.values())
     waiting = link.latency_us * 1e-6 * operations * math.ceil(math.log2(devices))
     return sent(moved, devices) / (link.gb_s * 1e9) + waiting
 
 
 def predict(ways: Mapping[str, Moved], step_s: float, links: tuple[Link, ...], counts: list[int]) -> list[dict]:
-    """By way, link and number of accelerators: `added_ms` and `efficiency`, t(1) / t(N) with as many images on each."""
+    """Predicts `added_ms` and `efficiency`, t(1) / t(N) at equal images per device, by way, link and device count."""
     rows = []
     for way, found in ways.items():
         for link in links:

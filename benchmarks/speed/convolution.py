@@ -37,7 +37,7 @@ _COLUMNS = "size | batch | form | ms in the loop | ms outside | GFLOP/s in the l
 
 
 def looped(form: Form, inner: int) -> Callable[[Array, Array, Array], Array]:
-    """(n, a, b) to what is left of n * inner calls of the form, none of which can be left out or moved.
+    """Makes a program (n, a, b) of n * inner calls of the form, none of which can be eliminated or hoisted.
 
     Each depends on the one before by one element of the inputs, and the whole of each goes into the result. A loop
     whose length is known runs inside one that is not, since a GPU asks the host before each turn of the latter.
@@ -58,7 +58,7 @@ def looped(form: Form, inner: int) -> Callable[[Array, Array, Array], Array]:
 
 
 def side(form: Form, arrays: Sequence[Array], inner: int) -> timing.Side:
-    """The form ready to run: in a loop, `inner` calls a step, or with `inner` 0 as a program of its own, waited for."""
+    """Compiles the form: in a loop of `inner` calls per step, or with `inner` 0 as a program of its own."""
     begin = time.perf_counter()
     count = jnp.asarray(1, jnp.int32)
     if inner:
@@ -78,7 +78,7 @@ def side(form: Form, arrays: Sequence[Array], inner: int) -> timing.Side:
 
 
 def measure(name: str, size: Size, batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """One case: every form made ready, in the loop and outside, then the rounds. It goes into the JSON as it is."""
+    """Measures one case, every form in the loop and outside; the result is written to the JSON file as it is."""
     role, random = ROLES[name], np.random.default_rng(0)
     arrays = [jnp.asarray(0.1 * random.standard_normal(s), options.dtype) for s in role.shapes(batch, size)]
     left_out: dict[str, str] = {}
@@ -116,7 +116,7 @@ def measure(name: str, size: Size, batch: int, options: argparse.Namespace, log:
 
 
 def summarise(flops: int, taken: Mapping[str, Mapping[str, Sequence[float]]], choice: str | None) -> dict[str, Any]:
-    """The figures of a case from the seconds a call of each form in each round, in the `loop` and `outside`.
+    """Summarises the seconds per call of each form in each round, in the `loop` and `outside`.
 
     `best` is the form with the smallest median in the loop; `ratio` is how many times as slow as that the choice is,
     round by round where both were repeated.
@@ -139,7 +139,7 @@ def summarise(flops: int, taken: Mapping[str, Mapping[str, Sequence[float]]], ch
 
 
 def verdict(case: Mapping[str, Any]) -> str:
-    """What the figures say of the choice, in words."""
+    """Describes in words what the figures say about the choice."""
     if case["ratio"] is None:
         return "the choice was not measured"
     if case["choice"] == case["best"]:
@@ -152,7 +152,7 @@ def verdict(case: Mapping[str, Any]) -> str:
 
 
 def rows(case: Mapping[str, Any]) -> list[str]:
-    """The lines of the Markdown table, one a form."""
+    """Returns the rows of the Markdown table, one per form."""
 
     def milliseconds(found: Mapping[str, Any], where: str) -> str:
         if f"{where}_ms" not in found:
@@ -183,7 +183,7 @@ def rows(case: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page: device and versions, the choices that are not the fastest, one table a role."""
+    """Formats the report as a page: device and versions, choices that are not the fastest, one table per role."""
     settings, cases = report["settings"], report["cases"]
     about = f"{settings['dtype']}; {settings['rounds']} rounds of turns of about {settings['turn_s']:g} s; "
     lines = [
@@ -225,7 +225,7 @@ def _sizes(text: str, roles: Sequence[str]) -> list[Size]:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--roles", default=",".join(ROLES), help=f"of {', '.join(ROLES)} (default: all)")
     parser.add_argument("--sizes", help="SIDExCHANNELSxFEATURES,... for each role (default: those of the networks)")
@@ -256,7 +256,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure every case and write the two files after each; the report."""
+    """Measures every case, writing the two files after each, and returns the report."""
     command.choose_device(options)
     options.inner = 1 if options.device == "cpu" else 16
     load = command.load(log)

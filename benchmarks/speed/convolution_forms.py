@@ -54,12 +54,12 @@ class Role:
     of_twin: bool = False
 
     def shapes(self, batch: int, size: Size) -> list[tuple[int, ...]]:
-        """Those of the two arrays."""
+        """Returns the shapes of the two arrays."""
         found = shapes(self.layer, batch, size)
         return [found[name] for name in self.arrays]
 
     def flops(self, batch: int, size: Size) -> int:
-        """Additions and multiplications of the definition."""
+        """Counts the additions and multiplications of the definition."""
         found = shapes(self.layer, batch, size)
         return 2 * math.prod(found["small"][:-1]) * math.prod(found["kernel"])
 
@@ -98,12 +98,12 @@ def _unit_lax(x: Array, k: Array) -> Array:
 
 
 def _forward(layer: Form) -> Form:
-    """As it runs where it is differentiated."""
+    """Returns the forward pass as it runs when it is differentiated."""
     return lambda x, k: jax.vjp(layer, x, k)[0]
 
 
 def _in_kernel(layer: Form, shape: Callable[[Array, Array], tuple[int, ...]]) -> Form:
-    """Its gradient with respect to the kernel, for the input and the cotangent."""
+    """Returns the gradient with respect to the kernel, as a function of input and cotangent."""
 
     def form(x: Array, g: Array) -> Array:
         y, back = jax.vjp(layer, x, jnp.zeros(shape(x, g), x.dtype))
@@ -113,7 +113,7 @@ def _in_kernel(layer: Form, shape: Callable[[Array, Array], tuple[int, ...]]) ->
 
 
 def _in_input(layer: Form) -> Form:
-    """Its gradient with respect to the input, for the cotangent and the kernel; input as large as output."""
+    """Returns the gradient with respect to an input as large as the output, from cotangent and kernel."""
 
     def form(g: Array, k: Array) -> Array:
         y, back = jax.vjp(layer, jnp.zeros((*g.shape[:-1], k.shape[2]), g.dtype), k)
@@ -123,7 +123,7 @@ def _in_input(layer: Form) -> Form:
 
 
 def _in_float32(form: Form) -> Form:
-    """With bfloat16 as a way of rounding only."""
+    """Returns the form computed in float32, with bfloat16 used only for rounding."""
     return lambda a, b: form(a.astype(jnp.float32), b.astype(jnp.float32)).astype(a.dtype)
 
 
@@ -230,7 +230,7 @@ FORMS = {
 
 
 def available(name: str, size: Size, dtype: str = "float32") -> dict[str, Form]:
-    """The forms of a role that this size can be computed with; of bfloat16 also in float32."""
+    """Returns the forms of a role that can compute this size; for bfloat16 also in float32."""
     blocks = size.side % 4 == 0
     forms = {form: function for form, function in ROLES[name].forms.items() if blocks or form != "filtered"}
     if dtype == "bfloat16":
@@ -239,7 +239,7 @@ def available(name: str, size: Size, dtype: str = "float32") -> dict[str, Form]:
 
 
 def chosen(name: str, size: Size, batch: int, platform: str, dtype: str = "float32") -> str | None:
-    """The form that ganomaly_jax.model.convolution computes this with on a platform; None if it is none of those here.
+    """Returns the form that ganomaly_jax.model.convolution uses on a platform; None if it is not among these.
 
     Its own program, traced with the platform given and freed of what the result does not need, is compared with that
     of each form.

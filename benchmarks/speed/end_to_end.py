@@ -43,7 +43,7 @@ class Ran:
     lines: list[tuple[float, str]]
 
     def at(self, beginning: str) -> float:
-        """When the first line that begins so was printed."""
+        """Returns when the first line with this beginning was printed."""
         found = [at for at, line in self.lines if line.startswith(beginning)]
         if not found:
             raise UserError(f"the command did not print {beginning!r}: this benchmark does not know that version of it")
@@ -51,7 +51,7 @@ class Ran:
 
 
 def cli(arguments: Sequence[str], log: Log = lambda line: None) -> Ran:
-    """Run `python -m ganomaly_jax ...` in a process of its own.
+    """Runs `python -m ganomaly_jax ...` in its own process.
 
     Raises:
       UserError: it failed; the message is its own.
@@ -84,7 +84,7 @@ def cli(arguments: Sequence[str], log: Log = lambda line: None) -> Ran:
 
 
 def start_seconds() -> float:
-    """How long a process of its own takes until what trains is imported and the device is there."""
+    """Measures how long a new process takes to import what training needs and to find the device."""
     timing.in_own_process("benchmarks.speed.end_to_end:ready", {})  # once for the disk
     begin = time.time()
     timing.in_own_process("benchmarks.speed.end_to_end:ready", {})
@@ -92,7 +92,7 @@ def start_seconds() -> float:
 
 
 def ready() -> None:
-    """Import what `train` does and find the device. For a process of its own, as the next: it holds the device."""
+    """Imports what `train` imports and finds the device; run in its own process, because it occupies the device."""
     import jax
 
     from ganomaly_jax.data import sources  # noqa: F401
@@ -103,13 +103,13 @@ def ready() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """`timing.machine` with JAX's devices."""
+    """Returns `timing.machine` with JAX's devices."""
     ready()
     return timing.machine()
 
 
 def stages(ran: Ran, workdir: Path, start_s: float) -> dict[str, float]:
-    """Where the seconds of a `train` went, from what it printed and from when it wrote the files of its folder.
+    """Divides the seconds of a `train` into stages, from its output and the times of its files.
 
     `start` is that of `start_seconds`; `data` ends when config.json is there: images read, split and hashed;
     `compilation`, of the first weights and the step, when it prints so; `training` with the last checkpoint;
@@ -131,7 +131,7 @@ def stages(ran: Ran, workdir: Path, start_s: float) -> dict[str, float]:
 
 
 def train(options: argparse.Namespace, workdir: Path, log: Log) -> dict[str, Any]:
-    """Train and evaluate with nothing compiled before; then evaluate again, and train one step, with all compiled."""
+    """Trains and evaluates with an empty cache; then evaluates again, and trains one step, with a filled cache."""
     start_s = start_seconds()
     call = ["train", "--workdir", str(workdir), *options.flags]
     log("train and evaluate, compiling everything")
@@ -162,7 +162,7 @@ def train(options: argparse.Namespace, workdir: Path, log: Log) -> dict[str, Any
 
 
 def predict(options: argparse.Namespace, workdir: Path, scratch: Path, log: Log) -> dict[str, Any]:
-    """Files a second of the command, and of its parts in one process with one thread that decodes and with all."""
+    """Measures files per second of the command, and of its parts with one decoding thread and with all."""
     if not workdir.exists():
         log("a detector of one step")
         cli(["train", "--workdir", str(workdir), *options.flags, "--config.train.steps=1"])
@@ -190,7 +190,7 @@ def predict(options: argparse.Namespace, workdir: Path, scratch: Path, log: Log)
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked; `flags` is what `train` is given."""
+    """Parses and checks the command line; `flags` are passed to `train`."""
     parser = command.parser(__doc__, allow_abbrev=False, epilog="--config.KEY=VALUE goes to `ganomaly train`")
     parser.add_argument("--works", default="train,predict", help="of train, predict (default: both)")
     parser.add_argument("--config", help="what is trained (default: configs/mnist.py)")
@@ -218,7 +218,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure what is asked for and write the two files after each part; the report."""
+    """Runs the requested measurements, writing the two files after each, and returns the report."""
     load = command.load(log)
     names = ("works", "config", "source", "epochs", "images", "files", "side", "rounds", "quick", "flags")
     try:

@@ -13,7 +13,7 @@ _PREDICT_COLUMNS += " | device idle for want of files | CPU s of decoding"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     settings = report["settings"]
     lines = [
         *command.opening(report, "End to end"),

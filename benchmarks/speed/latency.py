@@ -69,7 +69,7 @@ class Worker:
         )
 
     def ask(self, mode: str, batch: int, calls: int, warm: bool = True) -> dict[str, Any]:
-        """What `latency_sides.serve` answers; with `warm` a call that is not timed comes first.
+        """Returns the answer of `latency_sides.serve`; with `warm`, an untimed call comes first.
 
         Raises:
           RuntimeError: the side failed, or its process has ended; the message is one line.
@@ -90,7 +90,7 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()
@@ -98,7 +98,7 @@ class Worker:
 
 @contextlib.contextmanager
 def worker(*arguments: Any) -> Iterator[Worker]:
-    """A `Worker`, closed at the end."""
+    """Opens a `Worker` and closes it at the end."""
     made = Worker(*arguments)
     try:
         yield made
@@ -107,7 +107,7 @@ def worker(*arguments: Any) -> Iterator[Worker]:
 
 
 def summarise(batch: int, turns: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str, Any]]:
-    """The figures of each side from the seconds of every call, in one list for each of its turns.
+    """Summarises each side from the seconds of every call, one list per turn.
 
     `p50`, `p95`, `p99` are milliseconds a call, None where too few calls were made to have one; `times_as_fast` is how
     many times as fast as this side ours is, the spread over the rounds of the ratio of their medians.
@@ -131,7 +131,7 @@ def summarise(batch: int, turns: Mapping[str, Sequence[Sequence[float]]]) -> dic
 
 
 def differences(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """{side: how far its scores are from those that it has to have, as a share of the largest of these}."""
+    """Returns {side: largest deviation of its scores from the expected ones, relative to the largest of these}."""
     return {
         name: float(np.abs(np.subtract(scores[name], scores[other])).max() / np.abs(scores[other]).max())
         for name, other in _SAME.items()
@@ -140,7 +140,7 @@ def differences(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def measure(workers: dict[str, Worker], mode: str, batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """One case: every side warmed up, then the rounds. A side that fails is closed and left out from then on."""
+    """Measures one case: warms up every side, then runs the rounds. A side that fails is closed and left out."""
     case: dict[str, Any] = {"mode": mode, "batch": batch, "left_out": {}}
     turns: dict[str, list[list[float]]] = {}
     calls: dict[str, int] = {}
@@ -182,7 +182,7 @@ def measure(workers: dict[str, Worker], mode: str, batch: int, options: argparse
 def cold_starts(
     sides: Sequence[str], pythons: Mapping[str, str], artefacts: Path, images: Path, scratch: Path, starts: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Seconds from the start of a process to the score of one file, {side: {`empty`, `filled`: one for each start}}.
+    """Measures seconds from process start to the score of one file: {side: {`empty`, `filled`: a list of starts}}.
 
     With an empty cache of compiled programs, and with the one that this filled. Sides take turns.
     """
@@ -200,7 +200,7 @@ def cold_starts(
 
 
 def make(options: argparse.Namespace, artefacts: Path, images: Path, log: Log) -> tuple[dict[str, str], dict[str, str]]:
-    """({side: its interpreter}, {side that is left out: why}), with all that they load and score written."""
+    """Writes what the sides load and score; returns ({side: interpreter}, {side that is left out: reason})."""
     left_out = dict.fromkeys(set(SIDES) - set(options.only), "not asked for")
     pythons = {name: sys.executable for name in SIDES}
     side, sizes = options.shape[0], {"features": options.features, "latent": options.latent}
@@ -234,7 +234,7 @@ def make(options: argparse.Namespace, artefacts: Path, images: Path, log: Log) -
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--anomalib", default=sys.executable, help="an interpreter that has it (default: this one)")
     parser.add_argument("--only", help=f"of the sides {'; '.join(SIDES)}, with ; between (default: all)")
@@ -264,7 +264,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure every case, then cold starts; the two files are written after each; the report."""
+    """Measures every case, then cold starts, writing the two files after each, and returns the report."""
     load = command.load(log)
     try:
         machine = timing.in_own_process("benchmarks.speed.end_to_end:machine", {})

@@ -17,7 +17,7 @@ from benchmarks.common import timing
 
 
 def ours(folder: str, shape: Sequence[int], features: int, latent: int) -> dict[str, str]:
-    """`detector`, `stablehlo` and `onnx` in this folder; {which of them could not be made: why}."""
+    """Writes `detector`, `stablehlo` and `onnx` into this folder; returns {what could not be made: reason}."""
     from benchmarks.common import ours as measured
     from ganomaly_jax.core.errors import UserError
     from ganomaly_jax.deploy import export
@@ -35,7 +35,7 @@ def ours(folder: str, shape: Sequence[int], features: int, latent: int) -> dict[
 
 
 def anomalib(folder: str, side: int, features: int, latent: int) -> dict[str, str]:
-    """anomalib's Ganomaly in `anomalib`: both of its exports and `model.ckpt`; {side that could not be made: why}."""
+    """Writes both exports and `model.ckpt` of anomalib's Ganomaly; returns {side that could not be made: reason}."""
     import torch
 
     logging.disable(logging.WARNING)
@@ -55,7 +55,7 @@ def anomalib(folder: str, side: int, features: int, latent: int) -> dict[str, st
 
 
 def imported(folder: str, side: int) -> None:
-    """The weights of `anomalib`'s `model.ckpt` as a detector of ours, `imported`."""
+    """Imports the weights of `anomalib`'s `model.ckpt` as a detector of ours, `imported`."""
     import ganomaly_jax
 
     checkpoint = Path(folder, "anomalib", "model.ckpt")
@@ -63,7 +63,7 @@ def imported(folder: str, side: int) -> None:
 
 
 def images(folder: str, count: int, side: int, shape: Sequence[int]) -> int:
-    """`files/` of JPEG and PNG in turn, `arrays.npy` of that size and `device.npy` of the network's.
+    """Writes `files/` (JPEG and PNG in turn), `arrays.npy` of that size and `device.npy` of the network's size.
 
     Returns:
       Bytes of a file, in the mean.
@@ -79,7 +79,7 @@ def images(folder: str, count: int, side: int, shape: Sequence[int]) -> int:
 
 
 def sizes(folder: str) -> dict[str, Any]:
-    """Bytes of what each side needs to be carried away."""
+    """Returns the bytes that each side needs to be deployed."""
     at = Path(folder)
     found = {
         "detector folder": at / "detector",

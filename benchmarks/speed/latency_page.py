@@ -21,7 +21,7 @@ _SETTINGS = "shape {shape}, {features} features, latent {latent}; {rounds} round
 
 
 def rows(case: Mapping[str, Any]) -> list[str]:
-    """The lines of one case, one for each side."""
+    """Returns the table rows of one case, one per side."""
 
     def milliseconds(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
@@ -36,7 +36,7 @@ def rows(case: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page: a table for each mode, cold starts, sizes, what was left out."""
+    """Formats the report as a page: a table per mode, cold starts, sizes, what was left out."""
     settings = report["settings"]
     words = settings | {"shape": "x".join(map(str, settings["shape"]))}
     lines = [

@@ -49,7 +49,7 @@ class Ways:
 
 
 def ours(folder: str) -> Ways:
-    """`Scorer`, as a program of Python calls it; `device` is the program that it compiles, on arrays of the device."""
+    """Runs `Scorer` as a Python program calls it; `device` is its compiled program on device arrays."""
     import jax
 
     from ganomaly_jax.scoring import inference
@@ -70,7 +70,7 @@ def ours(folder: str) -> Ways:
 
 
 def export(folder: str) -> Ways:
-    """An export of ours by the `loader.py` in its folder, without our package; sizes by Pillow."""
+    """Runs an export of ours with the `loader.py` in its folder, without our package; Pillow resizes."""
     spec = importlib.util.spec_from_file_location("loader", Path(folder, "loader.py"))
     assert spec is not None and spec.loader is not None
     loader = importlib.util.module_from_spec(spec)
@@ -120,7 +120,7 @@ def _resized(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 def anomalib_torch(folder: str) -> Ways:
-    """anomalib's TorchInferencer, in inference mode, all cores, in the memory layout that is faster here."""
+    """Runs anomalib's TorchInferencer in inference mode on all cores, in the faster memory layout."""
     import torch
 
     _quiet_anomalib()
@@ -157,7 +157,7 @@ def anomalib_torch(folder: str) -> Ways:
 
 
 def anomalib_openvino(folder: str) -> Ways:
-    """anomalib's OpenVINOInferencer in float32, on all cores."""
+    """Runs anomalib's OpenVINOInferencer in float32 on all cores."""
     _quiet_anomalib()
     from anomalib.data.utils import read_image
     from anomalib.deploy import OpenVINOInferencer
@@ -211,7 +211,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _threaded(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """`function` of each, one alone without a thread."""
+    """Applies `function` to each item in threads; a single item without a thread."""
     return [function(items[0])] if len(items) == 1 else list(_pool().map(function, items))
 
 
@@ -222,7 +222,7 @@ def _seconds(function: Callable[[Any], Any], given: Any) -> float:
 
 
 def serve(side: str, artefacts: str, images: str) -> None:
-    """Answer calls, a line of JSON each, until standard input ends; what libraries print goes to standard error.
+    """Answers calls, one JSON line each, until standard input ends; output of libraries goes to standard error.
 
     A call names `mode`, `batch`, `calls` and `warm`: whether one that is not timed comes first, whose scores of the
     first images are then in the answer, beside the seconds of each of the others.

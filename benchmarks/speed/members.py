@@ -37,7 +37,7 @@ WORDS = {
 
 
 def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
-    """The same as `train_step.make_member_steps`, every step of all members at once."""
+    """Makes the counterpart of `train_step.make_member_steps` that takes each step for all members at once."""
 
     def run(states: Any, images: Array, index: Array, count: Array, ranges: Array, seeds: Array) -> tuple[Any, Array]:
         def one(i: Array, carry: tuple[Any, Array]) -> tuple[Any, Array]:
@@ -58,7 +58,7 @@ def vmapped(detector: ganomaly.Ganomaly) -> Callable[..., Any]:
 
 
 def side(name: str, members: int, shape: Sequence[int], batch: int, latent: int, features: int) -> timing.Side:
-    """A turn of `members` models, compiled; a step of it is one step of each."""
+    """Compiles a turn of `members` models, whose step is one step of each."""
     detector = ganomaly.Ganomaly(tuple(shape), latent, features)
     make = train_step.make_member_steps(detector, lambda seed: None) if name == LOOP else vmapped(detector)
     states = jax.jit(jax.vmap(detector.init))(jax.random.split(jax.random.key(0), members))
@@ -87,7 +87,7 @@ def side(name: str, members: int, shape: Sequence[int], batch: int, latent: int,
 
 
 def measure(members: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """One number of members: every way made ready, then the rounds. What comes back goes into the JSON file."""
+    """Measures one number of members in every way; the result is written to the JSON file."""
     sizes = {"shape": options.shape, "batch": options.batch, "latent": options.latent, "features": options.features}
     case: dict[str, Any] = {"members": members, "left_out": {}}
     sides, steps, models = {}, {}, {ALONE: 1, LOOP: members, VMAP: members}
@@ -115,7 +115,7 @@ def measure(members: int, options: argparse.Namespace, log: Log) -> dict[str, An
 
 
 def summarise(each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Figures from the seconds a member and step of each way in each round.
+    """Summarises the seconds per member and step of each way in each round.
 
     `ratios`: how many times as fast as one model alone a member is in each of the other ways.
     """
@@ -127,7 +127,7 @@ def summarise(each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     settings = report["settings"]
     about = (
         f"{'x'.join(map(str, settings['shape']))}, batch {settings['batch']}, {settings['features']} features, latent "
@@ -156,7 +156,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--members", default="2,4,10,30", help="numbers of members, a case each (default: %(default)s)")
     parser.add_argument("--shape", default="32x32x1", help="HEIGHTxWIDTHxCHANNELS (default: %(default)s)")
@@ -176,7 +176,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure every case and write the two files after each; the report."""
+    """Measures every case, writing the two files after each, and returns the report."""
     command.choose_device(options)
     load = command.load()
     names = ("shape", "batch", "features", "latent", "rounds", "turn", "device")

@@ -50,7 +50,7 @@ _QUICK |= {"rounds": 2, "turn": 0.05, "shard_from": 64, "images": 1000, "saves":
 
 
 def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> timing.Side:
-    """The training step of one model in one of the ways, compiled; its facts hold `moved` and the present `state`."""
+    """Compiles the training step of one model in one way; its facts include `moved` and the current `state`."""
     mesh = sharding.local_mesh(devices)
     axis = sharding.axis_name(mesh) if way in (SPREAD, GROUP) else None
     sizes = options.shape, options.latent, options.features
@@ -74,7 +74,7 @@ def side(way: str, devices: int, batch: int, options: argparse.Namespace) -> tim
 def measure(
     kind: str, devices: int, one: timing.Side, ways: Sequence[str], options: argparse.Namespace, log: Log
 ) -> dict[str, Any]:
-    """One number of devices: every way made ready, then the rounds beside `one` device."""
+    """Measures one number of devices in every way, in rounds beside `one` device."""
     batch = options.batch * devices if kind == WEAK else options.global_batch
     case: dict[str, Any] = {"kind": kind, "devices": devices, "batch": batch, "left_out": {}}
     sides, steps = {ONE: one}, {ONE: timing.steps_a_turn(one, options.turn)[0]}
@@ -105,7 +105,7 @@ def measure(
 
 
 def summarise(taken: Mapping[str, Sequence[float]], work: float) -> dict[str, Any]:
-    """Figures from the seconds a step of each way in each round.
+    """Summarises the seconds per step of each way in each round.
 
     `efficiency`: the time of `work` steps of one device over that of the way. `collectives_ms`: how much longer the
     ways that average take than devices that compute the same and send nothing.
@@ -123,7 +123,7 @@ def summarise(taken: Mapping[str, Sequence[float]], work: float) -> dict[str, An
 
 
 def checkpoints(one: timing.Side, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """What saving costs the thread of the loop and the one in the background, and what restoring takes."""
+    """Measures what saving costs the training loop and the background thread, and how long restoring takes."""
     detector = ganomaly.Ganomaly(options.shape, options.latent, options.features)
     raw = timing.pictures(_CALIBRATED, detector.shape)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(one.facts["state"]()))
@@ -176,7 +176,7 @@ def checkpoints(one: timing.Side, options: argparse.Namespace, log: Log) -> dict
 
 
 def shares(found: Mapping[str, Mapping[str, float]], save_every: int) -> dict[str, float]:
-    """Of the loop's time: what it waits for a save, and all that a save adds to it; two saves an interval, as `train`.
+    """Computes the shares of the loop's time spent waiting for saves and added by them, with two saves per interval.
 
     `least_step_ms`: with longer steps the waiting is less than 2 %, and a save is over before the next begins.
     """
@@ -191,7 +191,7 @@ def shares(found: Mapping[str, Mapping[str, float]], save_every: int) -> dict[st
 
 
 def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Images a second that the host can name to a device that holds them, or gather and send to one that does not."""
+    """Measures images per second that the host can index on a device that holds them, or gather and send to one."""
     batch, mesh = options.batch, sharding.local_mesh(1)
     images = timing.pictures(options.images, options.shape)
     begin = time.perf_counter()
@@ -238,7 +238,7 @@ def feeding(step_s: float, options: argparse.Namespace, log: Log) -> dict[str, A
 
 
 def streaming(one: timing.Side, step_s: float, options: argparse.Namespace, log: Log) -> dict[str, Any] | None:
-    """A packed set read while the steps run, as `train` reads one that is larger than memory; None without grain.
+    """Measures training on a packed set that is read while the steps run; None without grain.
 
     Images a second by itself, and the share of a loop of steps that waits for them, the first step left out.
     """
@@ -285,7 +285,7 @@ def _times(call: Callable[[], None], count: int) -> None:
 
 
 def predicted(report: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any] | None:
-    """The model's figures, from the weak case of the most devices; None before there is one."""
+    """Predicts figures by the model, from the weak case with the most devices; None before there is one."""
     cases = [case for case in report["cases"] if case["kind"] == WEAK and case["moved"].get(SPREAD)]
     if not cases:
         return None
@@ -304,7 +304,7 @@ def predicted(report: Mapping[str, Any], options: argparse.Namespace) -> dict[st
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--works", default=",".join(WORKS), help="of %(default)s (default: all)")
     parser.add_argument("--devices", help="numbers of devices; of a CPU they are virtual (default: 1,2,4,8)")
@@ -363,7 +363,7 @@ def _wanted(options: argparse.Namespace, name: str, good: bool, wanted: str) -> 
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure every case and write the two files after each; the report."""
+    """Measures every case, writing the two files after each, and returns the report."""
     most = max(options.devices)
     with contextlib.suppress(RuntimeError):  # the devices are there already
         jax.config.update("jax_num_cpu_devices", most)

@@ -19,7 +19,7 @@ WORDS = {
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page: times, what is sent, the prediction, checkpoints, input; what there is of them."""
+    """Formats the report as a page: times, communication, prediction, checkpoints, input, as far as measured."""
     settings = report["settings"]
     about = (
         f"{'x'.join(map(str, settings['shape']))}, {settings['features']} features, latent {settings['latent']}, "

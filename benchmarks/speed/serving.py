@@ -42,7 +42,7 @@ _START_S, _END_S = 180, 60
 
 
 def settings() -> config.Config:
-    """A short training of the demo's network: how well it detects is not measured here."""
+    """Returns a short training of the demo's network; detection is not measured here."""
     found = config.Config()
     found.data.height, found.data.width, found.data.channels = SHAPE
     found.model.features = 16
@@ -53,7 +53,7 @@ def settings() -> config.Config:
 
 
 def pngs(images: np.ndarray) -> list[bytes]:
-    """Images [n, H, W, 1] uint8 as PNG files."""
+    """Encodes images [n, H, W, 1] uint8 as PNG files."""
     from PIL import Image
 
     found = []
@@ -92,25 +92,25 @@ class Server:
             return False
 
     def figures(self) -> dict[str, float]:
-        """Images and batches so far, by its own /metrics."""
+        """Returns the numbers of images and batches so far, from the server's /metrics."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
             return batches(answer.read().decode())
 
     def rss(self) -> int:
-        """Bytes of memory that the process holds now."""
+        """Returns the bytes of memory that the process holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 def batches(text: str) -> dict[str, float]:
-    """Images and batches in the text of /metrics."""
+    """Reads the numbers of images and batches from the text of /metrics."""
     found = dict(re.findall(r"^ganomaly_batch_images_(sum|count) (\S+)", text, re.MULTILINE))
     return {"images": float(found["sum"]), "batches": float(found["count"])}
 
 
 @contextlib.contextmanager
 def serving(workdir: Path, queue: int) -> Iterator[Server]:
-    """The command while the block runs; then it is told to end."""
+    """Runs the command during the block, then ends it."""
     server = Server(workdir, queue)
     try:
         yield server
@@ -120,7 +120,7 @@ def serving(workdir: Path, queue: int) -> Iterator[Server]:
 
 
 def load(url: str, folder: Path, connections: int, seconds: float) -> dict[str, Any]:
-    """wrk's figures of so many connections, each with one request at a time; times in ms. See `parsed`."""
+    """Runs wrk with this many connections, each with one request at a time; times in ms. See `parsed`."""
     files = sorted(map(str, folder.glob("*.png")))
     call = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{max(1, round(seconds))}s"]
     call += ["--timeout", "20s", "--script", str(_SCRIPT), f"{url}/score", "--", *files]
@@ -131,7 +131,7 @@ def load(url: str, folder: Path, connections: int, seconds: float) -> dict[str, 
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """From what wrk printed: `requests`, `scored` (200), `refused` (429), `others`, `broken`, `scored_a_second`, ms.
+    """Parses wrk's output: `requests`, `scored` (200), `refused` (429), `others`, `broken`, `scored_a_second`, ms.
 
     `broken` counts connections that failed. The times are those of all answers.
     """
@@ -154,7 +154,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 
 def in_process(scorer: Any, files: Sequence[bytes], size: int, seconds: float) -> dict[str, float]:
-    """The same files decoded one after another and scored in batches of `size`: images a second and ms a batch."""
+    """Decodes the same files one by one and scores them in batches of `size`: images per second, ms per batch."""
     from ganomaly_jax.data.images import files as image_files
     from ganomaly_jax.deploy import batching
 
@@ -171,7 +171,7 @@ def in_process(scorer: Any, files: Sequence[bytes], size: int, seconds: float) -
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Everything; rounds take turns between the server and this process."""
+    """Measures everything; rounds alternate between the server and this process."""
     from ganomaly_jax.deploy import batching
     from ganomaly_jax.training import trainer
 
@@ -215,7 +215,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     found, settings = report["found"], report["settings"]
     lines = [
         *command.opening(report, "`ganomaly serve`", packages=("jax", "numpy", "starlette", "uvicorn", "h11")),
@@ -260,7 +260,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--connections", default="1,8,64", help="at once (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="of a turn (default: %(default)s)")
@@ -279,7 +279,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the files."""
+    """Measures and writes the files."""
     import jax
 
     loads = command.load(log)

@@ -40,7 +40,7 @@ _EVERY = 50_000
 
 
 def settings_of(window: int, source: str, columns: Sequence[str]) -> config.Config:
-    """A small training with the sizes of configs/rows.py: how well it detects is not measured here."""
+    """Returns a small training with the sizes of configs/rows.py; detection is not measured here."""
     settings = config.Config()
     settings.data.source, settings.data.kind, settings.data.window = source, "rows", window
     settings.data.columns = tables.as_text(columns)
@@ -58,20 +58,20 @@ def write_csv(path: Path, x: np.ndarray, columns: Sequence[str]) -> None:
 
 
 def rows_of(runs: Mapping[str, np.ndarray]) -> list[bytes]:
-    """All test runs as lines without their time, with a comma before the first value."""
+    """Returns all test runs as lines without their time, with a comma before the first value."""
     x = np.concatenate([runs[f"test_{i:02d}"] for i in range(process.FAULTS + 1)])
     return [("," + ",".join(map(repr, row)) + "\n").encode() for row in x.tolist()]
 
 
 def stream_of(columns: Sequence[str], rows: Sequence[bytes]) -> Iterator[bytes]:
-    """The header, then the rows again and again, with a time that goes on."""
+    """Yields the header, then the rows repeatedly, with increasing times."""
     yield ("time," + ",".join(columns) + "\n").encode()
     for i, row in enumerate(itertools.cycle(rows)):
         yield str(i).encode() + row
 
 
 def _on(core: int) -> list[str]:
-    """What a command begins with that may use this core alone."""
+    """Returns the prefix of a command that restricts it to this core."""
     return ["taskset", "-c", str(core)]
 
 
@@ -109,14 +109,14 @@ class Monitor:
         self.process.stdin.flush()
 
     def wait_for(self, verdicts: int) -> None:
-        """Until so many have come; UserError if the process ends before."""
+        """Waits for this many verdicts; raises UserError if the process ends before."""
         while self.verdicts < verdicts:
             if self.process.poll() is not None:
                 raise UserError(f"the monitor ended with exit code {self.process.returncode}")
             time.sleep(0.001)
 
     def rss(self) -> int:
-        """Bytes of memory that the process holds now."""
+        """Returns the bytes of memory that the process holds."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
@@ -128,7 +128,7 @@ class Monitor:
 
 
 def latency(workdir: Path, core: int, lines: Iterator[bytes], rows: int, rate: float, window: int) -> dict[str, Any]:
-    """Rows at a steady rate: milliseconds from the row written to its verdict read, and as the monitor says itself."""
+    """Measures ms from writing a row to reading its verdict at a steady rate, also as the monitor reports it."""
     watched = Monitor(workdir, core)
     warm = max(window, 1) + 50
     written = {}
@@ -151,7 +151,7 @@ def latency(workdir: Path, core: int, lines: Iterator[bytes], rows: int, rate: f
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p99, p99.9 and the longest."""
+    """Returns p50, p99, p99.9 and the maximum."""
     found = np.quantile(np.asarray(values), (0.5, 0.99, 0.999, 1.0)).tolist()
     return dict(zip(("p50", "p99", "p999", "max"), found, strict=True))
 
@@ -159,7 +159,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 def flood(
     workdir: Path, core: int, lines: Iterator[bytes], rows: int, flags: Sequence[str], log: Log
 ) -> dict[str, Any]:
-    """As many rows as it takes, one after the other: rows a second, and its memory every so often."""
+    """Measures the most rows per second that it accepts, and its memory from time to time."""
     watched = Monitor(workdir, core, *flags, keep=False)
     watched.write(next(lines))
     memory, done = [], 0
@@ -182,7 +182,7 @@ def flood(
 
 
 def side_by_side(workdir: str, streams: int, rounds: int) -> dict[str, Any]:
-    """So many streams in one program: milliseconds of a step that gives each of them a row. In this very process."""
+    """Measures, in this process, milliseconds per step of many streams in one program, one row each."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -213,7 +213,7 @@ def side_by_side(workdir: str, streams: int, rounds: int) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Everything, for each of `WINDOWS`."""
+    """Measures everything, for each of `WINDOWS`."""
     from ganomaly_jax.training import trainer
 
     runs = process.read(options.source)
@@ -248,7 +248,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     found, settings = report["found"], report["settings"]
     lines = [
         *command.opening(report, "A stream of 52 sensors", packages=("jax", "flax", "numpy")),
@@ -294,7 +294,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", help="the npz of the process, as in process.py")
     parser.add_argument("--rows", type=int, default=3000, help="for the latency, at each rate (default: %(default)s)")
@@ -321,7 +321,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the files."""
+    """Measures and writes the files."""
     load, machine, allowed = command.load(log), timing.machine(), os.sched_getaffinity(0)
     try:
         found = measure(options, log)

@@ -33,7 +33,7 @@ _QUICK = {"shapes": "32x32x1", "batches": "64", "rounds": 2, "turn": 0.1, "memor
 
 
 def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """One case: every side made ready, then the rounds. What comes back goes into the JSON file as it is.
+    """Measures one case, all sides in rounds; the result is written to the JSON file as it is.
 
     A side that cannot run is left out with the reason; without ours there is no case, and its `status` says why.
     """
@@ -95,7 +95,7 @@ def measure(work: str, shape: Sequence[int], batch: int, options: argparse.Names
 
 
 def _plans(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, tuple[str, Callable[..., Any], Any]]:
-    """{side: (its module, what makes it, with which arguments)}."""
+    """Returns {side: (its module, the function that makes it, its arguments)}."""
     common = {name: case[name] for name in ("work", "shape", "batch")}
     common |= {"latent": options.latent, "features": options.features, "bfloat16": options.dtype == "bfloat16"}
     plans: dict[str, tuple[str, Callable[..., Any], Any]] = {OURS: ("benchmarks.ours", ours.side, common)}
@@ -109,7 +109,7 @@ def _plans(case: Mapping[str, Any], options: argparse.Namespace) -> dict[str, tu
 
 
 def summarise(batch: int, taken: Mapping[str, Sequence[float]], flops: float, peak: float | None) -> dict[str, Any]:
-    """The figures of a case from the seconds a step of each side in each round.
+    """Summarises a case from the seconds per step of each side in each round.
 
     `tuned` is the variant of the peer with the smallest median but for the eager one; `ratio_*` is how many times as
     fast as that ours is.
@@ -136,7 +136,7 @@ def summarise(batch: int, taken: Mapping[str, Sequence[float]], flops: float, pe
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked."""
+    """Parses and checks the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--works", default="train,score", help="of train, score (default: both)")
     parser.add_argument("--shapes", help=f"HEIGHTxWIDTHxCHANNELS,... (default: {SHAPES})")
@@ -167,7 +167,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def choose_peer(options: argparse.Namespace) -> None:
-    """Set `options.peer` to PyTorch's device beside JAX's `options.device`, "" where it takes no part."""
+    """Sets `options.peer` to PyTorch's device beside JAX's `options.device`, "" if it does not take part."""
     options.peer = "" if options.ours_alone else {"cpu": "cpu", "gpu": "cuda"}.get(options.device, "")
     if not options.peer:
         return
@@ -183,7 +183,7 @@ def choose_peer(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """Measure every case and write the two files after each; the report."""
+    """Measures every case, writing the two files after each, and returns the report."""
     command.choose_device(options)
     choose_peer(options)
     variants: dict[str, str] = {}
