@@ -74,7 +74,7 @@ class Images(NamedTuple):
 
 
 def split(source: Source, dataset: datasets.Dataset, seed: int, limit: int, test_limit: int) -> Images:
-    """The images of a set for one seed; at most `limit` to train on, `test_limit` of either class to test on (0: all).
+    """Splits a set for one seed: at most `limit` to train on, `test_limit` of either class to test on (0: all).
 
     Raises:
       UserError: images that are not uint8.
@@ -97,7 +97,7 @@ def split(source: Source, dataset: datasets.Dataset, seed: int, limit: int, test
 
 
 def unit(raw: Any) -> Array:
-    """uint8 images as the networks take them."""
+    """Scales uint8 images to what the networks take."""
     return preprocess.to_unit(raw, 0, 255)
 
 
@@ -114,13 +114,13 @@ _parts = functools.partial(jax.jit, static_argnums=(0, 1))(scores.parts)
 
 
 def _blocks(images: np.ndarray) -> Iterable[np.ndarray]:
-    """Blocks of one size, so that they are one program."""
+    """Yields blocks of one size, so that they share one program."""
     padded = np.concatenate([images, np.zeros((-len(images) % _BATCH, *images.shape[1:]), images.dtype)])
     return (padded[i : i + _BATCH] for i in range(0, len(padded), _BATCH))
 
 
 def _over(function: Any, images: np.ndarray) -> dict[str, np.ndarray]:
-    """{name: [n, ...]} of all images."""
+    """Returns {name: [n, ...]} for all images."""
     each = [jax.device_get(function(block)) for block in _blocks(images)]
     return {name: np.concatenate([one[name] for one in each])[: len(images)] for name in each[0]}
 
@@ -134,7 +134,7 @@ class Trained(NamedTuple):
 
 
 def train(made: Ganomaly, augmentation: Any, images: np.ndarray, seed: int, options: argparse.Namespace) -> Trained:
-    """Train for `options.steps`; both kinds of weights with statistics settled on the same training images.
+    """Trains for `options.steps`; returns both kinds of weights, their statistics recomputed on the same images.
 
     Raises:
       UserError: fewer images than one batch.
@@ -158,7 +158,7 @@ def train(made: Ganomaly, augmentation: Any, images: np.ndarray, seed: int, opti
 
 
 def measure(name: str, images: Images, seed: int, options: argparse.Namespace) -> tuple[dict[str, Any], Any]:
-    """{score: [n] of the test images} of one variant, the base with all that costs no training; and its last losses.
+    """Measures {score: [n] of test images} and last losses of a variant; for the base also untrained scores.
 
     No scores where the training diverged.
     """
@@ -185,7 +185,7 @@ def measure(name: str, images: Images, seed: int, options: argparse.Namespace) -
 def _without_training(
     made: Ganomaly, run: Trained, images: Images, seed: int, own: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Other scores of the base's own model."""
+    """Computes other scores of the base's model."""
     *_, described = _programs(made, None)
     complexity = controls.complexity(images.tested) + 1e-3
     found = {f"{word} / complexity": own[word] / complexity for word in ablation_variants.PLAIN}
@@ -198,7 +198,7 @@ def _without_training(
 
 
 def _ensemble(made: Ganomaly, run: Trained, images: Images, seed: int, options: argparse.Namespace) -> np.ndarray:
-    """Mean of the logarithms of `squared` of three trainings on one split, each standardised on held-out normals.
+    """Averages the logarithms of `squared` of three trainings on one split, standardised on held-out normals.
 
     Models of several seeds are no ensemble: each seed has another split, and tests on what another was trained on.
     """
@@ -215,7 +215,7 @@ def _ensemble(made: Ganomaly, run: Trained, images: Images, seed: int, options: 
 
 
 def known(out: str, protocol: Mapping[str, Any], digests: Mapping[str, str]) -> dict[tuple[str, str, int], Any]:
-    """Parts of earlier runs, {(variant, set, seed): part}; UserError for those of other options or other data."""
+    """Reads earlier parts, {(variant, set, seed): part}; raises UserError for other options or data."""
     found = auroc.known(out, {"protocol": protocol, "settings": {}})
     for (name, job, seed), part in found.items():
         if job in digests:
@@ -225,7 +225,7 @@ def known(out: str, protocol: Mapping[str, Any], digests: Mapping[str, str]) -> 
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure what is missing, seed by seed and variant by variant, and write the page."""
+    """Measures what is missing, seed by seed and variant by variant, and writes the page."""
     command.choose_device(options)
     kinds = {SETS[name].dataset for name in options.sets}
     home = auroc_data.HOME if options.data is None else Path(options.data)
@@ -284,7 +284,7 @@ def _aurocs(labels: np.ndarray, found: Mapping[str, np.ndarray]) -> dict[str, fl
 
 
 def write(options: argparse.Namespace, parts: Mapping[Any, Any], load: dict[str, Any]) -> None:
-    """OUT.json, OUT.md and, where matplotlib is installed, OUT.png."""
+    """Writes OUT.json, OUT.md and, if matplotlib is installed, OUT.png."""
     load["after"] = timing.load_average()
     sets, seeds = ({key[place] for key in parts} for place in (1, 2))
     report = command.begin(
@@ -304,7 +304,7 @@ _PROTOCOL = ("side", "features", "latent", "steps", "batch", "limit", "test_limi
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked as far as it can be without the data."""
+    """Parses the command line and checks it as far as possible without the data."""
     parser = command.parser(__doc__)
     parser.add_argument("--data", help="the folder with mnist/, cifar10/, xray_baggage/ (default: ../shared/data)")
     parser.add_argument("--variants", default="all", help=f"of {', '.join(VARIANTS)} (default: %(default)s)")

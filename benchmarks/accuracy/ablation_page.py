@@ -60,7 +60,7 @@ class Compared(NamedTuple):
 
 
 def values(report: Mapping[str, Any], variant: str, score: str) -> Values:
-    """All that were measured of one score of one variant."""
+    """Returns all measured values of one score of one variant."""
     return {
         (part["job"], part["seed"]): part["auroc"][score]
         for part in report["parts"]
@@ -69,13 +69,13 @@ def values(report: Mapping[str, Any], variant: str, score: str) -> Values:
 
 
 def over_sets(found: Values) -> dict[str, float]:
-    """{set: mean over its seeds}."""
+    """Returns {set: mean over its seeds}."""
     sets = dict.fromkeys(name for name, _ in found)
     return {name: float(np.mean([value for (job, _), value in found.items() if job == name])) for name in sets}
 
 
 def compared(report: Mapping[str, Any], row: Row) -> Compared | None:
-    """The row against the base on the same sets and seeds; None where nothing of it was measured."""
+    """Compares the row with the base on the same sets and seeds; None if nothing of it was measured."""
     base, own = values(report, BASE, row.against), values(report, row.variant, row.score)
     differences = {key: own[key] - base[key] for key in own if key in base}
     if not differences:
@@ -133,7 +133,7 @@ def _every_score(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any], picture: str = "") -> str:
-    """The report as a page; `picture` is the name of the file to show."""
+    """Formats the report as a page; `picture` is the name of the file to show."""
     shared = report["parts"][0]["protocol"]
     seeds = sorted({part["seed"] for part in report["parts"]})
     pairs = len(values(report, BASE, MAIN))
@@ -173,7 +173,7 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """A bar for each row's difference, its standard error and a dot for each set; its file name, "" without matplotlib.
+    """Draws each row's difference, standard error and sets; returns the file name, "" without matplotlib.
 
     Raises:
       UserError: it cannot be written.

@@ -83,7 +83,7 @@ class _Shown:
 
 @dataclasses.dataclass(frozen=True)
 class Corrupting(Ganomaly):
-    """GANomaly whose generator is shown corrupted images while it is trained, and wanted to give the clean ones.
+    """GANomaly whose generator is trained to reconstruct clean images from corrupted ones.
 
     Settled and scored on images as they are.
     """
@@ -107,7 +107,7 @@ class Corrupting(Ganomaly):
 
 
 def normed(params: Any) -> Any:
-    """Kernels [..., C_in, C_out] over their largest singular value, each as a matrix with C_out columns (Miyato et al.
+    """Divides kernels [..., C_in, C_out] by their largest singular value, as matrices of C_out columns (Miyato et al.
     2018); the singular vector is exact, and as there no gradient goes through it."""
 
     def one(path: Any, leaf: Array) -> Array:
@@ -143,7 +143,7 @@ class Spectral(Ganomaly):
 
 
 def quarters(x: Array) -> Array:
-    """Square images x [B, H, H, C] turned by 0 to 3 quarters, [4 B, H, H, C]."""
+    """Rotates square images x [B, H, H, C] by 0 to 3 quarter turns, [4 B, H, H, C]."""
     return jnp.concatenate([jnp.rot90(x, k, axes=(1, 2)) for k in range(4)])
 
 
@@ -159,7 +159,7 @@ class Rotating(Ganomaly):
         return super().discriminator.clone(embedding_size=4)
 
     def _rotation(self, variables: Any, x: Array, train: bool) -> tuple[Array, Any]:
-        """Cross-entropy [B], the mean of the four turns; and batch norm's statistics."""
+        """Computes the cross-entropy [B], the mean over the four rotations, and batch norm's statistics."""
         (*_, logits), moved = self.discriminator.apply(variables, quarters(x), train=train, mutable=["batch_stats"])
         right = jnp.repeat(jnp.arange(4), len(x))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, right)
@@ -234,7 +234,7 @@ VARIANTS = {
 
 @functools.cache
 def detector(name: str, shape: tuple[int, int, int], latent: int, features: int, steps: int) -> Detector:
-    """The detector of a variant, one object for the same arguments, so that what is compiled for it serves again."""
+    """Returns the detector of a variant; the same object for the same arguments, so that programs are reused."""
     given = {"shape": shape, "latent_size": latent, "features": features, "average": AVERAGE}
     return VARIANTS[name].change(given, steps)
 
@@ -245,13 +245,13 @@ _EMBEDDED = "embedding_angle"
 
 
 def described(made: Detector, variables: dict[str, Any], x: Array) -> dict[str, Array]:
-    """What scores are made of, of images x [B, H, W, C] in [-1, 1]: `PLAIN` [B], z, and what else the detector has."""
+    """Computes what scores are made of from x [B, H, W, C] in [-1, 1]: `PLAIN` [B], z, and what else there is."""
     outputs = {"x": x} | made.outputs(variables, x)
     kept = {name: outputs[name] for name in ("z", "embedding", "rotation") if name in outputs}
     return kept | {name: scores.PARTS[name](outputs, {}) for name in PLAIN}
 
 
 def nearness(fitted: dict[str, Any], z: Array, embedding: bool) -> dict[str, Array]:
-    """Scores [B] of latents z [B, L], or of embeddings, beside the training images' (`statistics.fit`)."""
+    """Scores latents z [B, L], or embeddings, against the training images' (`statistics.fit`): [B]."""
     output, names = ("embedding", (_EMBEDDED,)) if embedding else ("z", LATENT)
     return {name: scores.PARTS[name]({output: z}, {output: fitted}) for name in names}

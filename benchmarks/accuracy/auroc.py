@@ -89,13 +89,13 @@ MAIN = ("running", "squared")
 
 
 def settings_of(options: argparse.Namespace, name: str) -> Settings:
-    """What a configuration is trained with."""
+    """Returns what a configuration is trained with."""
     given = Settings(options.epochs, options.features, options.latent, options.batch)
     return dataclasses.replace(given, **CONFIGURATIONS[name].changed)
 
 
 def protocol(options: argparse.Namespace, dataset: datasets.Dataset) -> dict[str, Any]:
-    """What has to be the same for all results of one table."""
+    """Returns what has to be the same for all results of one table."""
     return {
         "format": 1,
         "dataset": options.dataset,
@@ -108,7 +108,7 @@ def protocol(options: argparse.Namespace, dataset: datasets.Dataset) -> dict[str
 
 
 def summarise(task: Task, found: Measured, beside: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """{row: its numbers of images, AUROCs by column, score and control, DeLong's test against the controls}."""
+    """Summarises {row: numbers of images, AUROCs by column, score and control, DeLong's test against controls}."""
     rows = {}
     for row, where in task.rows.items():
         labels = task.labels[where]
@@ -136,7 +136,7 @@ def summarise(task: Task, found: Measured, beside: Mapping[str, np.ndarray]) -> 
 
 
 def known(out: str, wanted: Mapping[str, Any]) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """Partial results of earlier runs, {(configuration, job, seed): part}: those of OUT.json and of OUT.parts/.
+    """Reads earlier partial results from OUT.json and OUT.parts/: {(configuration, job, seed): part}.
 
     Raises:
       UserError: one of another protocol, one configuration with several settings, or a file that is no such result.
@@ -166,7 +166,7 @@ def known(out: str, wanted: Mapping[str, Any]) -> dict[tuple[str, str, int], dic
 
 
 def check(path: Path, part: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise UserError where a part was measured under another protocol, or its configuration with other settings."""
+    """Raises UserError if a part was measured under another protocol, or its configuration had other settings."""
     differ(path, "the protocol", part["protocol"], wanted["protocol"])
     if part["configuration"] in wanted["settings"]:
         name = part["configuration"]
@@ -174,7 +174,7 @@ def check(path: Path, part: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
 
 
 def differ(path: Path, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise UserError where two descriptions are not the same."""
+    """Raises UserError if two descriptions differ."""
     other = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]
     if other:
         listed = "; ".join(f"{name} {there.get(name)!r} there and {here.get(name)!r} here" for name in sorted(other))
@@ -185,7 +185,7 @@ def differ(path: Path, what: str, there: Mapping[str, Any], here: Mapping[str, A
 
 
 def measure(options: argparse.Namespace, log: Log) -> None:
-    """All that is asked and not known yet, one training after the other; the page anew after each."""
+    """Measures what is requested and missing, one training after the other; rewrites the page after each."""
     dataset = auroc_data.read(options.dataset, options.data, options.side)
     jobs = auroc_data.chosen(options.classes, auroc_data.jobs(options.dataset, dataset), "--classes")
     wanted = {
@@ -231,7 +231,7 @@ def measure(options: argparse.Namespace, log: Log) -> None:
 
 
 def write(options: argparse.Namespace, parts: Mapping[Any, Any], jobs: Sequence[str], load: dict[str, Any]) -> None:
-    """OUT.json, OUT.md and, where matplotlib is installed, OUT.png."""
+    """Writes OUT.json, OUT.md and, if matplotlib is installed, OUT.png."""
     load["after"] = timing.load_average()
     kind = KINDS[options.dataset]
     report = command.begin(
@@ -250,7 +250,7 @@ def write(options: argparse.Namespace, parts: Mapping[Any, Any], jobs: Sequence[
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked as far as it can be without the data."""
+    """Parses the command line and checks it as far as possible without the data."""
     parser = command.parser(__doc__)
     parser.add_argument("--dataset", required=True, help=f"one of {', '.join(KINDS)}")
     parser.add_argument("--data", help="where it lies, or tfds:NAME (default: ../shared/data/NAME beside the checkout)")
@@ -288,7 +288,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def seeds(text: str) -> list[int]:
-    """Of N,N,... from 0; UserError for others."""
+    """Parses N,N,... from 0; raises UserError for anything else."""
     try:
         found = sorted({int(seed) for seed in text.split(",")})
     except ValueError:
@@ -299,7 +299,7 @@ def seeds(text: str) -> list[int]:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure what is missing and write the page."""
+    """Measures what is missing and writes the page."""
     command.choose_device(options)
     measure(options, log)
 

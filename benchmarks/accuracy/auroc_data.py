@@ -119,7 +119,7 @@ class Task:
 
 
 def read(name: str, where: str | None, side: int) -> datasets.Dataset:
-    """A data set of `KINDS` at side x side pixels, checked to be what it is called.
+    """Reads a data set of `KINDS` at side x side pixels and checks that it is the one named.
 
     Args:
       where: its folder, or tfds:NAME; None: its place below `HOME`, or its package.
@@ -148,14 +148,14 @@ def read(name: str, where: str | None, side: int) -> datasets.Dataset:
 
 
 def jobs(name: str, dataset: datasets.Dataset) -> tuple[str, ...]:
-    """What is trained separately: the classes of which each is abnormal in turn; types of cells; one for X-ray."""
+    """Lists what is trained separately: classes that are abnormal in turn; types of cells; one for X-ray."""
     if name == "elpv":
         return (*_ELPV, "both")
     return ("threats",) if name == "xray" else dataset.classes
 
 
 def one_of(word: str, known: tuple[str, ...], option: str) -> str:
-    """The word itself; raises UserError for one that is not known, with the nearest."""
+    """Returns the word if it is known; raises UserError with the nearest one otherwise."""
     if word not in known:
         near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
@@ -164,7 +164,7 @@ def one_of(word: str, known: tuple[str, ...], option: str) -> str:
 
 
 def chosen(words: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
-    """Those of `known` that A,B,... names, in their own order; `all` is all of them.
+    """Returns those of `known` that A,B,... names, in the order of `known`; `all` is all of them.
 
     Raises:
       UserError: one that does not exist, with the nearest.
@@ -178,7 +178,7 @@ def chosen(words: str, known: tuple[str, ...], option: str) -> tuple[str, ...]:
 
 
 def task(name: str, dataset: datasets.Dataset, job: str, seed: int, limit: int, test_limit: int) -> Task:
-    """The split of one training.
+    """Returns the split of one training.
 
     Args:
       job: one of `jobs`.
@@ -219,14 +219,14 @@ def task(name: str, dataset: datasets.Dataset, job: str, seed: int, limit: int, 
 
 
 def _few(groups: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """At most so many of each group, in their order."""
+    """Returns at most this many of each group, in order."""
     random = np.random.default_rng((seed, 2))
     parts = [random.permutation(np.flatnonzero(groups == group))[:limit] for group in np.unique(groups)]
     return np.sort(np.concatenate(parts))
 
 
 def _elpv(settings: config.Data) -> datasets.Dataset:
-    """Both types of cells as one data set; the paths begin with the type."""
+    """Reads both types of cells as one data set; the paths begin with the type."""
     both = [sources.read(dataclasses.replace(settings, source=f"elpv:{word}"), progress=True) for word in _ELPV]
     return dataclasses.replace(
         both[0],

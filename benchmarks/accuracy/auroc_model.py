@@ -60,7 +60,7 @@ class Measured:
 def programs(
     detector: ganomaly.Ganomaly, low: float, high: float, scaling: str
 ) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """(init, train, distances), compiled once for all classes and seeds.
+    """Returns (init, train, distances), compiled once for all classes and seeds.
 
     `train(state, images, index, count)` is that of `train_step.make_steps`; `distances(state, images, index,
     batch_statistics)` are the squared and the L1 score [B, 2] of images[index].
@@ -91,7 +91,7 @@ def programs(
 def score(
     distances: Callable[..., Any], state: Any, images: Array, order: np.ndarray, batch: int, batch_statistics: bool
 ) -> np.ndarray:
-    """[n, 2] squared and L1 scores of images[order], taken in this order in batches of `batch`.
+    """Computes squared and L1 scores [n, 2] of images[order], in this order in batches of `batch`.
 
     With batch statistics the last batch is as short as it is, its statistics its own, as in the authors' code; with
     running statistics it is filled up, which changes nothing.
@@ -106,7 +106,7 @@ def score(
 def measure(
     task: Task, images: Array, span: tuple[float, float], settings: Settings, seed: int, log: Log = lambda line: None
 ) -> Measured:
-    """Train on images[task.train] and score images[task.test] in all four ways.
+    """Trains on images[task.train] and scores images[task.test] in all four ways.
 
     Args:
       images: [N, H, W, C] raw pixels on the device, the whole data set.

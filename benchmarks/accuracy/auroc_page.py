@@ -22,7 +22,7 @@ Values = dict[str, dict[int, float]]
 
 
 def published(kind: Kind) -> list[dict[str, Any]]:
-    """What others report on this data set by this metric, each with its trust, in the words of our rows."""
+    """Returns what others report on this data set by this metric, with its reliability, in terms of our rows."""
     if not kind.published:
         return []
     ours = {theirs: name for name, theirs in kind.aliases}
@@ -31,7 +31,7 @@ def published(kind: Kind) -> list[dict[str, Any]]:
 
 
 def values(report: Mapping[str, Any], configuration: str | None, column: str, score: str) -> Values:
-    """The AUROCs of a configuration, or with None those of the control `score`."""
+    """Returns the AUROCs of a configuration, or with None those of the control `score`."""
     found: Values = {}
     for part in report["parts"]:
         for row, held in part["rows"].items():
@@ -42,19 +42,19 @@ def values(report: Mapping[str, Any], configuration: str | None, column: str, sc
 
 
 def rows_of(report: Mapping[str, Any]) -> list[str]:
-    """All rows, in the order of the parts."""
+    """Returns all rows, in the order of the parts."""
     return list(dict.fromkeys(row for part in report["parts"] for row in part["rows"]))
 
 
 def mean_over_rows(found: Values, rows: Sequence[str]) -> dict[int, float]:
-    """{seed: mean over the rows}, of the seeds that have all of them."""
+    """Returns {seed: mean over the rows} for the seeds that have all of them."""
     seeds = sorted({seed for row in rows for seed in found.get(row, {})})
     whole = [seed for seed in seeds if all(seed in found.get(row, {}) for row in rows)]
     return {seed: float(np.mean([found[row][seed] for row in rows])) for seed in whole}
 
 
 def spread(found: Mapping[int, float] | None) -> str:
-    """Mean and standard deviation over seeds."""
+    """Formats mean and standard deviation over seeds."""
     if not found:
         return "-"
     each = list(found.values())
@@ -62,7 +62,7 @@ def spread(found: Mapping[int, float] | None) -> str:
 
 
 def scores_of(report: Mapping[str, Any], column: str = "running") -> list[tuple[str, str]]:
-    """(configuration, score) that have this column, in the order in which they were measured."""
+    """Lists the (configuration, score) that have this column, in the order in which they were measured."""
     parts = sorted(report["parts"], key=lambda part: list(report["configurations"]).index(part["configuration"]))
     pairs = [
         (p["configuration"], s) for p in parts for held in p["rows"].values() for s in held["columns"].get(column, {})
@@ -71,7 +71,7 @@ def scores_of(report: Mapping[str, Any], column: str = "running") -> list[tuple[
 
 
 def _table(report: Mapping[str, Any], first: str, columns: Mapping[str, Values]) -> list[str]:
-    """A row for each row of the set, and their mean where that means something."""
+    """Returns a table row for each row of the set, and their mean where it is meaningful."""
     rows, averaged = rows_of(report), KINDS[report["dataset"]].averaged
     lines = command.table(" | ".join([first, *columns]))
     lines += [f"| {' | '.join([row, *(spread(found.get(row)) for found in columns.values())])} |" for row in rows]
@@ -110,7 +110,7 @@ def _against(report: Mapping[str, Any]) -> list[str]:
 
 
 def _pairs(report: Mapping[str, Any]) -> list[str]:
-    """Every other configuration minus the first, over what both measured."""
+    """Compares every other configuration with the first, over what both measured."""
     first, *others = scores_of(report) or [("", "")]
     base = values(report, first[0], "running", first[1])
     lines = []
@@ -127,7 +127,7 @@ def _pairs(report: Mapping[str, Any]) -> list[str]:
 
 
 def _others(report: Mapping[str, Any]) -> list[str]:
-    """Published figures; those of GANomaly beside ours `as_shipped`, which alone may stand there."""
+    """Lists published figures; those of GANomaly beside ours `as_shipped`, the only comparable ones."""
     if not report["published"]:
         return ["No published figure is known for this data set under this protocol.", ""]
     column = "as_shipped_shuffled" if report["dataset"] == "mnist" else "as_shipped"
@@ -151,7 +151,7 @@ def _others(report: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(report: Mapping[str, Any]) -> list[str]:
-    """What each configuration is, and where it falls short of the paper's size."""
+    """Describes each configuration, and where it is smaller than the paper's."""
     paper, kind = report["paper"], KINDS[report["dataset"]]
     shared = report["parts"][0]["protocol"]
     lines, reduced = [], []
@@ -186,7 +186,7 @@ def _settings(report: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(report: Mapping[str, Any], picture: str = "") -> str:
-    """The report as a page; `picture` is the name of the file to show."""
+    """Formats the report as a page; `picture` is the name of the file to show."""
     kind = KINDS[report["dataset"]]
     widths = [
         row["interval"][1] - row["interval"][0]
@@ -228,7 +228,7 @@ _SHADES = ("#2166ac", "#92c5de", "#e0823d", "#f6c9a0", "#5aae61", "#9970ab", "#c
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """A bar for each way of judging and row, with controls and published figures; its file name, "" without matplotlib.
+    """Draws a bar per score and row, with controls and published figures; the file name, "" without matplotlib.
 
     Raises:
       UserError: it cannot be written.
@@ -305,7 +305,7 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
 
 
 def _draw_published(axes: Any, report: Mapping[str, Any], places: Sequence[str]) -> None:
-    """GANomaly's figures of the tables; hollow where they are unverified."""
+    """Draws GANomaly's figures of the tables; hollow if they are unverified."""
     for unverified in (False, True):
         points = [
             (places.index(place), one["value"])

@@ -27,7 +27,7 @@ _BATCH = 256
 
 
 def asked(own: Config, others: tuple[str, ...]) -> tuple[str, ...]:
-    """The score of a configuration, each of its parts, and others from the same models: rows of the ablation."""
+    """Lists the score of a configuration, its parts, and others from the same models: rows of the ablation."""
     return tuple(dict.fromkeys((own.evaluate.score, *score_parts(own), *others)))
 
 
@@ -44,7 +44,7 @@ _parts = functools.partial(jax.jit, static_argnums=(0, 1))(scores.parts)
 
 
 def _sum(parts: dict[str, np.ndarray], names: list[str], scale: dict[str, Array]) -> np.ndarray:
-    """What `scores.score` is of these parts; one alone is ranked as it is."""
+    """Combines parts as `scores.score` does; a single one is ranked as it is."""
     if len(names) == 1:
         return parts[names[0]]
     return np.asarray(scores.combined(parts, tuple(names), scale))
@@ -60,7 +60,7 @@ def measure(
     seed: int,
     log: Log = lambda line: None,
 ) -> Measured:
-    """The scores `asked` of models trained as `own` says, with sizes and length of `settings`.
+    """Measures the scores `asked` of models trained as `own` says, with sizes and length of `settings`.
 
     Other arguments and the result as `auroc_model.measure`; the column `running` alone, of averaged weights.
 

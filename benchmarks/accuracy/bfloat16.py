@@ -32,13 +32,13 @@ DTYPES = ("float32", "bfloat16")
 
 
 def subset(dataset: datasets.Dataset, images: int) -> datasets.Dataset:
-    """So many images of all parts pooled, drawn by a generator of seed 0; all of them where there are fewer."""
+    """Draws this many images of all parts pooled, with seed 0; all of them if there are fewer."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(dataset.images))[:images])
     return datasets.from_arrays(dataset.images[chosen], dataset.labels[chosen], dataset.classes, name=dataset.name)
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """{dtype: the summary of its members, and the seconds of training and evaluation}."""
+    """Measures {dtype: summary of its members, seconds of training and evaluation}."""
     settings = config.Config()
     settings.data.source, settings.data.height, settings.data.width = options.source, options.side, options.side
     settings.model.features, settings.train.epochs = options.features, options.epochs
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def differences(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """AUROC in bfloat16 minus in float32, member by member, with their mean and the standard error of that mean."""
+    """Computes AUROC in bfloat16 minus in float32 by member, with the mean and its standard error."""
     one, other = ({row["name"]: row["auroc"] for row in found[dtype]["members"]} for dtype in DTYPES)
     each = {name: other[name] - one[name] for name in one if None not in (one[name], other[name])}
     values = np.array(list(each.values()))
@@ -73,7 +73,7 @@ def differences(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     machine, settings, change = report["machine"], report["settings"], report["differences"]
     columns = [{row["name"]: row["auroc"] for row in report["found"][dtype]["members"]} for dtype in DTYPES]
 
@@ -100,7 +100,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line, checked as far as the configuration does not check it."""
+    """Parses the command line and checks what the configuration does not check."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="a data set with classes, as `data.source`")
     parser.add_argument("--classes", default="0,5,8", help="each abnormal in turn (default: %(default)s)")
@@ -115,7 +115,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the two files."""
+    """Measures and writes the two files."""
     found = measure(options, log)
     report = command.begin(
         "bfloat16",

@@ -66,13 +66,13 @@ class Split(NamedTuple):
 
 
 def cut(wave: np.ndarray, length: int, step: int) -> np.ndarray:
-    """Windows [n, length, 1] of a waveform [T]."""
+    """Cuts a waveform [T] into windows [n, length, 1]."""
     starts = np.arange(0, len(wave) - length + 1, step)
     return wave[starts[:, None] + np.arange(length)][..., None]
 
 
 def bearing(held: Mapping[str, np.ndarray], length: int, part: int) -> Split:
-    """The normal recording without its tested third, in overlapping windows; everything else in windows that do not."""
+    """Splits bearings: the normal recording without its tested third overlapping, all else not overlapping."""
     (normal,) = [name for name in held if "Normal" in name]
     ends = np.linspace(0, len(held[normal]), PARTS + 1).astype(int)
     blocks = [held[normal][begin:end] for begin, end in itertools.pairwise(ends)]
@@ -89,7 +89,7 @@ def bearing(held: Mapping[str, np.ndarray], length: int, part: int) -> Split:
 
 
 def fan(held: Mapping[str, np.ndarray], length: int, part: int) -> Split:
-    """Each normal condition without its tested third and the windows beside it."""
+    """Splits fans: each normal condition without its tested third and the windows beside it."""
     train, test, kinds = [], [], []
     for i, name in enumerate(held["condition"]):
         own = held["x"][held["y"] == i][:, :length]
@@ -105,7 +105,7 @@ def fan(held: Mapping[str, np.ndarray], length: int, part: int) -> Split:
 
 
 def read(source: str, name: str) -> dict[str, np.ndarray]:
-    """The arrays of one set.
+    """Reads the arrays of one set.
 
     Raises:
       UserError: its file is not there, or holds something else.
@@ -124,7 +124,7 @@ def read(source: str, name: str) -> dict[str, np.ndarray]:
 
 
 def pictures(train: np.ndarray, test: np.ndarray, settings: Spectrogram) -> tuple[np.ndarray, np.ndarray]:
-    """Waveforms [n, T, C] as uint8 images [n, bands, frames, C], each band in units of its spread in training."""
+    """Converts waveforms [n, T, C] to uint8 images [n, bands, frames, C], bands in units of training spread."""
     apply = spectrogram.function(settings)
     both = [
         np.concatenate([np.asarray(apply(np.swapaxes(waves[i : i + 256], 1, 2))) for i in range(0, len(waves), 256)])
@@ -137,13 +137,13 @@ def pictures(train: np.ndarray, test: np.ndarray, settings: Spectrogram) -> tupl
 
 
 def energy(waves: np.ndarray) -> np.ndarray:
-    """The trivial score [n]: root of the mean square about the mean of a window, over all channels."""
+    """Computes the trivial score [n]: root mean square about the mean of a window, over all channels."""
     centred = waves - waves.mean(axis=1, keepdims=True)
     return np.sqrt((centred.astype(np.float64) ** 2).mean(axis=(1, 2)))
 
 
 def network(images: np.ndarray, tested: np.ndarray, detector: str, score: str, seed: int, steps: int) -> np.ndarray:
-    """Scores [n] of `tested`, trained on `images`."""
+    """Scores `tested` [n] after training on `images`."""
     settings = config.Config(seed=seed)
     settings.data.calibration, settings.data.test = 0.05, 0.01
     settings.model.detector, settings.model.latent_size, settings.model.features = detector, 32, 16
@@ -156,7 +156,7 @@ def network(images: np.ndarray, tested: np.ndarray, detector: str, score: str, s
 
 
 def figures(scores: np.ndarray, kinds: list[str]) -> dict[str, float]:
-    """AUROC of all anomalous windows, and of each kind, against the normal ones."""
+    """Computes the AUROC of all anomalous windows, and of each kind, against the normal ones."""
     label = np.array([bool(kind) for kind in kinds])
     found = {"all": metrics.auroc(label, scores)}
     for kind in sorted(set(kinds) - {""}):
@@ -166,7 +166,7 @@ def figures(scores: np.ndarray, kinds: list[str]) -> dict[str, float]:
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """{set: {"windows": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}."""
+    """Measures {set: {"windows": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}."""
     found: dict[str, Any] = {}
     for name in [one for one in options.sets if one in SETS]:
         held, (_, settings, frames) = read(options.source, name), SETS[name]
@@ -189,7 +189,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def kept(out: str, sets: Sequence[str]) -> dict[str, Any]:
-    """What was measured before, of `seconds` all, of the other sets with when and of which commit, from OUT.json."""
+    """Reads earlier results from OUT.json: all of `seconds`, and the other sets with their time and commit."""
     path = Path(f"{out}.json")
     if not path.is_file():
         return {"found": {}, "kept": {}}
@@ -202,7 +202,7 @@ def kept(out: str, sets: Sequence[str]) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     settings, lines = report["settings"], command.opening(report, "Machines by their vibration")
     lines += [
         f"Log power in bands of frequency over time. Mean of {settings['splits']} splits ± standard deviation; in each "
@@ -246,7 +246,7 @@ def markdown(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """Bars of AUROC with the splits as points; its file name, "" without matplotlib or bars."""
+    """Draws bars of AUROC with splits as points; returns the file name, "" without matplotlib or bars."""
     if not report["found"]:
         return ""
     try:
@@ -275,7 +275,7 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="the folder with cwru/ and ceiling_fan/")
     parser.add_argument("--sets", default=",".join([*SETS, TOGETHER]), help="default: %(default)s")
@@ -299,7 +299,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the files."""
+    """Measures and writes the files."""
     load = command.load(log)
     before = kept(options.out, options.sets)
     found = {**before.pop("found"), **measure(options, log)}

@@ -53,7 +53,7 @@ class Judged(NamedTuple):
 
 
 def blocks(held: Mapping[str, np.ndarray], part: int, count: int) -> tuple[Runs, Runs]:
-    """Runs of windows to train on and to test, every third of `count` blocks of each normal recording, with a gap."""
+    """Returns runs of windows to train on and to test: every third of `count` blocks per recording, with a gap."""
     train: Runs = []
     test: Runs = []
     for i, name in enumerate(held["condition"]):
@@ -73,7 +73,7 @@ def blocks(held: Mapping[str, np.ndarray], part: int, count: int) -> tuple[Runs,
 
 
 def together(values: np.ndarray, runs: Runs, seconds: int, step: int) -> Judged:
-    """The mean of values [n, ...] over so many windows of one run, every `step` of them."""
+    """Averages values [n, ...] over this many windows of one run, every `step` of them."""
     found, kinds = [], []
     for kind, own in runs:
         for begin in range(0, len(own) - seconds + 1, step):
@@ -83,14 +83,14 @@ def together(values: np.ndarray, runs: Runs, seconds: int, step: int) -> Judged:
 
 
 def spectra(waves: np.ndarray) -> np.ndarray:
-    """Waveforms [n, T, C] as log power [n, bands x C], their mean taken off."""
+    """Converts waveforms [n, T, C] to log power [n, bands x C] with the mean subtracted."""
     centred = np.swapaxes(waves - waves.mean(axis=1, keepdims=True), 1, 2).astype(np.float32)
     apply = spectrogram.function(SETTINGS)
     return np.asarray(apply(centred)[..., 0]).reshape(len(waves), -1)
 
 
 def changed(rows: np.ndarray, seed: int, axes: int = 3) -> np.ndarray:
-    """Spectra [n, bands x axes] with a fifth of the bands of one axis, one after the other, raised or lowered."""
+    """Raises or lowers a fifth of the bands of one axis, in turn, of spectra [n, bands x axes]."""
     random, bands = np.random.default_rng(seed), rows.shape[1] // axes
     width, found = bands // 5, rows.copy()
     for row in found:
@@ -100,7 +100,7 @@ def changed(rows: np.ndarray, seed: int, axes: int = 3) -> np.ndarray:
 
 
 def without_network(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Neighbours and local density of the spectra themselves, each number by its spread in training."""
+    """Scores the spectra themselves by neighbours and local density, each number in units of training spread."""
     mean, deviation = train.mean(axis=0), train.std(axis=0)
     train, test = ((x - mean) / deviation for x in (train, test))
     fitted = {"bank": train, "spacing": latent_statistics.spacing(train)}
@@ -115,7 +115,7 @@ def without_network(train: np.ndarray, test: np.ndarray, seed: int) -> dict[str,
 
 
 def network(train: np.ndarray, test: np.ndarray, detector: str, seed: int) -> dict[str, np.ndarray]:
-    """{score: [n]} of one training."""
+    """Returns {score: [n]} of one training."""
     settings = config.Config(seed=seed)
     settings.data.kind, settings.data.test, settings.data.calibration = "rows", 0.01, 0.05
     settings.model.detector, settings.model.latent_size = detector, 32
@@ -130,7 +130,7 @@ def network(train: np.ndarray, test: np.ndarray, detector: str, seed: int) -> di
 
 
 def figures(found: np.ndarray, kinds: list[str], made_up: int) -> dict[str, float]:
-    """AUROC of all and of each kind; the last `made_up` scores are of normal items with a change."""
+    """Computes AUROC of all and of each kind; the last `made_up` scores are of normal items with a change."""
     real, label = found[: len(kinds)], np.array([bool(kind) for kind in kinds])
     normal = real[~label]
     own = {"all": metrics.auroc(label, real)}
@@ -143,7 +143,7 @@ def figures(found: np.ndarray, kinds: list[str], made_up: int) -> dict[str, floa
 
 
 def each_split(held: Mapping[str, np.ndarray], count: int, seconds: int, part: int) -> Iterator[tuple[str, Any]]:
-    """What was judged, then the figures of each method."""
+    """Returns what was judged and the figures of each method, for each split."""
     runs, waves = blocks(held, part, count), held["x"][:, :RATE]
     values = spectra(waves)
     train = together(values, runs[0], seconds, 1).rows
@@ -166,7 +166,7 @@ def each_split(held: Mapping[str, np.ndarray], count: int, seconds: int, part: i
 
 
 def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """{cut: {seconds: {"judged": [[trained, normal, anomalous]], "methods": {method: [figures of each split]}}}}."""
+    """Measures {cut: {seconds: {"judged": [[trained, normal, anomalous]], "methods": {method: figures}}}}."""
     found: dict[str, Any] = {}
     for (cut, count), seconds in itertools.product(CUTS.items(), options.seconds):
         made = found.setdefault(cut, {}).setdefault(str(seconds), {"judged": [], "methods": {}})
@@ -181,25 +181,25 @@ def measure(held: Mapping[str, np.ndarray], options: argparse.Namespace, log: Lo
 
 
 def joined(before: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, by rising seconds; of the same seconds what was found now."""
+    """Merges both by increasing seconds; new results replace old ones."""
     both = {cut: {**before.get(cut, {}), **ways} for cut, ways in found.items()}
     return {cut: dict(sorted(ways.items(), key=lambda pair: int(pair[0]))) for cut, ways in both.items()}
 
 
 def mean(each: list[dict[str, float]], kind: str) -> float:
-    """Over the splits."""
+    """Averages over the splits."""
     return float(np.mean([one[kind] for one in each]))
 
 
 def chosen(found: Mapping[str, Any]) -> str:
-    """The method with a network that finds the made-up change best, over all cuts and seconds."""
+    """Returns the method with a network that finds the made-up change best, over all cuts and seconds."""
     made = [one["methods"] for ways in found.values() for one in ways.values()]
     names = [name for name in made[0] if name.startswith(NETWORKS)]
     return max(names, key=lambda name: np.mean([mean(one[name], "change") for one in made]))
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The part of the page."""
+    """Returns this part of the page."""
     best = chosen(found)
     shown = [
         "## fan, several seconds together",
@@ -242,7 +242,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def picture(found: Mapping[str, Any], path: Path) -> str:
-    """AUROC over seconds; its file name, "" without matplotlib."""
+    """Draws AUROC over seconds; returns the file name, "" without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -46,7 +46,7 @@ COOL_DOWN = DAY
 
 
 def read(source: str) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
-    """Times [n] and temperatures [n, 1], and (first row, last row) of each labelled window.
+    """Reads times [n], temperatures [n, 1] and (first row, last row) of each labelled window.
 
     Raises:
       UserError: the two files are not there or hold something else.
@@ -65,7 +65,7 @@ def read(source: str) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
 
 
 def scores_of(name: str, values: np.ndarray, normal: np.ndarray, seed: int, steps: int) -> np.ndarray:
-    """A score [n] of each row, of the window that ends with it; `normal` [n] says which rows are trained on."""
+    """Scores each row [n] by the window that ends with it; `normal` [n] says which rows are trained on."""
     cut = windows(values, WINDOW)
     whole = windows(normal[:, None], WINDOW).all(axis=(1, 2))
     if name in LINEAR:
@@ -93,7 +93,7 @@ def scores_of(name: str, values: np.ndarray, normal: np.ndarray, seed: int, step
 
 
 def figures(scores: np.ndarray, spans: Sequence[tuple[int, int]], weight: float) -> dict[str, Any]:
-    """Alarms of one method: hours from the beginning of each labelled window to the first alarm in it, and false ones.
+    """Counts false alarms of a method, and hours from the start of each labelled window to its first alarm.
 
     The threshold is the one above which `RATE` of the rows of the calibration part lie. An alarm begins where a score
     is above it, `COOL_DOWN` rows or more after the last that was.
@@ -139,7 +139,7 @@ METHODS = (
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """{method: {seed: figures}}."""
+    """Measures {method: {seed: figures}}."""
     _, values, spans = read(options.source)
     normal = np.arange(len(values)) < TRAINED
     for first, last in spans:
@@ -155,7 +155,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def markdown(report: Mapping[str, Any], picture: str = "") -> str:
-    """The report as a page."""
+    """Formats the report as a page."""
     found, settings = report["found"], report["settings"]
     lines = [
         *command.opening(report, "Temperature of a machine (NAB)", packages=("jax", "flax", "optax", "numpy")),
@@ -181,7 +181,7 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """Scores over their threshold in time, labelled windows shaded; its file name, "" without matplotlib."""
+    """Draws scores over threshold in time, labelled windows shaded; the file name, "" without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -213,7 +213,7 @@ def picture(report: Mapping[str, Any], path: Path) -> str:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="the folder with rows and labels")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
@@ -228,7 +228,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the files."""
+    """Measures and writes the files."""
     load = command.load(log)
     found = measure(options, log)
     load["after"] = timing.load_average()

@@ -55,7 +55,7 @@ Scores = dict[str, dict[str, np.ndarray]]
 
 
 def read(source: str) -> dict[str, np.ndarray]:
-    """The runs of the process, `train_00` and `test_00` to `test_21`, each [rows, 52] float32.
+    """Reads the runs of the process, `train_00` and `test_00` to `test_21`, each [rows, 52] float32.
 
     Raises:
       UserError: the file is not there or holds something else.
@@ -73,17 +73,17 @@ def read(source: str) -> dict[str, np.ndarray]:
 
 
 def windows(x: np.ndarray, length: int) -> np.ndarray:
-    """[n - length + 1, length, D] of rows [n, D]: all windows."""
+    """Returns all windows of rows [n, D]: [n - length + 1, length, D]."""
     return np.lib.stride_tricks.sliding_window_view(x, length, axis=0).swapaxes(1, 2)
 
 
 def late(scores: np.ndarray, rows: int) -> np.ndarray:
-    """Scores of windows as those of their last rows, NaN for the rows before the first window is full."""
+    """Assigns scores of windows to their last rows, NaN to rows before the first full window."""
     return np.concatenate([np.full(rows - len(scores), np.nan), scores])
 
 
 def smoothed(scores: np.ndarray, weight: float) -> np.ndarray:
-    """The running mean with so much weight on the newest score, begun with the first that is there."""
+    """Computes the running mean with this weight on the newest score, starting from the first finite one."""
     found, mean = scores.copy(), np.nan
     for i, value in enumerate(scores):
         mean = value if np.isnan(mean) else weight * value + (1 - weight) * mean
@@ -92,7 +92,7 @@ def smoothed(scores: np.ndarray, weight: float) -> np.ndarray:
 
 
 def settings_of(options: argparse.Namespace, detector: str, window: int, sensors: int, seed: int) -> config.Config:
-    """A training of one of the networks: the latent has a quarter of the sensors, the rest are the defaults."""
+    """Returns a training of one network: latent of a quarter of the sensors, otherwise the defaults."""
     settings = config.Config(seed=seed)
     settings.data.kind, settings.data.window = "rows", window
     # All normal rows but the few that a run has to hold back are trained on: thresholds come from another run.
@@ -105,12 +105,12 @@ def settings_of(options: argparse.Namespace, detector: str, window: int, sensors
 
 
 def lagged(x: np.ndarray, length: int) -> np.ndarray:
-    """[n - length + 1, length D] of rows [n, D]: each row beside those before it."""
+    """Returns each row of rows [n, D] beside those before it: [n - length + 1, length D]."""
     return windows(x, length).reshape(len(x) - length + 1, -1)
 
 
 def kinds(window: int) -> dict[str, tuple[str, int, int]]:
-    """{name: (detector, rows side by side, rows of a window)} of what is trained."""
+    """Returns {name: (detector, rows side by side, rows of a window)} of what is trained."""
     return {
         "ganomaly": ("ganomaly", 1, 0),
         f"ganomaly, windows of {window}": ("ganomaly", 1, window),
@@ -121,7 +121,7 @@ def kinds(window: int) -> dict[str, tuple[str, int, int]]:
 
 
 def judged(scorer: Scorer, items: np.ndarray) -> dict[str, np.ndarray]:
-    """Each of `SCORES` [n] of items, by the one training."""
+    """Computes each of `SCORES` [n] of items, by one training."""
     found = scoring_scores.parts(
         scorer.detector.network, SCORES, scorer.variables, scorer.unit(np.asarray(items, np.float32))
     )
@@ -129,7 +129,7 @@ def judged(scorer: Scorer, items: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: int, log: Log) -> Scores:
-    """GANomaly and the denoising autoencoder, on rows, on rows with the two before them, and GANomaly on windows."""
+    """Trains GANomaly and the autoencoder on rows and on rows with the two before, and GANomaly on windows."""
     found: Scores = {}
     for name, (detector, length, window) in kinds(options.window).items():
         begin = time.perf_counter()
@@ -152,7 +152,7 @@ def networks(options: argparse.Namespace, runs: Mapping[str, np.ndarray], seed: 
 
 
 def statistical(runs: Mapping[str, np.ndarray]) -> Scores:
-    """PCA of rows, and of rows with the two before them: T2 and Q; and T2 of all components, Mahalanobis' distance."""
+    """Scores by PCA of rows and of rows with the two before: T2, Q, and T2 of all components (Mahalanobis)."""
     found: Scores = {}
     for kind, length in (("", 1), ("dynamic ", LAGGED)):
         rows = {run: lagged(x, length) for run, x in runs.items()}
@@ -168,7 +168,7 @@ def statistical(runs: Mapping[str, np.ndarray]) -> Scores:
 
 
 def together(found: Scores, names: Sequence[str], combine: str) -> dict[str, np.ndarray]:
-    """How rare each score is among those of the normal test run, combined."""
+    """Combines how rare each score is among those of the normal test run."""
     made = {}
     for run in found[names[0]]:
         rare = []
@@ -182,7 +182,7 @@ def together(found: Scores, names: Sequence[str], combine: str) -> dict[str, np.
 
 
 def figures(found: Mapping[str, np.ndarray], weight: float) -> dict[str, Any]:
-    """What one method detects: per fault the share of its rows, the delay in rows (None: never), the AUROC."""
+    """Computes what one method detects: per fault the share of rows, the delay in rows (None: never), AUROC."""
     runs = {run: smoothed(values, weight) for run, values in found.items()}
     normal = runs["test_00"][np.isfinite(runs["test_00"])]
     allowed = max(int(RATE * len(normal) + 0.5), 1)
@@ -204,7 +204,7 @@ def figures(found: Mapping[str, np.ndarray], weight: float) -> dict[str, Any]:
 
 
 def means(found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Over all faults and over those that are not hard."""
+    """Averages over all faults and over those that are not hard."""
     every = [str(i) for i in range(1, FAULTS + 1)]
     easy = [i for i in every if int(i) not in HARD]
     faults = found["faults"]
@@ -219,7 +219,7 @@ def means(found: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
-    """{method: {smoothing: {seed: figures}}}; methods without a network have seed 0 alone."""
+    """Measures {method: {smoothing: {seed: figures}}}; methods without a network have only seed 0."""
     runs = read(options.source)
     fixed = statistical(runs)
     found: dict[str, Any] = {}
@@ -245,7 +245,7 @@ def measure(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """Mean detection rates over the 21 faults that others report, with how far each can be trusted."""
+    """Returns mean detection rates over the 21 faults that others report, with their reliability."""
     held = [one for one in json.loads(PUBLISHED.read_text(encoding="utf-8")) if one["dataset"].startswith("TEP")]
     found: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys(one["method"] for one in held):
@@ -262,7 +262,7 @@ def published() -> dict[str, dict[str, Any]]:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = command.parser(__doc__)
     parser.add_argument("--source", required=True, help="the npz of the process")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
@@ -281,7 +281,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, log: Log) -> None:
-    """Measure and write the files."""
+    """Measures and writes the files."""
     load = command.load(log)
     found = measure(options, log)
     load["after"] = timing.load_average()

@@ -12,7 +12,7 @@ from benchmarks.common import command
 
 
 def spread(values: list[float | None], form: str = ".3f") -> str:
-    """Mean of several seeds with their standard deviation; - where one has none."""
+    """Formats the mean of several seeds with their standard deviation; - if one has none."""
     known = [value for value in values if value is not None]
     if len(known) < len(values) or not known:
         return "-"
@@ -21,7 +21,7 @@ def spread(values: list[float | None], form: str = ".3f") -> str:
 
 
 def markdown(report: Mapping[str, Any], picture: str = "") -> str:
-    """The report as a page; `picture` is the name of the file to show."""
+    """Formats the report as a page; `picture` is the name of the file to show."""
     found, settings = report["found"], report["settings"]
     words = list(next(iter(found.values())))
     seeds = ", ".join(map(str, settings["seeds"]))
@@ -82,7 +82,7 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
-    """A table of colours, faults by methods, smoothed; its file name, "" without matplotlib."""
+    """Draws a heat map, faults by methods, smoothed; returns the file name, "" without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -194,7 +194,7 @@ def test_mistakes_are_one_sentence(old, kept, tmp_path, capsys):
     assert "no normal" in refused([], source=str(tmp_path / "odd.npz"))
     assert "uint16" in refused([], source=str(tmp_path / "deep.npz"))
     assert "0 normal images to train on" in refused([], source=known)  # nothing is new
-    assert "something else" in refused([], out=tmp_path / "other")
+    assert "does not hold an update" in refused([], out=tmp_path / "other")
     assert "another update" in refused([], out=kept[0])
     assert "is the run to update" in refused([], out=old[0])
     assert "replay=1.0" in refused(["--replay", "1"])
