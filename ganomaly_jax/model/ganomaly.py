@@ -214,7 +214,7 @@ class Ganomaly:
                 (*_, embedding), _ = discriminate(d_params, stats["discriminator"], self._views(x, state.step))
                 first, second = jnp.split(embedding, 2)
                 total += self.contrast_weight * model_losses.info_nce(first, second, self.temperature, self.axis_name)
-            return total, (loss, _stats_after_two_passes(stats["discriminator"], after_real, after_fake))
+            return total, (loss, layers.stats_after_two_passes(stats["discriminator"], after_real, after_fake))
 
         (_, (metrics, x_hat, g_stats)), g_grads = jax.value_and_grad(generator_loss, has_aux=True)(params["generator"])
         (_, (d_loss, d_stats)), d_grads = jax.value_and_grad(discriminator_loss, has_aux=True)(
@@ -372,17 +372,6 @@ class Ganomaly:
             raise UserError(f"input of shape {x.shape}: expected [B, {expected}], the shape of this detector")
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise UserError(f"input of dtype {x.dtype}: expected floating point in [-1, 1]; see preprocess.to_unit")
-
-
-def _stats_after_two_passes(before: Any, after_real: Any, after_fake: Any) -> Any:
-    """Returns the running statistics after the passes x, x_hat, x, x_hat.
-
-    The arguments are those before, after x, and after x and x_hat. The authors' code runs the discriminator twice a
-    step on each batch, once per loss, and so moves them four times.
-    """
-    keep = layers.BatchNorm.momentum
-    third = jax.tree.map(lambda s0, s1, s2: keep * s2 + (s1 - keep * s0), before, after_real, after_fake)
-    return jax.tree.map(lambda s1, s2, s3: keep * s3 + (s2 - keep * s1), after_real, after_fake, third)
 
 
 def from_config(config: Config) -> Ganomaly:

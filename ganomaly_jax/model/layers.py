@@ -109,3 +109,14 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * moments[1]
         # The mean is subtracted first: folded into the bias it rounds more, and values near 0 cross the ReLU's kink.
         return (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+
+
+def stats_after_two_passes(before: Any, after_real: Any, after_fake: Any) -> Any:
+    """Returns the running statistics after the passes x, x_hat, x, x_hat.
+
+    The arguments are those before, after x, and after x and x_hat. The authors' code runs the discriminator twice a
+    step on each batch, once per loss, and so moves them four times.
+    """
+    keep = BatchNorm.momentum
+    third = jax.tree.map(lambda s0, s1, s2: keep * s2 + (s1 - keep * s0), before, after_real, after_fake)
+    return jax.tree.map(lambda s1, s2, s3: keep * s3 + (s2 - keep * s1), after_real, after_fake, third)
