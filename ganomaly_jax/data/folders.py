@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, NORMAL_WORDS, PARTS, normal_by_words, plain_word
 from ganomaly_jax.data.images.decode import shown
-from ganomaly_jax.data.images.files import scan_folder
+from ganomaly_jax.data.images.files import ENDINGS, scan_folder
 
 Item = tuple[Path, str, int]
 """A file, its class and its part (0 train, 1 test)."""
+
+
+def holds_only(folder: Path, endings: Container[str]) -> bool:
+    """Returns whether a folder holds files of some endings and no images: a table beside images is a list, not data."""
+    found = False
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in ENDINGS:
+            return False
+        found = found or path.suffix.lower() in endings
+    return found
 
 
 def layout(

@@ -17,13 +17,12 @@ import numpy as np
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
-from ganomaly_jax.data import datasets
+from ganomaly_jax.data import datasets, folders
 from ganomaly_jax.data.audio import layout, recordings, spectrogram, window_settings
 from ganomaly_jax.data.audio.layout import NAME, SoundLayout
 from ganomaly_jax.data.audio.recordings import Recording
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.images import decode
-from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.lazy import Images, LazyImages
 
 # Windows whose spectrograms are computed at once.
@@ -37,14 +36,7 @@ def is_source(path: Path, settings: config.Data) -> bool:
     """Returns whether a path is a recording, or a folder of recordings without images."""
     if not path.is_dir():
         return path.suffix.lower() in recordings.ENDINGS
-    if settings.kind == NAME:
-        return True
-    found = False
-    for inner in path.rglob("*"):
-        if inner.suffix.lower() in image_files.ENDINGS:
-            return False
-        found = found or inner.suffix.lower() in recordings.ENDINGS
-    return found
+    return settings.kind == NAME or folders.holds_only(path, recordings.ENDINGS)
 
 
 def load(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data import folders
 from ganomaly_jax.data.datasets import PARTS
-from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.rows import tables
 from ganomaly_jax.data.rows.layout import NAME
 
@@ -16,18 +16,8 @@ from ganomaly_jax.data.rows.layout import NAME
 def is_source(path: Path, settings: config.Data) -> bool:
     """Returns whether a path is a table, or a folder of tables only."""
     if path.is_dir():
-        return settings.kind == NAME or _only_tables(path)
+        return settings.kind == NAME or folders.holds_only(path, tables.ENDINGS)
     return path.suffix.lower() in tables.ENDINGS
-
-
-def _only_tables(folder: Path) -> bool:
-    """Returns whether a folder holds tables and no images: a table beside images is a list, not data."""
-    found = False
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in image_files.ENDINGS:
-            return False
-        found = found or path.suffix.lower() in tables.ENDINGS
-    return found
 
 
 def files(folder: Path) -> list[Path]:
