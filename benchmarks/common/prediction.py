@@ -32,7 +32,7 @@ def write_pictures(folder: Path, count: int, side: int, forms: Sequence[str] = (
 
 
 def measure(workdir: str, folder: str, out: str, rounds: int) -> dict[str, Any]:
-    """What `predict` does, in turn with one thread that decodes and with all of them, compiled and warm."""
+    """Measures what `predict` does, in turn with one thread that decodes and with all of them, compiled and warm."""
     from ganomaly_jax.data.images import files as image_files
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
@@ -136,7 +136,7 @@ def _one_pass(scorer: Any, folder: str, out: str, workers: int) -> dict[str, flo
 
 
 def overlap(some: Iterable[tuple[float, float]], others: Sequence[tuple[float, float]]) -> float:
-    """How long two sorted series of intervals, each without overlaps, run at once."""
+    """Computes how long two sorted series of intervals, each without overlaps, run at once."""
     total, i = 0.0, 0
     for begin, end in some:
         while i < len(others) and others[i][1] <= begin:

@@ -52,13 +52,13 @@ VARIANTS = {
 
 
 def tuned(device: str, compiled: bool = True) -> list[str]:
-    """The variants that may be strongest on `device` ("cpu", "cuda"); without torch.compile if so asked."""
+    """Returns the variants that may be strongest on `device` ("cpu", "cuda"); without torch.compile if so asked."""
     on_device = [n for n, how in VARIANTS.items() if n != EAGER and (device == "cuda" or not how.graph)]
     return [n for n in on_device if compiled or not VARIANTS[n].compiled]
 
 
 def _encoder_layers(side: int, channels: int, out: int, features: int, extra: int) -> Iterator[tuple[str, nn.Module]]:
-    """(name in the authors' state dict, layer); the head comes last."""
+    """Lists (name in the authors' state dict, layer); the head comes last."""
     wide = features
     yield f"initial-conv-{channels}-{wide}", nn.Conv2d(channels, wide, 4, 2, 1, bias=False)
     yield f"initial-relu-{wide}", nn.LeakyReLU(0.2, inplace=True)
@@ -159,7 +159,7 @@ def make(
     device: str = "cpu",
     variant: str = EAGER,
 ) -> Peer:
-    """A peer for images of `shape` (H, W, C), its weights drawn as the paper does."""
+    """Makes a peer for images of `shape` (H, W, C), its weights drawn as the paper does."""
     how = VARIANTS[variant]
     networks = Generator(shape, latent, features, extra), Discriminator(shape, features, extra)
     adam = {} if variant == EAGER else {"fused": True, "capturable": how.graph}
@@ -194,7 +194,7 @@ def _discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def original_step(peer: Peer, x: Tensor) -> dict[str, Tensor]:
-    """One step as the original computes it; returns the losses before it.
+    """Computes one step as the original computes it; returns the losses before it.
 
     Each discriminator pass runs twice, once for each loss; the generator's loss also computes gradients of the
     discriminator's weights, which are thrown away; and the host reads L_D, in case the discriminator has won.
@@ -220,7 +220,7 @@ def original_step(peer: Peer, x: Tensor) -> dict[str, Tensor]:
 
 
 def shared_gradients(peer: Peer, x: Tensor, bfloat16: bool = False) -> tuple[dict[str, Tensor], Any, Any]:
-    """(losses, gradients of the generator, of the discriminator): every pass once, no gradient for nothing.
+    """Computes (losses, gradients of the generator, of the discriminator): every pass once, no gradient for nothing.
 
     The discriminator's running statistics, which nothing reads, move twice a step in place of four times.
     """
@@ -239,7 +239,7 @@ def shared_gradients(peer: Peer, x: Tensor, bfloat16: bool = False) -> tuple[dic
 def shared_step(
     peer: Peer, x: Tensor, bfloat16: bool = False, gradients: Callable[..., Any] = shared_gradients
 ) -> dict[str, Tensor]:
-    """One step with shared passes; returns the losses before it.
+    """Computes one step with shared passes; returns the losses before it.
 
     L_D is not read: to look at it once in a while costs nothing, and a device that never waits is the peer's best.
     """
@@ -253,13 +253,13 @@ def shared_step(
 
 
 def score(generator: nn.Module, x: Tensor) -> Tensor:
-    """A(x) [B]: the mean over the latent of (z - z_hat)^2; the generator in eval mode, so with running statistics."""
+    """Computes A(x) [B]: the mean over the latent of (z - z_hat)^2; the generator in eval mode (running statistics)."""
     _, z, z_hat = generator(x)
     return torch.mean((_wide(z) - _wide(z_hat)) ** 2, dim=1).flatten()
 
 
 def folded(generator: Generator) -> Generator:
-    """The same generator in eval mode, its batch norms folded into the convolutions before them."""
+    """Returns the same generator in eval mode, its batch norms folded into the convolutions before them."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     generator.eval()
@@ -284,7 +284,7 @@ def _compiled(function: Callable[..., Any], device: str, how: Variant) -> Callab
 
 
 def _captured(step: Callable[[Tensor], Any], given: Tensor) -> Callable[[Tensor], Any]:
-    """`step` recorded once as a CUDA graph, whose replay takes another argument of the same shape."""
+    """Records `step` once as a CUDA graph, whose replay takes another argument of the same shape."""
     static = given.clone()
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -307,7 +307,7 @@ def _captured(step: Callable[[Tensor], Any], given: Tensor) -> Callable[[Tensor]
 def _training(
     shape: Sequence[int], batch: int, variant: str, device: str, images: int, sizes: Sequence[int], bfloat16: bool
 ) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-    """(step of an index [B] that returns L_G, the indices that it takes turn by turn)."""
+    """Makes (step of an index [B] that returns L_G, the indices that it takes turn by turn)."""
     how = VARIANTS[variant]
     layout = torch.channels_last if how.channels_last else torch.contiguous_format
     pixels = torch.from_numpy(timing.pictures(images, shape)).permute(0, 3, 1, 2).to(device).to(memory_format=layout)
@@ -326,7 +326,7 @@ def _training(
 def _scoring(
     shape: Sequence[int], batch: int, variant: str, device: str, sizes: Sequence[int], bfloat16: bool
 ) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-    """(step of a batch [B, C, H, W] uint8 that returns its scores, the batches)."""
+    """Makes (step of a batch [B, C, H, W] uint8 that returns its scores, the batches)."""
     how = VARIANTS[variant]
     layout = torch.channels_last if how.channels_last else torch.contiguous_format
     pixels = torch.from_numpy(timing.pictures(_BATCHES * batch, shape)).permute(0, 3, 1, 2).to(device)
@@ -360,7 +360,7 @@ def side(
     features: int = 64,
     bfloat16: bool = False,
 ) -> timing.Side:
-    """`work` ("train" or "score") as this variant does it, ready to be measured.
+    """Prepares `work` ("train" or "score") as this variant does it, ready to be measured.
 
     As with ours, images lie on the device as uint8; a step of training gathers its batch, and both scale. A batch of
     scores is waited for before the next is begun; training waits where it has to, the original at every step.
