@@ -1,7 +1,7 @@
-"""How sure an AUROC is: bootstrap intervals, and DeLong's test of two scores on the same items. NumPy, on the host.
+"""The uncertainty of AUROC: bootstrap intervals, and DeLong's test of two scores on the same items. NumPy, on the host.
 
-Labels are 0 (normal) and 1 (anomalous); a higher score is more anomalous. The test items are resampled: that another
-training would have given other weights is in neither figure.
+Labels are 0 (normal) and 1 (anomalous); a higher score is more anomalous. Both account for the sampling of the test
+items, but not for the variation between trainings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import metrics
 
 RESAMPLES = 2000
-# Numbers that one block of resamples may hold: some tens of megabytes.
+# Numbers in one block of resamples, some tens of megabytes.
 _BLOCK = 4_000_000
 
 
@@ -34,9 +34,9 @@ class Paired:
     """Holds the comparison of two scores on the same items, first minus second."""
 
     difference: Interval
-    """Of the AUROCs, with the normal interval of its standard error."""
+    """The difference of the AUROCs, with the normal interval from its standard error."""
     p_value: float
-    """Two-sided, of no difference."""
+    """The two-sided p-value of the hypothesis that they are equal."""
 
 
 def auroc_interval(
@@ -44,15 +44,15 @@ def auroc_interval(
 ) -> Interval:
     """Returns the AUROC with the percentile interval of a stratified bootstrap.
 
-    Each resample draws as many normal and as many anomalous items, with replacement, as there are. The same seed gives
-    the same interval. Where the classes do not overlap the interval has no width, however few items there are.
+    Each resample draws the normal and the anomalous items separately, with replacement. The same seed gives the same
+    interval. If the classes do not overlap, the interval has no width, however few items there are.
 
     Args:
       labels: [N] 0 or 1.
       scores: [N] float, finite.
-      level: the share of intervals that would hold the true value, above 0 and below 1.
-      resamples: how many are drawn.
-      seed: of the draws.
+      level: the confidence level, above 0 and below 1.
+      resamples: the number of resamples.
+      seed: the seed of the resampling.
 
     Raises:
       UserError: labels other than 0 and 1, scores that are not finite, different lengths, one class only; a level or a

@@ -1,4 +1,4 @@
-"""Several scores on one scale and as one, by how rare they are among normal items. NumPy, on the host."""
+"""Combining several scores by their rarity among normal items, which puts them on one scale. NumPy, on the host."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _LEAST = 1e-300
 
 
 def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Computes how rare scores [B] are among normal ones: (1 + number of the reference [n] that is as high) / (n + 1).
+    """Computes the rarity of scores among those of normal items, (1 + number of reference scores >= score) / (n + 1).
 
-    Above all of the reference it falls on exponentially, by the mean excess of the highest tenth, so that what lies
-    there keeps its order in a combination: an extrapolation, where the conformal p-value stays 1 / (n + 1).
+    Above the largest reference score, where conformal p-values are all 1 / (n + 1), it is extrapolated: it falls off
+    exponentially at the scale of the mean excess of the highest tenth, so that combinations still rank the items there.
 
     Args:
       reference: [n] scores of normal items.
@@ -24,21 +24,21 @@ def rarity(reference: np.ndarray, scores: np.ndarray) -> np.ndarray:
       [B] float64 above 0 and at most 1.
     """
     ordered, n = np.sort(reference), len(reference)
-    found = (1.0 + n - np.searchsorted(ordered, scores, side="left")) / (n + 1)
+    ranks = (1.0 + n - np.searchsorted(ordered, scores, side="left")) / (n + 1)
     top = ordered[-max(n // 10, 2) :]
     scale = max(float((top - top[0]).mean()), 1e-9 * max(1.0, abs(float(ordered[-1]))))
     with np.errstate(under="ignore"):
         beyond = np.exp(-np.maximum(scores - ordered[-1], 0) / scale)
-    return np.where(np.isnan(scores), np.nan, np.maximum(found * beyond, _LEAST))
+    return np.where(np.isnan(scores), np.nan, np.maximum(ranks * beyond, _LEAST))
 
 
 def rarity_of_reference(reference: np.ndarray) -> np.ndarray:
-    """Computes the `rarity` [n] of each reference score among the others, divided by n + 1 as well."""
+    """Computes the `rarity` [n] of each reference score among the others, also on the scale of 1 / (n + 1)."""
     ordered, n = np.sort(reference), len(reference)
-    found = (n - np.searchsorted(ordered, reference, side="left").astype(float)) / (n + 1)
-    if n > 2:  # the highest alone lies beyond the others
-        found[np.argmax(reference)] = rarity(ordered[:-1], ordered[-1:])[0] * n / (n + 1)
-    return found
+    ranks = (n - np.searchsorted(ordered, reference, side="left").astype(float)) / (n + 1)
+    if n > 2:  # only the highest score lies above all others
+        ranks[np.argmax(reference)] = rarity(ordered[:-1], ordered[-1:])[0] * n / (n + 1)
+    return ranks
 
 
 def _stouffer(rare: np.ndarray) -> np.ndarray:
@@ -55,6 +55,6 @@ COMBINE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "maximum": lambda rare: -np.log10(rare.min(axis=0)),
     "stouffer": _stouffer,
 }
-"""Of rarities [k, B] of k scores to one score [B]: mean of the quantiles, the highest of them (as the logarithm of what
-is left to 1), and Stouffer's sum of normal quantiles over sqrt(k). The scores are not independent, so none of these is
-a p-value; what it means is again said by its values on calibration items."""
+"""Functions that combine the rarities [k, B] of k scores into one score [B]: one minus their mean, the negative
+logarithm of the smallest, and Stouffer's sum of normal quantiles over sqrt(k). The k scores are not independent, so
+none of these is a p-value; each is calibrated on calibration items like any other score."""

@@ -15,10 +15,10 @@ def scored(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> Sco
     Args:
       labels: [N] 0 (normal) or 1 (anomalous).
       scores: [N] float; items whose score is not finite are left out.
-      threshold: a score above it is anomalous; None where there is none.
+      threshold: a score above it is anomalous; None: there is no threshold.
 
     Returns:
-      What `report.curve_plots` draws; without both classes there are no curves.
+      The scored test set for `report.curve_plots`, with curves if both classes are present.
 
     Raises:
       UserError: labels other than 0 and 1, or different lengths.

@@ -50,7 +50,7 @@ def evaluate(
     false_positive_rate: float | None = None,
     own: datasets.Dataset | None = None,
     judged: Judgement | None = None,
-    by: scoring_groups.Given | None = None,
+    by: scoring_groups.GroupSource | None = None,
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
@@ -159,7 +159,7 @@ def evaluate_run(
     scorer: Scorer,
     this: Run,
     judged: Judgement | None = None,
-    by: scoring_groups.Given | None = None,
+    by: scoring_groups.GroupSource | None = None,
     own: datasets.Dataset | None = None,
 ) -> Evaluation:
     """Scores the test part of a resolved run and writes what was found, as `evaluate` does, into the run's folder.

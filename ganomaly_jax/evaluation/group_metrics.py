@@ -1,4 +1,4 @@
-"""Figures by group, with intervals: whether a detector is as good for every line, site, sex or machine."""
+"""Metrics by group with intervals, to see whether a detector is as good for every line, site, sex or machine."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ _WORDS = {
 
 
 def figures(scorer: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.ndarray, seed: int) -> dict[str, Any]:
-    """Returns what metrics.json says by group.
+    """Computes the metrics of each group, for metrics.json.
 
     Args:
-      scores: [n] finite.
+      scorer: the detector, whose groups may have thresholds of their own.
+      scores: [n] float, finite.
       labels: [n], 0 normal and 1 anomalous.
-      names: [n], as `of_images`.
-      seed: of the bootstrap.
+      names: [n] the groups, as returned by `scoring.groups.of_images`.
+      seed: the seed of the bootstrap.
 
     Returns:
-      `rows`: a dict a group: `group`, `n_normal`, `n_anomalous`, `threshold`, and `false_positive_rate`,
-      `true_positive_rate`, `auroc`, each [value, low, high] with its 95 % interval (Wilson; for AUROC a bootstrap
-      within both classes), None where not defined. `gaps`: the largest difference of each figure, a sentence each.
-      `unnamed`: images of no group.
+      `rows`: a dict for each group with `group`, `n_normal`, `n_anomalous`, `threshold`, and `false_positive_rate`,
+      `true_positive_rate` and `auroc`, each [value, low, high] with its 95 % interval (Wilson's; for AUROC a stratified
+      bootstrap) or None if undefined. `gaps`: a sentence for each metric about its largest difference. `unnamed`: the
+      number of images without a group.
     """
     rows = []
     for name in sorted(set(names.tolist()) - {""}):
         at = names == name
-        own = calibration.of_group(scorer.calibration, name, scorer.config.evaluate)
+        threshold = calibration.of_group(scorer.calibration, name, scorer.config.evaluate).threshold
         normal, anomalous = scores[at & (labels == 0)], scores[at & (labels == 1)]
         rows.append(
             {
                 "group": name,
                 "n_normal": len(normal),
                 "n_anomalous": len(anomalous),
-                "threshold": own.threshold,
-                "false_positive_rate": wilson(int((normal > own.threshold).sum()), len(normal)),
-                "true_positive_rate": wilson(int((anomalous > own.threshold).sum()), len(anomalous)),
+                "threshold": threshold,
+                "false_positive_rate": wilson(int((normal > threshold).sum()), len(normal)),
+                "true_positive_rate": wilson(int((anomalous > threshold).sum()), len(anomalous)),
                 "auroc": auroc(normal, anomalous, seed),
             }
         )
@@ -56,7 +57,7 @@ def figures(scorer: Scorer, scores: np.ndarray, labels: np.ndarray, names: np.nd
 
 
 def wilson(k: int, n: int) -> list[float] | None:
-    """Returns [k / n, low, high] with the ends of the 95 % score interval of Wilson 1927; None where n is 0."""
+    """Returns [k / n, low, high] with the ends of Wilson's 95 % score interval (1927); None if n is 0."""
     from scipy import stats
 
     if n == 0:
@@ -76,40 +77,40 @@ def auroc(normal: np.ndarray, anomalous: np.ndarray, seed: int) -> list[float] |
 
 
 def gaps(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Returns a sentence for each figure: where it is largest and smallest, and whether chance may explain that."""
-    said = []
+    """Describes for each metric which groups have the largest and smallest value, and whether chance may explain it."""
+    sentences = []
     for key, words in _WORDS.items():
         known = [row for row in rows if row[key] is not None]
         if len(known) < 2:
             continue
         most, least = max(known, key=lambda row: row[key][0]), min(known, key=lambda row: row[key][0])
         if most[key][0] == least[key][0]:
-            said.append(f"The {words} is the same in all {len(known)} groups.")
+            sentences.append(f"The {words} is the same in all {len(known)} groups.")
             continue
         apart = most[key][1] > least[key][2]
-        verdict = "do not overlap: this is more than chance" if apart else "overlap: chance may explain it"
-        said.append(
+        verdict = "do not overlap: chance is unlikely to explain this" if apart else "overlap: chance may explain this"
+        sentences.append(
             f"The {words} is highest in {most['group']}, {shown(key, most[key])}, and lowest in "
             f"{least['group']}, {shown(key, least[key])}, of {len(known)} groups. Their 95 % intervals {verdict}."
         )
-    return said
+    return sentences
 
 
 def shown(key: str, figure: Sequence[float] | None) -> str:
-    """Returns a value and its interval as text, rates in per cent."""
+    """Formats a value and its interval, rates in per cent."""
     if key == "auroc":
         return number_format.interval(figure, ".3f")
     return number_format.interval(figure, ".1f", 100, " %")
 
 
-def lines(found: Mapping[str, Any]) -> list[str]:
-    """Returns the table for a terminal and the gaps, line by line."""
+def lines(by_group: Mapping[str, Any]) -> list[str]:
+    """Formats the result of `figures` as lines for the terminal: a table and sentences."""
     header = ("group", "normal", "anomalous", "threshold", *_WORDS.values())
-    return [*text_table.lines([header, *cells(found)]), *found["gaps"], *unnamed(found)]
+    return [*text_table.lines([header, *cells(by_group)]), *by_group["gaps"], *unnamed(by_group)]
 
 
-def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Returns the rows of the table as text."""
+def cells(by_group: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Formats the rows of the table of groups as text."""
     return [
         (
             row["group"],
@@ -118,11 +119,11 @@ def cells(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{row['threshold']:.6g}",
             *(shown(key, row[key]) for key in _WORDS),
         )
-        for row in found["rows"]
+        for row in by_group["rows"]
     ]
 
 
-def unnamed(found: Mapping[str, Any]) -> list[str]:
-    """Returns a sentence where images are in no group."""
-    count = found["unnamed"]
+def unnamed(by_group: Mapping[str, Any]) -> list[str]:
+    """Returns a sentence about images without a group; empty if there are none."""
+    count = by_group["unnamed"]
     return [f"{count} images are in no group and are left out of this table."] if count else []

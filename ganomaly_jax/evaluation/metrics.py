@@ -1,9 +1,9 @@
-"""How well scores separate two classes: AUROC, average precision, partial AUROC, F1.
+"""Metrics of binary classification by scores: AUROC, average precision, partial AUROC, F1 and their curves.
 
 Labels are 0 (normal) and 1 (anomalous); a higher score is more anomalous. `auroc`, `partial_auroc` and
-`average_precision` are one code for two uses. With JAX arrays they are pure, run under `jit` and `vmap`, and compute in
-JAX's own precision; with NumPy arrays or lists they compute on the host in double precision. They take a mask, and
-return NaN where a class is missing. The curves and `summary` are for the host: NumPy, and None for what is not defined.
+`average_precision` accept a mask, return NaN if a class is missing, and run on JAX arrays or on the host: with JAX
+arrays they are pure, work under `jit` and `vmap`, and compute in JAX's default precision; with NumPy arrays or lists
+they compute in double precision. The curves and `summary` are for the host and use NumPy.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ganomaly_jax.core.errors import UserError
 def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Any:
     """Calculates the area under the ROC curve.
 
-    It is the probability that an anomalous item scores higher than a normal one, ties counted half.
+    It is the probability that an anomalous item scores higher than a normal one, where ties count half.
 
     Args:
       labels: [N] 0 or 1, integers or bool.
-      scores: [N] float, higher is more anomalous. In JAX's single precision N up to 2**24.
-      mask: [N] bool, False where an item is padding; None takes all.
+      scores: [N] float, higher is more anomalous; N up to 2**24 in single precision.
+      mask: [N] bool, False for padding; None: no padding.
 
     Returns:
-      [] float in 0..1; NaN where a class is missing or a score that counts is NaN.
+      [] float in 0..1; NaN if a class is missing or an unmasked score is NaN.
 
     Raises:
-      UserError: not arrays of one shape [N], or N is 0.
+      UserError: the arrays do not have the same shape [N], or N is 0.
     """
     if _space(labels, scores, mask) is jnp:
         return _area(_count(labels, scores, mask), 1.0)
@@ -44,7 +44,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -
 
 
 def partial_auroc(labels: ArrayLike, scores: ArrayLike, max_fpr: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Calculates the area under the ROC curve up to a false-positive rate, standardised: 0.5 is chance, 1 is perfect.
+    """Calculates the standardised partial AUROC up to a false-positive rate: 0.5 is chance, 1 is perfect.
 
     Args:
       labels: as in `auroc`.
@@ -53,7 +53,7 @@ def partial_auroc(labels: ArrayLike, scores: ArrayLike, max_fpr: ArrayLike, mask
       mask: as in `auroc`.
 
     Returns:
-      [] float, at most 1; NaN as in `auroc`, or where max_fpr is out of range.
+      [] float, at most 1; NaN as in `auroc`, or if max_fpr is out of range.
 
     Raises:
       UserError: as `auroc`.
@@ -67,7 +67,9 @@ def partial_auroc(labels: ArrayLike, scores: ArrayLike, max_fpr: ArrayLike, mask
 
 
 def average_precision(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Calculates the mean over the anomalous items of the precision at their score; tied items enter together.
+    """Calculates average precision, the mean of the precision at the scores of the anomalous items.
+
+    Items with tied scores enter together.
 
     Args:
       labels: as in `auroc`.
@@ -86,15 +88,15 @@ def average_precision(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | No
 
 
 def placements(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
-    """Returns where each item stands among those of the other class; the mean over either class is the AUROC.
+    """Calculates the placement of each item among the other class; the mean over either class is the AUROC.
 
     Args:
       labels: [N] 0 or 1, of both classes.
       scores: [N] float, finite.
 
     Returns:
-      [N] float64 in 0..1: of an anomalous item the share of normal ones that score lower, of a normal item the share of
-      anomalous ones that score higher; ties half.
+      [N] float64 in 0..1: for an anomalous item the share of normal items that score lower, for a normal item the share
+      of anomalous items that score higher; ties count half.
     """
     is_anomalous, scores = np.asarray(labels) == 1, np.asarray(scores)
     placed = np.empty(len(scores))
@@ -104,40 +106,40 @@ def placements(labels: ArrayLike, scores: ArrayLike) -> np.ndarray:
 
 
 def _share_below(others: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Returns the share of `others` [n] that each score [m] is above, float64 [m]; ties count half."""
+    """Returns the share of `others` [n] below each score [m], [m] float64; ties count half."""
     ordered = np.sort(others)
     left, right = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
     return (left + right) / (2 * len(others))
 
 
 class _Counts(NamedTuple):
-    """Holds the ROC curve as exact counts [N], by falling score; float, since JAX's integers have 32 bits."""
+    """Holds the ROC curve as exact counts [N] by descending score, in float because JAX's integers have 32 bits."""
 
     space: Any
     """numpy or jax.numpy."""
     order: Any
-    """[N] int, the items by falling score."""
+    """[N] int, the indices of the items by descending score."""
     anomalous: Any
-    """[N] bool, whether the item is an anomalous one that counts."""
+    """[N] bool, True for an unmasked anomalous item."""
     before: Any
-    """Normal items that score strictly higher."""
+    """The number of normal items that score strictly higher."""
     false: Any
-    """Normal items that score at least as high."""
+    """The number of normal items that score at least as high."""
     true: Any
-    """Anomalous items that score at least as high."""
+    """The number of anomalous items that score at least as high."""
     n_normal: Any
-    """[]; NaN where a score that counts is NaN."""
+    """[], the number of normal items; NaN if an unmasked score is NaN."""
     n_anomalous: Any
-    """[]; likewise."""
+    """[], the number of anomalous items, likewise."""
 
 
 def _space(*arrays: Any) -> Any:
-    """Returns jax.numpy if one of the arrays is of JAX, otherwise numpy."""
+    """Returns jax.numpy if one of the arrays is a JAX array, otherwise numpy."""
     return jnp if any(isinstance(array, Array) for array in arrays) else np
 
 
 def _checked_shapes(xp: Any, labels: Any, scores: Any, mask: Any) -> tuple[Any, Any, Any]:
-    """Returns labels, scores (float) and mask (bool) as arrays [N]."""
+    """Returns labels, scores (float) and mask (bool) as arrays of the same shape [N]."""
     label, score = xp.asarray(labels), xp.asarray(scores)
     if xp is jnp or score.dtype.kind != "f":
         score = score.astype(float)
@@ -150,10 +152,10 @@ def _checked_shapes(xp: Any, labels: Any, scores: Any, mask: Any) -> tuple[Any, 
 
 
 def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Counts:
-    """Counts what the ROC curve is made of, for each item."""
+    """Counts the normal and anomalous items above and at each score."""
     xp = _space(labels, scores, mask)
     label, score, keep = _checked_shapes(xp, labels, scores, mask)
-    # What is masked may sort anywhere: it counts for nothing.
+    # Masked items may sort anywhere, since they are not counted.
     order = xp.argsort(-score)
     key, anomalous, normal = -score[order], (keep & (label == 1))[order], (keep & (label != 1))[order]
     first, last = (xp.searchsorted(key, key, side) for side in ("left", "right"))
@@ -166,9 +168,9 @@ def _count(labels: ArrayLike, scores: ArrayLike, mask: ArrayLike | None) -> _Cou
 
 
 def _area(counts: _Counts, max_fpr: Any) -> Any:
-    """Computes the area under the ROC curve from 0 to `max_fpr`, as a share of `max_fpr`."""
+    """Computes the area under the ROC curve from 0 to `max_fpr`, divided by `max_fpr`."""
     xp = counts.space
-    # Each anomalous item lifts the curve by one step: along a ramp over the normal items it ties with, full after.
+    # Each anomalous item raises the curve by one step, along a ramp over the normal items that it ties with.
     end, tied = max_fpr * counts.n_normal, counts.false - counts.before
     along = xp.clip(end - counts.before, 0, tied)
     area = xp.maximum(end - counts.false, 0) + along * along / (2 * xp.maximum(tied, 1))
@@ -176,10 +178,10 @@ def _area(counts: _Counts, max_fpr: Any) -> Any:
 
 
 def _mean(counts: _Counts, fraction: Any, defined: Any) -> Any:
-    """Computes the mean of fractions [N] in 0..1 over the anomalous items; NaN without any, or if it is not `defined`.
+    """Computes the mean of fractions [N] in 0..1 over the anomalous items; NaN if there are none or not `defined`.
 
-    Differs from a float32 sum, whose error grows with N: fractions of 2**24 are summed as integers, in three digits of
-    8 bits so that no sum passes uint32.
+    The error of a float32 sum would grow with N. In single precision, multiples of 2**-24 are therefore summed as
+    integers, split into three digits of 8 bits so that no sum overflows uint32.
     """
     xp, n = counts.space, counts.n_anomalous
     some = xp.maximum(n, 1)
@@ -201,8 +203,8 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
       scores: [N] float, finite.
 
     Returns:
-      false-positive rates, true-positive rates, thresholds: [K] float64 each, from (0, 0) at an infinite threshold to
-      (1, 1); a point is what "score >= threshold" gives.
+      False-positive rates, true-positive rates and thresholds, [K] float64 each, from (0, 0) at an infinite threshold
+      to (1, 1); a point gives the rates of "score >= threshold".
 
     Raises:
       UserError: labels other than 0 and 1, scores that are not finite, different lengths, or one class only.
@@ -214,15 +216,15 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndar
 
 
 def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns precision and recall, one point for each distinct score.
+    """Returns the precision-recall curve, one point for each distinct score.
 
     Args:
       labels: as in `roc_curve`.
       scores: as in `roc_curve`.
 
     Returns:
-      precision [K + 1], recall [K + 1], thresholds [K] rising, float64; a point is what "score >= threshold" gives,
-      and the last, (1, 0), has no threshold.
+      Precision [K + 1], recall [K + 1] and thresholds [K], ascending, all float64; a point gives the values of "score
+      >= threshold", and the last, (1, 0), has no threshold.
 
     Raises:
       UserError: as `roc_curve`.
@@ -234,24 +236,24 @@ def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[np.nda
 
 
 def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> dict[str, float | int | None]:
-    """Returns all figures of a test set, ready for JSON: plain numbers, None where one is not defined, never NaN.
+    """Calculates all metrics of a test set, as plain numbers for JSON; None if one is undefined, never NaN.
 
     Args:
       labels: [N] 0 or 1.
       scores: [N] float, finite.
-      threshold: a score above it is called anomalous; chosen elsewhere, not on these items. None: no verdicts.
+      threshold: a score above it is anomalous; it must not be chosen on these items. None: there is no threshold.
 
     Returns:
-      `auroc`, `average_precision`, `partial_auroc_05` (up to a false-positive rate of 5 %, standardised), `f1`,
-      `false_positive_rate`, `true_positive_rate`, `n_normal`, `n_anomalous`. With one class only, the rate of that
-      class is all that is defined.
+      `auroc`, `average_precision`, `partial_auroc_05` (standardised, up to a false-positive rate of 5 %), `f1`,
+      `false_positive_rate`, `true_positive_rate`, `n_normal` and `n_anomalous`. With one class only, just the rate of
+      that class is defined.
 
     Raises:
-      UserError: labels other than 0 and 1, scores that are not finite, different lengths, a threshold of NaN.
+      UserError: labels other than 0 and 1, scores that are not finite, different lengths, or a threshold of NaN.
     """
     labels, scores = checked(labels, scores)
     if threshold is not None and np.isnan(threshold):
-        raise UserError(f"threshold={threshold!r}: expected a number, or None where there is none")
+        raise UserError(f"threshold={threshold!r}: expected a number, or None for no threshold")
     n_anomalous = int(labels.sum())
     n_normal = len(labels) - n_anomalous
     result: dict[str, float | int | None] = dict.fromkeys(
@@ -275,17 +277,17 @@ def summary(labels: ArrayLike, scores: ArrayLike, threshold: float | None) -> di
 
 
 def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Returns labels as [N] bool and scores as [N] float64.
+    """Validates labels and scores and returns them as [N] bool and [N] float64.
 
     Raises:
-      UserError: labels other than 0 and 1, scores that are not finite, different lengths.
+      UserError: labels other than 0 and 1, scores that are not finite, or different lengths.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise UserError(f"labels {labels.shape} and scores {scores.shape}: expected two of the same length [N]")
     if not np.isin(labels, (0, 1)).all():
         other = labels[~np.isin(labels, (0, 1))][0]
-        raise UserError(f"label {other!r}: expected 0 (normal) or 1 (anomalous); leave items without a label out")
+        raise UserError(f"label {other!r}: expected 0 (normal) or 1 (anomalous); leave out items without a label")
     if not np.isfinite(scores).all():
         raise UserError(
             f"{np.sum(~np.isfinite(scores))} of {len(scores)} scores are NaN or infinite: "
@@ -295,10 +297,10 @@ def checked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarra
 
 
 def both_classes(labels: np.ndarray) -> tuple[int, int]:
-    """Returns how many of the labels [N] bool are normal and how many anomalous.
+    """Returns the numbers of normal and anomalous items among labels [N] bool.
 
     Raises:
-      UserError: there are none of a class.
+      UserError: a class is missing.
     """
     n_anomalous = int(labels.sum())
     n_normal = len(labels) - n_anomalous
@@ -308,7 +310,7 @@ def both_classes(labels: np.ndarray) -> tuple[int, int]:
 
 
 def _curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the numbers of normal and anomalous items at or above each distinct score, and these, descending."""
+    """Returns the numbers of normal and anomalous items at or above each distinct score, and the scores, descending."""
     counts = _count(labels, scores, None)
     falling = scores[counts.order]
     last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)

@@ -1,4 +1,4 @@
-"""How well maps find the place of a defect, where masks say where it is: pixel AUROC and AUPRO (NumPy, on the host)."""
+"""Metrics of localisation by residual maps, given masks of the defects: pixel AUROC and AUPRO (NumPy, on the host)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.scoring import attribution
 from ganomaly_jax.scoring.scorer import Scorer
 
-# The area is taken up to this false-positive rate, as in the benchmark's papers.
+# AUPRO integrates up to this false-positive rate, as in the paper.
 MOST = 0.3
 _POINTS = 4096
 
 
 def mask_file(path: str) -> Path | None:
-    """Returns the mask of test/DEFECT/NAME.png in the layout of MVTec AD, None where it has none.
+    """Returns the mask file of an image in the layout of MVTec AD; None if there is none.
 
-    It is ground_truth/DEFECT/NAME_mask.png, or NAME.png.
+    The mask of test/DEFECT/NAME.png is ground_truth/DEFECT/NAME_mask.png or ground_truth/DEFECT/NAME.png.
     """
     file = Path(path)
     if len(file.parts) < 3:
@@ -37,22 +37,26 @@ def mask_file(path: str) -> Path | None:
 
 
 def figures(scorer: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) -> dict[str, Any]:
-    """Returns `pixel_auroc`, `aupro_30` and `n_masks` for metrics.json; empty where no anomalous image has a mask.
+    """Computes the pixel metrics of a test set, for metrics.json.
 
     Args:
-      raw: [n, H, W, C] images of the test set, in memory or read on demand.
-      paths: [n] where they come from.
-      labels: [n], 0 normal and 1 anomalous. Of anomalous images those with a mask count.
+      scorer: a detector of images.
+      raw: [n, H, W, C] raw images of the test set, in memory or read on demand.
+      paths: [n] their files.
+      labels: [n], 0 normal and 1 anomalous. Anomalous images without a mask are left out.
+
+    Returns:
+      `pixel_auroc`, `aupro_30` and `n_masks`; empty if no anomalous image has a mask.
 
     Raises:
       UserError: a mask cannot be read.
     """
-    found = {i: file for i in np.flatnonzero(labels).tolist() if (file := mask_file(paths[i]))}
-    if not found:
+    files = {i: file for i in np.flatnonzero(labels).tolist() if (file := mask_file(paths[i]))}
+    if not files:
         return {}
     height, width, _ = scorer.input_shape
-    masks = {i: read_mask(file, height, width, scorer.config.data.fit) for i, file in found.items()}
-    chosen = np.array(sorted([*np.flatnonzero(labels == 0).tolist(), *found]))
+    masks = {i: read_mask(file, height, width, scorer.config.data.fit) for i, file in files.items()}
+    chosen = np.array(sorted([*np.flatnonzero(labels == 0).tolist(), *files]))
     size = scorer.block
     values = np.concatenate(
         [attribution.residual_maps(scorer, raw[chosen[i : i + size]]).values for i in range(0, len(chosen), size)]
@@ -60,17 +64,25 @@ def figures(scorer: Scorer, raw: Any, paths: Sequence[str], labels: np.ndarray) 
     truth = np.stack([masks.get(i, np.zeros((height, width), bool)) for i in chosen.tolist()])
     valid = np.isfinite(values).all((1, 2))
     values, truth = values[valid], truth[valid]
-    return {"pixel_auroc": pixel_auroc(truth, values), "aupro_30": aupro(truth, values), "n_masks": len(found)}
+    return {"pixel_auroc": pixel_auroc(truth, values), "aupro_30": aupro(truth, values), "n_masks": len(files)}
 
 
 def read_mask(file: Path, height: int, width: int, fit: str) -> np.ndarray:
-    """Returns a mask [height, width] bool, brought to size as its image was.
+    """Reads a mask and resizes it as its image was.
 
-    A pixel is marked where at least half of what lies under it is. A defect so small that no pixel is half full marks
-    the pixel that holds most of it.
+    A pixel is marked if at least half of its area is. A defect too small for that marks the pixels that it covers most.
+
+    Args:
+      file: the mask; pixels above 0 are marked.
+      height: the height of the network's input.
+      width: the width of the network's input.
+      fit: how images are fitted to that size, as in `data.fit`.
+
+    Returns:
+      [height, width] bool.
 
     Raises:
-      UserError: it cannot be read.
+      UserError: the mask cannot be read.
     """
     try:
         pixels, _ = decode.read_image(file)
@@ -82,30 +94,30 @@ def read_mask(file: Path, height: int, width: int, fit: str) -> np.ndarray:
 
 
 def pixel_auroc(truth: np.ndarray, values: np.ndarray) -> float | None:
-    """Returns the AUROC of pixels, None where there are none of a class.
+    """Calculates the AUROC of pixels; None if a class has no pixels.
 
     Args:
-      truth: [n, H, W] bool, where defects are.
+      truth: [n, H, W] bool, True for pixels of defects.
       values: [n, H, W] float, higher is more anomalous.
     """
-    found = float(metrics.auroc(truth.ravel(), values.ravel())) if truth.size else math.nan
-    return None if math.isnan(found) else found
+    value = float(metrics.auroc(truth.ravel(), values.ravel())) if truth.size else math.nan
+    return None if math.isnan(value) else value
 
 
 def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | None:
-    """Calculates the area under the per-region overlap, up to a false-positive rate of `most`, as a share of `most`.
+    """Calculates the area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
-    For each threshold the share of every connected region (by sides and corners) of the masks that the map finds,
-    averaged over regions so that small ones count as much as large ones, over the share of normal pixels flagged.
-    Chance has `most` / 2.
+    The curve shows, for each threshold, the flagged share of each connected region (by sides and corners) of the masks,
+    averaged over regions so that small ones count as much as large ones, against the flagged share of normal pixels.
+    Chance is `most` / 2.
 
     Args:
-      truth: [n, H, W] bool.
-      values: [n, H, W], higher is more anomalous.
-      most: above 0 up to 1.
+      truth: [n, H, W] bool, True for pixels of defects.
+      values: [n, H, W] float, higher is more anomalous.
+      most: the false-positive rate up to which the area is taken, above 0 up to 1.
 
     Returns:
-      0..1; None where there is no region or no normal pixel.
+      A number in 0..1; None if there is no region or no normal pixel.
 
     References:
       Bergmann et al. 2021, "The MVTec Anomaly Detection Dataset", section 4.3.
@@ -119,7 +131,7 @@ def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | 
         regions += [np.sort(values_there[marked == number]) for number in range(1, count + 1)]
     if not (len(normal) and regions):
         return None
-    # Thresholds from the highest down: all that occur, or as many as are evenly spread over the rates that count.
+    # Descending thresholds: all that occur, or a number of them spread evenly over the false-positive rates that count.
     thresholds = np.unique(values)[::-1] if values.size <= _POINTS else _spread(normal, regions, most)
 
     def share(ordered: np.ndarray) -> np.ndarray:
@@ -133,7 +145,7 @@ def aupro(truth: np.ndarray, values: np.ndarray, most: float = MOST) -> float | 
 
 
 def _spread(normal: np.ndarray, regions: Sequence[np.ndarray], most: float) -> np.ndarray:
-    """Returns falling thresholds: above all normal pixels, quantiles of them to beyond the rate `most`, the least."""
+    """Returns descending thresholds: one above all normal pixels, their quantiles past the rate `most`, the least."""
     at = len(normal) - 1 - np.linspace(0, min(most * 1.01, 1.0) * (len(normal) - 1), _POINTS).astype(int)
     highest = np.nextafter(normal[-1], np.inf, dtype=normal.dtype)
     least = min(normal[0], *(region[0] for region in regions))

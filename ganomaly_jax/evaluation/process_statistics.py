@@ -1,4 +1,4 @@
-"""Principal components of normal items, and the two statistics of process monitoring on them: T2 and Q. NumPy."""
+"""The statistics T2 and Q of process monitoring, on the principal components of normal items. NumPy, on the host."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ def fit(x: np.ndarray, seed: int = 0, components: float = 0.9, scale: bool | Non
 
     Args:
       x: [n, ...] float, n at least 2.
-      seed: not used; the interface of a baseline.
-      components: below 1, the least number that reaches this share of the variance, and at most one fewer than there
-        are variables, so that something is left for Q; from 1, that number (as many as the rank allows).
-      scale: divide each variable by its standard deviation first; None: not for images, [n, H, W, C], whose pixels
-        have one unit, and for all others, whose variables have each their own.
+      seed: unused, part of the interface of a baseline.
+      components: below 1, the share of variance to explain with the fewest components, at least one fewer than there
+        are variables so that Q is not empty; from 1, the number of components, limited by the rank.
+      scale: divide each variable by its standard deviation first; None: all items but images [n, H, W, C], whose
+        pixels share one unit.
 
     Returns:
-      float64: `mean` and `spread` [D] (1 where not scaled or constant), `axes` [D, k], `variances` [k].
+      float64 arrays: `mean` and `spread` [D] (1 if not scaled or constant), `axes` [D, k] and `variances` [k].
 
     Raises:
-      UserError: fewer than two items, or components not above 0.
+      UserError: there are fewer than two items, or `components` is not above 0.
     """
     if len(x) < 2 or not components > 0:
-        raise UserError(f"PCA of {len(x)} items with components={components}: expected two items or more, and above 0")
+        raise UserError(
+            f"PCA of {len(x)} items with components={components}: expected at least two items, and components above 0"
+        )
     rows = flat(x)
     spread = np.ones(rows.shape[1])
     if scale if scale is not None else x.ndim != 4:
@@ -54,13 +56,13 @@ def fit(x: np.ndarray, seed: int = 0, components: float = 0.9, scale: bool | Non
 
 
 def hotelling(fitted: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Returns Hotelling's T2 [B] of items x [B, ...]: the squared Mahalanobis distance within the components."""
+    """Computes Hotelling's T2 [B] of items x [B, ...], the squared Mahalanobis distance within the components."""
     scores = _centred(fitted, x) @ fitted["axes"]
     return (scores**2 / fitted["variances"]).sum(axis=1)
 
 
 def squared_error(fitted: Mapping[str, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """Returns Q [B], the squared prediction error (SPE) of items x [B, ...]: what the components do not explain."""
+    """Computes Q [B], the squared prediction error (SPE) of items x [B, ...], not explained by the components."""
     rows = _centred(fitted, x)
     return ((rows - rows @ fitted["axes"] @ fitted["axes"].T) ** 2).sum(axis=1)
 

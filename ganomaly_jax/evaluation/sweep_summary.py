@@ -1,4 +1,4 @@
-"""The results of a sweep: a table by class and seed, and metrics.json and report.html of all its members."""
+"""The results of a sweep: a table by class and seed, and its metrics.json and report.html."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from ganomaly_jax.runs import layout, run_folder
 from ganomaly_jax.runs.sweep import Member
 
 _FIGURES = ("auroc", "average_precision", "false_positive_rate", "true_positive_rate")
-_LONGEST = 16  # letters of a class that fit beside its dots
+_LONGEST = 16  # characters of a class name that fit beside its dots
 
 
-def summarise(team: Sequence[Member], found: Mapping[str, Evaluation | None]) -> dict[str, Any]:
-    """Puts the figures of all members together.
+def summarise(members: Sequence[Member], evaluations: Mapping[str, Evaluation | None]) -> dict[str, Any]:
+    """Summarises the metrics of all members of a sweep.
 
     Args:
-      team: the members of the sweep.
-      found: by name, what the evaluation of each found; None for one that diverged.
+      members: the members.
+      evaluations: the evaluation of each, by name; None for a member that diverged.
 
     Returns:
-      `members`: a dict a member (name, abnormal, seed, auroc, average_precision, false_positive_rate,
-      true_positive_rate; None where it diverged or a figure is not defined). `per_class`: {class: AUROC `mean` over
-      its seeds, `spread` (sample standard deviation, None for one seed), `seeds`}. `auroc`: the mean over classes;
-      `spread`: of that mean over the seeds that every class has, None for fewer than two. `diverged`: names.
+      `members`: a dict for each member (name, abnormal, seed, auroc, average_precision, false_positive_rate,
+      true_positive_rate; None if it diverged or a metric is undefined). `per_class`: for each class the `mean` of the
+      AUROC over its seeds, the `spread` (sample standard deviation, None for one seed) and the number of `seeds`.
+      `auroc`: the mean over classes. `spread`: the standard deviation of that mean over the seeds that all classes
+      share, None for fewer than two. `diverged`: the names of members that diverged. `protocol`: a sentence.
     """
     rows: list[dict[str, Any]] = []
-    for one in team:
-        values = (found[one.name] or Evaluation({}, None, [])).metrics
+    for member in members:
+        values = (evaluations[member.name] or Evaluation({}, None, [])).metrics
         rows.append(
-            {"name": one.name, "abnormal": one.abnormal, "seed": one.seed} | {k: values.get(k) for k in _FIGURES}
+            {"name": member.name, "abnormal": member.abnormal, "seed": member.seed}
+            | {k: values.get(k) for k in _FIGURES}
         )
     by_class: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -51,8 +53,8 @@ def summarise(team: Sequence[Member], found: Mapping[str, Evaluation | None]) ->
         "per_class": {name: _mean_and_spread(list(good.values())) for name, good in by_class.items()},
         "auroc": float(np.mean([np.mean(list(good.values())) for good in by_class.values()])) if complete else None,
         "spread": _mean_and_spread(over_classes)["spread"],
-        "diverged": [name for name, one in found.items() if one is None],
-        "protocol": next((one.metrics["protocol"].split(";")[0] for one in found.values() if one), ""),
+        "diverged": [name for name, evaluation in evaluations.items() if evaluation is None],
+        "protocol": next((e.metrics["protocol"].split(";")[0] for e in evaluations.values() if e), ""),
     }
 
 
@@ -65,24 +67,31 @@ def _mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-    """Returns the table for a terminal: a row for each class, a column for each seed, their mean and spread."""
+    """Formats the AUROCs as a table for the terminal: a row for each class, a column for each seed, mean and spread."""
     seeds = sorted({row["seed"] for row in summary["members"]})
     rows = [("abnormal", *(f"seed {seed}" for seed in seeds), "mean", "spread")]
     for name, figures in summary["per_class"].items():
-        own = {row["seed"]: row["auroc"] for row in summary["members"] if row["abnormal"] == name}
-        each = (_shown(own.get(seed)) for seed in seeds)
-        rows.append((name or "as labelled", *each, _shown(figures["mean"]), _shown(figures["spread"])))
+        by_seed = {row["seed"]: row["auroc"] for row in summary["members"] if row["abnormal"] == name}
+        cells = (_shown(by_seed.get(seed)) for seed in seeds)
+        rows.append((name or "as labelled", *cells, _shown(figures["mean"]), _shown(figures["spread"])))
     if len(summary["per_class"]) > 1:
         rows.append(("mean", *[""] * len(seeds), _shown(summary["auroc"]), _shown(summary["spread"])))
     return text_table.lines(rows, right=range(1, len(rows[0])))
 
 
 def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
-    """Writes metrics.json and report.html of the whole sweep into its folder, and returns the path of the page.
+    """Writes metrics.json and report.html of a sweep into its folder.
+
+    Args:
+      workdir: the folder of the sweep.
+      summary: the result of `summarise`.
+
+    Returns:
+      The path of the page.
 
     Raises:
-      MissingError: jinja2 is not installed; metrics.json is written all the same.
-      UserError: they cannot be written.
+      MissingError: jinja2 is not installed; metrics.json is still written.
+      UserError: a file cannot be written.
     """
     run_folder.write_json(workdir / layout.METRICS, dict(summary))
     title = f"{len(summary['members'])} members: AUROC {_shown(summary['auroc'], 3)}"
@@ -92,9 +101,9 @@ def write(workdir: Path, summary: Mapping[str, Any]) -> Path:
         html.REPORTS,
         "sweep.html",
         title=title,
-        warnings=[f"{name} diverged and is left out of all figures." for name in summary["diverged"]],
+        warnings=[f"{name} diverged and is left out of all metrics." for name in summary["diverged"]],
         plot=_plot(summary),
-        protocol=summary["protocol"].split(":")[0] or "not known",
+        protocol=summary["protocol"].split(":")[0] or "unknown",
         header=("member", "AUROC", "average precision", "false-positive rate", "true-positive rate"),
         members=[
             {
@@ -116,7 +125,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _plot(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns where the template draws what: a row a class, a dot an AUROC, a bar at the mean."""
+    """Returns the positions in the plot: a row for each class, a dot for each AUROC, a bar at the mean."""
     left, right, step, top = 130.0, 410.0, 26, 24
     bottom = top + step * len(summary["per_class"])
 
@@ -126,13 +135,13 @@ def _plot(summary: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for place, (name, figures) in enumerate(summary["per_class"].items()):
         y, shown, mean = top + step * (place + 0.5), name or "as labelled", figures["mean"]
-        own = [row["auroc"] for row in summary["members"] if row["abnormal"] == name and row["auroc"] is not None]
+        values = [row["auroc"] for row in summary["members"] if row["abnormal"] == name and row["auroc"] is not None]
         rows.append(
             {
                 "name": shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}…",
                 "y": y,
                 "baseline": y + 5,
-                "dots": [x(value) for value in own],
+                "dots": [x(value) for value in values],
                 "mean": "" if mean is None else f"{mean:.3f}",
                 "mean_x": 0.0 if mean is None else x(mean),
             }

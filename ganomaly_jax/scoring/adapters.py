@@ -1,7 +1,7 @@
-"""What a scorer scores with: a network's detector behind one interface, whole inputs or tiles of them. Pure.
+"""Adapters from raw items to a network's inputs: whole inputs, or tiles of images, behind one interface. Pure.
 
-Nobody asks which adapter it is: each has the detector, its preprocessing, a score, a reconstruction with its map, and a
-latent where there is one an item.
+Callers never check which adapter they hold: each has the network's detector, its preprocessing, a score, a
+reconstruction with its residual map, and tells whether an item has a single latent.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from ganomaly_jax.model import registry
 from ganomaly_jax.model.protocol import Detector
 from ganomaly_jax.scoring import residual_map
 
-# Tiles that a network is given at once, so that memory does not grow with the size of the images.
+# Tiles that a network scores at once, so that memory does not grow with the size of the images.
 AT_ONCE = 256
-# Images of up to so many tiles are scored together where the size of the batch is not known, in an export.
+# In an export the batch size is symbolic: images of up to this many tiles are then scored together.
 _FEW = 16
 
 
 class Adapter(Protocol):
-    """What a scorer scores raw items with. Hashable, so that equal ones share what is compiled."""
+    """Scores raw items with a network's detector. Hashable, so that equal adapters share compiled programs."""
 
     @property
     def network(self) -> Detector:
@@ -53,18 +53,23 @@ class Adapter(Protocol):
         """Returns items `[N, ...]` as the network takes them, in memory or read on demand."""
 
     def score(self, of_inputs: Callable[[Detector, Array], Array], x: Array) -> Array:
-        """Returns scores `[B]` of preprocessed x, where `of_inputs(detector, x)` gives that of a network's inputs."""
+        """Returns the scores `[B]` of preprocessed items x; `of_inputs(detector, x)` scores inputs of the network."""
 
     def explained(self, variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
-        """Returns x_hat and the residual map of preprocessed x; `variables` are the detector's.
+        """Returns the reconstruction x_hat and the residual map of preprocessed items x.
 
-        x_hat is as x; the map is `[B, H, W]` of `[B, H, W, C]`, and |x - x_hat| of other shapes.
+        Args:
+          variables: the variables of the detector.
+          x: `[B, ...]` float32 in [-1, 1].
+
+        Returns:
+          x_hat, shaped as x, and the map: `[B, H, W]` for images `[B, H, W, C]`, |x - x_hat| for other shapes.
         """
 
 
 @dataclasses.dataclass(frozen=True)
 class WholeDetector:
-    """Scores whole inputs with a detector of just these."""
+    """Scores items that are inputs of the network as they are."""
 
     network: Detector
     preprocessing: Preprocessing
@@ -92,8 +97,12 @@ class WholeDetector:
 class TiledDetector:
     """Scores images with a detector of their tiles.
 
-    `combine` says how the score of an image follows from its tiles': `max`, `mean`, or a share such as `0.9`, the
-    quantile that so many of them do not exceed.
+    Attributes:
+      network: the detector of tiles.
+      preprocessing: the preprocessing of whole images.
+      overlap: the share of a tile's side by which neighbouring tiles overlap.
+      combine: how the tiles' scores make the score of the image: `max`, `mean`, or a quantile such as `0.9`.
+      has_latent: False, since an image has a latent for each tile.
     """
 
     network: Detector
@@ -117,25 +126,25 @@ class TiledDetector:
         return tiling.lazy_tiles(items, self.grid)
 
     def score(self, of_inputs: Callable[[Detector, Array], Array], x: Array) -> Array:
-        """Returns the tiles' scores, combined, see `Adapter.score`."""
-        found = _each(lambda tiles: of_inputs(self.network, tiles), tiling.cut(x, self.grid))
+        """Returns the combined scores of the tiles of each image, see `Adapter.score`."""
+        scores = _map_tiles(lambda tiles: of_inputs(self.network, tiles), tiling.cut(x, self.grid))
         if self.combine == "max":
-            return jnp.max(found, axis=1)
-        return jnp.mean(found, axis=1) if self.combine == "mean" else jnp.quantile(found, float(self.combine), axis=1)
+            return jnp.max(scores, axis=1)
+        return jnp.mean(scores, axis=1) if self.combine == "mean" else jnp.quantile(scores, float(self.combine), axis=1)
 
     def explained(self, variables: dict[str, Any], x: Array) -> tuple[Array, Array]:
-        """Returns what is put together from the tiles, the mean where they overlap, see `Adapter.explained`."""
-        x_hat, values = _each(lambda tiles: _explained(self.network, variables, tiles), tiling.cut(x, self.grid))
+        """Returns reconstruction and map stitched from the tiles, averaged where they overlap, see `Adapter`."""
+        x_hat, values = _map_tiles(lambda tiles: _explained(self.network, variables, tiles), tiling.cut(x, self.grid))
         return tiling.stitch(x_hat, self.grid), tiling.stitch(values[..., None], self.grid)[..., 0]
 
 
 def from_config(config: Config) -> Adapter:
-    """Builds the network that a resolved configuration describes, and returns it as one that scores raw items."""
+    """Builds the detector that a resolved configuration describes and wraps it as an adapter for raw items."""
     return of_network(registry.from_config(config), config)
 
 
 def of_network(network: Detector, config: Config) -> Adapter:
-    """Returns a network as one that scores raw items, as a resolved configuration describes them."""
+    """Wraps a network's detector as an adapter for the raw items that a resolved configuration describes."""
     data = config.data
     preprocessing = modalities.of(data).preprocessing(data)
     if data.tile:
@@ -144,7 +153,7 @@ def of_network(network: Detector, config: Config) -> Adapter:
 
 
 def tiles_of(data: Data) -> int:
-    """Returns how many inputs of the network one item becomes; `data` with all sizes."""
+    """Returns how many inputs of the network one item becomes; `data` must be resolved, with all sizes set."""
     grid = images_modality.grid(data)
     return grid.count if grid else 1
 
@@ -154,21 +163,21 @@ def _explained(network: Detector, variables: dict[str, Any], x: Array) -> tuple[
     return x_hat, residual_map.residual_map(x, x_hat) if x.ndim == 4 else jnp.abs(x - x_hat)
 
 
-def _each(function: Callable[[Array], Any], tiles: Array) -> Any:
-    """Applies `function` to tiles [B, n, side, side, C], as many at once as memory allows: [B, n, ...].
+def _map_tiles(function: Callable[[Array], Any], tiles: Array) -> Any:
+    """Applies `function` to tiles [B, n, side, side, C], at most `AT_ONCE` at a time, and returns [B, n, ...].
 
-    A gradient works them out again instead of keeping what is between.
+    Gradients rematerialise the activations instead of storing them.
     """
     batch, count = tiles.shape[:2]
     known = isinstance(batch, int)
     if (known and batch * count <= AT_ONCE) or (not known and count <= _FEW):
-        found = function(tiles.reshape(-1, *tiles.shape[2:]))
-        return jax.tree.map(lambda leaf: leaf.reshape(batch, count, *leaf.shape[1:]), found)
-    again = jax.checkpoint(function)
+        outputs = function(tiles.reshape(-1, *tiles.shape[2:]))
+        return jax.tree.map(lambda leaf: leaf.reshape(batch, count, *leaf.shape[1:]), outputs)
+    rematerialised = jax.checkpoint(function)
     if count <= AT_ONCE:
-        return lax.map(again, tiles)
+        return lax.map(rematerialised, tiles)
 
-    def alone(tile: Array) -> Any:
-        return jax.tree.map(lambda leaf: leaf[0], again(tile[None]))
+    def one_tile(tile: Array) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], rematerialised(tile[None]))
 
-    return lax.map(lambda own: lax.map(alone, own, batch_size=AT_ONCE), tiles)
+    return lax.map(lambda image_tiles: lax.map(one_tile, image_tiles, batch_size=AT_ONCE), tiles)

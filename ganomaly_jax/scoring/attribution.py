@@ -1,4 +1,4 @@
-"""Maps of where an image differs from its reconstruction, and of what each pixel adds to its score."""
+"""Residual maps of images, and the contribution of each pixel to the score by integrated gradients."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.residual_map import Region
 from ganomaly_jax.scoring.scorer import Scorer
 
-# Points of the path along which gradients are integrated.
+# Points of the straight path along which gradients are integrated.
 STEPS = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Maps:
-    """Residual maps of n images."""
+    """Holds the residual maps of n images."""
 
     x: np.ndarray
     """The images, [n, H, W, C] float32 in [-1, 1]."""
     x_hat: np.ndarray
-    """Their reconstructions, as `x`."""
+    """Their reconstructions, shaped as `x`."""
     values: np.ndarray
-    """[n, H, W] in 0 to 2, `residual_map.residual_map` of both."""
+    """[n, H, W] float32 in 0..2, `residual_map.residual_map` of both."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Attribution:
-    """What each pixel of n images adds to the score, compared with a baseline."""
+    """Holds the contribution of each pixel of n images to the score, relative to a baseline."""
 
     values: np.ndarray
-    """[n, H, W, C] float32; they add up to `scores - baseline_scores`, apart from the error of the integral."""
+    """[n, H, W, C] float32; they sum to `scores - baseline_scores`, up to the error of numerical integration."""
     scores: np.ndarray
-    """[n] float32."""
+    """[n] float32, the scores of the images."""
     baseline_scores: np.ndarray
-    """[n] float32."""
+    """[n] float32, the scores of their baselines."""
 
 
 def residual_maps(scorer: Scorer, images: Any) -> Maps:
@@ -50,13 +50,13 @@ def residual_maps(scorer: Scorer, images: Any) -> Maps:
 
     Args:
       scorer: a detector of images.
-      images: an array or paths, as a call of the scorer takes them.
+      images: an array or paths, as accepted by calling the scorer.
 
     Returns:
       The maps, NaN for an invalid image.
 
     Raises:
-      UserError: as a call of the scorer.
+      UserError: as raised by calling the scorer.
     """
     if not hasattr(images, "dtype"):
         images = scorer.read([images] if isinstance(images, (str, Path)) else images)[0]
@@ -89,8 +89,8 @@ def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | N
     Args:
       scorer: a detector of images.
       x: [n, H, W, C] float32 in [-1, 1].
-      baseline: as `x`; None: the reconstruction of each image, so that the contributions say what makes the image more
-        anomalous than its reconstruction.
+      baseline: shaped as `x`; None: the reconstruction of each image, so that the contributions show what makes the
+        image more anomalous than its reconstruction.
 
     Returns:
       The contributions, and the scores of images and baselines.
@@ -103,8 +103,8 @@ def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | N
         baseline = _reconstruction(scorer, x)
     baseline = np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
     _, path = _programs(scorer)
-    found = [tuple(map(np.asarray, path(scorer.variables, x[i], baseline[i]))) for i in range(len(x))]
-    values, scores, baseline_scores = (np.stack([one[i] for one in found]) for i in range(3))
+    results = [tuple(map(np.asarray, path(scorer.variables, x[i], baseline[i]))) for i in range(len(x))]
+    values, scores, baseline_scores = (np.stack(column) for column in zip(*results, strict=True))
     return Attribution(values, scores, baseline_scores)
 
 
@@ -113,7 +113,7 @@ def _reconstruction(scorer: Scorer, x: np.ndarray) -> np.ndarray:
 
 
 def _pixels(scorer: Scorer, x: Any) -> Any:
-    """Returns images in [-1, 1] as the scorer takes floating point: in the range of a training on floating point."""
+    """Rescales images in [-1, 1] to the range in which the scorer expects floating-point images."""
     return x if scorer.dtype != "float32" else scorer.low + (x + 1) / 2 * (scorer.high - scorer.low)
 
 
@@ -139,7 +139,14 @@ def _programs(scorer: Scorer) -> tuple[Callable[..., Array], Callable[..., tuple
 
 
 def in_file(region: Region, scorer: Scorer, height: int, width: int) -> tuple[int, int, int, int]:
-    """Returns (left, top, width, height) of a region, in pixels of an upright file of that height and width."""
+    """Returns (left, top, width, height) of a region in pixels of the image file.
+
+    Args:
+      region: a region in pixels of the network's input.
+      scorer: the detector.
+      height: the height of the file's image in pixels, upright.
+      width: the width of the file's image in pixels.
+    """
     rows, columns, _ = scorer.input_shape
     inner = (rows, columns)
     if scorer.config.data.fit == "letterbox":

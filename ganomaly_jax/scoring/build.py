@@ -1,4 +1,4 @@
-"""How a scorer is made of a trained detector, and calibrated on normal images."""
+"""Building a scorer from a trained detector, and calibrating it on normal items."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
 from ganomaly_jax.scoring.scorer import Scorer
 
-# Pixels of maps that their threshold is taken from.
+# At most this many pixels of residual maps set the threshold of the maps.
 _MAP_PIXELS = 2**25
 TRAINED_ON = "that were trained on (no calibration part): expect more false alarms"
-IN_TIME = "neighbours in time are alike, so that they count for fewer than they are"
+IN_TIME = "neighbours in time are correlated, so the effective sample is smaller"
 
 
 def make(
@@ -34,25 +34,39 @@ def make(
     provenance: dict[str, Any],
     feature_names: tuple[str, ...] = (),
 ) -> Scorer:
-    """Builds a scorer, calibrated on raw normal images [n, H, W, C].
+    """Builds a scorer from a trained detector, fits its statistics and calibrates it.
 
-    `pixels` are (dtype, low, high) of the training images.
+    Args:
+      detector: the adapter of the trained detector.
+      variables: the variables of the detector.
+      settings: the resolved configuration.
+      pixels: (dtype, low, high) of the training images.
+      training: raw training items [n, ...]; a fitted score uses at most `latent_statistics.BANK` of their inputs.
+      normals: raw normal items [n, ...] to calibrate on.
+      trained_on: True if `normals` were trained on, so that the threshold promises no false-positive rate.
+      provenance: where the detector comes from, stored with it.
+      feature_names: the names of the last axis of the inputs, if it has any.
 
-    What statistics the score needs are those of `training` images, at most `statistics.BANK` of them. `trained_on`
-    says that `normals` are of these, so that the threshold is no promise.
+    Returns:
+      The calibrated scorer.
+
+    Raises:
+      UserError: the calibration scores cannot set a threshold, see `calibration.by`.
     """
     parts = config.score_parts(settings)
-    own: dict[str, Any] = {"detector": variables}
+    fitted: dict[str, Any] = {"detector": variables}
     if not scores.is_plain(parts):
-        learned, held = (detector.inputs(images) for images in (training, normals))
-        seed, size = settings.seed, min(latent_statistics.BANK, len(learned))
-        kept = np.sort(np.random.default_rng(seed).permutation(len(learned))[:size])
-        chosen = lazy.select(learned, kept)
-        fitted_on, standard = inference.blocks(detector, pixels, chosen), inference.blocks(detector, pixels, held)
-        own["statistics"] = scores.fit(detector.network, parts, own, fitted_on, size, standard, seed)
+        training_inputs, calibration_inputs = (detector.inputs(images) for images in (training, normals))
+        seed, size = settings.seed, min(latent_statistics.BANK, len(training_inputs))
+        kept = np.sort(np.random.default_rng(seed).permutation(len(training_inputs))[:size])
+        training_blocks = inference.blocks(detector, pixels, lazy.select(training_inputs, kept))
+        calibration_blocks = inference.blocks(detector, pixels, calibration_inputs)
+        fitted["statistics"] = scores.fit(
+            detector.network, parts, fitted, training_blocks, size, calibration_blocks, seed
+        )
     scorer = Scorer(
         detector,
-        {"statistics": {}} | own | {"calibration": jnp.zeros((1,), jnp.float32)},
+        {"statistics": {}} | fitted | {"calibration": jnp.zeros((1,), jnp.float32)},
         settings,
         *pixels,
         calibration=Calibration(0.0, 1.0, "not calibrated"),
@@ -64,37 +78,46 @@ def make(
 
 
 def calibrated(scorer: Scorer, normals: Images, trained_on: bool = False) -> Scorer:
-    """Returns the scorer with threshold, p-values and colour scale of other raw normal images [n, H, W, C].
+    """Returns the scorer with threshold, p-values and colour scale set by other normal items.
 
-    The parts of its score stay as they are; `trained_on` as in `make`.
+    The fitted statistics of its score stay as they are.
+
+    Args:
+      scorer: the scorer.
+      normals: raw normal items [n, ...].
+      trained_on: True if they were trained on, so that the threshold promises no false-positive rate.
+
+    Raises:
+      UserError: the scores cannot set a threshold, see `calibration.by`.
     """
-    found_scores = scorer(normals)
+    calibration_scores = scorer(normals)
     items = scorer.words.items
-    found = calibration.by(found_scores, scorer.config.evaluate, items)
+    new_calibration = calibration.by(calibration_scores, scorer.config.evaluate, items)
     if trained_on:
-        found = dataclasses.replace(found, source=f"the scores of {len(normals)} {items} {TRAINED_ON}")
+        source = f"the scores of {len(normals)} {items} {TRAINED_ON}"
+        new_calibration = dataclasses.replace(new_calibration, source=source)
     if scorer.modality.in_time:
-        found = dataclasses.replace(found, source=f"{found.source}; {IN_TIME}")
+        new_calibration = dataclasses.replace(new_calibration, source=f"{new_calibration.source}; {IN_TIME}")
     residual_max, map_threshold = _scales(scorer, normals)
     return dataclasses.replace(
         scorer,
-        variables=scorer.variables | {"calibration": jnp.asarray(np.sort(found_scores))},
-        calibration=found,
+        variables=scorer.variables | {"calibration": jnp.asarray(np.sort(calibration_scores))},
+        calibration=new_calibration,
         residual_max=residual_max,
         map_threshold=map_threshold,
     )
 
 
 def _scales(scorer: Scorer, normals: Images) -> tuple[float, float]:
-    """Returns `residual_max` and `map_threshold` of the first raw normals; one value for both without pixel maps."""
+    """Returns `residual_max` and `map_threshold` from the first normal items; equal where there are no pixel maps."""
     if len(scorer.detector.network.shape) != 3:
         x, x_hat = scorer.reconstruct(normals[: inference.BUCKETS[-1]])
         return (float(max(np.quantile(np.abs(x - x_hat).mean(-1), 0.999), 1e-3)),) * 2
     shown = min(inference.BUCKETS[-1], max(_MAP_PIXELS // math.prod(scorer.input_shape[:2]), 1))
-    seen = [
+    blocks = [
         scorer.explained(normals[i : min(i + scorer.block, shown)])
         for i in range(0, min(len(normals), shown), scorer.block)
     ]
-    differences = np.concatenate([np.abs(x - x_hat).mean(-1) for x, x_hat, _ in seen])
-    values = np.concatenate([values for *_, values in seen])
+    differences = np.concatenate([np.abs(x - x_hat).mean(-1) for x, x_hat, _ in blocks])
+    values = np.concatenate([values for *_, values in blocks])
     return float(max(np.quantile(differences, 0.999), 1e-3)), residual_map.threshold(values)

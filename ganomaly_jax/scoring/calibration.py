@@ -1,7 +1,7 @@
-"""What a score means: conformal p-values and a threshold, from the scores of normal images that were not trained on.
+"""Calibration of scores: conformal p-values and a threshold from the scores of normal items not used in training.
 
-Scores and p-values are never cut: above all calibration scores the p-value is 1 / (n + 1) for every score, and the
-score itself still orders what lies there.
+Above all calibration scores the p-value is 1 / (n + 1) whatever the score; scores are never clipped, so they still
+rank the items there.
 """
 
 from __future__ import annotations
@@ -17,79 +17,94 @@ from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 
 NORMAL, REVIEW, ANOMALOUS, INVALID = "normal", "review", "anomalous", "invalid"
-# The tail is fitted to this share of the scores, the highest; to fewer than _LEAST_TAIL no distribution is fitted.
+# The tail distribution is fitted to this highest share of the scores, if at least _LEAST_TAIL of them differ.
 _TAIL, _LEAST_TAIL = 0.1, 10
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Holds a threshold and where it comes from.
-
-    An image is anomalous when its score is above `threshold`. `rate` is the share of fresh normal images that this
-    flags at most, on average over calibration parts of this size (by `tail`: an extrapolation); `source` says all of
-    it in a sentence.
-    """
+    """Holds a threshold and how it was set."""
 
     threshold: float
+    """An item is anomalous if its score is above it."""
     rate: float
+    """The share of new normal items that it flags at most, on average over calibration sets of this size; an
+    extrapolation if set by `tail`."""
     source: str
+    """How the threshold was set, in a sentence."""
     review: float | None = None
-    """Scores above it and not above `threshold` are for review; None: there is no such band."""
+    """Scores above it and not above `threshold` are for review; None: there is no review band."""
     groups: dict[str, list[float]] = dataclasses.field(default_factory=dict)
-    """The calibration scores of each group, rising, where groups have thresholds of their own; see `of_group`."""
+    """The sorted calibration scores of each group that has a threshold of its own; see `of_group`."""
 
 
 def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> Calibration:
-    """Computes threshold and review band from calibration scores [n], as `settings.threshold_by` requests.
+    """Sets threshold and review band from calibration scores, by the rule `settings.threshold_by`.
 
     Args:
-      scores: [n] of normal items that were not trained on.
-      settings: how the threshold is set.
-      items: what the scored items are called.
+      scores: [n] float, the scores of normal items not used in training.
+      settings: the rule and its parameters.
+      items: what the scored items are called in sentences.
+
+    Returns:
+      The calibration.
 
     Raises:
-      UserError: no scores, one that is not finite, too few for a tail, a review band that lies within what is
-        anomalous already.
+      UserError: there are no scores, one is not finite, too few differ to fit a tail, or the review band would begin
+        above the threshold.
     """
     if settings.threshold_by == "rate":
-        found = calibrate(scores, settings.false_positive_rate, items)
+        result = calibrate(scores, settings.false_positive_rate, items)
     elif settings.threshold_by == "quantile":
-        found = _by_quantile(scores, settings.quantile, items)
+        result = _by_quantile(scores, settings.quantile, items)
     elif settings.threshold_by == "tail":
-        found = by_tail(scores, settings.false_positive_rate, items)
+        result = by_tail(scores, settings.false_positive_rate, items)
     else:
-        found = _given(scores, settings.threshold, items)
+        result = _by_value(scores, settings.threshold, items)
     if not settings.review:
-        return found
+        return result
     band = calibrate(scores, settings.review, items)
-    if band.threshold >= found.threshold:
+    if band.threshold >= result.threshold:
         raise UserError(
-            f"a review band up to p-values of {settings.review:.2%} begins at a score of {band.threshold:.6g}, and "
-            f"above {found.threshold:.6g} an item is anomalous: expected a higher review rate (that of the "
-            "threshold is "
-            f"{found.rate:.2%}), or 0 for no band"
+            f"the review band for p-values up to {settings.review:.2%} would begin at a score of {band.threshold:.6g}, "
+            f"but scores above {result.threshold:.6g} are anomalous already: expected a review rate above that of the "
+            f"threshold ({result.rate:.2%}), or 0 for no review band"
         )
-    source = f"{found.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal {items}"
-    return dataclasses.replace(found, source=source, review=band.threshold)
+    source = f"{result.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal {items}"
+    return dataclasses.replace(result, source=source, review=band.threshold)
 
 
-def of_group(found: Calibration, name: str, settings: config.Evaluate) -> Calibration:
-    """Returns the calibration of one group by its own scores; that of all items if the group has none.
+def of_group(overall: Calibration, name: str, settings: config.Evaluate) -> Calibration:
+    """Returns the calibration of a group by its own scores, or the overall calibration if the group has none.
+
+    Args:
+      overall: the calibration of all items, with the scores of groups.
+      name: the name of the group.
+      settings: the rule by which the threshold is set, as in `by`.
 
     Raises:
-      UserError: as `by`.
+      UserError: as in `by`.
     """
-    return by(np.asarray(found.groups[name]), settings) if name in found.groups else found
+    return by(np.asarray(overall.groups[name]), settings) if name in overall.groups else overall
 
 
 def calibrate(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
-    """Computes the threshold for a false-positive rate, from the scores [n] of n calibration images.
+    """Sets the threshold for a false-positive rate by split conformal prediction.
 
-    With n exchangeable normal scores, a fresh one lies above the k-th smallest with probability (n + 1 - k) / (n + 1)
-    (split conformal prediction), so the smallest rate that can be promised is 1 / (n + 1), by the largest score.
+    If n calibration scores and a new normal score are exchangeable, the new one exceeds the k-th smallest of them with
+    probability at most (n + 1 - k) / (n + 1). The smallest rate that can be promised is therefore 1 / (n + 1), with
+    the largest calibration score as the threshold.
+
+    Args:
+      scores: [n] float, the scores of normal items not used in training.
+      false_positive_rate: the requested rate, above 0 and below 1.
+      items: what the scored items are called in sentences.
+
+    Returns:
+      The calibration; its rate is the largest multiple of 1 / (n + 1) up to the requested rate, and at least that step.
 
     Raises:
-      UserError: no scores, or one that is not finite.
+      UserError: there are no scores, or one is not finite.
     """
     ordered = _ordered(scores, items)
     n = len(ordered)
@@ -100,25 +115,27 @@ def calibrate(scores: np.ndarray, false_positive_rate: float, items: str = "imag
     if false_positive_rate < smallest:
         source = (
             f"the largest score of {n} calibration {items}: {n} can promise a false-positive rate of {smallest:.2%} at "
-            f"best, {false_positive_rate:.2%} was asked (that needs {math.ceil(1 / false_positive_rate) - 1} {items})"
+            f"best, {false_positive_rate:.2%} was requested (this needs {math.ceil(1 / false_positive_rate) - 1} "
+            f"{items})"
         )
     else:
         source = (
-            f"a false-positive rate of {false_positive_rate:.2%} on {n} calibration {items}, normal ones that were not "
-            f"trained on (the smallest rate that {n} can promise is {smallest:.2%})"
+            f"a false-positive rate of {false_positive_rate:.2%} on {n} calibration {items}, normal and not used in "
+            f"training (the smallest rate that {n} can promise is {smallest:.2%})"
         )
     return Calibration(float(ordered[k - 1]), rate, source)
 
 
 def allowed(rate: float, n: int, size: int) -> float:
-    """Returns the largest share of n normal items that a threshold flags without breaking its promise.
+    """Returns the largest share of flagged normal items that is consistent with the promised rate.
 
-    Three standard deviations of a share of n above the promised one, the threshold being itself drawn, and one item.
+    This is the promised rate plus three standard deviations of the share, which varies with both the counted and the
+    calibration items, plus one item.
 
     Args:
       rate: the false-positive rate that the threshold promises.
-      n: normal items counted, at least 1.
-      size: calibration items that the threshold was set on.
+      n: the number of normal items counted, at least 1.
+      size: the number of calibration items that the threshold was set on.
     """
     return rate + 3 * math.sqrt(rate * (1 - rate) * (1 / n + 1 / size)) + 1 / n
 
@@ -127,7 +144,7 @@ def _ordered(scores: np.ndarray, items: str) -> np.ndarray:
     n = len(scores)
     if n == 0:
         raise UserError(
-            f"no calibration {items}: a threshold needs at least one; give data.calibration a share above 0"
+            f"no calibration {items}: a threshold needs at least one; set data.calibration to a share above 0"
         )
     if not np.isfinite(scores).all():
         raise UserError(f"{(~np.isfinite(scores)).sum()} of {n} calibration scores are not finite; expected all finite")
@@ -135,7 +152,7 @@ def _ordered(scores: np.ndarray, items: str) -> np.ndarray:
 
 
 def _by_quantile(scores: np.ndarray, quantile: float, items: str) -> Calibration:
-    """Returns the smallest calibration score that at least this share of them does not exceed."""
+    """Sets the threshold to the smallest calibration score that at least a share `quantile` of them does not exceed."""
     ordered = _ordered(scores, items)
     n = len(ordered)
     k = max(math.ceil(quantile * n - 1e-9), 1)
@@ -144,23 +161,30 @@ def _by_quantile(scores: np.ndarray, quantile: float, items: str) -> Calibration
     return Calibration(float(ordered[k - 1]), rate, source)
 
 
-def _given(scores: np.ndarray, threshold: float, items: str) -> Calibration:
+def _by_value(scores: np.ndarray, threshold: float, items: str) -> Calibration:
     ordered = _ordered(scores, items)
     above, n = int((ordered > threshold).sum()), len(ordered)
-    source = f"given; {above} of {n} calibration {items} lie above it"
+    source = f"set by the user; {above} of {n} calibration {items} score above it"
     return Calibration(float(threshold), (above + 1) / (n + 1), source)
 
 
 def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images") -> Calibration:
     """Extrapolates a threshold beyond the calibration scores by extreme-value theory (peaks over threshold).
 
-    What scores [n] exceed their 90 % quantile u by follows a generalised Pareto distribution for large u (Pickands
-    1975); the threshold is its quantile, u + sigma / xi * ((rate * n / excesses) ** -xi - 1), as in Siffer et al. 2017,
-    "Anomaly Detection in Streams with Extreme Value Theory", equation 1. This extrapolates: no finite sample
-    promises it.
+    For a large u, the excesses of scores over u follow a generalised Pareto distribution (Pickands 1975). With u the
+    90 % quantile of the calibration scores, the threshold is u + sigma / xi * ((rate * n / excesses) ** -xi - 1). As an
+    extrapolation it is not guaranteed by any finite sample.
+
+    Args:
+      scores: [n] float, the scores of normal items not used in training.
+      false_positive_rate: the requested rate, below the share of scores above u.
+      items: what the scored items are called in sentences.
 
     Raises:
-      UserError: fewer than 10 different scores above u, or a rate that lies below u (there calibrated ranks serve).
+      UserError: there are fewer than 10 different scores above u, or the rate is not below the share above u.
+
+    References:
+      Siffer et al. 2017, "Anomaly Detection in Streams with Extreme Value Theory", equation 1.
     """
     ordered = _ordered(scores, items).astype(np.float64)
     n = len(ordered)
@@ -170,14 +194,14 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
     different = len(np.unique(excesses))
     if different < _LEAST_TAIL:
         raise UserError(
-            f"{n} calibration {items} have {different} different scores in their highest tenth: a tail is fitted to "
-            f"{_LEAST_TAIL} at least; expected {_LEAST_TAIL * 10} {items} or more, or another way to set the threshold"
+            f"{n} calibration {items} have {different} different scores in their highest tenth, too few to fit a tail "
+            f"(at least {_LEAST_TAIL}): expected {_LEAST_TAIL * 10} or more {items}, or another rule for the threshold"
         )
     share = len(excesses) / n
     if false_positive_rate >= share:
         raise UserError(
-            f"a tail rate of {false_positive_rate:.2%} lies below the highest {share:.0%} that the tail is fitted to: "
-            "expected less, or the threshold by false-positive rate"
+            f"a tail rate of {false_positive_rate:.2%} is not within the highest {share:.0%} of the scores, which the "
+            "tail is fitted to: expected a smaller rate, or the threshold set by false-positive rate"
         )
     xi, sigma = fit_pareto(excesses)
     times = share / false_positive_rate
@@ -191,16 +215,16 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
 
 
 def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
-    """Fits a generalised Pareto distribution to positive excesses [n], n >= 10; returns (shape xi, scale sigma).
+    """Fits a generalised Pareto distribution to positive excesses.
 
-    The estimate is a mean over a grid, weighted by the likelihood, which for some samples has no maximum of its own
-    (scipy.stats.genpareto.fit looks for that maximum).
+    The estimate is a mean over a grid, weighted by the likelihood. It exists also where the likelihood has no maximum
+    (scipy.stats.genpareto.fit searches for that maximum).
 
     Args:
-      excesses: [n] above 0, n at least 10.
+      excesses: [n] float above 0, n at least 10.
 
     Returns:
-      Shape xi and scale sigma.
+      The shape xi and the scale sigma.
 
     References:
       Zhang and Stephens 2009, "A New and Efficient Estimation Method for the Generalized Pareto Distribution",
@@ -219,11 +243,11 @@ def fit_pareto(excesses: np.ndarray) -> tuple[float, float]:
 
 
 def p_values(calibration_scores: Array, scores: Array) -> Array:
-    """Computes conformal p-values [B] in [1 / (n + 1), 1]: (1 + calibration scores >= score) / (n + 1). Pure.
+    """Computes conformal p-values, (1 + number of calibration scores >= score) / (n + 1). Pure.
 
     Args:
-      calibration_scores: [n], sorted, smallest first.
-      scores: [B]; NaN gives NaN.
+      calibration_scores: [n] float, sorted, smallest first.
+      scores: [B] float; NaN gives NaN.
 
     Returns:
       [B] float32 in [1 / (n + 1), 1].
@@ -234,13 +258,15 @@ def p_values(calibration_scores: Array, scores: Array) -> Array:
 
 
 def verdicts(scores: np.ndarray, threshold: float, review: float | None = None) -> list[str]:
-    """Returns the verdicts of scores.
+    """Returns the verdict of each score.
 
-    These are `anomalous` above the threshold, `review` above a lower one if there is one, `invalid` if the score is not
-    finite, and `normal` otherwise.
+    Args:
+      scores: [n] float.
+      threshold: scores above it are `anomalous`.
+      review: scores above it and not above `threshold` are for `review`; None: there is no review band.
 
-    It is `anomalous` above the threshold, `review` above a lower one if there is one, `invalid` for a score that is not
-    finite, otherwise `normal`.
+    Returns:
+      n words: `anomalous`, `review`, `normal`, or `invalid` for a score that is not finite.
     """
     lower = threshold if review is None else review
 

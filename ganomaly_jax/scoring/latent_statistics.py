@@ -1,6 +1,6 @@
-"""What latents and residuals of normal images look like: neighbours, local density, Mahalanobis distance.
+"""Statistics of the latents and residuals of normal items: Mahalanobis distance, nearest neighbours, local density.
 
-Pure JAX once fitted.
+They are fitted in NumPy on the host; once fitted, the scores are pure JAX.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from jax import Array, lax
 from ganomaly_jax.scoring import principal_components
 
 NEIGHBOURS = 5
-"""Of which distances are averaged."""
+"""The number of nearest neighbours whose distances are averaged."""
 BANK = 10_000
-"""At most so many latents of training images are kept to be compared with."""
+"""The largest number of training latents kept for comparison."""
 _SHRINKAGE = 0.1
 _RIDGES = 10.0 ** np.arange(-6, 1.5, 0.5)
 _FOLDS = 5
 ALIKE = 20
-"""Training items nearest in z by whose residual one is judged."""
+"""The number of training items nearest in z that an item's residual is compared with."""
 _FLOOR = 1e-6
-# A distance of 0 has no gradient.
+# Keeps distances above 0, where the square root has no gradient.
 _LEAST = 1e-12
 _ROWS = 1024
 
 
 def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits the statistics for the functions below to latents z [n, L] of normal images; `seed` draws those kept.
+    """Fits the statistics of normal latents that the functions below use.
 
     Args:
       z: latents [n, L] float32 of normal items.
-      seed: draws those that are kept.
+      seed: draws the latents that are kept.
 
     Returns:
-      float32 arrays: `mean` [L] and `whitening` [L, L], after which z has a covariance of 1 (shrunk towards its
-      mean variance by a tenth, Ledoit and Wolf 2004); `bank` [m, L] of whitened and `directions` [m, L] of unit
-      latents, m at most `BANK`; `spacing` and `angular_spacing` [m], the mean distance of each to its neighbours.
+      float32 arrays: `mean` [L] and `whitening` [L, L], which brings z to unit covariance, regularised by a tenth of
+      the mean variance; the whitened latents `bank` [m, L] and the latents of unit length `directions` [m, L], m at
+      most `BANK`; `spacing` and `angular_spacing` [m], the mean distance of each of these to its neighbours.
     """
     mean, variances, axes = principal_components.fit(z)
     whitening = axes / np.sqrt(variances + _SHRINKAGE * max(float(variances.mean()), 1e-12))
@@ -59,18 +59,18 @@ def _drawn(n: int, seed: int) -> np.ndarray:
 
 
 def fit_residual(residual: np.ndarray) -> dict[str, np.ndarray]:
-    """Fits the statistics of `mahalanobis` to residuals x - x_hat, flat [n, D] float32, n >= 4.
+    """Fits the statistics that `mahalanobis` uses to the residuals x - x_hat of normal items.
 
-    Each number is divided by its own spread, then all of them are brought to a covariance of 1. What a network leaves
-    of correlated sensors is correlated, and small in the directions that tell most; so the covariance is not shrunk by
-    a fixed share as in `fit`, but by the ridge under which residuals left out, a fifth in the order given at a time,
-    are most likely. Only normal items are used.
+    Each value is divided by its standard deviation, then the residuals are whitened. Residuals of correlated sensors
+    are correlated, and small in the very directions that are most informative. The covariance is therefore not
+    regularised by a fixed share as in `fit`, but by the ridge that maximises the likelihood of held-out residuals in a
+    cross-validation over five consecutive parts.
 
     Args:
       residual: x - x_hat of normal items, flat [n, D] float32, n at least 4.
 
     Returns:
-      float32 `mean` [D] and `whitening` [D, D].
+      float32 arrays `mean` [D] and `whitening` [D, D].
     """
     rows = residual.astype(np.float64)
     mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), _LEAST)
@@ -86,10 +86,10 @@ def fit_squares(residual: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
     Args:
       residual: [n, D] float32 of the items whose latents were fitted.
-      seed: the one that the latents were fitted with.
+      seed: the seed that the latents were fitted with.
 
     Returns:
-      float32 `squares` [m, D], none below a millionth of its number's mean, so that nothing is divided by 0.
+      float32 `squares` [m, D], none below a millionth of the mean of its column, so that nothing is divided by 0.
     """
     squares = residual[_drawn(len(residual), seed)] ** 2
     return {"squares": np.maximum(squares, np.maximum(_FLOOR * squares.mean(axis=0), np.float32(_LEAST)))}
@@ -109,19 +109,19 @@ def _likelihoods(rows: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def mahalanobis(fitted: dict[str, Array], z: Array) -> Array:
-    """Returns the Mahalanobis distance [B] of latents z [B, L], or of residuals, from the mean of the normal ones."""
+    """Computes the Mahalanobis distance [B] of latents or residuals z [B, L] from the mean of normal items."""
     return _root(jnp.sum(jnp.square(_whitened(fitted, z)), axis=-1))
 
 
 def neighbours(fitted: dict[str, Array], z: Array) -> Array:
-    """Computes the mean distance [B] of whitened latents z [B, L] to their nearest ones in the bank."""
+    """Computes the mean distance [B] of latents z [B, L], once whitened, to their nearest neighbours in the bank."""
     return jnp.mean(_nearest(fitted["bank"], _whitened(fitted, z))[0], axis=-1)
 
 
 def density(fitted: dict[str, Array], z: Array) -> Array:
-    """Computes the local density ratio [B]: `neighbours` over that of the nearest latents.
+    """Computes the local density ratio [B]: the mean distance to the neighbours over the same mean of these.
 
-    A simplified local outlier factor: far away means far where normal latents lie close.
+    This is a simplified local outlier factor: distances count relative to how close normal latents lie there.
 
     References:
       Schubert et al. 2014, "Local outlier detection reconsidered".
@@ -130,9 +130,15 @@ def density(fitted: dict[str, Array], z: Array) -> Array:
 
 
 def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual: Array) -> Array:
-    """Computes the squared residual [B], each value relative to its mean over the `ALIKE` nearest items of the bank.
+    """Computes the mean squared residual [B], each value relative to its mean over the `ALIKE` nearest items in z.
 
-    About 1 for a normal item whatever state it is in, where states leave residuals of different sizes.
+    It is about 1 for a normal item in every operating state, even if the residuals of the states differ in size.
+
+    Args:
+      latent: the statistics of latents, as returned by `fit`.
+      fitted: the squared residuals, as returned by `fit_squares`.
+      z: latents [B, L] float32.
+      residual: x - x_hat, flat [B, D] float32.
     """
     which = _nearest(latent["bank"], _whitened(latent, z), ALIKE)[1]
     expected = jnp.mean(jnp.asarray(fitted["squares"])[which], axis=1)
@@ -140,12 +146,12 @@ def local(latent: dict[str, Array], fitted: dict[str, Array], z: Array, residual
 
 
 def angle(fitted: dict[str, Array], z: Array) -> Array:
-    """Computes the mean distance [B] of the directions of latents z [B, L] to the nearest ones, as chords."""
+    """Computes the mean chord length [B] from the directions of latents z [B, L] to the nearest in `directions`."""
     return jnp.mean(_nearest(fitted["directions"], _unit(z))[0], axis=-1)
 
 
 def angular_density(fitted: dict[str, Array], z: Array) -> Array:
-    """Computes `density` on the unit sphere: `angle` over that of the nearest directions."""
+    """Computes `density` [B] on the unit sphere: `angle` over the mean angular spacing of the nearest directions."""
     return _ratio(fitted["directions"], fitted["angular_spacing"], _unit(z))
 
 
@@ -162,7 +168,7 @@ def _root(squares: Array) -> Array:
 
 
 def _nearest(bank: Array, z: Array, count: int = NEIGHBOURS) -> tuple[Array, Array]:
-    """Returns the distances [B, k] of z to its nearest in the bank, rising, and which they are."""
+    """Returns the distances [B, k] of z to its nearest neighbours in the bank, ascending, and their indices [B, k]."""
     squares = jnp.sum(z * z, axis=-1)[:, None] + jnp.sum(bank * bank, axis=-1) - 2 * z @ bank.T
     least, which = lax.top_k(-squares, min(count, len(bank)))
     return _root(-least), which
@@ -174,7 +180,7 @@ def _ratio(bank: Array, spacing: Array, z: Array) -> Array:
 
 
 def spacing(bank: np.ndarray) -> np.ndarray:
-    """Computes the mean distance [m] of each of the bank [m, L] to its nearest neighbours, itself excluded."""
+    """Computes the mean distance [m] of each row of the bank [m, L] to its nearest neighbours, itself excluded."""
     near = jax.jit(lambda bank, z: _nearest(bank, z, NEIGHBOURS + 1)[0][:, 1:].mean(axis=-1))
     parts = [np.asarray(near(bank, bank[i : i + _ROWS])) for i in range(0, len(bank), _ROWS)]
     return np.maximum(np.concatenate(parts), np.float32(1e-6))

@@ -1,4 +1,4 @@
-"""What scoring knows of each modality: how files are judged, and what contributions there are."""
+"""Scoring by modality: how files are judged, and how features contribute to a score."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ganomaly_jax.scoring import calibration, sensors, sound
 from ganomaly_jax.scoring.scorer import JudgedPaths, Scorer
 
 Attribution = Callable[[Any, Array], tuple[Array, Array, Array]]
-"""(variables, raw items) -> contributions `[B, D]`, scores `[B]` and the score of the baseline; pure."""
+"""Pure function (variables, raw items) -> contributions `[B, D]`, scores `[B]`, score of the baseline."""
 
 
 class ScoringModality(Protocol):
-    """What scoring asks of a modality."""
+    """Defines what scoring needs from a modality."""
 
     @property
     def grouped(self) -> bool:
@@ -28,30 +28,35 @@ class ScoringModality(Protocol):
         """Judges everything in files and folders.
 
         Raises:
-          UserError: nothing there that can be judged.
+          UserError: there is nothing that can be judged.
         """
 
-    def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
-        """Writes what there is beside the rows of `predictions.csv` at `out`.
+    def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
+        """Writes additional results beside the table of predictions at `out`.
 
         Returns:
-          Sentences on what was written.
+          Sentences about what was written.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: a file cannot be written.
         """
 
     def attributed(self, scorer: Scorer, steps: int) -> Attribution | None:
-        """Returns what each feature of an item adds to its score, by `steps` of an integral; None: there is none."""
+        """Returns a function for the contribution of each feature to the score; None if there is none.
+
+        Args:
+          scorer: the detector.
+          steps: points of the path along which gradients are integrated.
+        """
 
 
 class Images:
-    """Images in files, any number."""
+    """Judges image files."""
 
     grouped = True
 
     def judge_paths(self, scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
-        """Judges image files, and those in folders."""
+        """Judges image files and all images in folders, see `ScoringModality.judge_paths`."""
         listed: list[Path] = []
         for path in map(Path, paths):
             listed += files.list_images(path) if path.is_dir() else [path]
@@ -65,17 +70,17 @@ class Images:
         ]
         return JudgedPaths([str(path) for path in listed], judged, reasons, detail=listed)
 
-    def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
+    def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""
         return []
 
     def attributed(self, scorer: Scorer, steps: int) -> None:
-        """Returns None: contributions of pixels are for pictures, see `attribution`."""
+        """Returns None: the contributions of pixels are drawn as pictures, see `attribution`."""
         return None
 
 
 class Rows:
-    """Rows of sensors in tables."""
+    """Judges rows of sensors in tables."""
 
     grouped = False
 
@@ -83,17 +88,17 @@ class Rows:
         """Judges tables, see `sensors.judge_tables`."""
         return sensors.judge_tables(scorer, paths)
 
-    def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
+    def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""
         return []
 
     def attributed(self, scorer: Scorer, steps: int) -> Attribution:
-        """Returns what each sensor adds, see `sensors.contributions`."""
+        """Returns the function for the contribution of each sensor, see `sensors.contributions`."""
         return sensors.attributed(scorer, steps)
 
 
 class Sound:
-    """Windows of recordings."""
+    """Judges windows of sound recordings."""
 
     grouped = False
 
@@ -101,19 +106,19 @@ class Sound:
         """Judges recordings, see `sound.judge_recordings`."""
         return sound.judge_paths(scorer, paths)
 
-    def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
-        """Writes a table with a row a recording."""
-        beside = out.with_name(f"{out.stem}_files.csv")
-        sound.write_files(beside, found.detail)
-        return [f"a row a file in {beside}"]
+    def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
+        """Writes `NAME_files.csv` with one row per recording, see `sound.write_files`."""
+        path = out.with_name(f"{out.stem}_files.csv")
+        sound.write_files(path, judged.detail)
+        return [f"one row per file in {path}"]
 
     def attributed(self, scorer: Scorer, steps: int) -> None:
-        """Returns None: contributions of bands and frames are for pictures."""
+        """Returns None: the contributions of bands and frames are drawn as pictures."""
         return None
 
 
 class Arrays:
-    """What is not in the table: items in arrays, of no known files."""
+    """Refuses files: items of any other modality come as arrays."""
 
     grouped = False
 
@@ -123,22 +128,24 @@ class Arrays:
         Raises:
           UserError: always.
         """
-        raise UserError(f"files of {scorer.words.kind} are not known: expected arrays, given to the scorer in Python")
+        raise UserError(
+            f"{scorer.words.kind} cannot be read from files: expected arrays, passed to the scorer in Python"
+        )
 
-    def write_files(self, out: Path, found: JudgedPaths) -> list[str]:
+    def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""
         return []
 
     def attributed(self, scorer: Scorer, steps: int) -> None:
-        """Returns None: nothing is known of the features."""
+        """Returns None: nothing is known about the features."""
         return None
 
 
 TABLE: dict[str, ScoringModality] = {"images": Images(), "rows": Rows(), "sound": Sound()}
-"""By `Modality.name`."""
+"""The scoring of each modality, by `Modality.name`."""
 _OTHERS = Arrays()
 
 
 def of(scorer: Scorer) -> ScoringModality:
-    """Returns the entry of a scorer's modality."""
+    """Returns the scoring of a scorer's modality."""
     return TABLE.get(scorer.modality.name, _OTHERS)

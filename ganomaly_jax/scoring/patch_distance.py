@@ -1,10 +1,10 @@
-"""How far the patches of an image are from those of training images. Pure JAX once fitted.
+"""Distances of image patches from those of training images, and principal components of images. JAX, pure once fitted.
 
-Like PatchCore (Roth et al. 2022, arXiv 2106.08265) with pixels in the place of a pretrained network's features, and as
-there with a tenth of the patches, spread out over all of them (its algorithm 1): a patch that is rare among normal ones
-is kept as surely as a frequent one. A patch is compared by what is drawn in it: its mean is subtracted, and it is
-divided by its own deviation plus `_FLOOR`, so that neither exposure nor thickness counts, and noise in an empty patch
-is not blown up.
+This is PatchCore (Roth et al. 2022, arXiv 2106.08265) with pixels in place of a pretrained network's features. As in
+its algorithm 1, a tenth of the patches is kept, chosen to cover all of them, so that a rare normal patch is kept as
+surely as a frequent one. Patches are compared by their structure: the mean is subtracted and the result divided by the
+standard deviation plus `_FLOOR`, so that neither exposure nor thickness matters and noise in an empty patch is not
+amplified.
 """
 
 from __future__ import annotations
@@ -19,36 +19,37 @@ from jax import Array, lax
 from ganomaly_jax.scoring import principal_components
 
 SHARES = {"small": 1 / 8, "medium": 3 / 8, "whole": 1.0}
-"""Sides of a patch as shares of the image's."""
+"""The side of a patch as a share of the image's, by name."""
 BANK = 5_000
-"""At most so many patches of training images are kept to be compared with,"""
+"""The largest number of training patches kept for comparison."""
 CANDIDATES = 50_000
-"""chosen from at most so many."""
+"""The approximate number of training patches from which the bank is chosen."""
 AXES = 32
-"""Along which patches are compared: finer detail than these is mostly noise."""
+"""The number of principal axes along which patches are compared; finer detail is mostly noise."""
 COMPONENTS = 64
-"""Beyond which `components` measures what is left."""
+"""The number of principal components of images whose residual `components` measures."""
+# Steps of a patch along a side of the image.
 _PLACES = 16
-# The axes are those of so many patches.
+# The principal axes are fitted to this many patches.
 _FITTED = 10_000
-# Of the range 2.
+# Added to the standard deviation of a patch, whose values span a range of 2.
 _FLOOR = 0.2
 _LEAST_SIDE = 4
-# A squared distance that says nothing: that of an image to itself is rounding.
+# Added to squared distances, which below it are rounding errors, as that of an image from itself.
 _LEAST = 1e-6
-# As a share of the largest: what is below is rounding.
+# Axes with less than this share of the largest variance are rounding errors.
 _LEAST_VARIANCE = 1e-6
-# Of a range of 1: what is as dark as that is not made brighter.
+# Added to the mean brightness, of a range of 1, so that nearly black images are not amplified.
 _DARK = 0.02
-# Larger patches are averaged down to this, so that a description stays small.
+# Larger patches are averaged down to this side, so that they stay cheap to compare.
 _MOST_SIDE = 32
-# Of the bank, and places that are looked up at once.
+# Patches of the bank per group, and patches that are looked up at a time.
 _GROUP = 50
 _QUERIES = 1024
 
 
 def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int], tuple[int, int]]:
-    """Returns the factor by which images are averaged down, and sides and steps of a patch after that."""
+    """Returns the factor by which images are averaged down, and the sides and steps of a patch afterwards."""
     sides = [max(_LEAST_SIDE, round(share * side)) for side in shape[:2]]
     down = 1
     while max(sides) // down > _MOST_SIDE and all(side % (2 * down) == 0 for side in shape[:2]):
@@ -59,13 +60,13 @@ def _layout(shape: tuple[int, ...], share: float) -> tuple[int, tuple[int, int],
 
 
 def averaged(x: Array, down: int) -> Array:
-    """Averages images x [B, H, W, C] down: means [B, H / down, W / down, C] over squares; anything for down = 1."""
+    """Averages images x [B, H, W, C] over squares of side `down`: [B, H / down, W / down, C]; any x for down = 1."""
     size = (1, down, down, 1)
     return lax.reduce_window(x, 0.0, lax.add, size, size, "VALID") / down**2 if down > 1 else x
 
 
 def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Array, Array]:
-    """Computes mean and divisor [B, h, w] of each patch."""
+    """Computes the mean of each patch and the divisor, its standard deviation plus `_FLOOR`: [B, h, w] each."""
     count = size[0] * size[1] * x.shape[-1]
     window, strides = (1, *size, x.shape[-1]), (1, *step, 1)
     sums = functools.partial(
@@ -78,12 +79,15 @@ def _moments(x: Array, size: tuple[int, int], step: tuple[int, int]) -> tuple[Ar
 
 @functools.partial(jax.jit, static_argnums=2)
 def described(x: Array, places: Array, share: float) -> Array:
-    """Returns patches [B, n, h, w, C] as they are compared.
+    """Cuts patches out of images and normalises them.
 
     Args:
-      x: images [B, H, W, C] in [-1, 1].
-      places: int [B, n], which of an image's patches, counted row by row.
-      share: side of a patch as a share of the image's.
+      x: images [B, H, W, C] float in [-1, 1].
+      places: int [B, n], the indices of an image's patches, counted row by row.
+      share: the side of a patch as a share of the image's.
+
+    Returns:
+      [B, n, h, w, C], each patch less its mean, over its standard deviation plus `_FLOOR`.
     """
     down, size, step = _layout(x.shape[1:], share)
     x = averaged(x, down)
@@ -104,27 +108,39 @@ def places(shape: tuple[int, ...], share: float) -> int:
 
 
 def drawn(shape: tuple[int, ...], share: float, count: int, n: int, random: np.random.Generator) -> np.ndarray:
-    """Draws `places` int [n, k] for `described`, so many per image that `count` images have about `CANDIDATES`."""
+    """Draws random patches for `described`, as many per image as give about `CANDIDATES` over `count` images.
+
+    Args:
+      shape: (H, W, C) of an image.
+      share: the side of a patch as a share of the image's.
+      count: the number of all images that are drawn from.
+      n: the number of images to draw for now.
+      random: the generator.
+
+    Returns:
+      int [n, k], indices of patches, counted row by row.
+    """
     every = places(shape, share)
     return random.permuted(np.tile(np.arange(every), (n, 1)), axis=1)[:, : -(-CANDIDATES // count)]
 
 
 def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits the bank of `distance` to `described` patches [n, h, w, C] of normal images; `seed` draws candidates.
+    """Fits the bank of patches that `distance` compares with.
 
     Args:
-      patches: `described` patches [n, h, w, C] of normal images.
+      patches: [n, h, w, C] of normal images, as returned by `described`.
       seed: draws the candidates for the bank.
 
     Returns:
-      float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of these patches; `total` and `mean` [k],
-      the sum of each axis and the mean along it; `bank` [m, k], the patches along the axes, m at most `BANK`.
+      float32 arrays: `kernel` [h, w, C, k], the first `AXES` principal axes of the patches; `total` [k], the sum of the
+      entries of each axis, and `mean` [k], the mean patch along it; `bank` [m, k], the kept patches along the axes, m
+      at most `BANK`.
     """
     flat = patches.reshape(len(patches), -1)
     random = np.random.default_rng(seed).permutation(len(patches))[:CANDIDATES]
     mean, _, axes = principal_components.fit(flat[random[:_FITTED]], AXES, _LEAST_VARIANCE)
     axes = axes.astype(np.float32)
-    # Some at a time: all of them are large.
+    # In parts, to limit memory.
     parts = [flat[random[i : i + _FITTED]] @ axes for i in range(0, len(random), _FITTED)]
     along = np.concatenate(parts) - (mean @ axes).astype(np.float32)
     return {
@@ -137,10 +153,15 @@ def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _spread(at: Array, count: int) -> Array:
-    """Selects `count` of at [n, k] by farthest-point sampling, from the middle on: int [count].
+    """Selects `count` rows of at [n, k] by farthest-point sampling, starting with the one nearest to the mean.
 
-    The first is the nearest to the middle. The largest distance to the nearest one kept is at most twice the least that
-    so many can have (Gonzalez 1985).
+    The largest distance of a row to the nearest selected one is at most twice the smallest that `count` rows can have.
+
+    Returns:
+      int [count], the indices of the selected rows.
+
+    References:
+      Gonzalez 1985, "Clustering to Minimize the Maximum Intercluster Distance".
     """
     squares = jnp.sum(at * at, axis=-1)
 
@@ -155,12 +176,12 @@ def _spread(at: Array, count: int) -> Array:
 
 
 def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
-    """Computes the mean distance [B] of the patches of images x [B, H, W, C] in [-1, 1] to the nearest in the bank.
+    """Computes the mean distance of the patches of each image to their nearest neighbours in the bank. Pure.
 
     Args:
-      fitted: what `fit` returns, for patches of this share.
-      x: images [B, H, W, C] in [-1, 1].
-      share: side of a patch as a share of the image's.
+      fitted: the arrays returned by `fit` for patches of this share.
+      x: images [B, H, W, C] float in [-1, 1].
+      share: the side of a patch as a share of the image's.
 
     Returns:
       [B] float32, at least 0.
@@ -177,9 +198,9 @@ def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
 
 @jax.jit
 def exposed(x: Array) -> Array:
-    """Returns images x [B, H, W, C] in [-1, 1] as `components` compares them, [B, h, w, C]: small, brightness apart.
+    """Averages images x [B, H, W, C] in [-1, 1] down and divides out their brightness: [B, h, w, C] of mean about 0.
 
-    Their mean becomes 0 whatever the lamp, the exposure or the current that they were taken with.
+    This removes the effect of illumination and exposure before `components` compares the images.
     """
     down, _, _ = _layout(x.shape[1:], 1.0)
     light = (averaged(x, down) + 1) / 2
@@ -187,10 +208,13 @@ def exposed(x: Array) -> Array:
 
 
 def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
-    """Fits the principal components of `components` to `exposed` normal images [n, h, w, C].
+    """Fits the principal components that `components` uses.
+
+    Args:
+      images: [n, h, w, C] float, normal images as returned by `exposed`.
 
     Returns:
-      float32 `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
+      float32 arrays: `middle` [h, w, C], their mean, and `axes` [h, w, C, k], their first `COMPONENTS` principal axes.
     """
     rows = images.reshape(len(images), -1)
     middle, _, axes = principal_components.fit(rows, COMPONENTS, _LEAST_VARIANCE)
@@ -199,18 +223,24 @@ def fit_components(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def components(fitted: dict[str, Array], x: Array) -> Array:
-    """Computes the squared distance [B] of `exposed` images x [B, H, W, C] from the components: the Q of a PCA."""
+    """Computes the mean squared distance [B] of images x [B, H, W, C] from the principal components: Q of the PCA.
+
+    Args:
+      fitted: the arrays returned by `fit_components`.
+      x: images [B, H, W, C] float in [-1, 1].
+    """
     centred = exposed(x) - fitted["middle"]
     at = jnp.einsum("bhwc,hwck->bk", centred, fitted["axes"])
-    # Subtracted place by place: a difference of two sums of squares would be mostly rounding.
+    # Subtracted pixel by pixel: the difference of two sums of squares would be mostly rounding error.
     return jnp.mean(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["axes"])), axis=(1, 2, 3))
 
 
 def _nearest(bank: Array, at: Array) -> Array:
-    """Computes the distance [B, h, w] of each of at [B, h, w, k] to its nearest in the bank [m, k].
+    """Computes the distance [B, h, w] of each patch of at [B, h, w, k] to its nearest neighbour in the bank [m, k].
 
-    First the group of the bank that it is in, then exactly within that: least distances are found many times faster
-    than where they are. Some images at a time, so that what is between stays in a processor's cache.
+    The search first finds the group of the bank that holds the neighbour, then computes distances within it, because a
+    minimum is found many times faster than an argmin. A few images at a time keep intermediate results in the
+    processor's cache.
     """
     groups = jnp.pad(bank, ((0, -len(bank) % _GROUP), (0, 0)), constant_values=1e4).reshape(-1, _GROUP, bank.shape[1])
     flat = groups.reshape(-1, bank.shape[1])
@@ -219,7 +249,7 @@ def _nearest(bank: Array, at: Array) -> Array:
     def of(queries: Array) -> Array:
         nearness = (squares - 2 * queries @ flat.T).reshape(*queries.shape[:-1], -1, _GROUP)
         which = lax.stop_gradient(jnp.argmin(nearness.min(axis=-1), axis=-1))
-        # Subtracted: between large numbers that are nearly the same, the sum above is mostly rounding.
+        # Subtracted first: the expansion above cancels large, nearly equal numbers and is mostly rounding error.
         exact = jnp.sum(jnp.square(queries[..., None, :] - groups[which]), axis=-1)
         return jnp.sqrt(exact.min(axis=-1) + _LEAST)
 
@@ -227,5 +257,5 @@ def _nearest(bank: Array, at: Array) -> Array:
     together = max(1, _QUERIES // places)
     if isinstance(images, int) and images <= together:
         return of(at)
-    # How many images there are is not known in an export.
+    # In an export the number of images is symbolic.
     return lax.map(of, at, batch_size=together) if isinstance(images, int) else lax.map(of, at)

@@ -1,4 +1,4 @@
-"""Principal components, for every score and baseline that is made of them. NumPy, in double precision."""
+"""Principal components, shared by all scores and baselines that use them. NumPy, in double precision."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 def fit(rows: np.ndarray, most: int | None = None, least: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fits the principal components of rows.
 
-    The eigenvectors of the smaller of the two products of the centred rows, D x D or n x n, which have the same
-    eigenvalues.
+    They come from the eigenvectors of the covariance [D, D] or, with fewer rows than columns and `least` above 0, of
+    the Gram matrix [n, n], which has the same non-zero eigenvalues.
 
     Args:
       rows: [n, D] float, n at least 2.
-      most: at most so many components; None: all.
-      least: components below this share of the largest variance are left out, but for the first. With 0 there are D
-        components, those of no variance among them.
+      most: the largest number of components; None: no limit.
+      least: components with less than this share of the largest variance are left out, except for the first. With 0 all
+        D components are kept, including those without variance.
 
     Returns:
-      mean [D], variances [k], none below 0 and the largest first, and axes [D, k] of length 1, all float64.
+      The mean [D], the variances [k], at least 0 and descending, and the axes [D, k] of unit length, all float64.
     """
     mean = rows.mean(axis=0, dtype=np.float64)
     centred = rows - mean

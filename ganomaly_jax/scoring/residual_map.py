@@ -1,4 +1,4 @@
-"""Where an image differs from its reconstruction: maps on several scales (pure JAX), and connected regions (NumPy)."""
+"""Residual maps of images and their reconstructions on several scales (pure JAX), and connected regions (NumPy)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jax import Array
 
 # Sides in pixels of the squares that differences are averaged over.
 SCALES = (1, 2, 4)
-# A map's threshold lies above this share of the pixels of the calibration images.
+# The share of the pixels of the calibration images that lie below the threshold of the maps.
 SHARE = 0.995
-# Colours run from the threshold to so many times it, and below it there is none: a normal image looks blank.
+# The colour scale runs from the threshold to this multiple of it; below there is no colour: normal images look blank.
 END = 2.0
-# A region counts from this share of the pixels on, and from _LEAST pixels.
+# Smaller regions, as a share of the image's pixels and in pixels, are left out.
 _SHARE_OF_IMAGE, _LEAST = 0.001, 4
 
 
@@ -28,18 +28,18 @@ class Region:
     width: int
     height: int
     peak: float
-    """The largest value of the map in it."""
+    """The largest value of the map in the region."""
 
 
 def residual_map(x: Array, x_hat: Array) -> Array:
-    """Computes how far x is from x_hat, as mean over channels and `SCALES`: [B, H, W] float32 in 0..2. Pure.
+    """Computes the residual map of images, the mean over `SCALES` and over channels. Pure.
 
-    On each scale the difference is averaged over squares before its size is taken, so that noise and edges that are a
-    little off cancel, and what is missing or added over an area stays. Scale 1 alone is |x - x_hat|.
+    On each scale the difference is averaged over squares before its absolute value is taken, so that noise and slightly
+    shifted edges cancel, whereas something missing or added over an area remains. Scale 1 alone gives |x - x_hat|.
 
     Args:
-      x: [B, H, W, C] in [-1, 1].
-      x_hat: as x, its reconstruction.
+      x: images [B, H, W, C] float in [-1, 1].
+      x_hat: their reconstructions, shaped as x.
 
     Returns:
       [B, H, W] float32 in 0..2.
@@ -55,14 +55,26 @@ def residual_map(x: Array, x_hat: Array) -> Array:
 
 
 def threshold(values: np.ndarray) -> float:
-    """Computes the threshold of maps from those [n, H, W] of normal images: `SHARE` of their pixels are below."""
+    """Returns the threshold of residual maps, below which a share `SHARE` of the pixels of normal images lies.
+
+    Args:
+      values: [n, H, W] float, the residual maps of normal images.
+    """
     return float(max(np.quantile(values, SHARE), 1e-3))
 
 
 def regions(values: np.ndarray, threshold: float) -> list[Region]:
-    """Finds regions (connected by sides and corners) of a map [H, W] above its threshold, highest peak first.
+    """Finds the connected regions of a map above its threshold.
 
-    Those of fewer than 4 pixels, or of less than 0.1 % of the image, are left out.
+    Pixels are connected by sides and corners. Regions of fewer than 4 pixels, or of less than 0.1 % of the image, are
+    left out.
+
+    Args:
+      values: [H, W] float, a residual map.
+      threshold: the threshold of the map.
+
+    Returns:
+      The regions, highest peak first.
     """
     from scipy import ndimage
 

@@ -1,4 +1,4 @@
-"""The detector in use: from raw pixels to a score, a p-value and a verdict, one compiled program for everything."""
+"""The scorer: one compiled program from raw items to scores and p-values, and the verdicts that follow from them."""
 
 from __future__ import annotations
 
@@ -35,61 +35,69 @@ from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
 
-# Of raw pixels of large images that are held at once.
+# The largest amount of raw pixels held at once for large images.
 _BLOCK_BYTES = 2**26
-# In `Scorer.provenance`: the threshold was set after the training.
+# Key of `Scorer.provenance`: the threshold was set again after the training.
 RECALIBRATED = "recalibrated"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judgement:
-    """What is said of n images: `scores` [n] and `p_values` [n] float32 (NaN where invalid), `verdicts` n words."""
+    """Holds scores, p-values and verdicts of n items."""
 
     scores: np.ndarray
+    """[n] float32, higher is more anomalous; NaN for an invalid item."""
     p_values: np.ndarray
+    """[n] float32 above 0 up to 1; NaN for an invalid item."""
     verdicts: list[str]
+    """n words, see `calibration.verdicts`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JudgedPaths:
-    """What is said of the items in some files, one after the other."""
+    """Holds the judgement of all items in some files."""
 
     names: list[str]
-    """What each item is called: a file, or a place in one."""
+    """The name of each item: a file, or a file and a place in it."""
     judged: Judgement
     reasons: list[str]
-    """Why a verdict is `invalid`, otherwise empty."""
+    """Why each verdict is `invalid`; empty for other verdicts."""
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What the user should know, a sentence each."""
+    """Sentences for the user."""
     detail: Any = None
-    """What only the modality's own entry in the report's table reads."""
+    """Further results, which only code of the same modality reads."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scorer:
-    """A trained detector, its preprocessing and its calibration. Made by `load`; call it with images.
+    """Scores items with a trained detector, its preprocessing and its calibration.
 
-    `dtype`, `low` and `high` are those of the training images: the type of the pixels and the values that become -1
-    and +1.
+    Load one with `ganomaly_jax.load` and call it with images, rows or waveforms.
     """
 
     detector: Adapter
+    """The adapter of the trained detector."""
     variables: dict[str, Any]
-    """`detector`: what `detector.outputs` takes; `statistics`: what `scores.fit` found, empty where the score needs
-    none; `calibration`: the sorted scores [n] of the calibration images."""
+    """`detector`: the variables of the network; `statistics`: the result of `scores.fit`, empty if the score needs
+    none; `calibration`: the sorted scores [n] of the calibration items."""
     config: config_module.Config
+    """The resolved configuration of the training."""
     dtype: str
+    """The dtype of the training items."""
     low: Any
+    """The value of the training items that becomes -1; for rows one per sensor."""
     high: Any
+    """The value that becomes +1, likewise."""
     calibration: Calibration
+    """The threshold and how it was set."""
     residual_max: float
-    """End of the colour scale of residual maps: 99.9 % of the calibration pixels have a smaller |x - x_hat|."""
+    """The end of the colour scale of residuals, their 99.9 % quantile over the pixels of the calibration images."""
     provenance: dict[str, Any]
+    """Where the detector comes from, in plain values."""
     map_threshold: float = math.inf
-    """`maps.SHARE` of the pixels of the calibration images have less than this in `maps.residual_map`."""
+    """The threshold of residual maps, see `residual_map.threshold`."""
     feature_names: tuple[str, ...] = ()
-    """Names of the last axis of what goes in, where it has any: of rows the sensors; `low` and `high` have a value for
-    each."""
+    """The names of the last axis of the inputs if it has any, such as the sensors of rows."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -108,12 +116,12 @@ class Scorer:
 
     @property
     def spec(self) -> InputSpec:
-        """Returns what it accepts as input."""
+        """Returns the specification of the inputs that a call accepts."""
         return InputSpec(self.input_shape, *self.pixels, self.config.data, self.feature_names)
 
     @property
     def block(self) -> int:
-        """Images that are held at once at most, a size of `program.BUCKETS`: fewer where they are large."""
+        """Returns the largest number of items held at once, one of `inference.BUCKETS`; fewer for large images."""
         if not self.detector.preprocessing.bounded:
             return inference.BUCKETS[-1]
         size = math.prod(self.input_shape) * np.dtype(self.dtype).itemsize
@@ -121,7 +129,7 @@ class Scorer:
 
     @property
     def threshold(self) -> float:
-        """Scores above it are anomalous."""
+        """Returns the threshold; scores above it are anomalous."""
         return self.calibration.threshold
 
     @property
@@ -130,28 +138,35 @@ class Scorer:
         return self.dtype, self.low, self.high
 
     def unit(self, x: Array) -> Array:
-        """Converts raw pixels [B, H, W, C] to the networks' inputs, float32 in [-1, 1]. Pure.
+        """Converts raw items to inputs of the network. Pure.
 
-        The type says what the values mean: that of the training images is scaled as they were; uint8 and uint16
-        otherwise span their type; other floating point is taken as being in [-1, 1] already.
+        The dtype determines the scaling: items of the training dtype are scaled as in training, other uint8 and uint16
+        images by the range of their dtype, and other floating point is expected in [-1, 1] already.
 
-        Waveforms [B, T] become [B, bands, frames, 1], see `spectrogram.patches`.
+        Args:
+          x: [B, *input_shape].
+
+        Returns:
+          float32 in [-1, 1], shaped as x; waveforms [B, T] become spectrograms [B, bands, frames, 1].
         """
         return self.detector.preprocessing.unit(self.pixels, x)
 
     def outputs(self, variables: dict[str, Any], x: Array) -> dict[str, Array]:
-        """Computes `score` and `p_value` [B] of raw images x [B, H, W, C]; NaN if a pixel is not finite. Pure."""
+        """Computes `score` and `p_value` [B] float32 of raw items [B, *input_shape], see `unit`. Pure.
+
+        Both are NaN for an item with a value that is not finite; `variables` are those of the scorer.
+        """
         return inference.scored(self.detector, self.parts, self.pixels, variables, x)
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of what the score is made of, see `scores.PARTS`."""
+        """Returns the names of the parts of the score, see `scores.PARTS`."""
         return config_module.score_parts(self.config)
 
     def reading(self, source: str) -> Data:
-        """Returns the data settings to read another source like the training data; of tables by the sensors' names."""
-        found = dataclasses.replace(self.config.data, source=source)
-        return dataclasses.replace(found, columns=as_text(self.feature_names)) if self.feature_names else found
+        """Returns the data settings for reading another source like the training data; sensors are read by name."""
+        data = dataclasses.replace(self.config.data, source=source)
+        return dataclasses.replace(data, columns=as_text(self.feature_names)) if self.feature_names else data
 
     @functools.cached_property
     def _outputs(self) -> Callable[..., Any]:
@@ -159,7 +174,7 @@ class Scorer:
 
     @functools.cached_property
     def _mesh(self) -> Any:
-        """Returns the devices of this process, at most as many as the training used."""
+        """Returns a mesh of this process's devices, at most as many as the training used."""
         return sharding.local_mesh(min(self.config.mesh.devices, len(sharding.local_devices())))
 
     @functools.cached_property
@@ -167,68 +182,87 @@ class Scorer:
         return jax.device_put(self.variables, sharding.replicated(self._mesh))
 
     def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
-        """Returns (fn, variables): `fn(variables, x)` is the pure scoring function, x as `unit` takes it, scores [B].
+        """Returns the pure scoring function and its variables.
 
-        It works under jit, vmap, grad, scan and shard_map of another program. It checks shape and type only.
+        The function works under jit, vmap, grad, scan and shard_map. It does not validate values.
+
+        Returns:
+          (fn, variables), where `fn(variables, x)` returns the scores [B] float32 of raw items x [B, *input_shape].
         """
         return (lambda variables, x: self.outputs(variables, x)["score"]), self.variables
 
     def __call__(self, images: Any) -> np.ndarray:
-        """Scores [B] float32, higher is more anomalous, NaN for an image that is invalid.
+        """Scores images, rows, windows or waveforms.
 
-        `images`: an array [B, H, W, C] or [B, H, W] (see `unit` for what its values mean; other sizes are resized as
-        in training) or a sequence of image files. Of sound: waveforms [B, T] or recordings, see `audio.as_input`.
+        Args:
+          images: an array [B, H, W, C] or [B, H, W] of images, see `unit` for its values, or a sequence of image files;
+            other sizes are resized as in training. For sensors rows [B, D] or windows [B, T, D]; for sound waveforms
+            [B, T] or recordings.
+
+        Returns:
+          [B] float32, higher is more anomalous; NaN for an invalid item.
 
         Raises:
-          UserError: another number of channels or type, floating point outside [-1, 1], no images.
+          UserError: the number of channels or the dtype does not fit, floating point is out of range, or there are no
+            items.
         """
         return self.judge(images).scores
 
     def judge(self, images: Any, progress: bool = False) -> Judgement:
-        """Scores, p-values and verdicts; `images` as in a call, or read on demand. `progress` is shown of long work."""
-        blocks, total = self.modality.blocks(images, self.spec, self.block)
-        return self._judged(self._shown(blocks, total, progress))
+        """Computes scores, p-values and verdicts of items as in a call, or read on demand; may show progress.
 
-    def _shown(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:
+        Raises:
+          UserError: as in a call.
+        """
+        blocks, total = self.modality.blocks(images, self.spec, self.block)
+        return self._judged(self._tracked(blocks, total, progress))
+
+    def _tracked(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:
         return track(blocks, total, self.words.item, not progress, "scored")
 
     def judge_files(
         self, paths: Sequence[Any], workers: int = image_files.WORKERS, progress: bool = False
     ) -> tuple[Judgement, list[tuple[str, str]]]:
-        """Scores any number of image files: scores, p-values and verdicts, and (path, reason) of unreadable ones.
+        """Judges any number of image files; while the device scores a block, the next files are decoded.
 
-        While the device scores a block of files, `workers` threads decode the next ones. `progress`: as in `judge`.
+        Args:
+          paths: the image files.
+          workers: the number of threads that decode.
+          progress: as in `judge`.
+
+        Returns:
+          The judgement, and (path, reason) for each unreadable file, which is judged `invalid`.
 
         Raises:
-          UserError: no files.
+          UserError: there are no files.
         """
         if not len(paths):
             raise UserError("no image files: expected at least one")
         problems: list[tuple[str, str]] = []
         blocks = images_modality.file_blocks(paths, self.spec, self.block, problems, workers)
         with contextlib.closing(blocks):
-            return self._judged(self._shown(blocks, len(paths), progress)), problems
+            return self._judged(self._tracked(blocks, len(paths), progress)), problems
 
     def reconstruct(self, images: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (x, x_hat), each [B, H, W, C] float32 in [-1, 1], computed in one batch."""
+        """Returns (x, x_hat) of items as in a call, computed in one batch: float32 in [-1, 1], as `unit` returns."""
         return self.explained(images)[:2]
 
     def explained(self, images: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns (x, x_hat, map): as `reconstruct`, and their residual map [B, H, W] float32 in 0..2."""
+        """Returns (x, x_hat, map): as `reconstruct`, and their residual maps, [B, H, W] float32 in 0..2 for images."""
         raw = self.as_input(images)
-        found = inference.explained(
+        outputs = inference.explained(
             self.detector, self.pixels, self.variables, inference.pad(raw, inference.bucket(len(raw)))
         )
-        x, x_hat, values = (np.asarray(leaf)[: len(raw)] for leaf in found)
+        x, x_hat, values = (np.asarray(leaf)[: len(raw)] for leaf in outputs)
         return x, x_hat, values
 
     def _judged(self, blocks: Iterable[np.ndarray]) -> Judgement:
-        """Scores inputs in blocks no larger than a bucket, full ones one per device."""
+        """Judges blocks no larger than the largest bucket; full blocks run side by side, one per device."""
         parts: list[dict[str, np.ndarray]] = []
         pending: tuple[dict[str, Array], np.ndarray] | None = None
         for group in itertools.chain(inference.groups(blocks, self._mesh.size), (None,)):
             started = None if group is None else (self._started(*group), inference.rows(group))
-            if pending is not None:  # one group late: the device has its next work before the host waits for anything
+            if pending is not None:  # one group late, so that the device always has work while the host waits
                 parts.append({name: np.asarray(value)[pending[1]] for name, value in pending[0].items()})
             pending = started
         scores, p_values = (np.concatenate([part[name] for part in parts]) for name in ("score", "p_value"))
@@ -237,44 +271,44 @@ class Scorer:
         )
 
     def _started(self, *blocks: np.ndarray) -> dict[str, Array]:
-        """Starts `outputs` of one block, or of full ones side by side, without waiting for the results.
+        """Starts computing `outputs` for one block, or for full blocks side by side, without waiting for the results.
 
-        Each device then runs the very program that one device runs alone, so that the scores are the same to the bit.
+        Each device runs the same program as a single device would, so that the scores are equal bit for bit.
         """
         if len(blocks) == 1:
             return self._outputs(self.variables, inference.pad(blocks[0], inference.bucket(len(blocks[0]))))
         size, devices = inference.BUCKETS[-1], self._mesh.size
-        own = {i: inference.pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
-        x = sharding.from_local_shards(own, (devices * size, *blocks[0].shape[1:]), self._mesh)
+        shards = {i: inference.pad(blocks[min(i, len(blocks) - 1)], size) for i in range(devices)}
+        x = sharding.from_local_shards(shards, (devices * size, *blocks[0].shape[1:]), self._mesh)
         return inference.compiled_side_by_side(self._mesh, self.detector, self.parts, self.pixels, self._everywhere, x)
 
-    def as_input(self, given: Any) -> np.ndarray:
-        """Returns what a call takes as the compiled program takes it, raw items `[n, *input_shape]`.
+    def as_input(self, images: Any) -> np.ndarray:
+        """Converts the argument of a call to raw items `[n, *input_shape]` for the compiled program.
 
         Raises:
-          UserError: as a call.
+          UserError: as in a call.
         """
-        return self.modality.as_input(given, self.spec)
+        return self.modality.as_input(images, self.spec)
 
     def read(self, paths: Sequence[Any], progress: bool = False) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """Reads image files as [n, H, W, C] of the training dtype, and (path, reason) of unreadable ones.
+        """Reads image files as [n, H, W, C] of the training dtype, and (path, reason) for each unreadable file.
 
-        An unreadable one is there as NaN (float32 then), so that it is scored as invalid and keeps its place.
+        An unreadable image is filled with NaN, all images being float32 then, so that it is judged `invalid`.
         """
         return images_modality.read_files(paths, self.spec, progress)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Scorer:
-        """Loads a detector, as `ganomaly_jax.load`."""
+        """Loads a detector, see `ganomaly_jax.load`."""
         return load(directory)
 
     def save(self, directory: Path) -> None:
-        """Writes a self-contained folder that `load` reads: weights, configuration, calibration.
+        """Writes a self-contained detector folder that `load` reads.
 
-        Arrays (Orbax), JSON and a manifest with the sha256 of each file; no pickle, no code.
+        It holds arrays (Orbax), JSON, and a manifest with the SHA-256 of each file, but neither pickles nor code.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: the folder cannot be written.
         """
         meta = {
             "format": 1,
@@ -294,29 +328,34 @@ class Scorer:
 def load(directory: str | os.PathLike[str]) -> Scorer:
     """Loads the detector of a run's folder, or a detector folder.
 
-    A folder from somebody else cannot run code here: what is read are hashes, JSON values that become numbers and words
-    of the configuration, and arrays; nothing in it is unpickled, imported or evaluated. The hashes show damage, not who
-    wrote it: a stranger's detector may still have any weights and any threshold.
+    A folder from an untrusted source cannot execute code: only hashes, JSON values and arrays are read, and nothing is
+    unpickled, imported or evaluated. The hashes detect damage but do not authenticate: an untrusted detector may have
+    any weights and any threshold.
+
+    Args:
+      directory: the folder.
+
+    Returns:
+      The scorer.
 
     Raises:
-      UserError: there is none, or one whose parts do not fit together.
-      DamagedError: it is incomplete or was altered.
+      UserError: there is no detector, or its parts do not fit together.
+      DamagedError: the detector is incomplete or was altered.
     """
     folder = Path(directory)
     if (folder / layout.DETECTOR).is_dir():
         folder = folder / layout.DETECTOR
-    elif team := sweep.read_members(folder):
-        raise UserError(
-            f"{directory} holds {len(team)} members: name one of them, such as {sweep.member_folder(folder, team[0])}"
-        )
+    elif members := sweep.read_members(folder):
+        member = sweep.member_folder(folder, members[0])
+        raise UserError(f"{directory} holds {len(members)} members: name one of them, such as {member}")
     elif not (folder / sealed_folder.MANIFEST).exists():
-        where = "is no run's folder" if folder.is_dir() else "does not exist"
+        where = "is not a run's folder" if folder.is_dir() else "does not exist"
         raise UserError(
             f"{directory} {where}: expected the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"
         )
-    sharding.local_devices()  # a backend that is not there is told before anything is put on it
+    sharding.local_devices()  # reports a missing backend before anything is put on it
     variables, meta = sealed_pytree.read(folder)
-    variables.setdefault("statistics", {})  # an empty dict leaves no trace in a checkpoint
+    variables.setdefault("statistics", {})  # a checkpoint does not store an empty dict
     try:
         settings = config_values.from_dict(meta["config"])
         if np.dtype(meta["dtype"]).kind not in "uf":
@@ -330,23 +369,23 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
             high=_range(meta["high"]),
             calibration=Calibration(**meta["calibration"]),
             residual_max=meta["residual_max"],
-            # A detector of before has the quantile of the differences on one scale, which is seldom less.
+            # Older detectors store only the quantile of the differences on one scale, which is seldom smaller.
             map_threshold=meta.get("map_threshold", meta["residual_max"]),
             provenance=meta["provenance"],
             feature_names=tuple(map(str, meta.get("columns", ()))),
         )
         if len(scorer.feature_names) not in (0, scorer.input_shape[-1]):
             raise ValueError(f"{len(scorer.feature_names)} names of features for {scorer.input_shape}")
-        # Sizes that do not fit would show only at the first image; nothing is computed here, and that one finds the
-        # program traced.
-        one = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
-        jax.eval_shape(scorer._outputs, scorer.variables, one)
-    except Exception as error:  # whatever a folder that was sealed like ours can hold
+        # Traces the program without computing anything, so that shapes that do not fit are reported now and not at the
+        # first image.
+        item = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
+        jax.eval_shape(scorer._outputs, scorer.variables, item)
+    except Exception as error:  # a folder with a valid manifest may hold anything
         what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{folder} is no detector that this version can use ({what}); write it again") from error
+        raise UserError(f"{folder} is not a detector that this version can use ({what}); write it again") from error
     return scorer
 
 
 def _range(stored: Any) -> float | tuple[float, ...]:
-    """Returns a stored `low` or `high`: a number, or one per feature or band."""
+    """Converts a stored `low` or `high` to a number, or to one per feature."""
     return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)

@@ -1,18 +1,17 @@
-"""The scores that can be asked for, and sums of several: what `evaluate.score` names. Pure JAX once fitted.
+"""The scores that `evaluate.score` names, alone or combined. JAX, pure once fitted.
 
-`squared` and `l1` are the detector's own, the size of its `difference` (of GANomaly's two latents; of image and
-reconstruction), and need no fit. Any other name, and names
-joined by `+`, are fitted after the training: what latents and embeddings of training images look like, and how each
-score lies on the calibration images. The score is then the mean of the parts' standardised logarithms. A name may be
-repeated, and then counts so often.
+`squared` and `l1` are norms of the detector's `difference` (for GANomaly of its two latents, for an autoencoder of
+input and reconstruction) and need no fit. All other names, and names joined by `+`, are fitted after the training: to
+the latents, embeddings, residuals or patches of training items, and to the distribution of each part on the calibration
+items. The score is then the mean of the standardised logarithms of its parts; a repeated name counts repeatedly.
 
-Patches and components are of the image itself, whatever a detector sees of it; the rest is of what the detector sees.
+Patches and components are computed from the image itself, all others from the outputs of the detector.
 
-`residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat, S the covariance that it has on training items:
-what Q is for principal components, but each direction in units of what a network leaves there of normal items. The
-residual of an image is averaged over squares until it has at most `config.RESIDUAL` numbers (32x32 of 64x64).
-`residual_local` divides each number's squared residual by its mean over the training items nearest in z: for machines
-and processes of several normal states, each of which is reconstructed well or badly in its own way.
+`residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat with its covariance S on training items. It
+corresponds to Q of principal components, with each direction measured in units of the residuals of normal items. The
+residual of an image is averaged over squares until it has at most `config.RESIDUAL` values (32x32 for 64x64).
+`residual_local` divides each squared residual by its mean over the training items nearest in z. It suits machines and
+processes with several normal operating states, which are reconstructed with different accuracy.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ Fitted = dict[str, Any]
 
 
 def _residual(outputs: Outputs) -> Array:
-    """Returns x - x_hat of each item, flat [B, D]; that of a large image averaged down to what has a covariance."""
+    """Returns x - x_hat of each item, flat [B, D]; large images are averaged down to fit a covariance."""
     residual = outputs["x"] - outputs["x_hat"]
     residual = patch_distance.averaged(residual, residual_down(residual.shape[1:]))
     return residual.reshape(-1, math.prod(residual.shape[1:]))
@@ -49,17 +48,17 @@ def _residual(outputs: Outputs) -> Array:
 
 def _multiscale(outputs: Outputs, _: Fitted) -> Array:
     residual = outputs["x"] - outputs["x_hat"]
-    found: list[Array] = []
+    errors: list[Array] = []
     for scale in _SCALES:
-        if found and scale > min(residual.shape[1:-1], default=scale):  # a short window
+        if errors and scale > min(residual.shape[1:-1], default=scale):  # a short window
             break
         size = (1, *[scale] * (residual.ndim - 2), 1)  # squares of an image, spans of a window's rows
         pooled = jax.lax.reduce_window(residual, 0.0, jax.lax.add, size, size, "VALID") / math.prod(size)
-        found.append(losses.mean_absolute(pooled))
-    return jnp.mean(jnp.stack(found), axis=0)
+        errors.append(losses.mean_absolute(pooled))
+    return jnp.mean(jnp.stack(errors), axis=0)
 
 
-def _own(distance: Callable[[Array], Array]) -> Callable[[Outputs, Fitted], Array]:
+def _of_difference(distance: Callable[[Array], Array]) -> Callable[[Outputs, Fitted], Array]:
     return lambda outputs, _: distance(outputs["difference"])
 
 
@@ -68,7 +67,7 @@ def _statistic(function: Callable[[Fitted, Array], Array], output: str) -> Calla
 
 
 PARTS: dict[str, Callable[[Outputs, Fitted], Array]] = {
-    **{name: _own(distance) for name, distance in losses.DISTANCES.items()},
+    **{name: _of_difference(distance) for name, distance in losses.DISTANCES.items()},
     "pixel": lambda outputs, _: losses.mean_absolute(outputs["x"] - outputs["x_hat"]),
     "multiscale": _multiscale,
     "residual_mahalanobis": lambda outputs, fitted: latent_statistics.mahalanobis(
@@ -96,17 +95,18 @@ PARTS["components"] = lambda outputs, fitted: patch_distance.components(fitted["
 
 
 def is_plain(names: tuple[str, ...]) -> bool:
-    """Returns whether nothing has to be fitted for a score: one of `PLAIN` alone."""
+    """Returns True if the score is one of `PLAIN` alone, so that nothing has to be fitted."""
     return len(names) == 1 and names[0] in PLAIN
 
 
 def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> dict[str, Array]:
-    """Returns each part of a score, not standardised.
+    """Computes each part of a score, not standardised. Pure.
 
     Args:
-      detector: what `variables["detector"]` are the variables of.
-      names: of the parts, as `evaluate.score` has them.
-      variables: a scorer's: `detector`, and `statistics` from `fit` where parts are fitted.
+      detector: the detector of the network's inputs.
+      names: the names of the parts, as in `evaluate.score`.
+      variables: the variables of the detector under `detector`, and for fitted parts the result of `fit` under
+        `statistics`.
       x: [B, ...] float32 in [-1, 1].
 
     Returns:
@@ -117,23 +117,32 @@ def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any],
 
 
 def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Array:
-    """Returns the score [B] float32, higher is more anomalous. Pure.
+    """Computes the score. Pure.
 
     Args:
       detector: as in `parts`.
       names: as in `parts`.
       variables: as in `parts`.
       x: [B, ...] float32 in [-1, 1].
+
+    Returns:
+      [B] float32, higher is more anomalous.
     """
-    found = parts(detector, names, variables, x)
+    values = parts(detector, names, variables, x)
     if is_plain(names):
-        return found[names[0]].astype(jnp.float32)
-    return combined(found, names, variables["statistics"]["scale"])
+        return values[names[0]].astype(jnp.float32)
+    return combined(values, names, variables["statistics"]["scale"])
 
 
-def combined(found: dict[str, Any], names: tuple[str, ...], scale: dict[str, Array]) -> Array:
-    """Returns the mean [B] of the standardised logarithms of parts [B]; `scale` is what `fit` found of each."""
-    return jnp.mean(jnp.stack([_standardised(found[name], scale[name]) for name in names]), axis=0)
+def combined(values: dict[str, Any], names: tuple[str, ...], scale: dict[str, Array]) -> Array:
+    """Computes the mean [B] of the standardised logarithms of parts.
+
+    Args:
+      values: [B] for each part, as returned by `parts`.
+      names: the names to average; a repeated one counts repeatedly.
+      scale: location and scale [2] of each part, from the result of `fit`.
+    """
+    return jnp.mean(jnp.stack([_standardised(values[name], scale[name]) for name in names]), axis=0)
 
 
 def _standardised(values: Array, scale: Array) -> Array:
@@ -149,33 +158,34 @@ def fit(
     calibration: Iterable[np.ndarray],
     seed: int,
 ) -> Fitted:
-    """Fits what `score` needs beside the weights.
+    """Fits the statistics that `score` needs in addition to the weights.
 
     Args:
       detector: as in `parts`.
       names: as in `parts`.
-      variables: of the detector, under `detector`.
-      training: batches [B, ...] float32 in [-1, 1] of items that were trained on.
-      count: how many items these are.
-      calibration: batches of normal items that were not trained on.
-      seed: draws what is kept of the training items.
+      variables: the variables of the detector under `detector`.
+      training: batches [B, ...] float32 in [-1, 1] of training items.
+      count: the number of training items.
+      calibration: batches [B, ...] float32 in [-1, 1] of normal items not used in training.
+      seed: draws the training items and patches that are kept.
 
     Returns:
-      Arrays of float32 by part, and `scale`, the location and scale of each; empty for a plain score.
+      float32 arrays by part, and under `scale` the location and scale [2] of each part; empty for a plain score.
     """
     if is_plain(names):
         return {}
-    fitted = jax.tree.map(jnp.asarray, _fitted(names, _seen(detector, names, variables, training, count, seed), seed))
-    own = {"detector": variables["detector"], "statistics": fitted}
-    each = [_parts(detector, tuple(dict.fromkeys(names)), own, x) for x in calibration]
+    samples = _training_samples(detector, names, variables, training, count, seed)
+    fitted = jax.tree.map(jnp.asarray, _fitted(names, samples, seed))
+    with_statistics = {"detector": variables["detector"], "statistics": fitted}
+    batches = [_parts(detector, tuple(dict.fromkeys(names)), with_statistics, x) for x in calibration]
     fitted["scale"] = {
-        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(one[name]) for one in each])))
+        name: jnp.asarray(_location_and_scale(np.concatenate([np.asarray(batch[name]) for batch in batches])))
         for name in dict.fromkeys(names)
     }
     return fitted
 
 
-def _seen(
+def _training_samples(
     detector: Detector,
     names: tuple[str, ...],
     variables: dict[str, Any],
@@ -183,11 +193,11 @@ def _seen(
     count: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Returns what is fitted to, of all training items: outputs of the detector, some patches by size, `exposed`."""
+    """Returns what the parts are fitted to: outputs of the detector, patches by size, and `exposed` images."""
     used = tuple(sorted({output for word, output in _USES if any(name.startswith(word) for name in names)}))
     cut = {size: share for size, share in patch_distance.SHARES.items() if f"patches_{size}" in names}
     random = np.random.default_rng(seed)
-    found: dict[str, list[np.ndarray]] = {}
+    collected: dict[str, list[np.ndarray]] = {}
     for x in training if used or cut or "components" in names else ():
         new = _outputs(detector, used, variables["detector"], x) if used else {}
         for size, share in cut.items():
@@ -196,21 +206,21 @@ def _seen(
         if "components" in names:
             new["components"] = patch_distance.exposed(x)
         for name, values in new.items():
-            found.setdefault(name, []).append(np.asarray(values))
-    return {name: np.concatenate(values) for name, values in found.items()}
+            collected.setdefault(name, []).append(np.asarray(values))
+    return {name: np.concatenate(values) for name, values in collected.items()}
 
 
-def _fitted(names: tuple[str, ...], seen: dict[str, np.ndarray], seed: int) -> Fitted:
+def _fitted(names: tuple[str, ...], samples: dict[str, np.ndarray], seed: int) -> Fitted:
     fitted: Fitted = {
-        output: latent_statistics.fit(seen[output], seed) for output in ("z", "embedding") if output in seen
+        output: latent_statistics.fit(samples[output], seed) for output in ("z", "embedding") if output in samples
     }
     if "residual_mahalanobis" in names:
-        fitted["residual"] = latent_statistics.fit_residual(seen["residual"])
+        fitted["residual"] = latent_statistics.fit_residual(samples["residual"])
     if "residual_local" in names:
-        fitted["residual"] = fitted.get("residual", {}) | latent_statistics.fit_squares(seen["residual"], seed)
-    fitted |= {size: patch_distance.fit(seen[size], seed) for size in patch_distance.SHARES if size in seen}
+        fitted["residual"] = fitted.get("residual", {}) | latent_statistics.fit_squares(samples["residual"], seed)
+    fitted |= {size: patch_distance.fit(samples[size], seed) for size in patch_distance.SHARES if size in samples}
     if "components" in names:
-        fitted["components"] = patch_distance.fit_components(seen["components"])
+        fitted["components"] = patch_distance.fit_components(samples["components"])
     return fitted
 
 
@@ -221,8 +231,8 @@ def _location_and_scale(values: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _outputs(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Outputs:
-    found = {"x": x} | detector.outputs(variables, x)
-    return {name: _residual(found) if name == "residual" else found[name] for name in names}
+    outputs = {"x": x} | detector.outputs(variables, x)
+    return {name: _residual(outputs) if name == "residual" else outputs[name] for name in names}
 
 
 _parts = functools.partial(jax.jit, static_argnums=(0, 1))(parts)

@@ -1,4 +1,4 @@
-"""Tables of sensors judged by a trained detector, and which sensors a score comes from."""
+"""Judging tables of sensors, and attributing scores to sensors by integrated gradients."""
 
 from __future__ import annotations
 
@@ -20,18 +20,25 @@ from ganomaly_jax.data.rows import tables
 from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
-# Points of the path that gradients are integrated along: what a row of a live stream can pay for.
+# Points of the path along which gradients are integrated: few enough for every row of a live stream.
 STEPS = 32
 
 
 def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
-    """Judges each row, or each window (every `data.stride` rows), of CSV or Parquet files or folders of them.
+    """Judges each row, or each window at a stride of `data.stride` rows, of CSV and Parquet files.
 
-    The detector's sensors are taken from each table by their names, wherever they are in it. Items are called
-    `FILE:ROW`, the row being the last of the window, counted from 1; `FILE` alone where it cannot be read.
+    The sensors are taken from each table by name, in any order of columns. Items are named `FILE:ROW`, where the row is
+    the last of the window, counted from 1, or `FILE` alone if the file cannot be read.
+
+    Args:
+      scorer: a detector of sensors.
+      paths: files, and folders of files.
+
+    Returns:
+      The judgement of all items, one file after the other.
 
     Raises:
-      UserError: no tables, or not one that can be read.
+      UserError: there are no tables, or none of them can be judged.
     """
     files: list[Path] = []
     for path in map(Path, paths):
@@ -84,18 +91,27 @@ def _why(columns: Sequence[str], bad: np.ndarray) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contributions:
-    """What each sensor adds to the score of n rows or windows, over that of the sensors' centres.
-
-    `values` [n, D] float32 add up to `scores` - `centre_score` but for the error of the integral; NaN where invalid.
-    """
+    """Holds the contribution of each sensor to the scores of n rows or windows, relative to the centre."""
 
     values: np.ndarray
+    """[n, D] float32; they sum to `scores - centre_score`, up to the error of numerical integration. NaN if invalid."""
     scores: np.ndarray
+    """[n] float32."""
     centre_score: float
+    """The score of an item with all sensors at their centres."""
     columns: tuple[str, ...]
+    """The names of the D sensors."""
 
     def top(self, i: int, most: int = 3) -> list[tuple[str, float]]:
-        """Returns (sensor, contribution) of the largest contributions to row or window i; none if it is invalid."""
+        """Returns the largest contributions to the score of item i.
+
+        Args:
+          i: the index of the row or window.
+          most: the largest number of sensors.
+
+        Returns:
+          (sensor, contribution), the largest first; empty if the item is invalid.
+        """
         if not np.isfinite(self.values[i]).all():
             return []
         order = np.argsort(-self.values[i], kind="stable")[:most].tolist()
@@ -103,41 +119,41 @@ class Contributions:
 
 
 def contributions(scorer: Scorer, rows: Any, steps: int = STEPS) -> Contributions:
-    """Computes what each sensor adds to the score, by integrated gradients, summed over the rows of a window.
+    """Computes the contribution of each sensor to the score by integrated gradients, summed over the rows of a window.
 
-    The gradient is taken along the straight line from the centre of all sensors, their medians in training, to the row
-    (Gauss-Legendre, denser near the centre), by one compiled program for any number of rows up to a bucket.
+    The gradient is integrated along the straight line from the centre of all sensors, their medians in training, to the
+    row (Gauss-Legendre points, denser near the centre).
 
     Args:
       scorer: a detector of sensors.
-      rows: rows or windows, as a call of the scorer takes them.
-      steps: points along the line. Each costs a forward and a backward pass a row; the scores have kinks, and more
-        points bring the sum closer to the difference of the scores.
+      rows: rows or windows, as accepted by calling the scorer.
+      steps: points along the line. Each costs a forward and a backward pass per row; the score is not smooth, so more
+        points bring the sum of contributions closer to the difference of the scores.
 
     Returns:
       The contributions to the score of each row or window.
 
     Raises:
-      UserError: a detector of something else, or as a call of the scorer.
+      UserError: the detector is not one of sensors, or as raised by calling the scorer.
 
     References:
       Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
     """
     if not scorer.feature_names:
         raise UserError(
-            f"this detector judges {scorer.words.kind}, which have no sensors: ganomaly_jax.integrated_gradients says "
-            "what the pixels of an image add"
+            f"this detector judges {scorer.words.kind}, which have no sensors: use ganomaly_jax.integrated_gradients "
+            "for the contributions of pixels"
         )
     x, run = scorer.as_input(rows), _program(scorer, steps)
     size = inference.BUCKETS[2]
-    found = []
+    results = []
     for begin in range(0, len(x), size):
         block = x[begin : begin + size]
-        found.append(
+        results.append(
             [np.asarray(part) for part in run(scorer.variables, inference.pad(block, inference.bucket(len(block))))]
         )
-    values, scores = (np.concatenate([one[i] for one in found])[: len(x)] for i in (0, 1))
-    return Contributions(values, scores, float(found[0][2]), scorer.feature_names)
+    values, scores = (np.concatenate([result[i] for result in results])[: len(x)] for i in (0, 1))
+    return Contributions(values, scores, float(results[0][2]), scorer.feature_names)
 
 
 @functools.lru_cache(maxsize=4)
@@ -147,25 +163,31 @@ def _program(scorer: Scorer, steps: int) -> Callable[..., tuple[Array, Array, Ar
 
 
 def attributed(scorer: Scorer, steps: int = STEPS) -> Callable[[Any, Array], tuple[Array, Array, Array]]:
-    """Returns a function from (variables, raw rows [B, ...]) to contributions [B, D], scores [B] and centre's score.
+    """Builds the pure function that computes contributions, not compiled; see `contributions`.
 
-    It is pure and not compiled; see `contributions`.
+    Args:
+      scorer: a detector of sensors.
+      steps: points of the path along which gradients are integrated.
+
+    Returns:
+      A function from (variables, raw rows or windows [B, ...]) to contributions [B, D], scores [B] and the score of
+      the centre.
     """
     function, _ = scorer.function()
     nodes, weights = np.polynomial.legendre.leggauss(steps)
-    # Denser at the centre, by t = u ** 2: the logarithm in a fitted score is steepest there.
+    # t = u ** 2 makes points denser near the centre, where the logarithm in a fitted score is steepest.
     u = (nodes + 1) / 2
     along, share = jnp.asarray(u**2, jnp.float32), jnp.asarray(weights * u, jnp.float32)
     baseline = jnp.broadcast_to(jnp.asarray(row_splits.centre_of(scorer.low, scorer.high)), scorer.input_shape)
 
     def run(variables: Any, x: Array) -> tuple[Array, Array, Array]:
-        def one(row: Array) -> Array:
+        def contribution(row: Array) -> Array:
             points = baseline + along.reshape(-1, *[1] * row.ndim) * (row - baseline)
             slopes = jax.grad(lambda p: function(variables, p).sum())(points)
             return ((row - baseline) * jnp.tensordot(share, slopes, 1)).reshape(-1, row.shape[-1]).sum(0)
 
         scores = function(variables, x)
-        values = jnp.where(jnp.isfinite(scores)[:, None], jax.vmap(one)(x), jnp.nan)
+        values = jnp.where(jnp.isfinite(scores)[:, None], jax.vmap(contribution)(x), jnp.nan)
         return values, scores, function(variables, baseline[None])[0]
 
     return run

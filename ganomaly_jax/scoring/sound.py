@@ -1,4 +1,4 @@
-"""Recordings judged by a trained detector of sound."""
+"""Judging recordings with a trained detector of sound."""
 
 from __future__ import annotations
 
@@ -29,18 +29,20 @@ NOT_FINITE = WORDS.not_finite
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JudgedRecording:
-    """What is said of a file."""
+    """Holds the judgement of the windows of a recording."""
 
     path: str
+    """The file."""
     starts: np.ndarray
-    """Second at which each window begins, [n]; of a file that cannot be used one, 0."""
+    """[n] float, the second at which each window begins; a single 0 if the file cannot be used."""
     judged: Judgement
+    """The judgement of the n windows; a single invalid item if the file cannot be used."""
     reason: str = ""
-    """Why all of it is `invalid`."""
+    """Why the file cannot be used; empty if it can."""
 
     @property
     def names(self) -> list[str]:
-        """Returns `FILE@12.5s` for each window; `FILE` alone if it cannot be used."""
+        """Returns the name of each window, such as `FILE@12.5s`; `FILE` alone if it cannot be used."""
         return (
             [self.path]
             if self.reason
@@ -49,90 +51,99 @@ class JudgedRecording:
 
     @property
     def reasons(self) -> list[str]:
-        """Returns why each window is `invalid`, empty otherwise."""
+        """Returns why each window is `invalid`; empty for other verdicts."""
         return [self.reason or NOT_FINITE * (verdict == calibration.INVALID) for verdict in self.judged.verdicts]
 
 
 def judge_recordings(scorer: Scorer, paths: Sequence[str | Path]) -> tuple[list[JudgedRecording], list[str]]:
-    """Scores the windows of recordings, or of folders of them, one every `data.sound.stride` seconds.
+    """Judges the windows of recordings, one every `data.sound.stride` seconds.
 
-    Returns them with notes for the user, a sentence each.
+    Files may have any sample rate and number of channels; they are read a block at a time.
 
-    Files are read a block at a time, at any rate and with any number of channels.
+    Args:
+      scorer: a detector of sound.
+      paths: files, and folders of files.
+
+    Returns:
+      The judgement of each file, and sentences for the user.
 
     Raises:
-      UserError: no recordings.
+      UserError: there are no recordings.
     """
     listed: list[Path] = []
     for path in map(Path, paths):
         listed += image_files.scan_folder(path, recordings.ENDINGS)[0] if path.is_dir() else [path]
     if not listed:
-        wanted = " ".join(sorted(recordings.ENDINGS))
-        raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: expected {wanted}")
-    found: list[JudgedRecording] = []
-    heard: list[Recording] = []
+        expected = " ".join(sorted(recordings.ENDINGS))
+        raise UserError(f"no recordings in {', '.join(map(decode.shown, paths))}: expected {expected}")
+    files: list[JudgedRecording] = []
+    readable: list[Recording] = []
     for path in listed:
         recording, why = audio_windows.inspect_file(path, scorer.config.data.sound.channel)
         try:
             if recording is None:
                 raise UserError(why)
             windows, starts = audio_windows.of_recording(recording, scorer.config.data)
-            found.append(JudgedRecording(str(path), starts, scorer.judge(windows)))
-            heard.append(recording)
+            files.append(JudgedRecording(str(path), starts, scorer.judge(windows)))
+            readable.append(recording)
         except UserError as error:
             nothing = np.full(1, np.nan, np.float32)
             reason = str(error).removeprefix(f"{decode.shown(path)}: ")
-            found.append(
+            files.append(
                 JudgedRecording(
                     decode.shown(path), np.zeros(1), Judgement(nothing, nothing, [calibration.INVALID]), reason
                 )
             )
-    return found, window_settings.notes(heard, scorer.config.data)[1:] if heard else []
+    return files, window_settings.notes(readable, scorer.config.data)[1:] if readable else []
 
 
 def judge_paths(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
-    """Judges recordings as `judge_recordings` does; all windows of all files, one after the other.
+    """Judges recordings as `judge_recordings` does and joins the windows of all files.
 
     Raises:
-      UserError: no recordings.
+      UserError: there are no recordings.
     """
-    found, notes = judge_recordings(scorer, paths)
+    files, notes = judge_recordings(scorer, paths)
     judged = Judgement(
-        np.concatenate([one.judged.scores for one in found]),
-        np.concatenate([one.judged.p_values for one in found]),
-        [verdict for one in found for verdict in one.judged.verdicts],
+        np.concatenate([file.judged.scores for file in files]),
+        np.concatenate([file.judged.p_values for file in files]),
+        [verdict for file in files for verdict in file.judged.verdicts],
     )
-    names = [name for one in found for name in one.names]
-    return JudgedPaths(names, judged, [reason for one in found for reason in one.reasons], notes, found)
+    names = [name for file in files for name in file.names]
+    return JudgedPaths(names, judged, [reason for file in files for reason in file.reasons], notes, files)
 
 
-def write_files(path: Path, found: Sequence[JudgedRecording]) -> None:
-    """Writes a CSV with a row per file: windows, anomalous windows, highest score, its position, and the reason.
+def write_files(path: Path, files: Sequence[JudgedRecording]) -> None:
+    """Writes a CSV file with one row per recording.
+
+    The columns are path, windows, anomalous (windows), highest_score, at_seconds (where its window begins) and reason
+    (why the file cannot be used).
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "windows", "anomalous", "highest_score", "at_seconds", "reason"))
-    for one in found:
-        shown = one.path.encode("utf-8", "backslashreplace").decode("utf-8")
-        anomalous = one.judged.verdicts.count(calibration.ANOMALOUS)
-        if not np.isfinite(one.judged.scores).any():
-            rows.writerow((shown, 0, 0, "", "", one.reason or NOT_FINITE))
+    for file in files:
+        shown = file.path.encode("utf-8", "backslashreplace").decode("utf-8")
+        scores, starts = file.judged.scores, file.starts
+        anomalous = file.judged.verdicts.count(calibration.ANOMALOUS)
+        if not np.isfinite(scores).any():
+            rows.writerow((shown, 0, 0, "", "", file.reason or NOT_FINITE))
             continue
-        at = int(np.nanargmax(one.judged.scores))
-        rows.writerow((shown, len(one.starts), anomalous, f"{one.judged.scores[at]:.9g}", f"{one.starts[at]:.6g}", ""))
+        at = int(np.nanargmax(scores))
+        rows.writerow((shown, len(starts), anomalous, f"{scores[at]:.9g}", f"{starts[at]:.6g}", ""))
     atomic_files.write_text(path, text.getvalue())
 
 
 def scale_of(scorer: Scorer, begin: float = 0.0) -> spectrogram_scale.Scale:
-    """Returns the scales of time and frequency of a detector's patches."""
+    """Returns the time and frequency scales of a detector's spectrograms, which begin at second `begin`."""
     return spectrogram_scale.Scale(spectrogram.of_data(scorer.config.data), scorer.low, scorer.high, begin)
 
 
 def of_patches(scorer: Scorer) -> Scorer:
-    """Returns the detector of the patches [B, bands, frames, 1] in [-1, 1] that it computes from waveforms."""
+    """Returns a scorer that takes spectrograms [B, bands, frames, 1] in [-1, 1] instead of waveforms."""
     data = dataclasses.replace(scorer.config.data, kind=Images.name, low=-1.0, high=1.0)
     return dataclasses.replace(
         scorer,
@@ -143,14 +154,21 @@ def of_patches(scorer: Scorer) -> Scorer:
     )
 
 
-def window_of(scorer: Scorer, given: str) -> tuple[np.ndarray, str, float]:
-    """Returns the window [T] that `FILE@SECONDS` names, or the one with the highest score; its name and its beginning.
+def window_of(scorer: Scorer, name: str) -> tuple[np.ndarray, str, float]:
+    """Returns one window of a recording.
+
+    Args:
+      scorer: a detector of sound.
+      name: `FILE@SECONDS`, or `FILE` for its window with the highest score.
+
+    Returns:
+      The samples [T], the name of the window, and the second at which it begins.
 
     Raises:
-      UserError: a file that cannot be used, or nothing there as long as a window.
+      UserError: the file cannot be used, or ends before the window does.
     """
-    path, second = Path(given), None
-    if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)s?", given)):
+    path, second = Path(name), None
+    if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+(?:\.\d*)?)s?", name)):
         path, second = Path(match[1]), float(match[2])
     settings = scorer.config.data
     recording, why = audio_windows.inspect_file(path, settings.sound.channel)

@@ -201,7 +201,7 @@ def test_a_worker_tells_in_a_row_what_it_refuses(trained, pictures, tmp_path):
     for workdir, seal, version, why, code in (
         (trained[0], "other", ray_engine.__version__, "another detector", 2),
         (trained[0], detector, "0.0", "expected 0.0", 2),
-        (tmp_path, detector, ray_engine.__version__, "is no run's folder", 2),
+        (tmp_path, detector, ray_engine.__version__, "is not a run's folder", 2),
     ):
         row = ray_engine.ScoringActor(str(workdir), seal, "", version)(batch).to_pylist()[0]
         assert why in row["error"] and socket.gethostname() in row["error"] and row["exit_code"] == code

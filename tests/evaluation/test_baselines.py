@@ -73,7 +73,7 @@ def test_constant_variables_and_items_give_finite_statistics():
         fitted = process_statistics.fit(x, components=components_asked)
         assert np.isfinite(process_statistics.hotelling(fitted, x + 1)).all()
         assert (process_statistics.squared_error(fitted, x + 1) > 0).all()
-    with pytest.raises(UserError, match="expected two items or more"):
+    with pytest.raises(UserError, match="expected at least two items"):
         process_statistics.fit(x[:1])
 
 

@@ -130,7 +130,7 @@ def test_what_would_spoil_it_is_refused(old, tmp_path, capsys):
     words = ["update", "--workdir", str(old[0]), "--data", str(tmp_path / "bad.npz"), "--out", str(out)]
     assert main.main([*words, "--old-data", str(old[1])]) == 3
     said = capsys.readouterr().out
-    assert "refused" in said and "on the old test set the AUROC goes from" in said
+    assert "refused" in said and "on the old test set the AUROC changes from" in said
     assert contents(old[0]) == before
     assert not (out / "detector").exists()
     assert not json.loads((out / layout.UPDATE).read_text())["kept"]
