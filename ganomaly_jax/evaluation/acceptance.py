@@ -165,8 +165,8 @@ def describe(figures: dict[str, Any], workdir: str, source: str, words: Words = 
     for group in GROUPS:
         if figures["counted_in"][group] == "calibration":
             lines.append(
-                f"note: the {group} normal {items} are counted in the calibration part, which the threshold was set on, "
-                "for lack of others"
+                f"note: for lack of others, the {group} normal {items} are counted in the calibration part, which the "
+                "threshold was set on"
             )
     if figures["left_out"]:
         lines.append(f"note: {figures['left_out']} {items} with {words.not_finite} are left out")

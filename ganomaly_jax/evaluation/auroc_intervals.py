@@ -64,7 +64,7 @@ def auroc_interval(
     is_anomalous, scores = _both(labels, scores)
     _check(level, resamples)
     value = float(metrics.auroc(is_anomalous, scores))
-    # Equal scores are one place; a resample is how often each image was drawn, added up place by place.
+    # Equal scores share a place; a resample is the number of times that each place was drawn.
     _, place = np.unique(scores, return_inverse=True)
     places = int(place.max()) + 1
     normal, anomalous = place[~is_anomalous], place[is_anomalous]
@@ -87,19 +87,19 @@ def auroc_interval(
 def paired(labels: ArrayLike, first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Paired:
     """Tests whether two scores of the same items differ in AUROC: DeLong's test, computed from midranks.
 
-    It rests on the normal distribution: with fewer than some ten items of a class it is rough.
+    The test uses a normal approximation, which is rough with fewer than about ten items of a class.
 
     Args:
       labels: [N] 0 or 1.
       first: [N] float, finite.
       second: [N] float, finite, of the same items in the same order.
-      level: of the interval of the difference.
+      level: the confidence level of the interval, above 0 and below 1.
 
     Returns:
       The difference of the AUROCs, first minus second, with its interval, and the two-sided p-value.
 
     Raises:
-      UserError: as `auroc_interval`, or a class with a single item.
+      UserError: as in `auroc_interval`, or a class has a single item.
 
     References:
       DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44, 837-845; Sun and Xu 2014, IEEE Signal Processing Letters
@@ -118,7 +118,7 @@ def paired(labels: ArrayLike, first: ArrayLike, second: ArrayLike, level: float 
     difference = float(of_anomalous.mean())
     variance = of_normal.var(ddof=1) / len(of_normal) + of_anomalous.var(ddof=1) / len(of_anomalous)
     error = math.sqrt(float(variance))
-    if error < 1e-12:  # the same order throughout, or classes that do not overlap in either
+    if error < 1e-12:  # both scores rank the items alike, or separate the classes without overlap
         p_value = 1.0 if abs(difference) < 1e-12 else 0.0
     else:
         p_value = float(2 * special.ndtr(-abs(difference) / error))
@@ -134,6 +134,6 @@ def _both(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]
 
 def _check(level: float, resamples: int) -> None:
     if not 0 < level < 1:
-        raise UserError(f"level={level}: expected a share between 0 and 1, such as 0.95")
+        raise UserError(f"level={level}: expected a number between 0 and 1, such as 0.95")
     if resamples < 1:
-        raise UserError(f"resamples={resamples}: expected at least 1, and some thousand for an interval")
+        raise UserError(f"resamples={resamples}: expected at least 1, and a few thousand for a useful interval")

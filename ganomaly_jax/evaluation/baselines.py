@@ -1,9 +1,7 @@
-"""Statistical detectors beside the GAN, so that one sees whether it earns its keep: fitted on the same training items,
-standardised by the same calibration items, compared on the same test items.
+"""Statistical baselines to compare a detector with: same training items, same calibration items, same test items.
 
-What is fitted here is plain arrays, or an object of another library that lives as long as the comparison: nothing is
-stored, each evaluation fits anew from the training part and the seed. Nothing looks at the labels of test items but the
-figures.
+Nothing that is fitted here is stored; each evaluation fits again from the training part and the seed. Only the metrics
+use the labels of test items.
 """
 
 from __future__ import annotations
@@ -32,56 +30,58 @@ from ganomaly_jax.scoring import inference, latent_statistics
 from ganomaly_jax.scoring.scorer import Scorer
 
 TRAINING = 2_000
-"""At most so many training items are fitted to, drawn by the seed."""
+"""The largest number of training items that baselines are fitted to, drawn by the seed."""
 NUMBERS = 2**25
-"""And at most so many numbers of them altogether: 2,000 items up to 16,777 pixels and channels, fewer beyond."""
+"""The largest number of their values altogether; items of more than 16,777 values are therefore fewer."""
 DETECTOR = "detector"
-"""The name of the GAN's own score among the others."""
+"""The name of the compared detector among the baselines."""
 _RESAMPLES = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Baseline:
-    """Describes one statistical detector; those that share `fit` and `on` are fitted once.
-
-    `on` is `x`, items [n, ...] float32 in [-1, 1], or `z`, their latents [n, L] float32.
-    """
+    """Defines a statistical detector; baselines that share `fit` and `on` are fitted once."""
 
     fit: Callable[[np.ndarray, int], Any]
-    """(normal items, seed) -> whatever `score` needs."""
+    """Function (normal items [n, ...], seed) -> the fitted state."""
     score: Callable[[Any, np.ndarray], Any]
-    """(what was fitted, items [B, ...]) -> scores [B], higher is more anomalous."""
+    """Function (fitted state, items [B, ...]) -> scores [B], higher is more anomalous."""
     on: str = "x"
+    """`x`: items [n, ...] float32 in [-1, 1]; `z`: their latents [n, L] float32."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """Holds detector, baselines and their combinations on one test set, by name."""
+    """Holds the results of a detector, the baselines and their combinations on one test set, by name."""
 
     scores: dict[str, np.ndarray]
-    """[N] float64 each, higher is more anomalous, NaN for an invalid item; a combination's is on a scale of its own."""
+    """[N] float64 each, higher is more anomalous; NaN for an invalid item. Their scales differ."""
     p_values: dict[str, np.ndarray]
-    """[N] float64 each, by the calibration items' scores of the same name."""
+    """[N] float64 each, relative to the same score of the calibration items."""
     figures: dict[str, dict[str, Any]]
-    """What `metrics.json` holds of detector and baselines, see `compare`."""
+    """The metrics of the detector and the baselines, see `compare`."""
     combinations: dict[str, dict[str, Any]]
-    """The same of the combinations."""
+    """The metrics of the combinations, likewise."""
     notes: list[str]
+    """Sentences for the user."""
 
 
 def outside(detector: Any, on: str = "x", higher: str = "") -> Baseline:
-    """Wraps an object with `fit(X)` and `decision_function(X)`, X [n, D] float64, as a baseline; it is fitted in place.
+    """Wraps an outlier detector of scikit-learn, PyOD or another library as a baseline.
 
     Args:
-      detector: the object; it is fitted in place.
-      on: `x` or `z`.
-      higher: what a higher value of `decision_function` means, `anomalous` or `normal`; empty: `normal` for
-        scikit-learn's classes and what inherits from its outlier detectors (negative is an outlier there; of a Pipeline
-        the last step counts), `anomalous` for PyOD's and every other.
+      detector: an object with methods `fit(X)` and `decision_function(X)`, X [n, D] float64; it is fitted in place.
+      on: what it is fitted to, `x` or `z`, see `Baseline.on`.
+      higher: the meaning of a higher value of `decision_function`, `anomalous` or `normal`; empty: `normal` for classes
+        of scikit-learn and their subclasses (for a Pipeline, its last step), whose outliers are negative, and
+        `anomalous` for those of PyOD and all others.
+
+    Returns:
+      The baseline.
 
     Raises:
-      UserError: it has not both methods, or another word. scikit-learn's LocalOutlierFactor has decision_function
-        with novelty=True only.
+      UserError: the object lacks one of the methods (scikit-learn's LocalOutlierFactor has decision_function only with
+        novelty=True), or `on` or `higher` is another word.
     """
     if on not in ("x", "z") or higher not in ("", "anomalous", "normal"):
         raise UserError(f"on={on!r}, higher={higher!r}: expected x or z; anomalous, normal or nothing")
@@ -112,10 +112,14 @@ def _fit_forest(x: np.ndarray, seed: int) -> Any:
 
 
 def named(words: str, explained: float = 0.9) -> dict[str, Baseline]:
-    """Returns the baselines that `evaluate.baselines` names; `all` leaves out the forest without scikit-learn.
+    """Returns the baselines that `evaluate.baselines` names.
+
+    Args:
+      words: names separated by commas, or `all`, which includes the forest only if scikit-learn is installed.
+      explained: the share or number of components of the PCA, see `process_statistics.fit`.
 
     Raises:
-      UserError: an unknown name, or a forest without scikit-learn.
+      UserError: a name is unknown, or the forest is named but scikit-learn is not installed.
     """
     pca = functools.partial(process_statistics.fit, components=explained)
     known = {
@@ -128,12 +132,12 @@ def named(words: str, explained: float = 0.9) -> dict[str, Baseline]:
     has_forest = importlib.util.find_spec("sklearn") is not None
     if words.strip() == "all":
         return {name: baseline for name, baseline in known.items() if name != "forest" or has_forest}
-    asked = config.words(words, config.BASELINES, "evaluate.baselines")
-    if "forest" in asked and not has_forest:
+    names = config.words(words, config.BASELINES, "evaluate.baselines")
+    if "forest" in names and not has_forest:
         raise UserError(
             "the baseline forest needs scikit-learn: pip install 'ganomaly-jax[baselines]', or leave it out"
         )
-    return {name: known[name] for name in asked}
+    return {name: known[name] for name in names}
 
 
 _mahalanobis = jax.jit(latent_statistics.mahalanobis)
@@ -141,10 +145,10 @@ _neighbours = jax.jit(latent_statistics.neighbours)
 
 
 def combinations(words: str) -> tuple[str, ...]:
-    """Returns the combinations that `evaluate.combine` names; empty for none.
+    """Returns the names of combinations in `evaluate.combine`; empty if there are none.
 
     Raises:
-      UserError: an unknown name.
+      UserError: a name is unknown.
     """
     return config.words(words, config.COMBINATIONS, "evaluate.combine")
 
@@ -165,29 +169,32 @@ def compare(
     """Compares a detector with statistical baselines on the same items.
 
     Args:
-      training, calibration, test: raw items [n, ...] of the shape that `judge` was trained on: normal ones to fit to,
-        of which at most `TRAINING` and `NUMBERS` are taken; normal ones not trained on; those to compare on.
-      labels: [N] 0 or 1 of the test items; None: no figures that need them.
-      detectors: names as in `evaluate.baselines`, or {name: a `Baseline`, or an object with fit and decision_function
-        (see `outside`)}.
-      combine: names as in `evaluate.combine`. Each is taken over the detector and all baselines, and, as
-        NAME_without_detector, over the baselines alone.
-      explained: the share or number of components of the PCA, see `components.fit`.
-      rate: the false-positive rate of all thresholds; None: that which the detector's own promises. Each follows from
-        the calibration items, as `calibration.calibrate` does it.
-      seed: draws the items that are fitted to, and seeds what is random in a fit.
-      scores: [N] those of `judge` on the test items, where they are known.
+      scorer: the detector.
+      training: raw normal items [n, *scorer.input_shape] to fit to, of which at most `TRAINING` with at most `NUMBERS`
+        values are used.
+      calibration: raw normal items [n, ...] not used in training, on which thresholds are set.
+      test: raw items [N, ...] to compare on.
+      labels: [N] 0 or 1, the labels of the test items; None: metrics that need labels are None.
+      detectors: names as in `evaluate.baselines`, or a dict from name to a `Baseline` or an object with methods fit and
+        decision_function (see `outside`).
+      combine: names as in `evaluate.combine`. Each combines the detector and all baselines, and, as
+        NAME_without_detector, the baselines alone.
+      explained: the share or number of components of the PCA, see `process_statistics.fit`.
+      rate: the false-positive rate of all thresholds, see `calibration.calibrate`; None: the rate that the detector
+        promises.
+      seed: draws the training items and seeds random fits.
+      scores: [N] the scores of the test items if known.
 
     Returns:
-      Its `figures` and `combinations` hold for each name `auroc`, `interval` (95 %, bootstrap), `average_precision`,
-      `threshold`, `promised_false_positive_rate`, `false_positive_rate`, `true_positive_rate`, and, but for the
-      detector, `difference` (AUROC minus the detector's, with the ends of its 95 % interval by DeLong) and
-      `difference_p_value`; None where not defined. The detector's threshold is here set by the rule of all others.
+      The comparison. Its `figures` and `combinations` hold for each name `auroc`, `interval` (95 %, bootstrap),
+      `average_precision`, `threshold`, `promised_false_positive_rate`, `false_positive_rate`, `true_positive_rate` and,
+      except for the detector, `difference` (AUROC minus the detector's, with the ends of DeLong's 95 % interval) and
+      `difference_p_value`; None if undefined. The threshold of the detector is set by the same rule as all others.
 
     Raises:
-      UserError: items of another shape, none, unknown names, a baseline whose scores cannot be used.
+      UserError: items have another shape or are missing, a name is unknown, or a baseline returns unusable scores.
     """
-    chosen = named(detectors, explained) if isinstance(detectors, str) else _given(detectors)
+    chosen = named(detectors, explained) if isinstance(detectors, str) else _as_baselines(detectors)
     ways = combinations(combine)
     for name, items in (("training", training), ("calibration", calibration), ("test", test)):
         if not len(items) or tuple(items.shape[1:]) != scorer.input_shape:
@@ -198,22 +205,22 @@ def compare(
     on_calibration = {DETECTOR: np.asarray(scorer(calibration), np.float64)} | _scores(
         scorer, calibration, chosen, fitted
     )
-    own = scorer(test) if scores is None else scores
-    on_test = {DETECTOR: np.asarray(own, np.float64)} | _scores(scorer, test, chosen, fitted)
+    detector_scores = scorer(test) if scores is None else scores
+    on_test = {DETECTOR: np.asarray(detector_scores, np.float64)} | _scores(scorer, test, chosen, fitted)
     valid = np.isfinite(np.stack(list(on_calibration.values()))).all(axis=0)
-    on_calibration = {name: found[valid] for name, found in on_calibration.items()}
+    on_calibration = {name: values[valid] for name, values in on_calibration.items()}
     if valid.sum() < 2:
-        raise UserError(f"{valid.sum()} calibration items can be scored: expected two or more")
+        raise UserError(f"{valid.sum()} calibration items can be scored: expected at least two")
     _combine(ways, on_calibration, on_test)
     rate = scorer.calibration.rate if rate is None else rate
     p_values, figures = {}, {}
-    for name, found in on_test.items():
+    for name, values in on_test.items():
         reference = np.sort(on_calibration[name])
-        at_least = len(reference) - np.searchsorted(reference, found, side="left")
-        p_values[name] = np.where(np.isfinite(found), (1.0 + at_least) / (len(reference) + 1), np.nan)
+        at_least = len(reference) - np.searchsorted(reference, values, side="left")
+        p_values[name] = np.where(np.isfinite(values), (1.0 + at_least) / (len(reference) + 1), np.nan)
         figures[name] = _figures(name, on_test, reference, rate, labels, seed)
     notes = [
-        f"The baselines are fitted to {kept:,} of {len(training):,} training items, and all thresholds follow from "
+        f"The baselines are fitted to {kept:,} of {len(training):,} training items, and all thresholds are set on "
         f"{valid.sum():,} calibration items."
     ]
     single = (DETECTOR, *chosen)
@@ -221,19 +228,19 @@ def compare(
         on_test,
         p_values,
         {name: figures[name] for name in single},
-        {name: found for name, found in figures.items() if name not in single},
-        notes + _words_of(figures),
+        {name: values for name, values in figures.items() if name not in single},
+        notes + _conclusions(figures),
     )
 
 
-def _given(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
+def _as_baselines(detectors: Mapping[str, Any]) -> dict[str, Baseline]:
     if not detectors or DETECTOR in detectors:
         raise UserError(f"detectors={list(detectors)}: expected at least one, none of them called {DETECTOR!r}")
-    return {name: one if isinstance(one, Baseline) else outside(one) for name, one in detectors.items()}
+    return {name: value if isinstance(value, Baseline) else outside(value) for name, value in detectors.items()}
 
 
 def _blocks(scorer: Scorer, items: Images, latents: bool) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `x` [B, ...] in [-1, 1] and, if requested, `z` [B, L], a block at a time."""
+    """Yields blocks of items, `x` [B, ...] float32 in [-1, 1] and, with `latents`, `z` [B, L]."""
     size = inference.BUCKETS[-1]
     for begin in range(0, len(items), size):
         raw = np.asarray(items[begin : begin + size])
@@ -257,14 +264,14 @@ def _latents(detector: Detector, variables: dict[str, Any], x: Array) -> Array:
 
 def _fit(scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], seed: int) -> dict[Any, Any]:
     used = {baseline.on for baseline in chosen.values()}
-    found = list(_blocks(scorer, items, "z" in used))
-    seen = {on: np.concatenate([block[on] for block in found]) for on in used}
-    good = np.isfinite(np.concatenate([block["x"].reshape(len(block["x"]), -1).sum(axis=1) for block in found]))
+    blocks = list(_blocks(scorer, items, "z" in used))
+    inputs = {on: np.concatenate([block[on] for block in blocks]) for on in used}
+    good = np.isfinite(np.concatenate([block["x"].reshape(len(block["x"]), -1).sum(axis=1) for block in blocks]))
     fitted: dict[Any, Any] = {}
     for baseline in chosen.values():
         key = (baseline.fit, baseline.on)
         if key not in fitted:
-            fitted[key] = baseline.fit(seen[baseline.on][good], seed)
+            fitted[key] = baseline.fit(inputs[baseline.on][good], seed)
     return fitted
 
 
@@ -272,24 +279,24 @@ def _scores(
     scorer: Scorer, items: Images, chosen: Mapping[str, Baseline], fitted: Mapping[Any, Any]
 ) -> dict[str, np.ndarray]:
     """Returns the scores [n] float64 of each baseline; NaN for items with a NaN or infinite value."""
-    found: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+    blocks: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
     latents = any(baseline.on == "z" for baseline in chosen.values())
     for block in _blocks(scorer, items, latents):
         good = np.isfinite(block["x"].reshape(len(block["x"]), -1)).all(axis=1)
         for name, baseline in chosen.items():
             scores = np.full(len(good), np.nan)
             if good.any():
-                one = np.asarray(
+                values = np.asarray(
                     baseline.score(fitted[baseline.fit, baseline.on], block[baseline.on][good]), np.float64
                 )
-                if one.shape != (good.sum(),) or not np.isfinite(one).all():
+                if values.shape != (good.sum(),) or not np.isfinite(values).all():
                     raise UserError(
-                        f"the baseline {name} gave scores of shape {one.shape} for {good.sum()} items, or some that "
-                        "are not finite: expected one finite number an item"
+                        f"the baseline {name} returned scores of shape {values.shape} for {good.sum()} items, or some "
+                        "that are not finite: expected one finite number per item"
                     )
-                scores[good] = one
-            found[name].append(scores)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                scores[good] = values
+            blocks[name].append(scores)
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
 
 def _combine(ways: Sequence[str], on_calibration: dict[str, np.ndarray], on_test: dict[str, np.ndarray]) -> None:
@@ -316,33 +323,33 @@ def _figures(
     seed: int,
 ) -> dict[str, Any]:
     set_by = scoring_calibration.calibrate(reference, min(rate, len(reference) / (len(reference) + 1)))
-    found: dict[str, Any] = {"threshold": set_by.threshold, "promised_false_positive_rate": set_by.rate}
+    result: dict[str, Any] = {"threshold": set_by.threshold, "promised_false_positive_rate": set_by.rate}
     empty = ("auroc", "interval", "average_precision", "false_positive_rate", "true_positive_rate")
-    found |= dict.fromkeys(empty) | ({} if name == DETECTOR else dict.fromkeys(("difference", "difference_p_value")))
+    result |= dict.fromkeys(empty) | ({} if name == DETECTOR else dict.fromkeys(("difference", "difference_p_value")))
     if labels is None:
-        return found
-    # The same items for all, so that differences are paired.
+        return result
+    # The same items for all scores, so that differences are paired.
     valid = np.isfinite(np.stack(list(on_test.values()))).all(axis=0)
     labels, scores = np.asarray(labels)[valid], on_test[name][valid]
     summary = metrics.summary(labels, scores, set_by.threshold)
-    found |= {key: summary[key] for key in empty if key in summary}
+    result |= {key: summary[key] for key in empty if key in summary}
     if summary["auroc"] is None:
-        return found
+        return result
     interval = auroc_intervals.auroc_interval(labels, scores, resamples=_RESAMPLES, seed=seed)
-    found["interval"] = [interval.low, interval.high]
+    result["interval"] = [interval.low, interval.high]
     if name != DETECTOR and min(summary["n_normal"] or 0, summary["n_anomalous"] or 0) > 1:
         paired = auroc_intervals.paired(labels, scores, on_test[DETECTOR][valid])
-        found["difference"] = list(dataclasses.astuple(paired.difference))
-        found["difference_p_value"] = paired.p_value
-    return found
+        result["difference"] = list(dataclasses.astuple(paired.difference))
+        result["difference_p_value"] = paired.p_value
+    return result
 
 
-def _words_of(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Describes whether the GAN is better than the baselines, by the intervals of the differences."""
-    known = {name: found["difference"] for name, found in figures.items() if found.get("difference")}
+def _conclusions(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Describes whether the detector is better than the baselines, by the intervals of the differences."""
+    known = {name: values["difference"] for name, values in figures.items() if values.get("difference")}
     sides = {
         "The detector separates better than": [name for name, (_, _, high) in known.items() if high < 0],
-        "The test set shows no difference between the detector and": [
+        "The test set shows no significant difference between the detector and": [
             name for name, (_, low, high) in known.items() if low <= 0 <= high
         ],
         "The detector separates worse than": [name for name, (_, low, _) in known.items() if low > 0],
@@ -355,14 +362,14 @@ def lines(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows: list[tuple[str, ...]] = [
         ("", "AUROC", "(95 %)", "av. prec.", "false pos.", "true pos.", "AUROC minus the detector's")
     ]
-    for name, found in figures.items():
+    for name, values in figures.items():
         cells = [number_format.UNDEFINED, "", "-"]
-        if found["auroc"] is not None:
-            low, high = found["interval"]
-            cells = [f"{found['auroc']:.4f}", f"({low:.4f}-{high:.4f})", f"{found['average_precision']:.4f}"]
+        if values["auroc"] is not None:
+            low, high = values["interval"]
+            cells = [f"{values['auroc']:.4f}", f"({low:.4f}-{high:.4f})", f"{values['average_precision']:.4f}"]
         for key in ("false_positive_rate", "true_positive_rate"):
-            cells.append("-" if found[key] is None else f"{found[key]:.1%}")
-        difference = found.get("difference")
+            cells.append("-" if values[key] is None else f"{values[key]:.1%}")
+        difference = values.get("difference")
         cells.append(number_format.interval(difference, "+.4f") if difference else "")
         rows.append((name, *cells))
     return text_table.lines(rows, right={3, 4, 5})

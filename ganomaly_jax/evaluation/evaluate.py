@@ -1,4 +1,4 @@
-"""How good a detector is on its test set: metrics.json, predictions.csv, and what the report shows."""
+"""Evaluating a detector on its test set: metrics.json, predictions.csv, pictures and report.html."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ganomaly_jax.scoring import groups as scoring_groups
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Judgement, Scorer
 
-# Below this AUROC a sentence says that the detector does not separate.
+# Below this AUROC a warning says that the detector does not separate the classes.
 _SEPARATES = 0.6
 
 
@@ -37,10 +37,11 @@ class Evaluation:
     """Holds the results of an evaluation."""
 
     metrics: dict[str, Any]
+    """The contents of metrics.json."""
     page: Path | None
-    """`report.html`; None where matplotlib or jinja2 is not installed, or nothing could be scored."""
+    """`report.html`; None if matplotlib or jinja2 is not installed, or nothing could be scored."""
     misses: list[figures.Case]
-    """The worst false positives and false negatives, worst first."""
+    """The worst false positives, then the worst false negatives, the worst first."""
 
 
 def evaluate(
@@ -54,42 +55,51 @@ def evaluate(
     baselines: str | None = None,
     combine: str | None = None,
 ) -> Evaluation:
-    """Scores the test set of a run; writes metrics.json, predictions.csv, pictures and report.html to its folder.
+    """Evaluates a run and writes metrics.json, predictions.csv, pictures and report.html to its folder.
 
-    Scores use running statistics only: each depends on its own image alone. Nothing is chosen on the test data.
+    Scores use running statistics, so that each depends on its own item alone. Nothing is chosen on the test data.
 
     Args:
       workdir: the run's folder.
-      source: other data to test on, as `data.source`; empty: the test part of the run's own.
+      source: other data to test on, as in `data.source`; empty: the test part of the run's own data.
       arrays: images, or (images, labels), in place of a source.
-      false_positive_rate: sets another threshold than that of the training, from the same calibration scores.
-      own: the run's own data where they are loaded already; otherwise they are read from `data.source` again.
-      judged: what `judge_together` said of the run's own test set; otherwise it is scored here.
-      by: groups to give the figures for, a CSV file of `path,group` or a name for each image of the data.
-      baselines: names of statistical baselines to compare with, as `evaluate.baselines`; None: as configured.
-      combine: how they are combined, as `evaluate.combine`; None: as configured.
+      false_positive_rate: sets another threshold than the training did, from the same calibration scores.
+      own: the run's own data if they are loaded already; None: they are read from `data.source` again.
+      judged: the result of `judge_together` on the run's own test set; None: it is scored here.
+      by: groups to compute metrics for: a CSV file with the columns path and group, or one name per image of the data.
+      baselines: names of statistical baselines to compare with, as in `evaluate.baselines`; None: as configured.
+      combine: how they are combined, as in `evaluate.combine`; None: as configured.
+
+    Returns:
+      The evaluation.
 
     Raises:
-      UserError: no finished run there, or data that cannot be used.
+      UserError: the folder holds no finished run, or the data cannot be used.
       DamagedError: the detector is damaged.
     """
     workdir = Path(workdir)
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
-    asked: dict[str, Any] = {"baselines": baselines, "combine": combine}
-    asked = {name: given for name, given in asked.items() if given is not None}
-    settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **asked))
+    changes = {name: value for name, value in (("baselines", baselines), ("combine", combine)) if value is not None}
+    settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **changes))
     validation.check(settings)
     scorer = dataclasses.replace(scorer, config=settings)
     return evaluate_run(workdir, scorer, _data(workdir, scorer, source, arrays, own), judged, by, own)
 
 
 def judge_together(scorer: Scorer, run: Run) -> Judgement:
-    """Scores the test set of a run in all processes of its training, each its part; all of them call it.
+    """Judges the test set of a run in all processes of its training, each one part of it; all processes must call it.
 
-    Parts are of whole blocks, so that the scores are those of one process.
+    Parts consist of whole blocks, so that the scores equal those of a single process.
+
+    Args:
+      scorer: the detector.
+      run: the run; its test part is judged.
+
+    Returns:
+      The judgement of the whole test part, the same in all processes.
 
     Raises:
-      UserError: images that cannot be read, also in another process.
+      UserError: an item cannot be read, in this or another process.
     """
 
     def part() -> bytes:
@@ -98,8 +108,8 @@ def judge_together(scorer: Scorer, run: Run) -> Judgement:
         chosen = run.split.test[mine.start * size : mine.stop * size]
         if not len(chosen):
             return b""
-        found = scorer.judge(lazy.select(run.dataset.images, chosen), progress=processes.is_primary())
-        return np.stack([found.scores, found.p_values], axis=1).astype(np.float32).tobytes()
+        judged = scorer.judge(lazy.select(run.dataset.images, chosen), progress=processes.is_primary())
+        return np.stack([judged.scores, judged.p_values], axis=1).astype(np.float32).tobytes()
 
     scores, p_values = np.frombuffer(b"".join(processes.all_gather_bytes(part)), np.float32).reshape(-1, 2).T
     return Judgement(scores, p_values, calibration.verdicts(scores, scorer.threshold, scorer.calibration.review))
@@ -110,38 +120,36 @@ def evaluate_members(
 ) -> dict[str, Evaluation | None]:
     """Evaluates every member of a sweep, each in its folder.
 
-    Returns the metrics by name, None for members that diverged.
-
     Args:
-      workdir: folder of the sweep.
+      workdir: the folder of the sweep.
       false_positive_rate: as in `evaluate`.
       own: as in `evaluate`.
 
     Returns:
-      What was found, by the name of the member; None for one that diverged.
+      The evaluations by the name of the member; None for a member that diverged.
 
     Raises:
-      UserError: as `evaluate`, or the folder holds no members.
+      UserError: as in `evaluate`, or the folder holds no members.
     """
     workdir = Path(workdir)
-    team = sweep.read_members(workdir)
-    if not team:
+    members = sweep.read_members(workdir)
+    if not members:
         raise UserError(f"{workdir} holds no members: expected the --workdir of a training with --config.members")
     if own is None:
         settings = run_folder.stored_config(workdir)
         own = sources.read((settings or config.Config()).data, progress=True)
     _check_unchanged(workdir, own)
-    found: dict[str, Evaluation | None] = {}
-    with Progress(len(team), 0, "member") as progress:
-        for done, one in enumerate(team, 1):
-            folder = sweep.member_folder(workdir, one)
+    evaluations: dict[str, Evaluation | None] = {}
+    with Progress(len(members), 0, "member") as progress:
+        for done, member in enumerate(members, 1):
+            folder = sweep.member_folder(workdir, member)
             if (folder / layout.DETECTOR).is_dir():
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
-                found[one.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
+                evaluations[member.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
             else:
-                found[one.name] = None
-            progress.update(done, one.name)
-    return found
+                evaluations[member.name] = None
+            progress.update(done, member.name)
+    return evaluations
 
 
 def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
@@ -149,9 +157,9 @@ def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
         return scorer
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: expected a rate between 0 and 1")
-    asked = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)
-    found = calibration.by(np.asarray(scorer.variables["calibration"]), asked, scorer.words.items)
-    return dataclasses.replace(scorer, calibration=dataclasses.replace(found, groups=scorer.calibration.groups))
+    settings = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)
+    at_rate = calibration.by(np.asarray(scorer.variables["calibration"]), settings, scorer.words.items)
+    return dataclasses.replace(scorer, calibration=dataclasses.replace(at_rate, groups=scorer.calibration.groups))
 
 
 def evaluate_run(
@@ -162,7 +170,7 @@ def evaluate_run(
     by: scoring_groups.GroupSource | None = None,
     own: datasets.Dataset | None = None,
 ) -> Evaluation:
-    """Scores the test part of a resolved run and writes what was found, as `evaluate` does, into the run's folder.
+    """Evaluates a resolved run as `evaluate` does.
 
     Args:
       workdir: the run's folder.
@@ -170,11 +178,17 @@ def evaluate_run(
       this: the run; its test part is scored.
       judged: as in `evaluate`.
       by: as in `evaluate`.
-      own: the run's own data, where `this` holds other data and baselines are configured.
+      own: the run's own data, needed if `this` holds other data and baselines are configured; None: they are read.
+
+    Returns:
+      The evaluation.
+
+    Raises:
+      UserError: as in `evaluate`.
     """
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
-        raise UserError(f"the test set is empty: give --data with {scorer.words.items} to test on")
+        raise UserError(f"the test set is empty: pass {scorer.words.items} to test on with --data")
     names = None
     if by is not None:
         names = scoring_groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
@@ -183,7 +197,7 @@ def evaluate_run(
     paths = [this.dataset.paths[i] for i in this.split.test]
     values = _metrics(this, scorer, judged, labels)
     values |= pixel_metrics.figures(scorer, images, paths, labels)
-    values |= _beside(workdir, this, scorer, judged, images, own)
+    values |= _baseline_metrics(workdir, this, scorer, judged, images, own)
     if names is not None:
         valid = np.isfinite(judged.scores)
         seed = this.config.seed
@@ -200,29 +214,33 @@ def evaluate_run(
     return Evaluation(values, written, misses)
 
 
-def _beside(
+def _baseline_metrics(
     workdir: Path, this: Run, scorer: Scorer, judged: Judgement, images: lazy.Images, own: datasets.Dataset | None
 ) -> dict[str, Any]:
-    """Returns the entries of `metrics.json` about the baselines that the configuration requests."""
-    asked = scorer.config.evaluate
-    if not asked.baselines:
+    """Returns the entries of `metrics.json` about the configured baselines; empty if there are none."""
+    settings = scorer.config.evaluate
+    if not settings.baselines:
         return {}
-    # Other test data come without the run's own, which the baselines are fitted to.
-    mine = this if len(this.split.train) else _data(workdir, scorer, "", None, own)
-    chosen = mine.split.calibration if len(mine.split.calibration) else mine.split.train
-    found = baselines.compare(
+    # Baselines are fitted to the run's own training part, which a run on other test data does not have.
+    training = this if len(this.split.train) else _data(workdir, scorer, "", None, own)
+    chosen = training.split.calibration if len(training.split.calibration) else training.split.train
+    comparison = baselines.compare(
         scorer,
-        lazy.select(mine.dataset.images, mine.split.train),
-        lazy.select(mine.dataset.images, chosen),
+        lazy.select(training.dataset.images, training.split.train),
+        lazy.select(training.dataset.images, chosen),
         images,
         this.split.labels,
-        asked.baselines,
-        asked.combine,
-        asked.components,
+        settings.baselines,
+        settings.combine,
+        settings.components,
         seed=this.config.seed,
         scores=judged.scores,
     )
-    return {"baselines": found.figures, "combinations": found.combinations, "baselines_notes": found.notes}
+    return {
+        "baselines": comparison.figures,
+        "combinations": comparison.combinations,
+        "baselines_notes": comparison.notes,
+    }
 
 
 def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets.Dataset | None) -> Run:
@@ -244,7 +262,7 @@ def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets
 
 def _check_unchanged(workdir: Path, dataset: datasets.Dataset) -> None:
     before, now = run_folder.stored_environment(workdir).get("data_hash"), datasets.content_hash(dataset)
-    advice = "Name them with --data to test on all of them as they are now"
+    advice = "Pass them with --data to test on all of them as they are now"
     datasets.check_unchanged(dataset.name, before, now, advice)
 
 
@@ -276,14 +294,14 @@ def _metrics(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -
 
 
 def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, values: dict[str, Any]) -> list[str]:
-    """Returns plain sentences about what a user must not overlook."""
-    said, items = [], scorer.words.items
+    """Returns the warnings of the evaluation, a sentence each."""
+    warnings, items = [], scorer.words.items
     auroc = values["auroc"]
     if auroc is None:
         missing = "anomalous" if not values["n_anomalous"] else "normal"
-        said.append(f"AUROC and average precision are not defined: the test set has no {missing} {items}.")
+        warnings.append(f"AUROC and average precision are undefined: the test set has no {missing} {items}.")
     elif auroc < _SEPARATES:
-        said.append(
+        warnings.append(
             f"The detector does not separate anomalous from normal {items}: AUROC {auroc:.3f} (chance is 0.5). "
             "Do not use it as it is."
         )
@@ -294,35 +312,39 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
     for name, scores in parts.items():
         flagged, n = int((scores > scorer.threshold).sum()), len(scores)
         if n and flagged / n > calibration.allowed(rate, n, size):
-            said.append(
+            warnings.append(
                 f"{flagged} of {n} {name} {items} are flagged: {flagged / n:.1%}, not the promised {rate:.1%}. "
-                f"They differ from the {items} that the threshold was set on; recalibrate it on {items} like these."
+                f"They differ from the {items} that the threshold was set on: recalibrate on {items} like these."
             )
     if values["n_invalid"]:
         invalid = f"{values['n_invalid']} test {items} have {scorer.words.not_finite}"
-        said.append(f"{invalid} and are left out of all figures.")
+        warnings.append(f"{invalid} and are left out of all metrics.")
     if this.dataset.problems:
         path, reason = this.dataset.problems[0]
-        said.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")
-    return said
+        warnings.append(f"{len(this.dataset.problems)} files could not be read, such as {path}: {reason}")
+    return warnings
 
 
 def write_predictions(
     path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
 ) -> None:
-    """Writes `predictions.csv`, one row per item.
+    """Writes predictions.csv, one row per item.
 
-    The columns are path, label (0 normal, 1 anomalous, empty if unknown), score, p_value, verdict, and the reason of a
-    verdict `invalid`, whose score and p-value are empty.
+    The columns are path, label (0 normal, 1 anomalous, empty if unknown), score, p_value, verdict and reason (of the
+    verdict `invalid`, for which score and p_value are empty).
 
-    The columns are path, label (0 normal, 1 anomalous, empty where unknown), score, p_value, verdict, and the reason of
-    a verdict `invalid`, whose score and p-value are empty.
+    Args:
+      path: the file to write.
+      paths: [n] the names of the items.
+      labels: [n] 0, 1, or None if unknown.
+      judged: the judgement of the n items.
+      reasons: [n] why a verdict is `invalid`; empty for other verdicts.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     text = io.StringIO()
-    # A hostile file name may hold bytes that are no text.
+    # File names may hold bytes that are not valid text.
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "label", "score", "p_value", "verdict", "reason"))
     for name, label, score, p_value, verdict, reason in zip(

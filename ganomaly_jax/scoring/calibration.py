@@ -67,8 +67,8 @@ def by(scores: np.ndarray, settings: config.Evaluate, items: str = "images") -> 
     if band.threshold >= result.threshold:
         raise UserError(
             f"the review band for p-values up to {settings.review:.2%} would begin at a score of {band.threshold:.6g}, "
-            f"but scores above {result.threshold:.6g} are anomalous already: expected a review rate above that of the "
-            f"threshold ({result.rate:.2%}), or 0 for no review band"
+            f"but scores above {result.threshold:.6g} are anomalous already: expected a higher review rate than "
+            f"that of the threshold ({result.rate:.2%}), or 0 for no review band"
         )
     source = f"{result.source}; for review above {band.threshold:.6g}, {band.rate:.2%} of the normal {items}"
     return dataclasses.replace(result, source=source, review=band.threshold)
@@ -195,7 +195,7 @@ def by_tail(scores: np.ndarray, false_positive_rate: float, items: str = "images
     if different < _LEAST_TAIL:
         raise UserError(
             f"{n} calibration {items} have {different} different scores in their highest tenth, too few to fit a tail "
-            f"(at least {_LEAST_TAIL}): expected {_LEAST_TAIL * 10} or more {items}, or another rule for the threshold"
+            f"(at least {_LEAST_TAIL}): expected at least {_LEAST_TAIL * 10} {items}, or another rule for the threshold"
         )
     share = len(excesses) / n
     if false_positive_rate >= share:

@@ -176,7 +176,7 @@ def test_what_cannot_be_used_is_refused(compared, monkeypatch):
     with pytest.raises(UserError, match=r"test items \(80, 8, 8, 1\)"):
         baselines.compare(scorer, normals, normals, test[:, :8, :8], labels, "pca_q")
     bad = baselines.Baseline(lambda x, seed: None, lambda fitted, x: np.full(len(x), np.inf))
-    with pytest.raises(UserError, match="baseline mine gave scores"):
+    with pytest.raises(UserError, match="baseline mine returned scores"):
         baselines.compare(scorer, normals, normals, test, labels, {"mine": bad})
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setattr(baselines.importlib.util, "find_spec", lambda name: None)

@@ -155,7 +155,7 @@ def test_a_tail_that_cannot_be_fitted_is_refused():
     for scores in (np.arange(50.0), np.ones(1000), np.repeat([1.0, 2.0], [900, 100])[:950]):
         with pytest.raises(UserError, match="at least"):
             calibration.by(scores, tail)
-    with pytest.raises(UserError, match="lies below"):
+    with pytest.raises(UserError, match="not within the highest"):
         calibration.by(np.arange(200.0), settings(threshold_by="tail", false_positive_rate=0.2))
 
 

@@ -130,7 +130,7 @@ def test_a_stranger_s_folder_with_right_hashes_is_refused_in_a_sentence(folder, 
     change(meta)
     (folder / "meta.json").write_text(json.dumps(meta))
     sealed_folder.seal(folder)
-    with pytest.raises(UserError, match="no detector that this version can use") as caught:
+    with pytest.raises(UserError, match="not a detector that this version can use") as caught:
         ganomaly_jax.load(folder)
     assert "\n" not in str(caught.value)
     assert main.main(["predict", "--workdir", str(folder), "x.png"]) == 2

@@ -90,7 +90,7 @@ def test_the_command(workdir, tmp_path, capsys):
         (["--false-positive-rate", "0"], "between 0 and 1"),
         (["--quantile", "1.5"], "evaluate.quantile"),
         (["--threshold", "nan"], "finite"),
-        (["--tail", "0.001"], "expected 100 images"),
+        (["--tail", "0.001"], "expected at least 100 images"),
         (["--review", "0.0001"], "higher review rate"),
         (["--data", "nowhere"], "nowhere"),
     ],
