@@ -79,7 +79,8 @@ def evaluate(
     """
     workdir = Path(workdir)
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
-    changes = {name: value for name, value in (("baselines", baselines), ("combine", combine)) if value is not None}
+    changes: dict[str, Any] = {"baselines": baselines, "combine": combine}
+    changes = {name: value for name, value in changes.items() if value is not None}
     settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **changes))
     validation.check(settings)
     scorer = dataclasses.replace(scorer, config=settings)
