@@ -1,4 +1,4 @@
-"""Plots of a test set and of a training: ROC, precision-recall, histogram, losses and training health."""
+"""Plots of an evaluation and a training: ROC, precision-recall, histogram, losses and training health."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The colours of Okabe and Ito, which the colour-blind can tell apart.
+# The palette of Okabe and Ito, which is safe for colour-blind readers.
 LOSSES = {
     "adversarial": "#56b4e9",
     "contextual": "#009e73",
@@ -31,7 +31,7 @@ LOSSES = {
     "reconstruction": "#0072b2",
 }
 
-# Inches; narrow, so that words in a plot can still be read on a telephone.
+# Inches; narrow, so that the text of a plot is legible on a phone.
 _WIDE = 5.6
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -39,14 +39,14 @@ Curve = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scored:
-    """A scored test set with its curves, as `evaluation.curves` computes them."""
+    """Holds a scored test set and its curves, as computed by `evaluation.curves`."""
 
     labels: np.ndarray
     """[N] bool, True is anomalous."""
     scores: np.ndarray
     """[N] float64, finite."""
     threshold: float | None
-    """A score above it is anomalous; None where there is none."""
+    """A score above it is anomalous; None if there is no threshold."""
     summary: Mapping[str, float | int | None]
     """`auroc`, `average_precision`, `f1`, `false_positive_rate`, `true_positive_rate`, `n_normal`, `n_anomalous`."""
     roc: Curve | None
@@ -56,16 +56,16 @@ class Scored:
 
 
 def curves(scored: Scored, directory: Path) -> list[Path]:
-    """Draws `roc`, `precision_recall` and `histogram`, each as .png and .csv, and removes those of an earlier call.
+    """Draws `roc`, `precision_recall` and `histogram`, each as .png and .csv, after removing those of an earlier call.
 
-    With one class only the histogram is drawn, without any score nothing.
+    With one class only the histogram is drawn, and nothing at all without scores.
 
     Args:
       scored: the test set with its curves.
       directory: an existing folder.
 
     Returns:
-      The pictures written.
+      The paths of the pictures.
 
     Raises:
       MissingError: matplotlib is not installed.
@@ -122,7 +122,7 @@ def _operating_point(ax: Axes, x: float | None, y: float | None) -> None:
 
 
 def _legend(ax: Axes, columns: int) -> None:
-    """Puts the legend below the axes, where it hides nothing."""
+    """Places the legend below the axes, where it covers nothing."""
     figure = ax.get_figure()
     assert figure is not None
     figure.legend(frameon=False, fontsize=11, ncols=columns, loc="outside lower center")
@@ -157,15 +157,15 @@ def _histogram(scored: Scored, title: str, path: Path) -> Path:
 
 
 def losses(history: Path, png: Path) -> Path | None:
-    """Plots the losses over the steps, on a log scale.
+    """Plots the losses over the steps, on a logarithmic scale.
 
     Args:
-      history: the path of `history.jsonl`. Incomplete lines, as an interrupted run leaves them, are skipped; of two
-        lines for one step the later one counts.
-      png: where the picture is written.
+      history: the path of `history.jsonl`. Incomplete lines of an interrupted run are skipped; of two lines for one
+        step the later one is used.
+      png: the path of the picture.
 
     Returns:
-      `png`, or None where the history is missing or holds nothing to plot.
+      `png`, or None if the history is missing or holds nothing to plot.
 
     Raises:
       MissingError: matplotlib is not installed.
@@ -188,7 +188,7 @@ def losses(history: Path, png: Path) -> Path | None:
         if len(at) <= 100:
             ax.plot(at, value, color=LOSSES[name], linewidth=1.5, marker="o" if len(at) == 1 else None, label=name)
             continue
-        # Losses of single batches are noisy: they are drawn faintly, with the median of each sixtieth on top.
+        # Losses of single batches are noisy: they are drawn faintly, with the medians of 60 parts on top.
         ax.plot(at, value, color=LOSSES[name], linewidth=0.6, alpha=0.25)
         parts = np.array_split(np.arange(len(at)), 60)
         medians = [np.median(value[part]) for part in parts]
@@ -198,9 +198,18 @@ def losses(history: Path, png: Path) -> Path | None:
 
 
 def health(history: Path, png: Path) -> Path | None:
-    """Plots the training health over the steps, one row for each measure.
+    """Plots the measures of training health over the steps, one row for each.
 
-    Args, Returns and Raises are those of `losses`.
+    Args:
+      history: as in `losses`.
+      png: the path of the picture.
+
+    Returns:
+      `png`, or None if the history is missing or holds nothing to plot.
+
+    Raises:
+      MissingError: matplotlib is not installed.
+      UserError: a file cannot be written.
     """
     remove(png)
     found = diagnostics.curves(read(history))
@@ -222,7 +231,7 @@ def health(history: Path, png: Path) -> Path | None:
 
 
 def _plot(title: str, horizontal: str, vertical: str, square: bool = False) -> tuple[Figure, Axes]:
-    """Returns a figure with one pair of axes in the style of all plots."""
+    """Returns a figure and its axes in the style of all plots."""
     figure = figures.new_figure(*((4.8, 4.6) if square else (_WIDE, 4.0)))
     ax = figure.add_subplot()
     ax.set_title(title, fontsize=11)
@@ -237,7 +246,7 @@ def _plot(title: str, horizontal: str, vertical: str, square: bool = False) -> t
 
 
 def _float(value: Any) -> float:
-    """Returns a number as float, anything else as NaN."""
+    """Converts a number to float, and anything else to NaN."""
     return float(value) if isinstance(value, int | float) else float("nan")
 
 

@@ -1,4 +1,4 @@
-"""Why an image has its score, and where: residual maps, contributions of pixels to the score, and a picture of both."""
+"""Explaining the scores of images: pictures of residual maps and of the contributions of pixels to the score."""
 
 from __future__ import annotations
 
@@ -34,17 +34,21 @@ _BLUE, _RED = np.array([33, 102, 172]), np.array([200, 68, 43])
 
 
 def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.ndarray | None = None) -> Image.Image:
-    """Draws why image i has its score: input, reconstruction, residual map, regions and, if given, contributions.
+    """Draws an explanation of an image's score: input, reconstruction, residual map, regions and contributions.
 
-    Colours mean the same in all pictures of a detector: those of the map start at its threshold, which comes from the
-    calibration images; those of contributions are shares of the threshold of the score.
+    Colours have the same meaning in all pictures of a detector: those of the map start at its threshold, which was set
+    on the calibration images; those of contributions are relative to the threshold of the score.
 
     Args:
       scorer: the detector.
-      found: its residual maps.
-      i: which of the images.
-      title: any text.
-      contributions: [H, W, C], as `Attribution.values`; red raises the score, blue lowers it.
+      found: the residual maps.
+      i: the index of the image.
+      title: the title.
+      contributions: [H, W, C], as in `Attribution.values`, drawn red if they raise the score and blue if they lower it;
+        None: they are not drawn.
+
+    Returns:
+      A Pillow image.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -66,7 +70,7 @@ def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.n
         panels.append(("what raises the score", _diverging(contributions.sum(-1), scorer.threshold)))
     large, small = ImageFont.load_default(16), ImageFont.load_default(13)
     height, width = values.shape[0] * factor, values.shape[1] * factor
-    # A narrow image still gets room for its words.
+    # Narrow images still need room for their captions.
     step = max(width, 190) + gap
     sheet = Image.new("RGB", (gap + step * len(panels), top + height + 62), (image_grids.PAPER,) * 3)
     draw = ImageDraw.Draw(sheet)
@@ -102,7 +106,7 @@ def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.n
 
 
 def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, top: int) -> None:
-    """Draws white lines around the enlarged pixels that are inside."""
+    """Draws white contours around the enlarged pixels that are `inside`."""
     large = np.pad(inside.repeat(factor, 0).repeat(factor, 1), 1)
     core = large[:-2, 1:-1] & large[2:, 1:-1] & large[1:-1, :-2] & large[1:-1, 2:]
     edge = large[1:-1, 1:-1] & ~core
@@ -112,7 +116,7 @@ def _contours(sheet: Image.Image, inside: np.ndarray, factor: int, left: int, to
 
 
 def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns contributions [H, W] as colours [H, W, 3] uint8: sums over squares, blue below 0, red above."""
+    """Converts contributions [H, W], summed over squares, to colours [H, W, 3] uint8: blue below 0, red above."""
     ends = [np.linspace(0, side, min(side, _SQUARES) + 1).round().astype(int) for side in values.shape]
     sums = np.add.reduceat(np.add.reduceat(values, ends[0][:-1], axis=0), ends[1][:-1], axis=1)
     full = _FULL * abs(threshold) or max(float(np.abs(sums).max()), 1e-12)
@@ -122,19 +126,19 @@ def _diverging(values: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def title_of(name: str, verdict: str, score: float, p_value: float, threshold: float) -> str:
-    """Returns verdict, score, threshold, p-value and name in one line."""
+    """Formats verdict, score, threshold, p-value and name in one line."""
     sign = ">" if score > threshold else "<="
     return f"{verdict}: score {score:.4g} {sign} threshold {threshold:.4g}, p-value {p_value:.3g}   {name}"
 
 
 def folder_of(workdir: Path) -> Path:
-    """Returns the folder that pictures are written to by default.
+    """Returns the default folder for pictures.
 
     Raises:
       UserError: `workdir` is a detector folder, which is sealed.
     """
     if (workdir / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{workdir} is a detector folder, which nothing may be written into: expected --out")
+        raise UserError(f"{workdir} is a detector folder, which is sealed: expected --out for the pictures")
     return workdir / layout.MAPS
 
 
@@ -143,10 +147,10 @@ def explain(scorer: Scorer, path: str | os.PathLike[str]) -> tuple[Image.Image, 
 
     Args:
       scorer: a detector of images.
-      path: the file.
+      path: the image file.
 
     Returns:
-      The picture, and lines for the terminal.
+      The picture, a Pillow image, and lines for the terminal.
 
     Raises:
       UserError: the file cannot be read, or has pixels that are not finite.

@@ -1,7 +1,7 @@
-"""Figures of matplotlib, and with them the picture of a scored case.
+"""Figures of matplotlib, and the picture of a scored case.
 
-matplotlib is imported in this module alone, inside functions and by its object-oriented interface: the global state of
-pyplot is never touched.
+matplotlib is imported only in this module, inside functions, and used through its object-oriented interface: the global
+state of pyplot is never touched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ else:
     Figure = Any
 
 Drawing = Callable[["Case", float], Figure]
-"""(case, residual_max) -> a figure of its input and reconstruction, without captions."""
+"""Function (case, residual_max) -> a figure of its input and reconstruction, without captions."""
 
 BLUE, RED, INK = "#2166ac", "#c8442b", "#1e1e1e"
 CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
@@ -35,14 +35,14 @@ CLASS_NAMES: dict[Any, str] = {0: "normal", 1: "anomalous"}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A scored item to show: an image, a row or window of sensors, or a window of sound."""
+    """Holds a scored item to show: an image, a row or window of sensors, or a window of sound."""
 
     name: str
     """The name of its file or row; any text."""
     kind: str
     """`false positive`, `false negative`, `anomalous` or `normal`."""
     x: np.ndarray
-    """[H, W, C] in [-1, 1], what the network got; [D] or [T, D] for sensors."""
+    """The input of the network, [H, W, C] in [-1, 1]; [D] or [T, D] for sensors."""
     x_hat: np.ndarray
     """The reconstruction, of the same shape."""
     score: float
@@ -50,18 +50,18 @@ class Case:
     threshold: float | None
     verdict: str
     label: int | str | None
-    """0 (normal), 1 (anomalous), the name of a class, or None where it is unknown."""
+    """0 (normal), 1 (anomalous), the name of a class, or None if unknown."""
     draw: Drawing | None = None
-    """Draws it; None: as an image."""
+    """How it is drawn; None: as an image."""
 
 
 def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
-    """Draws a case as a PNG, 1350 pixels wide: input, reconstruction, residual map with its scale, and the verdict.
+    """Draws a case as a PNG, 1350 pixels wide: input, reconstruction, residual with its scale, and the verdict.
 
     Args:
-      case: what to draw.
-      residual_max: the residual at the end of the colour scale, the same for all pictures that are to be compared.
-      path: of the PNG.
+      case: the case.
+      residual_max: the residual at the end of the colour scale, the same for all pictures to be compared.
+      path: the path of the PNG.
 
     Raises:
       MissingError: matplotlib is not installed.
@@ -77,11 +77,18 @@ def case_picture(case: Case, residual_max: float, path: str | Path) -> None:
 
 
 def image_case(case: Case, residual_max: float) -> Figure:
-    """Returns a figure of input, reconstruction and residual of an image [H, W, C].
+    """Draws input, reconstruction and residual of an image [H, W, C].
+
+    Args:
+      case: the case.
+      residual_max: the residual at the end of the colour scale.
+
+    Returns:
+      The figure.
 
     Raises:
-      MissingError: no matplotlib.
-      UserError: another shape.
+      MissingError: matplotlib is not installed.
+      UserError: the case is not an image.
     """
     if case.x.ndim != 3:
         raise UserError(f"x {case.x.shape} and x_hat {case.x_hat.shape}: expected two of one shape [H, W, C]")
@@ -117,11 +124,12 @@ def timeline(path: str | Path, series: Sequence[sensor_plots.Series], columns: S
 
 
 def drawn(path: str | Path, width: float, height: float, draw: Callable[[Figure], None]) -> None:
-    """Writes a PNG of what `draw` puts on a new figure.
+    """Creates a figure, calls `draw` with it and writes it as a PNG.
 
     Args:
-      path: of the PNG.
-      width, height: in inches, 150 pixels each.
+      path: the path of the PNG.
+      width: in inches of 150 pixels.
+      height: in inches of 150 pixels.
       draw: called with the figure.
 
     Raises:
@@ -141,7 +149,7 @@ def _captions(figure: Figure, case: Case) -> None:
 
 
 def decision(case: Case) -> str:
-    """Returns score, threshold, p-value, verdict and label of a case in one line."""
+    """Formats score, threshold, p-value, verdict and label of a case in one line."""
     parts = [f"score {number_format.number(case.score)}"]
     if case.threshold is not None and case.score == case.score:
         sign = ">" if case.score > case.threshold else "\N{LESS-THAN OR EQUAL TO}"
@@ -154,10 +162,10 @@ def decision(case: Case) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file where there is one.
+    """Removes a file if it exists.
 
     Raises:
-      UserError: it cannot be removed.
+      UserError: the file cannot be removed.
     """
     try:
         path.unlink(missing_ok=True)
@@ -182,7 +190,8 @@ def new_figure(width: float, height: float) -> Figure:
     """Returns a new figure.
 
     Args:
-      width, height: in inches, 150 pixels each.
+      width: in inches of 150 pixels.
+      height: in inches of 150 pixels.
 
     Raises:
       MissingError: matplotlib is not installed.
@@ -191,13 +200,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes a figure as a PNG, whole or not at all, and returns its path.
+    """Writes a figure atomically as a PNG and returns its path.
 
     Raises:
       UserError: the file cannot be written.
     """
     with replacing(path) as temporary, warnings.catch_warnings():
-        # Names may be in scripts that matplotlib's font lacks; they are drawn as boxes.
+        # Names may be in scripts that matplotlib's font lacks; their characters are drawn as boxes.
         warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support", category=UserWarning)
         figure.savefig(temporary, format="png")
     return Path(path)

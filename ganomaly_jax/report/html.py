@@ -1,4 +1,4 @@
-"""HTML pages from the package's jinja2 templates: every value is escaped, and a page is one file that loads nothing."""
+"""HTML pages from the package's jinja2 templates. Values are escaped, and a page is a single self-contained file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 REPORTS = "ganomaly_jax.report"
-"""The package whose `templates` hold the pages of runs and sweeps."""
+"""The package whose folder `templates` holds the pages of runs and sweeps."""
 
 
 class MissingError(UserError, ImportError):
-    """A library that the report needs is not installed."""
+    """Raised if a library that the report needs is not installed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of text; the macro `table` of `macros.html` draws it."""
+    """Holds a table of text, for the macro `table` of `macros.html`."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -35,25 +35,28 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A PNG inside a page; the macro `picture` of `macros.html` draws it."""
+    """Holds a PNG to embed in a page, for the macro `picture` of `macros.html`."""
 
     source: str
-    """A `data:` address; empty where the file cannot be read."""
+    """A `data:` URL; empty if the file cannot be read."""
     alt: str
     caption: str = ""
     size: str = ""
     """A class of `report.css`: `half`, `plot` or `wide`; empty for its own size. Never wider than the page."""
     problem: str = ""
-    """Why the file cannot be read."""
+    """Why the file cannot be read; empty if it can."""
 
 
 def render(package: str, template: str, **values: Any) -> str:
     """Renders a template as one HTML page.
 
     Args:
-      package: the package in whose folder `templates` the file is.
-      template: its name.
-      values: what the template shows. Text is escaped, and characters that cannot be printed become question marks.
+      package: the package whose folder `templates` holds the template.
+      template: the name of the template.
+      values: the variables of the template. Text is escaped, and unprintable characters become question marks.
+
+    Returns:
+      The page.
 
     Raises:
       MissingError: jinja2 is not installed.
@@ -98,7 +101,7 @@ def environment(package: str) -> Environment:
 
 
 def source(package: str, name: str) -> str:
-    """Returns a file of a package's folder `templates` as it is."""
+    """Returns the text of a file in a package's folder `templates`."""
     return resources.files(package).joinpath("templates", name).read_text("utf-8")
 
 
@@ -108,7 +111,7 @@ def digest(text: str) -> str:
 
 
 def picture(path: Path, caption: str = "", size: str = "") -> Picture:
-    """Returns a PNG file as a picture for a page, or a picture that says why the file cannot be read."""
+    """Embeds a PNG file as a picture for a page; a file that cannot be read becomes a sentence that says so."""
     from markupsafe import Markup
 
     alt = caption or path.stem.replace("_", " ")
@@ -125,10 +128,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def show(value: Any) -> str:
-    """Returns a value of a JSON file in one line."""
+    """Formats a value of a JSON file in one line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _printable(text: str) -> str:
-    """Returns text whose every character can be shown: surrogates of a hostile file name could not even be written."""
+    """Replaces unprintable characters by question marks; surrogates from file names could not even be encoded."""
     return "".join(part if part.isprintable() or part == "\n" else "?" for part in text)

@@ -1,6 +1,6 @@
-"""Pictures of images, their reconstructions and residual maps, with Pillow and NumPy alone.
+"""Pictures of images, their reconstructions and residuals, with Pillow and NumPy only.
 
-A residual map is |x - x_hat|, mean over channels, drawn on a scale that the caller fixes: the same residual has the
+The residual is |x - x_hat|, mean over channels, on a colour scale that the caller fixes, so that a residual has the
 same colour in every picture.
 """
 
@@ -41,13 +41,13 @@ def grid(x: np.ndarray, x_hat: np.ndarray, columns: int = 8) -> Image.Image:
     Args:
       x: [N, H, W, C] in [-1, 1]; 3 channels are drawn in colour, any other number as the grey of their mean.
       x_hat: as x.
-      columns: pairs side by side.
+      columns: the number of pairs side by side.
 
     Returns:
-      A Pillow image; each pixel of x is a square of whole pixels, so that small images are at least 96 pixels wide.
+      A Pillow image, in which small images are enlarged by a whole factor to at least 96 pixels.
 
     Raises:
-      UserError: x and x_hat of different shapes, no images, or integers instead of [-1, 1].
+      UserError: x and x_hat have different shapes, are empty, or are not floating point.
     """
     top, bottom = _images(x, x_hat)
     columns = min(max(columns, 1), len(top))
@@ -60,13 +60,13 @@ def titled_grid(sections: Sequence[tuple[str, np.ndarray, np.ndarray]], residual
 
     Args:
       sections: (title, x [N, H, W, C] in [-1, 1], x_hat as x); N may differ from section to section.
-      residual_max: the residual at the end of the colour scale, at most 2; larger residuals take the last colour.
+      residual_max: the residual at the end of the colour scale, at most 2; larger residuals get the last colour.
 
     Returns:
       A Pillow image.
 
     Raises:
-      UserError: as `grid`; or no sections, or a residual_max that is not above 0.
+      UserError: as in `grid`, or there are no sections, or residual_max is not above 0.
     """
     if not sections:
         raise UserError("no sections to draw: expected at least one (title, x, x_hat)")
@@ -84,9 +84,9 @@ def residual(x: np.ndarray, x_hat: np.ndarray) -> np.ndarray:
 
 
 def heat(values: np.ndarray, residual_max: float) -> np.ndarray:
-    """Returns residuals [...] as colours [..., 3] uint8 on the fixed scale 0..residual_max.
+    """Converts residuals [...] to colours [..., 3] uint8 on the scale 0..residual_max.
 
-    NaN gets the last colour, as does everything above the scale.
+    NaN and values above the scale get the last colour.
 
     Raises:
       UserError: residual_max is not a finite number above 0.
@@ -98,10 +98,10 @@ def heat(values: np.ndarray, residual_max: float) -> np.ndarray:
 
 
 def to_rgb(x: np.ndarray) -> np.ndarray:
-    """Returns images [..., H, W, C] in [-1, 1] as [..., H, W, 3] uint8.
+    """Converts images [..., H, W, C] in [-1, 1] to [..., H, W, 3] uint8.
 
-    Three channels are colour; any other number becomes the grey of their mean. Values out of range are clipped, and NaN
-    becomes mid-grey.
+    Three channels are drawn in colour, any other number as the grey of their mean. Values out of range are clipped, and
+    NaN becomes mid-grey.
     """
     x = np.nan_to_num(np.asarray(x, np.float32), nan=0.0, posinf=1.0, neginf=-1.0)
     if x.shape[-1] != 3:
@@ -110,7 +110,7 @@ def to_rgb(x: np.ndarray) -> np.ndarray:
 
 
 def save(image: Image.Image, path: str | Path) -> None:
-    """Writes a PNG; a reader sees the old file or the new one, never half of one.
+    """Writes an image atomically as a PNG.
 
     Raises:
       UserError: the file cannot be written.
@@ -120,25 +120,25 @@ def save(image: Image.Image, path: str | Path) -> None:
 
 
 def one_line(text: str, most: int = 80) -> str:
-    """Returns text as one printable line of at most `most` characters, the middle left out where it is longer."""
+    """Returns text as one printable line of at most `most` characters, leaving out the middle of longer text."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     half = (most - 3) // 2
     return text if len(text) <= most else f"{text[: most - 3 - half]}...{text[-half:]}"
 
 
 def ascii_line(text: str, most: int = 80) -> str:
-    """Returns `one_line` of a text in the characters that Pillow's own font has."""
+    """Returns `one_line` of a text, limited to the characters of Pillow's built-in font."""
     return _ascii(one_line(text, most))
 
 
 def _ascii(text: str) -> str:
-    """Returns text in the characters of Pillow's own font: accents are dropped, others become question marks."""
+    """Reduces text to the characters of Pillow's built-in font: accents are dropped, others become question marks."""
     plain = "".join(part for part in unicodedata.normalize("NFKD", text) if not unicodedata.combining(part))
     return plain.encode("ascii", "replace").decode()
 
 
 def _images(x: np.ndarray, x_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Checks both and returns them as [N, H, W, 3] uint8."""
+    """Validates x and x_hat and converts them to [N, H, W, 3] uint8."""
     x, x_hat = np.asarray(x), np.asarray(x_hat)
     if x.ndim != 4 or x.shape != x_hat.shape or 0 in x.shape:
         raise UserError(f"x {x.shape} and x_hat {x_hat.shape}: expected two of one shape [N, H, W, C], none of them 0")
@@ -149,9 +149,9 @@ def _images(x: np.ndarray, x_hat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _strip(images: np.ndarray) -> np.ndarray:
-    """Returns images [N, H, W, 3] side by side, each pixel a square of whole pixels.
+    """Places images [N, H, W, 3] side by side, enlarged by a whole factor.
 
-    Sides become at least 96 pixels, unless another side would pass 384.
+    Sides become at least 96 pixels, unless another side would exceed 384.
     """
     least, most = sorted(images.shape[1:3])
     factor = max(1, min(-(-LEAST_SIDE // least), MOST_SIDE // most))

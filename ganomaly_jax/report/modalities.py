@@ -1,4 +1,4 @@
-"""What the report draws of each modality: cases, examples, epochs, and explanations of single items."""
+"""Drawing by modality: cases, examples, pictures during training, and explanations of single items."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ganomaly_jax.scoring import sound
 from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
 
 Explain = Callable[[Path], list[str]]
-"""Draws a picture into a file, and returns what is to say of it in lines."""
+"""Function (path of a picture to write) -> lines for the terminal."""
 _PER_CLASS = 6
 # Of sensors: recordings that are drawn, and rows or windows of each.
 _RECORDINGS, _POINTS = 3, 2000
@@ -33,60 +33,66 @@ _RECORDINGS, _POINTS = 3, 2000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tested:
-    """A test set that was judged."""
+    """Holds a judged test set."""
 
     run: Run
     scorer: Scorer
     judged: Judgement
     labels: np.ndarray
-    """`[n]` of the run's test part, 0 normal and 1 anomalous."""
+    """`[n]` labels of the run's test part, 0 normal and 1 anomalous."""
 
 
 class ReportModality(Protocol):
-    """What the report asks of a modality."""
+    """Defines what the report needs from a modality."""
 
     @property
     def epochs(self) -> bool:
         """Returns True if pictures of x and x_hat are drawn during the training."""
 
     def upright(self, x: np.ndarray) -> np.ndarray:
-        """Returns inputs of the network `[B, H, W, C]` as they are looked at."""
+        """Returns inputs of the network `[B, H, W, C]` in the orientation in which they are shown."""
 
     def case(self, scorer: Scorer) -> figures.Drawing:
-        """Returns what draws one case."""
+        """Returns the function that draws a case."""
 
     def examples(self, path: Path, tested: Tested) -> None:
-        """Draws a PNG of some of the test set.
+        """Draws some items of the test set as a PNG.
 
         Raises:
-          ImportError: matplotlib or Pillow is absent.
-          UserError: it cannot be written.
+          ImportError: matplotlib or Pillow is not installed.
+          UserError: the file cannot be written.
         """
 
     @property
     def mapped(self) -> bool:
-        """Returns True if maps are drawn of anomalous items."""
+        """Returns True if residual maps of anomalous items can be drawn."""
 
     def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
-        """Draws the anomalous items of judged files, the most anomalous first; `most` of them, 0: all.
+        """Draws the anomalous items of judged files, the most anomalous first.
+
+        Args:
+          scorer: the detector.
+          found: the judged files.
+          folder: the folder for the pictures.
+          most: the largest number of pictures; 0: no limit.
 
         Returns:
-          How many were drawn, and how many are anomalous.
+          The numbers of drawn and of anomalous items.
 
         Raises:
           UserError: a picture cannot be written.
         """
 
     def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
-        """Returns the stem of a picture's name for the item that a user names, and what draws and explains it.
+        """Returns a file stem for a picture of the named item, and the function that draws and explains it.
 
         Raises:
-          UserError: an item that cannot be explained.
+          UserError: the item cannot be explained.
         """
 
 
 class Images:
-    """Images, side by side."""
+    """Draws images side by side."""
 
     epochs = True
     mapped = True
@@ -96,7 +102,7 @@ class Images:
         return x
 
     def case(self, scorer: Scorer) -> figures.Drawing:
-        """Returns what draws input, reconstruction and residual."""
+        """Returns the function that draws input, reconstruction and residual."""
         return figures.image_case
 
     def examples(self, path: Path, tested: Tested) -> None:
@@ -108,7 +114,7 @@ class Images:
         return explanation.write_most_anomalous(scorer, folder, found.detail, found.judged, most)
 
     def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
-        """Returns what explains an image file."""
+        """Returns the function that explains an image file."""
         path = Path(given)
 
         def draw(out: Path) -> list[str]:
@@ -120,7 +126,7 @@ class Images:
 
 
 class Sensors:
-    """Rows of sensors over time, and whatever is not in the table: values of each feature."""
+    """Draws features as values; used for rows of sensors and for any modality that is not in the table."""
 
     epochs = False
     mapped = False
@@ -130,7 +136,7 @@ class Sensors:
         return x
 
     def case(self, scorer: Scorer) -> figures.Drawing:
-        """Returns what draws the features that differ most."""
+        """Returns the function that draws the features with the largest residuals."""
         names = scorer.feature_names or tuple(map(str, range(scorer.input_shape[-1])))
 
         def draw(case: figures.Case, residual_max: float) -> figures.Figure:
@@ -141,7 +147,7 @@ class Sensors:
         return draw
 
     def examples(self, path: Path, tested: Tested) -> None:
-        """Draws nothing: there is no order that items have in common."""
+        """Draws nothing, since items have no common order."""
 
     def write_maps(self, scorer: Scorer, found: JudgedPaths, folder: Path, most: int) -> tuple[int, int]:
         """Draws nothing."""
@@ -154,16 +160,16 @@ class Sensors:
           UserError: always.
         """
         raise UserError(
-            f"this detector judges {scorer.words.kind}, which have no picture: report.html draws them, and "
-            "`ganomaly_jax.contributions` gives from Python what each sensor adds to a score"
+            f"this detector judges {scorer.words.kind}, which have no picture: see report.html for plots, and use "
+            "`ganomaly_jax.contributions` in Python for the contribution of each sensor"
         )
 
 
 class Rows(Sensors):
-    """Rows of sensors over time."""
+    """Draws rows of sensors over time."""
 
     def examples(self, path: Path, tested: Tested) -> None:
-        """Draws scores and some sensors over time: of recordings with anomalous rows first, of those the longest."""
+        """Draws scores and some sensors over time, of the longest recordings, those with anomalous rows first."""
         run, scorer = tested.run, tested.scorer
         own = layout.of(run.dataset).spans[run.split.test]
 
@@ -185,17 +191,17 @@ class Rows(Sensors):
 
 
 class Sound:
-    """Spectrograms, with axes in Hz and seconds."""
+    """Draws sound as spectrograms with axes in Hz and seconds."""
 
     epochs = True
     mapped = True
 
     def upright(self, x: np.ndarray) -> np.ndarray:
-        """Returns the patches with low bands below."""
+        """Returns the spectrograms with low frequencies at the bottom."""
         return x[:, ::-1]
 
     def case(self, scorer: Scorer) -> figures.Drawing:
-        """Returns what draws input, reconstruction and residual as spectrograms."""
+        """Returns the function that draws input, reconstruction and residual as spectrograms."""
         scale = sound.scale_of(scorer)
 
         def draw(case: figures.Case, residual_max: float) -> figures.Figure:
@@ -216,7 +222,7 @@ class Sound:
         return sound_explanation.write_maps(scorer, folder, found.detail, most)
 
     def explained(self, scorer: Scorer, given: str) -> tuple[str, Explain]:
-        """Returns what explains a window of a recording, `FILE@SECONDS` or the one of the highest score in a file."""
+        """Returns the function that explains a window, `FILE@SECONDS`, or the highest-scoring one of a file."""
         wave, name, begin = sound.window_of(scorer, given)
 
         def draw(out: Path) -> list[str]:
@@ -226,17 +232,17 @@ class Sound:
 
 
 TABLE: dict[str, ReportModality] = {"images": Images(), "rows": Rows(), "sound": Sound()}
-"""By `Modality.name`."""
+"""The drawing of each modality, by `Modality.name`."""
 _OTHERS = Sensors()
 
 
 def named(name: str) -> ReportModality:
-    """Returns the entry of a modality."""
+    """Returns the drawing of a modality by its name."""
     return TABLE.get(name, _OTHERS)
 
 
 def of(scorer: Scorer) -> ReportModality:
-    """Returns the entry of a scorer's modality."""
+    """Returns the drawing of a scorer's modality."""
     return named(scorer.modality.name)
 
 

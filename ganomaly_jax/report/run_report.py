@@ -1,7 +1,7 @@
-"""The page of a run: `report.html`, one file with its pictures inside, and the folder `pictures/`.
+"""The report of a run: `report.html`, a single file with embedded pictures, and the folder `pictures/`.
 
-Everything comes from plain arrays and the files of the run's folder. The page is the template `report.html`; this
-module puts together what it shows.
+It is built from plain arrays and the files of the run's folder. This module collects the contents of the template
+`report.html`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _EPOCHS = 6  # of the training's pictures, the first and the last among them
 def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual_max: float) -> Path:
     """Writes all pictures into `workdir/pictures/` and the page `workdir/report.html`.
 
-    The page is one file that needs no other and runs no script. It is built from `config.json`, `env.json`,
-    `metrics.json`, `history.jsonl`, `pictures/epoch_*.png` and `pictures/examples.png`; where one is missing or cannot
-    be read, a sentence of the page says so.
+    The page is self-contained and has no scripts. It is built from `config.json`, `env.json`, `metrics.json`,
+    `history.jsonl`, `pictures/epoch_*.png` and `pictures/examples.png`; it says which of these are missing or
+    unreadable.
 
     Args:
-      workdir: the run's folder; exists.
+      workdir: the run's folder, which exists.
       cases: the items to show, worst first.
       scored: the test set with its curves.
       residual_max: the residual at the end of the colour scale of all pictures.
@@ -46,7 +46,7 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
 
     Raises:
       MissingError: matplotlib or jinja2 is not installed; nothing was written.
-      UserError: a case is of an unknown kind, or a file cannot be written.
+      UserError: a case has an unknown kind, or a file cannot be written.
     """
     figures.require_matplotlib()
     html.environment(html.REPORTS)
@@ -95,7 +95,7 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
 def _draw_cases(
     folder: Path, cases: Sequence[figures.Case], residual_max: float
 ) -> dict[str, list[tuple[Path, figures.Case]]]:
-    """Draws a picture of each case into the folder, removes those of an earlier call, and returns them by kind."""
+    """Draws a picture of each case into the folder, after removing those of an earlier call; returns them by kind."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,7 +114,7 @@ def _draw_cases(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns the object in a JSON file and no sentence, or no values and a sentence why."""
+    """Reads the object in a JSON file; if that fails, returns no values and a sentence that says why."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _title(flat: Mapping[str, Any], workdir: Path) -> str:
-    """Returns the heading, with the folder's name where the configuration holds no source."""
+    """Returns the heading, with the folder's name if the configuration holds no source."""
     detector = config.DETECTORS.get(str(flat.get("model.detector")), "GANomaly")
     name = f"{detector} on {flat.get('data.source') or workdir.resolve().name}"
     return f"{name}, abnormal: {flat['data.abnormal']}" if flat.get("data.abnormal") else name
@@ -137,7 +137,7 @@ def _warnings(found: Mapping[str, Any]) -> list[Any]:
 
 
 def _tiles(found: Mapping[str, Any], items: str) -> list[dict[str, str]]:
-    """Returns the figures of metrics.json, each with its name and a hint on how to read it."""
+    """Returns the main metrics of metrics.json, each with its name and a hint on how to read it."""
     tiles = [
         ("AUROC", decimal(found.get("auroc")), "1 is perfect, 0.5 is chance"),
         (
@@ -172,7 +172,7 @@ def _classes(found: Mapping[str, Any]) -> html.Table:
 
 
 def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the tables of the detector beside statistical ones; None where there are none."""
+    """Returns the tables that compare the detector with baselines; None if there are none."""
     held = found.get("baselines")
     if not isinstance(held, dict) or not held:
         return None
@@ -198,7 +198,7 @@ def _baselines(found: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _groups(found: Mapping[str, Any], items: str) -> dict[str, Any] | None:
-    """Returns the table by group; None where there is none."""
+    """Returns the table of metrics by group; None if there is none."""
     held = found.get("groups")
     if not isinstance(held, dict) or not held.get("rows"):
         return None
@@ -231,7 +231,7 @@ def _curves_note(drawn: Sequence[Path]) -> str:
 def _cases(
     shown: Mapping[str, Sequence[tuple[Path, figures.Case]]], scored: Scored, residual_max: float, items: str
 ) -> Iterable[dict[str, Any]]:
-    """Yields a section for each kind of case; for the two kinds of mistake also where there is none."""
+    """Yields a section for each kind of case that occurs, and always for false positives and false negatives."""
     anomalous, threshold = scored.labels, scored.threshold
     flagged = scored.scores > (np.inf if threshold is None else threshold)
     mistakes = {
@@ -255,7 +255,7 @@ def _cases(
 
 
 def _training(plots: Sequence[tuple[Path | None, str]], folder: Path) -> dict[str, Any]:
-    """Returns the plots of the training and at most `_EPOCHS` of the folder's `epoch_*.png`, with what is missing."""
+    """Returns the plots of the training, at most `_EPOCHS` of its pictures, and notes on what is missing."""
     found = {int(n[1]): path for path in folder.glob("epoch_*.png") if (n := re.match(r"epoch_(\d+)", path.name))}
     epochs = sorted(found)
     chosen = sorted(set(np.linspace(0, len(epochs) - 1, min(_EPOCHS, len(epochs))).round().astype(int).tolist()))

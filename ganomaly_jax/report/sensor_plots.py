@@ -1,6 +1,6 @@
 """Plots of sensors and their reconstructions, drawn on a given figure.
 
-Values are those that the networks get: standard deviations from the centre of each sensor.
+Values are inputs of the network: standard deviations from the centre of each sensor.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ Figure = Any
 Axes = Any
 
 MOST = 6
-"""Sensors plotted at most: those with the largest difference."""
+"""The largest number of sensors plotted, those with the largest difference."""
 _MOST_BARS = 12
 _X, _X_HAT, _ANOMALOUS, _GREY = "#1e1e1e", "#2166ac", "#c8442b", "0.45"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Series:
-    """Consecutive rows or windows of one recording, with their scores."""
+    """Holds consecutive rows or windows of one recording, with their scores."""
 
     name: str
     at: np.ndarray
-    """[n], the number of the last row of each."""
+    """[n] int, the number of the last row of each item."""
     x: np.ndarray
-    """[n, D], the values of that row."""
+    """[n, D] float, the values of that row."""
     x_hat: np.ndarray
-    """As x, its reconstruction."""
+    """[n, D] float, its reconstruction."""
     scores: np.ndarray
-    """[n]."""
+    """[n] float, the scores of the items."""
     labels: np.ndarray
-    """[n], 0 normal and 1 anomalous."""
+    """[n] int, 0 normal and 1 anomalous."""
 
 
 def most_different(x: np.ndarray, x_hat: np.ndarray, most: int = MOST) -> np.ndarray:
-    """Returns the indices of the sensors, of [..., D], with the largest mean difference, the largest first."""
+    """Returns the indices of the sensors of [..., D] with the largest mean difference, in descending order."""
     difference = np.abs(x - x_hat).reshape(-1, x.shape[-1])
     return np.argsort(-np.nan_to_num(difference).mean(0), kind="stable")[:most]
 
@@ -80,15 +80,22 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
         ax.set_xlabel("row of the window", fontsize=9)
         ax.locator_params(axis="x", integer=True, nbins=6)
         ax.tick_params(labelbottom=True)
-    # Beside the axes: above and below them are the title and the verdict.
+    # Beside the axes, because the title is above and the verdict below.
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside right upper")
 
 
 def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], threshold: float) -> None:
-    """Draws scores over time, shaded where labelled anomalous, and below them the sensors that differ most there."""
+    """Draws scores over time, shaded where labelled anomalous, and below them the sensors that differ most.
+
+    Args:
+      figure: the figure to draw on.
+      series: the recordings, one column each.
+      columns: the names of the D sensors.
+      threshold: the threshold of the score.
+    """
     rows = 1 + min(len(columns), 3)
     grid = figure.subplots(rows, len(series), squeeze=False, sharex="col")
-    scores = np.concatenate([one.scores[np.isfinite(one.scores)] for one in series])
+    scores = np.concatenate([recording.scores[np.isfinite(recording.scores)] for recording in series])
     positive = len(scores) > 0 and scores.min() > 0 and threshold > 0
     logarithmic = bool(positive and scores.max() > 20 * np.median(scores))
     for place, one in enumerate(series):

@@ -1,4 +1,4 @@
-"""Why a window of a recording has its score: spectrograms, residual maps and contributions."""
+"""Explaining the scores of windows of recordings: spectrograms, residual maps and contributions."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def explain_window(scorer: Scorer, wave: np.ndarray, name: str, begin: float, ou
     Args:
       scorer: a detector of sound.
       wave: [T], the samples of the window.
-      name: of the recording.
-      begin: second of the recording at which the window begins.
-      out: path of the picture.
+      name: the name of the window.
+      begin: the second of the recording at which the window begins.
+      out: the path of the picture.
 
     Returns:
       Lines for the terminal.
 
     Raises:
-      UserError: samples that are not finite; matplotlib is not installed; the picture cannot be written.
+      UserError: a sample is not finite, matplotlib is not installed, or the picture cannot be written.
     """
     judged = scorer.judge(wave[None])
     if judged.verdicts[0] == calibration.INVALID:
@@ -89,12 +89,12 @@ def write_maps(scorer: Scorer, folder: Path, found: Sequence[JudgedRecording], m
 
     Args:
       scorer: a detector of sound.
-      folder: where the pictures go; those of an earlier call are removed first.
-      found: the recordings with their scores.
-      most: draw at most this many; 0: all.
+      folder: the folder for the pictures; those of an earlier call are removed first.
+      found: the judged recordings.
+      most: the largest number of pictures; 0: no limit.
 
     Returns:
-      How many were drawn, and how many are anomalous.
+      The numbers of drawn and of anomalous windows.
 
     Raises:
       UserError: a picture cannot be written.

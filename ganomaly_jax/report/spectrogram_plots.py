@@ -1,6 +1,6 @@
 """Plots of spectrograms with axes in Hz and seconds, drawn on a given figure.
 
-Levels are in decibels relative to a full scale of 1; low frequencies are at the bottom.
+Levels are in decibels relative to a full scale of 1, and low frequencies are at the bottom.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Figure = Any
 Axes = Any
 
 SHOWN = 2
-"""Examples of each class, drawn side by side by `examples`."""
+"""The number of examples per class that `examples` draws side by side."""
 _BOX = "#00beff"
 
 
@@ -67,15 +67,16 @@ def explained(
     contributions: np.ndarray,
     full: float,
 ) -> None:
-    """Draws why a window has its score.
+    """Draws an explanation of a window's score: input, reconstruction, residual map and contributions.
 
     Args:
-      figure: where to draw.
-      x, x_hat: [bands, frames, 1] in [-1, 1], the window and its reconstruction.
+      figure: the figure to draw on.
+      x: [bands, frames, 1] in [-1, 1], the spectrogram of the window.
+      x_hat: [bands, frames, 1] in [-1, 1], its reconstruction.
       values: [bands, frames], the residual map; its colours run from `threshold` to `residual_map.END` times it.
-      threshold: of the map.
+      threshold: the threshold of the map.
       found: the regions above the threshold.
-      scale: of the spectrogram.
+      scale: the axes of the spectrogram.
       contributions: [bands, frames], to the score; their colours run from -`full` to `full`.
       full: the end of that scale.
     """
@@ -125,7 +126,7 @@ def _triple(
 
 
 def _range(*levels: np.ndarray) -> tuple[float, float]:
-    """Returns the decibels that the colours span: all but the lowest and highest hundredth."""
+    """Returns the range of decibels that the colours span, between the 1 % and 99 % quantiles."""
     together = np.concatenate([one.ravel() for one in levels])
     low, high = np.nanquantile(together, (0.01, 0.99))
     return float(low), float(max(high, low + 1))
