@@ -8,6 +8,7 @@ from tests.support import blobs
 
 from benchmarks.accuracy import bfloat16
 from ganomaly_jax.evaluation import evaluate
+from ganomaly_jax.report import modalities
 
 
 def test_differences_are_those_of_the_members():
@@ -23,7 +24,7 @@ def test_differences_are_those_of_the_members():
 
 def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate.run_report, "write", lambda workdir, *_: workdir / "report.html")
-    monkeypatch.setattr(evaluate, "_examples", lambda *_: None)
+    monkeypatch.setattr(modalities.Images, "examples", lambda *_: None)
     images = np.concatenate([blobs(60, 0), blobs(60, 1, anomalous=True)])
     np.savez(tmp_path / "data.npz", images=images, labels=np.repeat(["a", "b"], 60))
     call = ["--source", str(tmp_path / "data.npz"), "--out", str(tmp_path / "out"), "--side", "16"]
@@ -37,4 +38,4 @@ def test_from_end_to_end(tmp_path, monkeypatch, capsys):
     assert "| a-seed1 |" in (tmp_path / "out.md").read_text()
     assert bfloat16.main([*call, "--images", "3"]) == 2
     assert bfloat16.main([*call, "--classes", "z"]) == 2
-    assert "is no class" in capsys.readouterr().err
+    assert "is not a class" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def test_in_bfloat16_there_are_forms_in_float32_too(name):
     ],
 )
 def test_the_choice_is_the_one_that_the_limits_of_the_code_demand(monkeypatch, name, size, batch, form):
-    limits = {"_FEW_CHANNELS": 4, "_MANY_CHANNELS": 32, "_MANY_BLOCKS": 64}  # whatever they will be one day
+    limits = {"_FEW_CHANNELS": 4, "_FILTERING_CHANNELS": 32, "_FILTERING_BLOCKS": 64}  # whatever they will be one day
     for limit, value in limits.items():
         monkeypatch.setattr(model_convolution, limit, value)
     assert chosen(name, size, batch, "cpu") == form
@@ -90,7 +90,8 @@ def of_upsample(name):
             return jax.vjp(model_convolution.upsample, x, jnp.zeros((4, 4, x.shape[-1], g.shape[-1])))[1](g)[1]
 
         forms = {
-            form: lambda g, x, f=function: model_convolution._twin(f(g, x)) for form, function in role.forms.items()
+            form: lambda g, x, f=function: model_convolution._adjoint_kernel(f(g, x))
+            for form, function in role.forms.items()
         }
         return dataclasses.replace(role, asked=asked, forms=forms)
     twin, maps = (
