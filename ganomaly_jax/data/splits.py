@@ -103,7 +103,7 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
     if abnormal and abnormal not in dataset.classes:
         near = difflib.get_close_matches(abnormal, dataset.classes, n=1, cutoff=0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise UserError(f"data.abnormal={abnormal!r} is no class of {dataset.name}, which has {listed}{hint}")
+        raise UserError(f"data.abnormal={abnormal!r} is not a class of {dataset.name}, which has {listed}{hint}")
     if abnormal:
         normal = frozenset(dataset.classes) - {abnormal}
     elif dataset.normal is None:

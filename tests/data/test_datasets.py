@@ -102,7 +102,7 @@ def test_the_smallest_sets():
         (
             DIGITS,
             {"abnormal": "30"},
-            "'30' is no class of toy, which has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the nearest is '",
+            "'30' is not a class of toy, which has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9; the nearest is '",
         ),
         (DIGITS, {}, "which of them are anomalous is not said: --config.data.abnormal=NAME"),
         (make(["bad"] * 9), {}, "toy has no normal images, only bad"),

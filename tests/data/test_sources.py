@@ -99,7 +99,7 @@ def test_folders_as_classes(tmp_path):
         read(tmp_path / "a")
     for word in ("cat, dog, owl", "good", "bad", "--config.data.abnormal=NAME"):
         assert word in str(refused.value)
-    with pytest.raises(UserError, match=r"'owls' is no class .* the nearest is 'owl'"):
+    with pytest.raises(UserError, match=r"'owls' is not a class .* the nearest is 'owl'"):
         read(tmp_path / "a", abnormal="owls")
     fill(tmp_path / "b", {"train/0": 5, "train/1": 5, "train/2": 5, "test/0": 2, "test/1": 2, "test/2": 2})
     data = read(tmp_path / "b", abnormal="0")
