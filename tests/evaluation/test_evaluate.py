@@ -76,7 +76,7 @@ def test_one_class_only_is_not_defined_rather_than_nan(workdir):
     found = evaluate(workdir, arrays=(blobs(31, 5), np.zeros(31, np.int64)))
     assert found.metrics["auroc"] is None
     assert "NaN" not in (workdir / "metrics.json").read_text()
-    assert any("not defined: the test set has no anomalous" in sentence for sentence in found.metrics["warnings"])
+    assert any("undefined: the test set has no anomalous" in sentence for sentence in found.metrics["warnings"])
 
 
 def test_nan_pixels_are_counted_and_in_no_figure(workdir):

@@ -251,7 +251,7 @@ def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
 
     with pytest.raises(UserError, match="does not exist"):
         scoring_scorer.load(tmp_path / "none")
-    with pytest.raises(UserError, match="no run's folder"):
+    with pytest.raises(UserError, match="not a run's folder"):
         scoring_scorer.load(tmp_path)
     shutil.copytree(trained[0] / "detector", tmp_path / "detector")
     meta = tmp_path / "detector" / "meta.json"
