@@ -67,6 +67,8 @@ def serve(
         shared = app.state.shared
         if shared.draining:
             server.should_exit = server.force_exit = True
+            # From Python 3.12 on Uvicorn waits for open connections all the same, up to this time.
+            server.config.timeout_graceful_shutdown = 0
         shared.draining = True
         log(f"draining, {shared.inside} in work")
         loop.call_later(drain_s, leave, loop, server, listener)

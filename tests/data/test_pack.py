@@ -230,7 +230,7 @@ def in_memory(packed, tmp_path_factory):
 def test_a_streamed_training_gives_the_same_bits(packed, in_memory, have_grain, tmp_path):
     lines = []
     scorer = trainer.train(settings_for(packed[1], "always"), tmp_path, log=lines.append)
-    assert any("read while it trains" in line for line in lines)
+    assert any("read during training" in line for line in lines)
     assert_same_bits(final(tmp_path), final(in_memory[0]))
     assert scorer.threshold == in_memory[1].threshold
     evaluate.evaluate(tmp_path)
@@ -289,7 +289,7 @@ def test_what_reading_meets_ends_the_training(packed, have_grain, tmp_path):
 
 def test_without_grain_it_says_so(packed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
-    with pytest.raises(UserError, match=r"needs grain .*ganomaly-jax\[data\].*--config\.data\.stream=never"):
+    with pytest.raises(UserError, match=r"requires grain .*ganomaly-jax\[data\].*--config\.data\.stream=never"):
         trainer.train(settings_for(packed[1], "always"), tmp_path, log=quiet)
 
 

@@ -106,7 +106,7 @@ import sys
 from ganomaly_jax.cli import main
 from ganomaly_jax.data.formats import array_record
 given = lambda name: sys.argv[sys.argv.index(name) + 1]
-made = array_record._reading
+made = array_record._reader
 def noting(*of):
     read = made(*of)
     def noted(indices):
@@ -114,7 +114,7 @@ def noting(*of):
             file.write("".join(f"{i}\\n" for i in indices))
         return read(indices)
     return noted
-array_record._reading = noting
+array_record._reader = noting
 sys.exit(main.main(sys.argv[1:]))
 """
 
@@ -159,7 +159,7 @@ def test_each_process_reads_its_part_only(two):
 def test_only_process_0_speaks_and_writes(two):
     workdir, (first, second) = two
     assert "8 of 8 devices in 2 processes" in first and "AUROC" in first
-    assert "images are read while it trains" in first
+    assert "images are read during training" in first
     assert "step" not in second and "AUROC" not in second
     assert (workdir / "report.html").exists() and (workdir / "detector" / "manifest.json").exists()
     steps = [json.loads(line)["step"] for line in (workdir / "history.jsonl").read_text().splitlines()]
@@ -207,7 +207,7 @@ def test_another_image_in_one_process_is_refused(folder, tmp_path):
     data = ("--data", str(folder), f"--config.train.steps={STEPS}")
     both = [end(process) for process in begin_two(tmp_path / "run", *data, second=("--data", str(tmp_path / "files")))]
     assert 2 in [code for code, _ in both] and 0 not in [code for code, _ in both]
-    assert "is another image than at the start" in "".join(output for _, output in both)
+    assert "differs from the image that one of the processes read at the start" in "".join(output for _, output in both)
 
 
 def test_another_file_in_one_process_is_refused(folder, tmp_path):
