@@ -425,7 +425,7 @@ def test_verbs_that_do_not_take_sound_say_so(trained, tmp_path, capsys):
         (["monitor", str(tmp_path), "--once"], "use `ganomaly predict`"),
         (["predict", str(tmp_path)], "no recordings in"),
         (["predict", str(tmp_path), "--groups", "g.csv"], "--groups is for images"),
-        (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "only detectors of images and rows can be updated"),
+        (["update", "--data", str(tmp_path), "--out", str(tmp_path / "o")], "only detectors of images and rows can"),
         (["serve"], "scores sound: expected one of images"),
         (["export", "--format", "onnx", "--out", str(tmp_path / "o")], "sound cannot be exported as ONNX"),
     ):

@@ -311,7 +311,7 @@ def test_what_is_no_source(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(UserError, match="loop cannot be read"):
         read(tmp_path / "loop")
-    with pytest.raises(UserError, match="null (byte|character)"):
+    with pytest.raises(UserError, match=r"null (byte|character)"):
         read("a\0b")
 
 

@@ -158,7 +158,7 @@ def test_a_device_holds_its_own_rows_only():
 def test_ways_that_do_not_go_together_are_refused(arrays, tmp_path):
     settings = tiny_config()
     settings.mesh.shard_from, settings.mesh.batch_norm_group = 64, 1
-    with pytest.raises(UserError, match="and mesh.batch_norm_group=0"):
+    with pytest.raises(UserError, match=r"and mesh\.batch_norm_group=0"):
         train(settings, tmp_path, arrays, log=lambda line: None)
 
 
