@@ -134,7 +134,7 @@ class Data:
     limit: int = 0
     """Train on at most this many normal items; 0: all."""
     stream: str = "auto"
-    """Whether packed images and `tfds:NAME` are read while needed: `always`, `never` (in memory) or `auto`.
+    """Reading packed images and `tfds:NAME` on demand: `always`, `never` (in memory) or `auto`.
 
     `auto` reads them while needed if they would take more than a quarter of the free memory of host or device.
     """
@@ -282,7 +282,7 @@ class Evaluate:
     """Scores, threshold, and what the report shows."""
 
     score: str = "squared"
-    """What is scored: `squared`, `l1`, or others and their sums, such as `latent_density+pixel`.
+    """Anomaly score: `squared`, `l1`, or others and their sums, such as `latent_density+pixel`.
 
     `squared` is the mean squared difference of the two latents (the original code), `l1` the mean absolute difference
     (the paper). For the autoencoder they are the errors of the reconstruction. docs/scores.md has the others.
@@ -290,7 +290,7 @@ class Evaluate:
     false_positive_rate: float = 0.01
     """Share of normal data that may be flagged; the threshold follows from the calibration data."""
     threshold_by: str = "rate"
-    """What sets the threshold: `rate`, `quantile`, `tail` or `given`.
+    """Method that sets the threshold: `rate`, `quantile`, `tail` or `given`.
 
     `rate` is `evaluate.false_positive_rate`, `quantile` is `evaluate.quantile` of the calibration scores, `tail`
     extrapolates the rate by a generalised Pareto fit to the highest of them, and `given` is `evaluate.threshold`.

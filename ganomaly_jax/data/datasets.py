@@ -24,7 +24,7 @@ CALIBRATION = 2
 
 
 class Layout(Protocol):
-    """What a modality stores with its data sets; opaque to everything else but for these properties."""
+    """Data that a modality stores with its data sets; opaque to everything else but for these properties."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Dataset:
     modality: str = "images"
     """Name of the modality, see `modalities.named`."""
     layout: Layout | None = None
-    """What the modality stores with the data set, if anything."""
+    """Layout of the modality, None if it stores nothing."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:

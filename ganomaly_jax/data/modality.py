@@ -87,7 +87,7 @@ class Resolved:
 
 
 class Modality(Protocol):
-    """What everything asks that depends on what the data are. Implementations hold no state."""
+    """Interface to everything that depends on the kind of data. Implementations hold no state."""
 
     @property
     def name(self) -> str:

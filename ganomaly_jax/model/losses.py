@@ -41,7 +41,7 @@ def mean_absolute(difference: Array) -> Array:
 
 
 DISTANCES = {"squared": mean_square, "l1": mean_absolute}
-"""What a detector's own score may be, by the name in `evaluate.score`: the size of its `difference`."""
+"""Distances that a detector's own score may be, by their name in `evaluate.score`: sizes of its `difference`."""
 
 
 def binary_cross_entropy(logits: Array, real: bool) -> Array:

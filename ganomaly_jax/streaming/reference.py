@@ -1,4 +1,4 @@
-"""What a stream is compared with: ranges of the sensors, how long they stay constant, and latents of normal items."""
+"""Reference for a stream: ranges of the sensors, how long they stay constant, and latents of normal items."""
 
 from __future__ import annotations
 

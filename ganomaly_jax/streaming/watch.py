@@ -68,7 +68,7 @@ class RowOutput:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Settings:
-    """What does not change while a stream runs.
+    """Settings that stay constant while a stream runs.
 
     Attributes:
       scorer: the detector.

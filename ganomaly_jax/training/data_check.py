@@ -32,7 +32,7 @@ class Check:
     kind: str
     """A sentence on what all items are converted to: size, dtype, range."""
     findings: list[Finding]
-    """What is wrong or worth knowing, the most serious first."""
+    """Findings, the most serious first."""
     content_hash: str
     """Hash of the data set, as in `env.json` of a run."""
 

@@ -85,10 +85,6 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     distributed = processes.is_distributed()
     if settings.data.tile and distributed:
         raise UserError("data.tile works within one process: expected data.tile=0, or no --distributed")
-    run = resolution.resolve_checked(settings, arrays, mesh.size, processes.is_primary(), distributed)
-    if distributed and not run.modality.per_process:
-        raise UserError(f"{run.words.kind} is trained on within one process: expected no --distributed")
-    sharding.check_batch_size(run.config.train.batch_size, mesh)
     sharding.check_batch_norm_group(settings.mesh.batch_norm_group, mesh)
     if settings.mesh.transform == "pmap" and distributed:
         raise UserError("mesh.transform='pmap' works within one process: expected 'shard_map' for several")
@@ -97,6 +93,10 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
             "with mesh.shard_from the compiler partitions the whole step, with batch norm over the whole batch: "
             "expected mesh.transform='shard_map' and mesh.batch_norm_group=0"
         )
+    run = resolution.resolve_checked(settings, arrays, mesh.size, processes.is_primary(), distributed)
+    if distributed and not run.modality.per_process:
+        raise UserError(f"{run.words.kind} is trained on within one process: expected no --distributed")
+    sharding.check_batch_size(run.config.train.batch_size, mesh)
     return run
 
 
