@@ -31,6 +31,7 @@ from ganomaly_jax.cli import (
 )
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import DamagedError, DivergedError, ProcessLostError, StoppedError, UserError
+from ganomaly_jax.core.printable import printable_lines
 
 VERBS = (
     *(demo, train, evaluate, predict, explain, export, import_, serve, monitor),
@@ -81,7 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
         environment.set_defaults()
         return args.run(args, overrides)
     except (UserError, DivergedError, DamagedError, StoppedError, ProcessLostError) as error:
-        print(f"ganomaly: {error}", file=sys.stderr)
+        print(f"ganomaly: {printable_lines(str(error))}", file=sys.stderr)
         if getattr(args, "distributed", False):
             train.leave(error.exit_code)
         return error.exit_code

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, text_table
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable
 from ganomaly_jax.runs import layout
 
 if TYPE_CHECKING:
@@ -136,15 +137,10 @@ def _print_table(names: Sequence[str], judged: Judgement, why: Sequence[str]) ->
     rows = [("verdict", "score", "p-value", "path")]
     for i in order[:_ROWS]:
         if judged.verdicts[i] == "invalid":
-            rows.append(("invalid", "", "", f"{_one_line(names[i])}: {why[i]}"))
+            rows.append(("invalid", "", "", f"{printable(names[i])}: {why[i]}"))
         else:
             numbers = f"{judged.scores[i]:.4g}", f"{judged.p_values[i]:.4f}"
-            rows.append((judged.verdicts[i], *numbers, _one_line(names[i])))
+            rows.append((judged.verdicts[i], *numbers, printable(names[i])))
     print(*text_table.lines(rows, right={1, 2}), sep="\n")
     if len(order) > _ROWS:
         print(f"... and {len(order) - _ROWS} less anomalous ones")
-
-
-def _one_line(name: str) -> str:
-    """Returns a file name with line ends and terminal control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -1,12 +1,17 @@
 """Errors that users can cause, each with the exit code that the command line returns for it."""
 
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import printable_lines
 
 
 class UserError(ValueError):
     """An input or option that cannot be used; the message says what was received, what was expected and what to do."""
 
     exit_code = exit_codes.USAGE
+
+    def __init__(self, message: str) -> None:
+        """Creates the error; control characters of names in the message are escaped."""
+        super().__init__(printable_lines(message))
 
 
 class DivergedError(RuntimeError):

@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable
 from ganomaly_jax.data.images import reduction
 
 Span = tuple[float, float] | None
@@ -94,7 +95,7 @@ def image_header(path: str | Path) -> tuple[int, int, str] | None:
 
 def shown(path: Any) -> str:
     """Returns a printable form of a path, whatever bytes its name contains."""
-    return os.fsdecode(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    return printable(os.fsdecode(path), most=4096)
 
 
 @contextlib.contextmanager

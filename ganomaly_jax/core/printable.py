@@ -1,0 +1,29 @@
+"""Makes text from outside (names of files, classes and sensors) safe to print on a terminal."""
+
+from __future__ import annotations
+
+MOST = 200
+"""Characters of a printed name at most."""
+
+
+def printable(name: str, most: int = MOST) -> str:
+    """Returns a name as one line that cannot act on a terminal.
+
+    Control characters (also line ends and tabs), characters that reorder or hide text, and the bytes of file names that
+    are not valid text are escaped as in Python: `\\x1b[2J`, `\\n`, `\\u202e`, `\\udcff`.
+
+    Args:
+      name: Any text.
+      most: Characters of the result at most, from 3; of longer text the middle is left out.
+    """
+    if not name.isprintable():
+        name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    if len(name) <= most:
+        return name
+    end = (most - 3) // 2
+    return f"{name[: most - 3 - end]}...{name[len(name) - end :]}"
+
+
+def printable_lines(text: str) -> str:
+    """Returns text of any length with everything escaped that `printable` escapes, except line ends."""
+    return "\n".join(printable(line, max(len(line) * 10, 3)) for line in text.split("\n"))
