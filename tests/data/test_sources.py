@@ -230,7 +230,7 @@ def test_npz_that_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds pictures, other: expected images and labels"):
         read(path)
     np.savez(path, images=images, labels=np.array([0, "x", None, 1], object))
-    with pytest.raises(UserError, match="cannot be read: Object arrays"):
+    with pytest.raises(UserError, match="values of type object: expected numbers or text"):
         read(path)
     np.savez(path, x_train=images, x_test=images)
     with pytest.raises(UserError, match="no labels for the 4 images of its train part"):
@@ -273,7 +273,7 @@ def test_idx(tmp_path):
         read(tmp_path / "set", abnormal="3")
     cut = tmp_path / "set" / "train-images-idx3-ubyte"
     cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"truncated or altered: its header says \[40, 32, 32\]"):
+    with pytest.raises(UserError, match=r"truncated or altered: its header says 40 x 32 x 32"):
         read(tmp_path / "set", abnormal="3")
     packed = tmp_path / "set.gz" / "train-images-idx3-ubyte.gz"
     whole = packed.read_bytes()
@@ -289,7 +289,7 @@ def test_idx(tmp_path):
         with pytest.raises(UserError, match=r"set\.gz"):
             read(tmp_path / "set.gz", abnormal="3")
     cut.write_bytes(struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**10, 2**10))
-    with pytest.raises(UserError, match="GiB; the limit is 16 GiB"):
+    with pytest.raises(UserError, match="truncated or altered"):
         read(cut)
 
 

@@ -8,20 +8,33 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+from ganomaly_jax.core import memory
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable
 from ganomaly_jax.data.datasets import PARTS, Dataset, from_arrays
 from ganomaly_jax.data.images.decode import shown
 
 ENDINGS = (".npz", ".npy")
 IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
+MAX_BYTES = 2**34
+"""Bytes of the arrays of a file at most."""
+MAX_MEMBERS = 1000
+"""Arrays in an npz file at most."""
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_MAX_DIMENSIONS = 8
+# Deflate makes nothing smaller than this.
+_MAX_COMPRESSION = 1032
+# Above this many bytes, data that were compressed more than so many times are taken for an attack on the memory.
+_SUSPECT_BYTES, _SUSPECT_COMPRESSION = 2**28, 100
 
 
 def regular_file(path: Path) -> Path:
@@ -49,12 +62,99 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
       OSError, ValueError, zipfile.BadZipFile: The file cannot be read.
     """
     with open(regular_file(path), "rb") as file:
-        mapped &= file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+        if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
+            file.seek(0)
+            _refuse_too_large(path, _declared(file, shown(path), os.fstat(file.fileno()).st_size), mapped)
+            file.seek(0)
+            return np.load(path if mapped else file, "r" if mapped else None, allow_pickle=False)
         file.seek(0)
-        loaded = np.load(path if mapped else file, "r" if mapped else None, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"{shown(path)} is neither an npy nor an npz file, or it is truncated")
+        with zipfile.ZipFile(file) as members:
+            _refuse_too_large(path, _declared_members(members, path), False)
+        file.seek(0)
+        loaded = np.load(file, allow_pickle=False)
         return {key: loaded[key] for key in loaded.files}
+
+
+def _declared_members(members: zipfile.ZipFile, path: Path) -> int:
+    """Returns the bytes that the arrays of an npz file take, from their headers alone.
+
+    Raises:
+      UserError: There are too many members, or a header does not fit the file.
+    """
+    infos = members.infolist()
+    if len(infos) > MAX_MEMBERS:
+        raise UserError(f"{shown(path)} holds {len(infos)} members: expected {MAX_MEMBERS} arrays at most")
+    whole = os.path.getsize(path)
+    total = 0
+    if sum(info.compress_size for info in infos) > whole:
+        raise UserError(f"{shown(path)} is damaged: its members overlap")
+    for info in infos:
+        name = f"{shown(path)}: member {printable(info.filename)!r}"
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{name} is compressed in a way that NumPy does not write")
+        if info.file_size > _MAX_COMPRESSION * (info.compress_size + 1):
+            raise UserError(f"{name} is damaged: it would have {info.file_size} bytes, more than the file can hold")
+        with members.open(info) as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                total += info.file_size  # read as bytes
+                continue
+        with members.open(info) as file:
+            total += _declared(file, name, info.file_size)
+    return total
+
+
+def _declared(file: IO[bytes], name: str, size: int) -> int:
+    """Returns the bytes of the array in an npy file, from its header alone.
+
+    Args:
+      file: The file at its beginning.
+      name: The file in messages.
+      size: Bytes of the file.
+
+    Raises:
+      UserError: The header does not fit the size, or the type is neither numbers nor text.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise UserError(
+            f"{name} has the format version {version[0]}.{version[1]}: expected an array of numbers or text"
+        )
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, kind = read_header(file)
+    if kind.kind not in "biufcUSMm" or not kind.itemsize:
+        raise UserError(f"{name} holds values of type {printable(str(kind))}: expected numbers or text")
+    declared = math.prod(shape) * kind.itemsize
+    if min(shape, default=0) < 0 or file.tell() + declared != size:
+        raise UserError(
+            f"{name} is truncated or altered: its header says {_text(shape)} values of {kind.itemsize} bytes, "
+            f"{size - file.tell()} bytes are there"
+        )
+    return declared
+
+
+def _refuse_too_large(path: Path, size: int, mapped: bool) -> None:
+    """Raises a UserError if arrays of so many bytes are not to be read; mapped ones take no memory."""
+    if size > MAX_BYTES:
+        raise UserError(f"{shown(path)} holds arrays of {size / 2**30:.0f} GiB: expected {MAX_BYTES >> 30} GiB at most")
+    whole = path.stat().st_size
+    if size > max(_SUSPECT_BYTES, _SUSPECT_COMPRESSION * whole):
+        raise UserError(
+            f"{shown(path)} would expand from {whole / 2**20:.0f} to {size / 2**20:.0f} MiB, more than "
+            f"{_SUSPECT_COMPRESSION} times: refused above {_SUSPECT_BYTES >> 20} MiB; store such arrays uncompressed"
+        )
+    free = memory.free_memory()
+    if free is not None and size > free and not mapped:
+        raise UserError(
+            f"{shown(path)} holds arrays of {size / 2**20:.0f} MiB, {free / 2**20:.0f} MiB of memory are free: "
+            "pack the data, which are then read on demand (`ganomaly pack`), or use a part of them"
+        )
+
+
+def _text(shape: Sequence[int]) -> str:
+    """Returns a shape for a message."""
+    return printable(" x ".join(map(str, shape)) or "1", 60)
 
 
 def from_npz(arrays: dict[str, Any], name: str) -> Dataset:
@@ -128,14 +228,27 @@ def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
         head = file.read(4)
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
             raise UserError(f"{shown(path)} is not an idx file: it begins with {head!r}")
+        if not 1 <= head[3] <= _MAX_DIMENSIONS:
+            raise UserError(f"{shown(path)}: its header says {head[3]} dimensions: expected 1 to {_MAX_DIMENSIONS}")
         shape = np.frombuffer(file.read(4 * head[3]), ">u4").tolist()
         kind = np.dtype(_IDX_TYPES[head[2]])
         size = math.prod(shape) * kind.itemsize
-        if size > 2**34:
-            raise UserError(f"{shown(path)}: its header says {shape}, {size / 2**30:.0f} GiB; the limit is 16 GiB")
-        if mapped and path.suffix != ".gz" and path.stat().st_size == file.tell() + size:
+        whole = path.stat().st_size
+        fits = size <= _MAX_COMPRESSION * whole if path.suffix == ".gz" else size == whole - file.tell()
+        if len(shape) != head[3] or not fits:
+            raise _truncated(path, shape, size)
+        mapped &= path.suffix != ".gz"
+        _refuse_too_large(path, size, mapped)
+        if mapped:
             return np.memmap(path, kind, "r", file.tell(), tuple(shape))
         data = file.read(size + 1)
-    if len(shape) != head[3] or len(data) != size:
-        raise UserError(f"{shown(path)} is truncated or altered: its header says {shape}, which takes {size} bytes")
+    if len(data) != size:
+        raise _truncated(path, shape, size)
     return np.frombuffer(data, kind).reshape(shape)
+
+
+def _truncated(path: Path, shape: Sequence[int], size: int) -> UserError:
+    """Returns the error for an idx file whose content does not fit its header."""
+    return UserError(
+        f"{shown(path)} is truncated or altered: its header says {_text(shape)} values, which take {size} bytes"
+    )
