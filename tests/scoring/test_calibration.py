@@ -22,6 +22,22 @@ def test_threshold_by_hand():
     assert calibration.calibrate(scores, 0.01).threshold == 99
 
 
+@pytest.mark.parametrize(
+    ("n", "rate", "k"), [(10, 0.15, 10), (10, 0.25, 9), (10, 0.35, 8), (19, 0.07, 19), (99, 0.015, 99), (6, 0.5, 4)]
+)
+def test_a_rank_between_two_is_the_higher_one(n, rate, k):
+    """11 * 0.85 = 9.35: the ninth score would be exceeded by 2 of 11, more than 15 %; the tenth is by 1 of 11."""
+    found = calibration.calibrate(np.arange(1.0, n + 1), rate)
+    assert found.threshold == k
+    assert found.rate == pytest.approx((n + 1 - k) / (n + 1)) and found.rate <= rate < found.rate + 1 / (n + 1)
+
+
+@pytest.mark.parametrize(("n", "quantile", "k"), [(10, 0.81, 9), (10, 0.89, 9), (10, 0.9, 9), (7, 0.5, 4), (9, 1e-3, 1)])
+def test_a_quantile_between_two_is_the_higher_one(n, quantile, k):
+    found = calibration.by(np.arange(1.0, n + 1), settings(threshold_by="quantile", quantile=quantile))
+    assert found.threshold == k and found.rate == pytest.approx((n + 1 - k) / (n + 1))
+
+
 def test_a_rate_that_the_size_cannot_promise_is_said():
     found = calibration.calibrate(np.arange(9.0), 0.01)
     assert found.threshold == 8

@@ -76,6 +76,27 @@ def test_more_patches_than_the_bank_holds(images, monkeypatch):
     assert patch_distance.fit(kept[:90], 0)["bank"].shape[0] == 90
 
 
+def test_the_bank_is_spread_and_its_candidates_are_drawn(images, monkeypatch):
+    """Neither the first patches that come, which are those of the first images, nor any of a crowd."""
+    kept = np.concatenate(every_patch(images))
+    kept[-1] = 20 * np.sign(kept[-1])  # a rare one, in the last image
+    monkeypatch.setattr(patch_distance, "BANK", 40)
+    whole = patch_distance.fit(kept, 0)
+    axes = whole["kernel"].reshape(-1, patch_distance.AXES)
+    along = kept.reshape(len(kept), -1) @ axes - whole["mean"]
+    which = [int(np.square(along - row).sum(-1).argmin()) for row in whole["bank"]]
+    np.testing.assert_allclose(along[which], whole["bank"], atol=1e-2)
+    assert len(kept) - 1 in which and len({i // 121 for i in which}) == 4
+    # Farthest points: the greatest distance to the bank is at most twice the least between any two of it.
+    far = np.sqrt(np.square(along[:, None] - whole["bank"]).sum(-1).min(-1).max())
+    between = np.sqrt(np.square(whole["bank"][:, None] - whole["bank"]).sum(-1))
+    assert far <= between[~np.eye(40, dtype=bool)].min() * 1.001
+    monkeypatch.setattr(patch_distance, "CANDIDATES", 100)
+    few, again, other = (patch_distance.fit(kept, seed)["bank"] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(few, again)
+    assert few.shape == other.shape and not np.array_equal(few, other)
+
+
 def test_what_lies_outside_the_components_by_hand(images):
     light = (images + 1) / 2
     flat = (light / (light.mean(axis=(1, 2, 3), keepdims=True) + 0.02) - 1).reshape(4, -1)

@@ -117,6 +117,49 @@ def test_statistics_by_hand():
     np.testing.assert_allclose(scaled, latent_statistics.angle(fitted, query), rtol=1e-3, atol=1e-3)
 
 
+def test_an_item_is_not_its_own_neighbour():
+    """Corners of a square beside a far point: each corner is at 1, 1 and the root of 2 from the others."""
+    bank = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [9, 9], [9, 8], [8, 9]], np.float32)
+    distances = np.sqrt(np.square(bank[:, None] - bank).sum(-1))
+    wanted = np.sort(distances, axis=1)[:, 1:6].mean(axis=1)
+    np.testing.assert_allclose(latent_statistics.spacing(bank), wanted, rtol=1e-4)
+    # In batches the rows are not in the order of the bank: the neighbours are those of the row itself.
+    many = np.random.default_rng(0).normal(size=(1100, 2)).astype(np.float32)
+    distances = np.sqrt(np.square(many[:, None] - many).sum(-1))
+    np.fill_diagonal(distances, np.inf)
+    wanted = np.sort(distances, axis=1)[:, :5].mean(axis=1)
+    np.testing.assert_allclose(latent_statistics.spacing(many), wanted, rtol=2e-2, atol=1e-3)
+
+
+def test_angles_by_hand():
+    """Chords between directions; an item of the training part counts itself, its neighbours do not count themselves."""
+    z = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    fitted = {name: jnp.asarray(value) for name, value in latent_statistics.fit(z, 0).items()}
+    query = np.concatenate([z[:2], [[5.0, 0.1, 0.0]]]).astype(np.float32)
+    unit, asked = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (z, query))
+    chords = np.linalg.norm(asked[:, None] - unit, axis=-1)
+    wanted = np.sort(chords, axis=1)[:, :5].mean(axis=1)
+    np.testing.assert_allclose(latent_statistics.angle(fitted, query), wanted, rtol=1e-3)
+    spacing = np.sort(np.linalg.norm(unit[:, None] - unit, axis=-1), axis=1)[:, 1:6].mean(axis=1)
+    wanted = wanted / spacing[np.argsort(chords, axis=1)[:, :5]].mean(axis=1)
+    np.testing.assert_allclose(latent_statistics.angular_density(fitted, query), wanted, rtol=1e-3)
+
+
+def test_the_latents_that_are_kept_are_drawn(monkeypatch):
+    """Not the first ones, which would be those of one folder or one shift."""
+    monkeypatch.setattr(latent_statistics, "BANK", 50)
+    z = np.arange(400.0, dtype=np.float32).reshape(200, 2)
+    fitted = [latent_statistics.fit(z, seed) for seed in (0, 0, 1)]
+    kept = [latent_statistics._drawn(200, seed) for seed in (0, 0, 1)]
+    assert len(kept[0]) == 50 and kept[0].tolist() == sorted(set(kept[0].tolist())) == kept[1].tolist()
+    assert kept[0].tolist() != kept[2].tolist() and max(kept[0]) > 150 and np.median(kept[0]) > 60
+    for seed, one in ((0, fitted[0]), (1, fitted[2])):
+        drawn = latent_statistics._drawn(200, seed)
+        np.testing.assert_allclose(one["bank"], (z[drawn] - one["mean"]) @ one["whitening"], rtol=1e-4, atol=1e-4)
+        squares = latent_statistics.fit_squares(z + 1, seed)["squares"]
+        np.testing.assert_allclose(squares, (z[drawn] + 1) ** 2)
+
+
 def test_every_name_has_a_part():
     assert tuple(scores.PARTS) == config.SCORES
 

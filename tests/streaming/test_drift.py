@@ -82,6 +82,27 @@ def test_a_true_shift_is_found_soon_and_told_with_its_beginning(started, test):
     assert state.progress[test] >= 1 or test == "cusum"
 
 
+def test_an_alarm_of_cusum_began_where_the_sum_last_left_nothing(started):
+    """Twice up and down to 0 before it rises for good; after the alarm the next one begins anew."""
+    high, low = 9.0, -9.0  # p-values of 1 / 301, which add 2.16, and of 1, which take 0.69 away
+    state = started["cusum"]
+    up = float(drift.increments(1 / 301))
+    assert up == pytest.approx(np.log(0.5) + 0.5 * np.log(301))
+    length = int(np.ceil(state.limits["cusum"] / up))
+    scores = [low, high, *[low] * 4, high, *[low] * 4, *[high] * length]
+    seen = []
+    for score in [*scores, *[low] * 3, *[high] * length]:
+        state, report = drift.update(state, score)
+        seen.append(state.since)
+        if report is not None:
+            [alarm] = report.alarms
+            assert (report.item, alarm.since) in ((10 + length, 11), (13 + 2 * length, 14 + length))
+            assert alarm.statistic == pytest.approx(length * up) and state.cusum == 0
+    assert seen[:12] == [1, 1, 1, 1, 1, 6, 6, 6, 6, 6, 11, 11][:12]
+    assert seen[10 + length] == 11 + length and seen[13 + length] == 14 + length
+    assert seen[-1] == 14 + 2 * length
+
+
 def test_scores_that_fall_are_no_alarm_of_cusum_but_of_ks(started):
     scores = np.random.RandomState(4).normal(size=10 * WINDOW) - 2
     assert stream(started["cusum"], scores)[0] == []

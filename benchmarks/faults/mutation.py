@@ -1,0 +1,362 @@
+"""A mutation run: small faults in the sources, one at a time, and whether a test notices.
+
+    python benchmarks/faults/mutation.py --out benchmarks/faults/results/mutation
+
+writes NAME.json and NAME.md after every mutant anew; README.md beside this file says what is changed and how. The exit
+code is 1 where fewer than `--least` of the mutants are noticed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from benchmarks.common import command, timing
+from benchmarks.common.command import Log
+from benchmarks.faults import forks, mutants
+from ganomaly_jax.core.errors import UserError
+
+ROOMS = ("model", "scoring", "evaluation", "streaming")
+REASONS = Path(__file__).with_name("survivors.json")
+# Of no use here: they start other processes, which the recorder does not see, or check documents.
+_WITHOUT = ("benchmark", "test_pods.py", "test_ray_engine.py", "test_page_browser.py", "test_http_fuzz.py")
+_WITHOUT += ("test_http_process.py", "test_real_sets.py", "test_checkpoint_damage.py", "test_per_process.py")
+_ELSEWHERE = 3.0  # tests of another room come as late as if they took so many times as long
+_SLOWER = 5.0  # a run of tests hangs after so many times the recorded seconds, and _PATIENCE_S
+_PATIENCE_S = 90.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A mutant of the run: `module`, such as model/losses.py, and the change."""
+
+    module: str
+    mutant: mutants.Mutant
+
+    @property
+    def key(self) -> str:
+        """Returns what names it also after lines have moved."""
+        return " | ".join((self.module, self.mutant.operator, *map(_short, (self.mutant.before, self.mutant.after))))
+
+
+def _short(text: str, most: int = 160) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+# Mutants
+
+
+def draw(sources: Mapping[str, str], count: int, seed: int) -> list[Drawn]:
+    """Draws mutants of different statements, as many of each module as its share of all statements, at least one."""
+    random = np.random.default_rng(seed)
+    by_statement: dict[str, dict[tuple[int, int], list[mutants.Mutant]]] = {}
+    for name, source in sources.items():
+        for one in mutants.every(source):
+            by_statement.setdefault(name, {}).setdefault(one.statement, []).append(one)
+    whole = sum(map(len, by_statement.values()))
+    drawn = []
+    for name, statements in by_statement.items():
+        wanted = min(max(1, round(count * len(statements) / whole)), len(statements))
+        for i in random.permutation(len(statements))[:wanted]:
+            found = statements[sorted(statements)[i]]
+            drawn.append(Drawn(name, found[random.integers(len(found))]))
+    return drawn
+
+
+# Tests
+
+
+class Reach:
+    """What a recording says: which tests reach a line, and what they cost."""
+
+    def __init__(self, recorded: Mapping[str, Any]) -> None:
+        """Makes it of {test file: {"tests", "fixtures"}}, see `reach.Recorder`."""
+        self.cost: dict[str, float] = {}
+        self.fixtures: dict[str, dict[str, float]] = {}
+        self.lines: dict[str, dict[str, set[int]]] = collections.defaultdict(dict)
+        for found in recorded.values():
+            for test, entry in found["tests"].items():
+                if not entry.get("passed") or "lines" not in entry:
+                    continue
+                shared = {name: found["fixtures"][name] for name in entry["fixtures"] if name in found["fixtures"]}
+                self.cost[test] = entry["seconds"]
+                self.fixtures[test] = {name: fixture["seconds"] for name, fixture in shared.items()}
+                for part in (entry, *shared.values()):
+                    for module, lines in part["lines"].items():
+                        self.lines[module].setdefault(test, set()).update(lines)
+
+    def ordered(self, tests: Sequence[str], room: str) -> list[str]:
+        """Returns tests, quickest first, those of the room earlier."""
+
+        def late(test: str) -> float:
+            own = self.cost[test] + sum(self.fixtures[test].values())
+            return (own + 0.05) * (1.0 if test.startswith(f"tests/{room}/") else _ELSEWHERE)
+
+        return sorted(tests, key=late)
+
+    def of(self, drawn: Drawn) -> tuple[list[str], list[str]]:
+        """Returns the tests that reach a mutant's statement, and others that may: of its function, or of its module."""
+        module, mutant = self.lines.get(drawn.module, {}), drawn.mutant
+        spans = [mutant.statement] if mutant.function else []
+        spans += [mutant.function] if mutant.function else [(0, 10**9)]
+        found: list[str] = []
+        parts = []
+        for first, last in spans:
+            here = [test for test, lines in module.items() if any(first <= line <= last for line in lines)]
+            parts.append(self.ordered([test for test in here if test not in found], drawn.module.partition("/")[0]))
+            found += here
+        return (parts[0], parts[1]) if len(parts) > 1 else (parts[0], [])
+
+    def seconds(self, tests: Sequence[str]) -> float:
+        """Returns how long tests take together, shared fixtures once a file."""
+        shared = {(test.partition("::")[0], name): s for test in tests for name, s in self.fixtures[test].items()}
+        return sum(self.cost[test] for test in tests) + sum(shared.values())
+
+    def within(self, tests: Sequence[str], budget: float) -> list[str]:
+        """Returns the first of the tests that take this many seconds together, at least one."""
+        taken: list[str] = []
+        for test in tests:
+            if taken and self.seconds([*taken, test]) > budget:
+                break
+            taken.append(test)
+        return taken
+
+
+class First:
+    """A plugin of pytest that keeps the first failure."""
+
+    def __init__(self) -> None:
+        """Makes one that has seen nothing."""
+        self.failure: tuple[str, str] | None = None
+        self.passed = 0
+
+    def _see(self, report: Any) -> None:
+        if report.failed and self.failure is None:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            said = crash.message if crash else str(report.longrepr)
+            self.failure = (report.nodeid, _short(said))
+        self.passed += report.passed and getattr(report, "when", "") == "call"
+
+    pytest_runtest_logreport = pytest_collectreport = _see
+
+
+def work_of(drawn: Drawn | None, sources: Mapping[str, str], tests: Sequence[str]) -> forks.Work:
+    """Returns the work of a child: with the mutant in its copy, the tests until one fails."""
+
+    def work(tree: Path) -> dict[str, Any]:
+        changed = tree.parent / "changed"
+        if changed.exists():  # by the mutant before, which may have been killed
+            name, stamp = json.loads(changed.read_text())
+            (tree / "ganomaly_jax" / name).write_text(sources[name])
+            os.utime(tree / "ganomaly_jax" / name, ns=(stamp, stamp))  # of its bytecode
+            changed.unlink()
+        if drawn is not None:
+            path = tree / "ganomaly_jax" / drawn.module
+            changed.write_text(json.dumps([drawn.module, path.stat().st_mtime_ns]))
+            path.write_text(mutants.applied(sources[drawn.module], drawn.mutant))
+            os.utime(path, (1e9, 1e9))  # never that of any bytecode
+        first = First()
+        code = forks.pytest_run(tree, list(tests), first)
+        return {"code": code, "failure": first.failure, "passed": first.passed}
+
+    return work
+
+
+# The run
+
+
+def sources_of(root: Path, rooms: Sequence[str]) -> dict[str, str]:
+    """Returns the sources of the modules of rooms, by their names below the package."""
+    found = sorted(path for room in rooms for path in (root / "ganomaly_jax" / room).glob("*.py"))
+    return {path.relative_to(root / "ganomaly_jax").as_posix(): path.read_text(encoding="utf-8") for path in found}
+
+
+def record(trees: list[Path], kept: Path, log: Log) -> dict[str, Any]:
+    """Returns what each test file reaches, from a recording if there is one; each file in a process of its own."""
+    recorded: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    files = sorted(path.relative_to(trees[0]).as_posix() for path in (trees[0] / "tests").glob("*/**/test_*.py"))
+    left = [name for name in files if name not in recorded and not any(part in name for part in _WITHOUT)]
+
+    def job(name: str) -> tuple[str, float, forks.Work]:
+        def work(tree: Path) -> dict[str, Any]:
+            from benchmarks.faults.reach import Recorder
+
+            recorder = Recorder(tree / "ganomaly_jax")
+            forks.pytest_run(tree, ["--maxfail=1000", name], recorder)
+            return {"tests": recorder.tests, "fixtures": recorder.fixtures}
+
+        return name, 1800.0, work
+
+    for name, found, seconds in forks.each(map(job, left), trees):
+        recorded[name] = found if isinstance(found, dict) else {"tests": {}, "fixtures": {}}
+        log(f"{name}: {len(recorded[name]['tests'])} tests in {seconds:.0f} s")
+        kept.write_text(json.dumps(recorded))
+    return recorded
+
+
+def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
+    """Runs the mutants, writing the two files after each, and returns the report."""
+    scratch = Path(options.scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    machine = {name: value for name, value in timing.machine().items() if name in ("commit", "processor", "cores")}
+    forks.warm(scratch)  # after `machine`, which would open a device
+    trees = forks.copies(timing.ROOT, scratch, options.jobs)
+    sources = sources_of(trees[0], options.rooms)
+    settings = {name: getattr(options, name) for name in ("count", "seed", "rooms", "budget")}
+    report = command.begin("mutation", machine=machine, settings=settings, mutants=[], finished=False)
+    reach = Reach(record(trees, Path(options.reach or scratch / "reach.json"), log))
+    reasons = json.loads(REASONS.read_text()) if REASONS.exists() else {}
+    drawn = draw(sources, options.count, options.seed)
+    rows = {one: _row(one, reasons) for one in drawn}
+    report["mutants"] = list(rows.values())
+    jobs = list(_jobs(drawn, sources, reach, options.budget))
+    np.random.default_rng(0).shuffle(jobs)
+    for stage in (0, 1):
+        left = [job for job in jobs if job[0] == stage and rows[job[1]]["outcome"] != "killed"]
+        work = (((stage, one), limit, work_of(one, sources, tests)) for _, one, tests, limit in left)
+        for (_, one), found, seconds in forks.each(work, trees):
+            _note(rows[one], found, seconds)
+            log(f"{_progress(report)}: {rows[one]['outcome']} by {rows[one].get('test', '-')}: {one.key}")
+            command.write(report, options.out, markdown, {f"{timing.ROOT}{os.sep}": ""})
+    _control(rows, sources, reach, trees, log)
+    report["finished"] = True
+    command.write(report, options.out, markdown)
+    return report
+
+
+def _row(one: Drawn, reasons: Mapping[str, str]) -> dict[str, Any]:
+    at = {"module": one.module, "line": one.mutant.line, "operator": one.mutant.operator}
+    change = {"before": _short(one.mutant.before), "after": _short(one.mutant.after)}
+    return at | change | {"outcome": "not reached", "tests": 0, "seconds": 0.0, "reason": reasons.get(one.key, "")}
+
+
+def _jobs(
+    drawn: Sequence[Drawn], sources: Mapping[str, str], reach: Reach, budget: float
+) -> Iterator[tuple[int, Drawn, list[str], float]]:
+    """Yields (stage, mutant, tests, seconds after which they hang): first the quickest tests, then all others."""
+    for one in drawn:
+        direct, others = reach.of(one)
+        quick = reach.within(direct, budget)
+        for stage, tests in enumerate((quick, [*direct[len(quick) :], *others])):
+            if tests:
+                yield stage, one, tests, _PATIENCE_S + _SLOWER * reach.seconds(tests)
+
+
+def _note(row: dict[str, Any], found: Any, seconds: float) -> None:
+    row["seconds"] = round(row["seconds"] + seconds, 1)
+    if not isinstance(found, dict):
+        row |= {"outcome": "killed", "test": "the process", "said": "hangs" if found else "died"}
+        return
+    row["tests"] += found["passed"]
+    if found["failure"]:
+        row |= {"outcome": "killed", "test": found["failure"][0], "said": found["failure"][1]}
+    elif found["code"]:
+        row |= {"outcome": "killed", "test": "pytest", "said": f"exit code {found['code']}"}
+    else:
+        row["outcome"] = "survived"
+
+
+def _control(
+    rows: Mapping[Drawn, dict[str, Any]], sources: Mapping[str, str], reach: Reach, trees: list[Path], log: Log
+) -> None:
+    """Runs every test that killed a mutant without any: one that fails then proves nothing."""
+    files: dict[str, set[str]] = collections.defaultdict(set)
+    for row in rows.values():
+        if row.get("test") in reach.cost:
+            files[row["test"].partition("::")[0]].add(row["test"])
+    jobs = ((name, 1800.0, work_of(None, sources, [*sorted(tests), "--maxfail=1000"])) for name, tests in files.items())
+    for name, found, _ in forks.each(jobs, trees):
+        if not isinstance(found, dict) or found["failure"]:
+            log(f"{name} fails without a mutant: {found}")
+            for row in rows.values():
+                if row.get("test", "").startswith(name):
+                    row |= {"outcome": "in doubt"}
+
+
+# The page
+
+
+def _counts(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, tuple[int, int]]:
+    """Returns (killed, all) by module or operator."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        killed, whole = found.get(row[name], (0, 0))
+        found[row[name]] = (killed + (row["outcome"] == "killed"), whole + 1)
+    return dict(sorted(found.items()))
+
+
+def _progress(report: Mapping[str, Any]) -> str:
+    outcomes = collections.Counter(row["outcome"] for row in report["mutants"])
+    return ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items()))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Formats the report as a page."""
+    rows = report["mutants"]
+    killed = sum(row["outcome"] == "killed" for row in rows)
+    left = [row for row in rows if row["outcome"] != "killed"]
+    lines = [
+        "# Mutants and the tests that notice them",
+        "",
+        f"{report['date']}, commit {report['machine']['commit'] or 'unknown'}; seed {report['settings']['seed']}. "
+        f"{killed} of {len(rows)} killed ({killed / max(len(rows), 1):.1%})."
+        + " Not finished."
+        * (not report["finished"]),
+    ]
+    for name in ("operator", "module"):
+        lines += ["", *command.table(f"{name} | killed | of")]
+        lines += [f"| {key} | {found} | {whole} |" for key, (found, whole) in _counts(rows, name).items()]
+    lines += ["", "## Survivors", "", *command.table("where | before | after | reason")]
+    for row in left:
+        cells = (f"{row['module']}:{row['line']}", f"`{row['before']}`", f"`{row['after']}`", row["reason"] or "none")
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses and checks the command line."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--count", type=int, default=250, help="mutants, about (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="draws them (default: %(default)s)")
+    parser.add_argument("--rooms", default=",".join(ROOMS), help="sub-packages (default: %(default)s)")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests before others (default: 60)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time (default: %(default)s)")
+    parser.add_argument("--least", type=float, default=0.95, help="share to be noticed (default: %(default)s)")
+    parser.add_argument("--scratch", default="/tmp/mutation", help="copies, compiled programs (default: %(default)s)")
+    parser.add_argument("--reach", help="a recording of which tests reach which lines (default: SCRATCH/reach.json)")
+    options = parser.parse_args(argv)
+    options.rooms = [room.strip() for room in options.rooms.split(",")]
+    unknown = [room for room in options.rooms if not (timing.ROOT / "ganomaly_jax" / room).is_dir()]
+    if unknown:
+        raise UserError(f"--rooms: got {unknown[0]!r}, expected sub-packages of ganomaly_jax, such as {ROOMS[0]}")
+    command.at_least(options, 1, "count", "jobs")
+    command.at_least(options, 0, "seed")
+    command.seconds(options, "budget")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code, 1 if too few mutants are noticed."""
+    enough = []
+
+    def counted(options: argparse.Namespace, log: Log) -> None:
+        rows = run(options, log)["mutants"]
+        enough.append(sum(row["outcome"] == "killed" for row in rows) >= options.least * len(rows))
+
+    return command.main(arguments, counted, argv) or int(not all(enough))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
