@@ -11,7 +11,7 @@ from jax import lax
 from benchmarks.common.parity import LOSSES, worst
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model.ganomaly import Ganomaly
-from ganomaly_jax.model.pytorch import from_pytorch, read_pytorch
+from ganomaly_jax.model.pytorch import from_pytorch
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -95,10 +95,9 @@ def test_the_steps_and_the_scores_after_them(recorded):
         assert float(jnp.abs(ours - theirs).max()) < 5 * detector.learning_rate
 
 
+@pytest.mark.parametrize("recorded", ["32x32x3_extra1"], indirect=True)  # it has all kinds of layers
 def test_steps_in_float64_follow_the_record(recorded):
     """Without rounding of our own the recorded float32 losses are met to float32's own precision."""
-    if not recorded.detector.extra_layers:
-        pytest.skip("one of the two records is enough: this one has all kinds of layers but the 3x3")
     with jax.enable_x64(True):
         narrow = recorded.detector
         detector = Ganomaly(
@@ -127,21 +126,3 @@ def test_weights_that_do_not_fit_are_refused(recorded):
     jax.tree.map(
         np.testing.assert_array_equal, from_pytorch(detector, parallel, discriminator).params, recorded.state.params
     )
-
-
-def test_pth_files(tmp_path):
-    torch = pytest.importorskip("torch", reason="reading .pth files needs the extra `torch`")
-    weights = {"a.weight": torch.arange(6.0).reshape(2, 3)}
-    torch.save({"epoch": 1, "state_dict": weights}, tmp_path / "netG.pth")
-    np.testing.assert_array_equal(read_pytorch(tmp_path / "netG.pth")["a.weight"], np.arange(6.0).reshape(2, 3))
-    (tmp_path / "bad.pth").write_bytes(b"not a file of torch")
-    with pytest.raises(UserError, match=r"bad\.pth"):
-        read_pytorch(tmp_path / "bad.pth")
-
-    class Evil:
-        def __reduce__(self):
-            return (print, ("code ran",))
-
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match="weights only"):
-        read_pytorch(tmp_path / "evil.pth")
