@@ -12,9 +12,10 @@ import math
 from collections.abc import Sequence
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.section import section
 
 
-@dataclasses.dataclass
+@section("data.sound")
 class Sound:
     """How recordings are cut into windows, and windows become spectrograms.
 
@@ -54,7 +55,7 @@ class Sound:
     """Whether loudness counts; false: each window is scaled to the same power first."""
 
 
-@dataclasses.dataclass
+@section("data")
 class Data:
     """Where the data come from, and how they become the arrays that the network takes.
 
@@ -140,7 +141,7 @@ class Data:
     """
 
 
-@dataclasses.dataclass
+@section("model")
 class Model:
     """The detector and the size of its networks."""
 
@@ -172,7 +173,7 @@ class Model:
     """Autoencoder: share of its input that is hidden, in patches."""
 
 
-@dataclasses.dataclass
+@section("loss")
 class Loss:
     """Weights of the losses.
 
@@ -191,7 +192,7 @@ class Loss:
     """Temperature of the contrastive loss."""
 
 
-@dataclasses.dataclass
+@section("optimizer")
 class Optimizer:
     """Adam, with the same settings for generator and discriminator."""
 
@@ -210,7 +211,7 @@ class Optimizer:
     """
 
 
-@dataclasses.dataclass
+@section("train")
 class Train:
     """How long the training runs, and what it stores."""
 
@@ -247,7 +248,7 @@ class Train:
     """Augmentation: mirror each image left to right with probability 1/2."""
 
 
-@dataclasses.dataclass
+@section("mesh")
 class Mesh:
     """The devices that the training uses."""
 
@@ -267,7 +268,7 @@ class Mesh:
     """Shard weights and optimizer states of arrays with at least this many elements; 0: replicate all."""
 
 
-@dataclasses.dataclass
+@section("members")
 class Members:
     """Independent models that are trained together, one for each class and seed; both empty: a single model."""
 
@@ -277,7 +278,7 @@ class Members:
     """Seeds separated by commas, such as `0,1,2`; empty: `seed` alone."""
 
 
-@dataclasses.dataclass
+@section("evaluate")
 class Evaluate:
     """Scores, threshold, and what the report shows."""
 
@@ -314,7 +315,7 @@ class Evaluate:
     """Principal components of the baselines: the share of variance they explain if below 1, else their number."""
 
 
-@dataclasses.dataclass
+@section("")
 class Config:
     """The configuration of a run."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 from typing import Any
 
+from ganomaly_jax.core import section
 from ganomaly_jax.core.config import Config, Evaluate
 from ganomaly_jax.core.errors import UserError
 
@@ -109,8 +109,7 @@ def set_value(config: Config, path: str, value: Any) -> None:
     """
     known = flatten(to_dict(Config()))
     if path not in known:
-        near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
-        raise UserError(f"unknown configuration key: {path}; did you mean {near[0]}?")
+        raise section.unknown(path)
     want = type(known[path])
     try:
         converted = _BOOLEANS[str(value).lower()] if want is bool else want(value)

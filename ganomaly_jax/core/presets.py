@@ -60,6 +60,8 @@ def read(name: str) -> Config:
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
+    except UserError as error:  # a setting that does not exist, or a value of another type
+        raise UserError(f"--config {name}: {error}") from None
     except Exception as error:  # the user's own code may do anything
         raise UserError(f"--config {name} does not run: {type(error).__name__}: {error}") from None
     if not isinstance(config, Config):
