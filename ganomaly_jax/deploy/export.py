@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ganomaly_jax import __version__
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import calls, sealed_folder
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import export_runtime, modalities
 from ganomaly_jax.runs import layout
@@ -65,6 +65,11 @@ def export(
         reproduce the detector's scores. Nothing is written then.
       DamagedError: the detector is damaged.
     """
+    call = "gj.export('runs/mine', 'exported')"
+    calls.expect(
+        (scoring_scorer.Scorer, *calls.PATH), f"the folder of a run or a gj.Scorer, as in {call}", source=source
+    )
+    calls.expect(calls.PATH, f"the folder to write, as in {call}", out=out)
     if form not in PROGRAMS:
         raise UserError(f"form {form!r}: expected one of {', '.join(PROGRAMS)}")
     if weights not in ("inside", "beside") or (form == "onnx" and weights == "beside"):

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax.core import config, validation
+from ganomaly_jax.core import calls, config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy, sources, splits
 from ganomaly_jax.data.images.modality import Images
@@ -52,6 +52,8 @@ def import_pytorch(
       UserError: PyTorch is not installed; the file is not a GANomaly, or one that cannot be scored; there are no normal
         images, or they are floating point; `workdir` is in use.
     """
+    call = "gj.import_pytorch('netG.pth', 'NORMALS', 'runs/theirs')"
+    calls.expect(calls.PATH, f"a path, as in {call}", path=path, workdir=workdir)
     folder = Path(workdir)
     if (folder / layout.CONFIG).exists() or (folder / layout.DETECTOR).exists():
         raise UserError(f"{folder} already holds a run; choose another --workdir")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import auroc_intervals
 from ganomaly_jax.evaluation.auroc_intervals import Interval, Paired
@@ -50,6 +51,9 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
     Raises:
       UserError: a run has no labelled predictions, the test images or labels differ, or there is one class only.
     """
+    calls.expect(
+        calls.PATH, "the path of a run, as in gj.compare('runs/mine', 'runs/other')", first=first, second=second
+    )
     a, b = _read(Path(first)), _read(Path(second))
     shared = a.keys() & b.keys()
     if len(shared) < max(len(a), len(b)):

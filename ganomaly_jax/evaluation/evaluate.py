@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, config, validation
+from ganomaly_jax.core import atomic_files, calls, config, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets, lazy, sources, splits
@@ -77,6 +77,9 @@ def evaluate(
       UserError: the folder holds no finished run, or the data cannot be used.
       DamagedError: the detector is damaged.
     """
+    calls.expect_folder(workdir, "gj.evaluate('runs/mine')")
+    wanted = "a folder or file of data; arrays are gj.evaluate('runs/mine', arrays=(images, labels))"
+    calls.expect(calls.PATH, wanted, source=source)
     workdir = Path(workdir)
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
     changes: dict[str, Any] = {"baselines": baselines, "combine": combine}
@@ -132,6 +135,7 @@ def evaluate_members(
     Raises:
       UserError: as in `evaluate`, or the folder holds no members.
     """
+    calls.expect_folder(workdir, "gj.evaluate_members('runs/table')")
     workdir = Path(workdir)
     members = sweep.read_members(workdir)
     if not members:
@@ -156,6 +160,7 @@ def evaluate_members(
 def _at_rate(scorer: Scorer, rate: float | None) -> Scorer:
     if rate is None:
         return scorer
+    calls.expect(calls.NUMBER, "a rate between 0 and 1", false_positive_rate=rate)
     if not 0 < rate < 1:
         raise UserError(f"false_positive_rate={rate}: expected a rate between 0 and 1")
     settings = dataclasses.replace(scorer.config.evaluate, threshold_by="rate", false_positive_rate=rate)

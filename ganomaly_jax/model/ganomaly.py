@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.config import Config, Evaluate, Loss, Mesh, Model, Optimizer, input_shape
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model import contrastive_views, layers, networks, weights
@@ -79,23 +80,22 @@ class Ganomaly:
     network: str = Model.network
 
     def __post_init__(self) -> None:
+        calls.expect((tuple, list), "a shape, as in gj.Ganomaly(shape=(32, 32, 3))", shape=self.shape)
         if len(self.shape) in (1, 2):
             self._check_rows()
         elif len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
-            sides = ", ".join(map(str, networks.SIDES))
             raise UserError(
-                f"shape {tuple(self.shape)}: expected (height, width, channels) with height and width out of {sides} "
-                "and at least one channel; resize the images, or use preprocess.fit_image"
+                f"shape {tuple(self.shape)}: expected (height, width, channels) with height and width out of "
+                f"{', '.join(map(str, networks.SIDES))} and at least one channel; resize the images, or use preprocess.fit_image"
             )
         for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0), ("batch_norm_group", 0)):
+            calls.expect(int, f"a whole number of at least {least}", **{name: getattr(self, name)})
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: expected at least {least}")
-        if self.score_distance not in ("squared", "l1"):
-            raise UserError(f"score_distance={self.score_distance!r}: expected 'squared' or 'l1'")
-        if self.compute_dtype not in ("float32", "bfloat16"):
-            raise UserError(f"compute_dtype={self.compute_dtype!r}: expected 'float32' or 'bfloat16'")
-        if self.network not in ("original", "anomalib"):
-            raise UserError(f"network={self.network!r}: expected 'original' or 'anomalib'")
+        choices = {"score_distance": ("squared", "l1"), "compute_dtype": ("float32", "bfloat16")}
+        for name, words in (choices | {"network": ("original", "anomalib")}).items():
+            if getattr(self, name) not in words:
+                raise UserError(f"{name}={getattr(self, name)!r}: expected {' or '.join(map(repr, words))}")
         if self.network == "anomalib" and (self.shape[0] != self.shape[1] or self.shape[0] < 32 or self.shape[2] != 3):
             raise UserError(
                 f"shape {tuple(self.shape)} with network='anomalib': expected a square of at least 32 pixels with 3 "

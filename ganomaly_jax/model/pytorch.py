@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model.ganomaly import Ganomaly
 from ganomaly_jax.model.networks import halvings
@@ -143,6 +144,9 @@ def from_pytorch(
     Raises:
       UserError: a tensor is missing, left over or of another shape; the message names it.
     """
+    call = "gj.from_pytorch(gj.Ganomaly(shape), gj.read_pytorch('netG.pth'), gj.read_pytorch('netD.pth'))"
+    calls.expect(Ganomaly, f"a gj.Ganomaly, as in {call}", detector=detector)
+    calls.expect(Mapping, f"tensors by name, as in {call}", generator=generator, discriminator=discriminator)
     like = jax.eval_shape(detector.init, jax.random.key(0))
     pairs = {
         "generator": (_generator_layers(detector), generator),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import calls, sealed_folder
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data.images import decode
@@ -52,6 +52,11 @@ def picture(scorer: Scorer, found: Maps, i: int, title: str, contributions: np.n
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    call = "gj.picture(scorer, gj.residual_maps(scorer, images), 0, 'title')"
+    calls.expect(Scorer, f"a gj.Scorer, as in {call}", scorer=scorer)
+    calls.expect(Maps, f"residual maps, as in {call}", found=found)
+    if not 0 <= i < len(found.values):
+        raise UserError(f"i={i}: expected the index of one of {len(found.values)} images")
     values, threshold = found.values[i], scorer.map_threshold
     x = image_grids.to_rgb(found.x[i])
     factor = max(1, -(-_PANEL // max(values.shape)))
@@ -155,6 +160,9 @@ def explain(scorer: Scorer, path: str | os.PathLike[str]) -> tuple[Image.Image, 
     Raises:
       UserError: the file cannot be read, or has pixels that are not finite.
     """
+    call = "gj.explain(gj.load('runs/mine'), 'a.png')"
+    calls.expect(Scorer, f"a gj.Scorer, as in {call}", scorer=scorer)
+    calls.expect(calls.PATH, f"an image file, as in {call}", path=path)
     path = Path(path)
     raw, problems = scorer.read([path])
     if problems:

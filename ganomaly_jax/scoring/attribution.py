@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.core import calls
+from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.residual_map import Region
 from ganomaly_jax.scoring.scorer import Scorer
@@ -58,6 +60,7 @@ def residual_maps(scorer: Scorer, images: Any) -> Maps:
     Raises:
       UserError: as raised by calling the scorer.
     """
+    calls.expect(Scorer, "a gj.Scorer, as in gj.residual_maps(gj.load('runs/mine'), images)", scorer=scorer)
     if not hasattr(images, "dtype"):
         images = scorer.read([images] if isinstance(images, (str, Path)) else images)[0]
     size = min(inference.BUCKETS[2], scorer.block)
@@ -75,8 +78,9 @@ def gradient(scorer: Scorer, x: np.ndarray) -> np.ndarray:
     Returns:
       [n, H, W, C] float32.
     """
+    x = _as_unit(scorer, x, "gj.gradient")
     slope, _ = _programs(scorer)
-    return np.stack([np.asarray(slope(scorer.variables, image[None]))[0] for image in np.asarray(x, np.float32)])
+    return np.stack([np.asarray(slope(scorer.variables, image[None]))[0] for image in x])
 
 
 def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | None = None) -> Attribution:
@@ -98,7 +102,7 @@ def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | N
     References:
       Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
     """
-    x = np.asarray(x, np.float32)
+    x = _as_unit(scorer, x, "gj.integrated_gradients")
     if baseline is None:
         baseline = _reconstruction(scorer, x)
     baseline = np.broadcast_to(np.asarray(baseline, np.float32), x.shape)
@@ -106,6 +110,19 @@ def integrated_gradients(scorer: Scorer, x: np.ndarray, baseline: np.ndarray | N
     results = [tuple(map(np.asarray, path(scorer.variables, x[i], baseline[i]))) for i in range(len(x))]
     values, scores, baseline_scores = (np.stack(column) for column in zip(*results, strict=True))
     return Attribution(values, scores, baseline_scores)
+
+
+def _as_unit(scorer: Scorer, x: Any, name: str) -> np.ndarray:
+    """Returns images in [-1, 1] as float32, or raises a `UserError` that shows the right call."""
+    call = f"{name}(scorer, gj.residual_maps(scorer, images).x)"
+    calls.expect(Scorer, f"a gj.Scorer, as in {call}", scorer=scorer)
+    found = np.asarray(x)
+    if found.dtype.kind not in "fiu" or found.shape[1:] != scorer.input_shape or (np.abs(found) > 1).any():
+        raise UserError(
+            f"x has the type {found.dtype} and the shape {found.shape}: expected "
+            f"[n, {', '.join(map(str, scorer.input_shape))}] in [-1, 1], as in {call}"
+        )
+    return found.astype(np.float32)
 
 
 def _reconstruction(scorer: Scorer, x: np.ndarray) -> np.ndarray:

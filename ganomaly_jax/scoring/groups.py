@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring import scorer as scoring_scorer
@@ -34,6 +35,7 @@ def of_images(source: GroupSource, paths: Sequence[str], root: str = "") -> np.n
     Raises:
       UserError: the file is no such table or names none of the images, or the number of names differs from n.
     """
+    calls.expect((*calls.PATH, Sequence, np.ndarray), "a CSV file, or one name per image", by=source)
     if not isinstance(source, (str, os.PathLike)):
         names = np.array([str(name) for name in source], object)
         if len(names) != len(paths):

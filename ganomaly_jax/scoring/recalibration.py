@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import validation
+from ganomaly_jax.core import calls, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
 from ganomaly_jax.runs import layout, resolution, run_folder
@@ -52,6 +52,11 @@ def recalibrate(
         item that can be scored, or the folder cannot be written.
       DamagedError: the detector is damaged.
     """
+    calls.expect_folder(workdir, "gj.recalibrate('runs/mine', false_positive_rate=0.001)")
+    arrays_call = "gj.recalibrate('runs/mine', arrays=images)"
+    calls.expect(calls.PATH, f"a folder or file of normal data; arrays are {arrays_call}", source=source)
+    rules = {"false_positive_rate": false_positive_rate, "quantile": quantile, "tail": tail, "threshold": threshold}
+    calls.expect((*calls.NUMBER, type(None)), "a number", **rules, review=review)
     settings = _threshold_settings(false_positive_rate, quantile, tail, threshold)
     detector = scorer.load(workdir)
     items = detector.words.items

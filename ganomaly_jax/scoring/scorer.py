@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.core import calls, config_values, sealed_folder
 from ganomaly_jax.core import config as config_module
-from ganomaly_jax.core import config_values, sealed_folder
 from ganomaly_jax.core.config import Data
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import track
@@ -236,6 +236,7 @@ class Scorer:
         Raises:
           UserError: there are no files.
         """
+        calls.expect(Sequence, "a list of image files, such as ['a.png', 'b.png']; arrays are for judge", paths=paths)
         if not len(paths):
             raise UserError("no image files: expected at least one")
         problems: list[tuple[str, str]] = []
@@ -310,6 +311,7 @@ class Scorer:
         Raises:
           UserError: the folder cannot be written.
         """
+        calls.expect(calls.PATH, "the folder to write, as in scorer.save('detector')", directory=directory)
         meta = {
             "format": 1,
             "config": config_values.to_dict(self.config),
@@ -342,7 +344,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
       UserError: there is no detector, or its parts do not fit together.
       DamagedError: the detector is incomplete or was altered.
     """
+    calls.expect_folder(directory, "scorer = gj.load('runs/mine')")
     folder = Path(directory)
+    if folder.is_file():
+        raise UserError(f"{directory} is a file: expected the folder of a run")
     if (folder / layout.DETECTOR).is_dir():
         folder = folder / layout.DETECTOR
     elif members := sweep.read_members(folder):

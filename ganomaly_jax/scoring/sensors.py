@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.rows import folders as row_folders
 from ganomaly_jax.data.rows import splits as row_splits
@@ -139,6 +140,7 @@ def contributions(scorer: Scorer, rows: Any, steps: int = STEPS) -> Contribution
     References:
       Sundararajan, Taly and Yan 2017, "Axiomatic Attribution for Deep Networks".
     """
+    calls.expect(Scorer, "a gj.Scorer, as in gj.contributions(gj.load('runs/mine'), rows)", scorer=scorer)
     if not scorer.feature_names:
         raise UserError(
             f"this detector judges {scorer.words.kind}, which have no sensors: use ganomaly_jax.integrated_gradients "

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring import inference, modalities
 from ganomaly_jax.scoring.scorer import Scorer
@@ -137,6 +138,9 @@ def compile_streams(scorer: Scorer, streams: int) -> Streams:
     Raises:
       UserError: the detector is not one of sensors, or `streams` is below 1.
     """
+    call = "gj.compile_streams(gj.load('runs/mine'), 1000)"
+    calls.expect(Scorer, f"a gj.Scorer, as in {call}", scorer=scorer)
+    calls.expect(int, f"a number of streams, as in {call}", streams=streams)
     if not scorer.feature_names or streams < 1:
         raise UserError(f"{streams} streams: expected at least 1, and a detector of sensors")
     score = functools.partial(inference.scored, scorer.detector, scorer.parts, scorer.pixels)
@@ -166,6 +170,7 @@ def advance(streams: Streams, x: np.ndarray) -> tuple[Streams, dict[str, np.ndar
     Returns:
       The new state, and `score` and `p_value` [S], NaN until the windows are full.
     """
+    calls.expect(Streams, "what gj.compile_streams returned, as in gj.advance(streams, rows)", streams=streams)
     windows, found = streams.run(streams.variables, streams.windows, jnp.asarray(x, jnp.float32))
     seen = streams.seen + 1
     after = dataclasses.replace(streams, windows=windows, seen=seen)

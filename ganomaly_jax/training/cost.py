@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ganomaly_jax.core import calls
 from ganomaly_jax.core import memory as core_memory
 from ganomaly_jax.core.config import Config, Train
 from ganomaly_jax.core.errors import UserError
@@ -59,6 +60,7 @@ def plan(settings: Config, devices: int = 1) -> Plan:
     Raises:
       UserError: the sizes are missing or cannot work.
     """
+    calls.expect_config(settings, "gj.plan(config)")
     shape = modalities.of(settings.data).network_shape(settings.data)
     if 0 in shape:
         raise UserError(

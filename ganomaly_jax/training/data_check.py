@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import text_table, validation
+from ganomaly_jax.core import calls, text_table, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
@@ -56,6 +56,8 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
     Raises:
       UserError: the source does not exist or is not recognised, or none of it can be read.
     """
+    calls.expect_config(settings, "gj.check(config)")
+    calls.expect((Scorer, type(None)), "a gj.Scorer, as in gj.check(config, gj.load('runs/mine'))", scorer=scorer)
     settings = copy.deepcopy(settings)
     if scorer is not None:
         settings.data = dataclasses.replace(scorer.reading(settings.data.source), low=0, high=0)

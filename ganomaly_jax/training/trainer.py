@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ganomaly_jax.core import config_values, members, validation
+from ganomaly_jax.core import calls, config_values, members, validation
 from ganomaly_jax.core.config import Config, Mesh, Train
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources
@@ -62,6 +62,8 @@ def train(
       StoppedError: SIGINT or SIGTERM was received; the state is saved.
       ProcessLostError: another process is gone.
     """
+    calls.expect_config(settings, "gj.train(config, 'runs/mine')")
+    calls.expect_folder(workdir, "gj.train(config, 'runs/mine', arrays=images)")
     validation.check(settings)
     return train_run(resolve(settings, arrays), workdir, log, fall_back, into)
 
@@ -195,6 +197,8 @@ def train_members(
       DamagedError: as in `train`.
       StoppedError: as in `train`.
     """
+    calls.expect_config(settings, "gj.train_members(config, 'runs/table')")
+    calls.expect_folder(workdir, "gj.train_members(config, 'runs/table', arrays=images)")
     validation.check(settings)
     _check_members(settings)
     workdir = Path(workdir)

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax.core import config, config_values, sealed_folder, validation
+from ganomaly_jax.core import calls, config, config_values, sealed_folder, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, modalities, sources, splits
@@ -99,6 +99,10 @@ def update(
       DamagedError: as in `trainer.train`.
       StoppedError: as in `trainer.train`.
     """
+    call = "gj.update('runs/mine', 'NEW', 'runs/newer')"
+    calls.expect(calls.PATH, f"a path, as in {call}", workdir=workdir, source=source, out=out)
+    call = "gj.update('runs/mine', 'NEW', 'runs/newer')"
+    calls.expect(calls.PATH, f"a path, as in {call}", workdir=workdir, source=source, out=out)
     workdir, out = Path(workdir), Path(out)
     if not 0 <= replay < 1:
         raise UserError(f"replay={replay}: expected the share of old images, at least 0 and below 1, such as {REPLAY}")

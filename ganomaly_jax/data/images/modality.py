@@ -239,6 +239,10 @@ def _files(given: Any) -> Sequence[Any] | None:
       UserError: A folder holds no image files, or the input cannot be images.
     """
     if isinstance(given, (str, os.PathLike)):
+        if not os.path.lexists(given):
+            raise UserError(
+                f"{decode.shown(given)} does not exist: expected an image file, a folder of them or an array"
+            )
         if not os.path.isdir(given):
             return [given]
         if not (found := files.list_images(os.fspath(given))):
@@ -263,7 +267,8 @@ def _as_pixels(given: Any, spec: InputSpec) -> np.ndarray:
     if x.ndim != 4 or x.shape[-1] != channels or not x.size:
         raise UserError(
             f"images of shape {x.shape}: expected [B, {height}, {width}, {channels}], B at least 1, the shape that "
-            "this detector was trained on (other sizes are resized, other numbers of channels are not converted)"
+            "this detector was trained on (a single image is image[None]; other sizes are resized, other numbers of "
+            "channels are not converted)"
         )
     if x.dtype.kind == "f" and x.dtype != spec.dtype:
         x = x.astype(np.float32)
