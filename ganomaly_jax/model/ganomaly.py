@@ -86,7 +86,7 @@ class Ganomaly:
         elif len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
             raise UserError(
                 f"shape {tuple(self.shape)}: expected (height, width, channels) with height and width out of "
-                f"{', '.join(map(str, networks.SIDES))} and at least one channel; resize the images, or use preprocess.fit_image"
+                f"{', '.join(map(str, networks.SIDES))} and at least one channel; resize the images"
             )
         for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0), ("batch_norm_group", 0)):
             calls.expect(int, f"a whole number of at least {least}", **{name: getattr(self, name)})
