@@ -115,7 +115,7 @@ def set_value(config: Config, path: str, value: Any) -> None:
         converted = _BOOLEANS[str(value).lower()] if want is bool else want(value)
         if want is int and float(value) != converted:
             raise ValueError
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, OverflowError):
         expected = "true or false" if want is bool else f"{want.__name__}, such as {known[path]!r}"
         raise UserError(f"{path}={value!r}: expected {expected}") from None
     *parents, name = path.split(".")

@@ -31,7 +31,7 @@ def stored_config(workdir: Path) -> Config | None:
         return config_values.from_dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, AttributeError) as error:  # UserError and JSONDecodeError are ValueErrors
+    except (ValueError, AttributeError, RecursionError) as error:  # UserError and JSONDecodeError are ValueErrors
         raise DamagedError(f"{path} cannot be read ({error}); restore it or use another --workdir") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from None

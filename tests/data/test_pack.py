@@ -383,3 +383,24 @@ def test_memory_stays_below_a_limit_that_the_set_exceeds(have_grain, tmp_path):
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
         ran = subprocess.run(call, capture_output=True, text=True, check=False, env=environment, timeout=120)
         assert ran.returncode == 0 and ran.stdout.startswith(said), ran.stdout + ran.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("labels", [7]), ("labels", None), ("classes", [1]), ("shape", [10**6, 10**6, 1]), ("shape", 3)],
+        *[("dtype", "O8"), ("low", "0"), ("parts", [5]), ("checks", []), ("paths", [[]]), ("problems", ["x"])],
+        *[("bytes", None), ("normal", 1.5)],
+    ],
+)
+def test_metadata_with_a_right_checksum_that_make_no_sense_are_refused(packed, tmp_path, key, value):
+    """A checksum says that they are as written, not who wrote them; nothing of the declared size is allocated."""
+    strange = copy(packed[1], tmp_path / "a")
+    note = array_record.metadata_path(strange)
+    said = json.loads(note.read_text())
+    del said["sha256"]
+    n = len(said["labels"])
+    said[key] = value * n if isinstance(value, list) and len(value) == 1 and key != "classes" else value
+    note.write_text(array_record.encode_metadata(said))
+    with pytest.raises(DamagedError, match=f"not written by `ganomaly pack`: {'shape' if key == 'bytes' else key}"):
+        sources.load(small(strange))

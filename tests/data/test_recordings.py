@@ -107,3 +107,16 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
             settings.sound.rate = 4000
             with pytest.raises(UserError, match=rf"sound needs {name} .*pip install 'ganomaly-jax\[audio\]'"):
                 sources.load(settings).images[:]
+
+
+@pytest.mark.parametrize("rate", [0, 2_000_000_000])
+def test_a_rate_that_no_recorder_has_is_refused(tmp_path, rate):
+    """A header may say anything; spectrograms of 128 million samples a frame took minutes and gigabytes."""
+    soundfile.write(tmp_path / "a.wav", machine(0, 0.5), RATE)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match=r"sampling rate|libsndfile"):
+        sources.load(config.Data(source=str(tmp_path / "a.wav")))
+    with pytest.raises(UserError, match=f"a sampling rate of {rate} Hz: expected 1 to 10,000,000"):
+        recordings.from_array(machine(0, 0.5), rate, "the array")

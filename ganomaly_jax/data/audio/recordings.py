@@ -26,6 +26,9 @@ BLOCK, _CONTEXT = 2**20, 512
 # leave the largest possible number.
 _CUT = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0xFFFFFF00
+# Highest sampling rate in Hz, ten times that of ultrasound. Spectrograms take memory in proportion to it, whatever the
+# length of a recording.
+_HIGHEST = 10_000_000
 # Size, relative to full scale, from which integer samples count as clipped.
 _FULL = 0.9999
 
@@ -73,6 +76,7 @@ def inspect(path: Path) -> Recording:
         if not path.stat().st_size:
             raise UserError("an empty file")
         with library.SoundFile(path) as file:
+            _check_rate(file.samplerate)
             cut = _CUT.search(file.extra_info)
             if cut and int(cut[2]) < int(cut[1]) < _UNKNOWN:
                 raise UserError(f"truncated: its header says {cut[1]} bytes of samples, but there are {cut[2]}")
@@ -109,8 +113,9 @@ def from_array(values: np.ndarray, rate: int, name: str) -> Recording:
       name: Name of the recording for messages.
 
     Raises:
-      UserError: The array has another type or shape, or no samples.
+      UserError: The array has another type or shape, or no samples; or there is no such rate.
     """
+    _check_rate(rate)
     kind = str(values.dtype)
     values = as_float(values, name)
     if values.ndim != 1 or not len(values):
@@ -120,6 +125,12 @@ def from_array(values: np.ndarray, rate: int, name: str) -> Recording:
     full = float((np.abs(values) >= _FULL).mean()) if kind == "int16" else 0.0
     finite = bool(np.isfinite(values).all())
     return Recording(name, rate, len(values), 1, f"array {kind}", digest, finite, peak, full, values)
+
+
+def _check_rate(rate: int) -> None:
+    """Checks a sampling rate in Hz, or raises a UserError."""
+    if not 1 <= rate <= _HIGHEST:
+        raise UserError(f"a sampling rate of {rate} Hz: expected 1 to {_HIGHEST:,}")
 
 
 def as_float(values: Any, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import math
 import re
 import threading
 import warnings
@@ -29,6 +30,20 @@ from ganomaly_jax.data.lazy import LazyImages, wanted
 FORMAT = 1
 # Images are read one at a time in random order, so that reading ahead would be wasted.
 _READER = {"options": "readahead_buffer_size:0", "file_reader_buffer_size": 32768}
+_KEYS = (
+    "bytes",
+    "shape",
+    "dtype",
+    "low",
+    "high",
+    "classes",
+    "normal",
+    "labels",
+    "parts",
+    "paths",
+    "checks",
+    "problems",
+)
 _SHARD = re.compile(r"[^.].*\.array_?record(?:-\d+-of-\d+)?$")
 
 
@@ -176,12 +191,54 @@ def open_shard(path: Path) -> Shard:
         raise DamagedError(f"{beside} was altered or cut short: pack the images again")
     if metadata.get("format") != FORMAT:
         raise UserError(f"{beside} has format {metadata.get('format')}, expected {FORMAT}: pack the images again")
+    wrong = _wrong(metadata)
+    if wrong:
+        raise DamagedError(
+            f"{beside} was not written by `ganomaly pack`: {wrong} is not as expected; pack the images again"
+        )
     if size != metadata["bytes"]:
         raise DamagedError(
             f"{path} has {size:,} bytes, expected {metadata['bytes']:,} according to {beside.name}: it was cut short "
             "or replaced; pack the images again"
         )
     return Shard(path, metadata)
+
+
+def _wrong(metadata: dict[str, Any]) -> str:
+    """Returns the first key of metadata whose value cannot be that of a shard, empty if there is none.
+
+    A right checksum says that they are as written, not who wrote them.
+    """
+
+    def words(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    def numbers(value: Any, below: int, count: int) -> bool:
+        sized = isinstance(value, list) and len(value) == count
+        return sized and all(type(number) is int and 0 <= number < below for number in value)
+
+    held = {key: metadata.get(key, 0) for key in _KEYS}
+    n = len(held["labels"]) if isinstance(held["labels"], list) else 1
+    width = {"uint8": 1, "uint16": 2, "float32": 4}.get(str(held["dtype"]), 0)
+    sized = numbers(held["shape"], 2**31, 3) and numbers([held["bytes"]], 2**63, 1)
+    low, high = held["low"], held["high"]
+    finite = all(type(end) in (int, float) and abs(end) < 1e300 for end in (low, high))
+    problems = held["problems"]
+    valid = {
+        "dtype": width > 0,
+        # Records are not compressed: a few bytes cannot be so many pixels.
+        "shape": sized and 0 < math.prod(held["shape"]) * n * width <= held["bytes"],
+        "low": (low is None and high is None) or (finite and low < high),
+        "classes": words(held["classes"]),
+        "normal": held["normal"] is None or words(held["normal"]),
+        "labels": words(held["classes"]) and numbers(held["labels"], len(held["classes"]), n),
+        "parts": held["parts"] is None or numbers(held["parts"], 2, n),
+        "paths": words(held["paths"]) and len(held["paths"]) == n,
+        "checks": numbers(held["checks"], 2**32, n),
+        "problems": isinstance(problems, list) and all(words(one) and len(one) == 2 for one in problems),
+        "data_hash": isinstance(metadata.get("data_hash", ""), str),
+    }
+    return next((key for key, is_valid in valid.items() if not is_valid), "")
 
 
 def _reader(shards: Sequence[Shard], counts: Sequence[int], dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:

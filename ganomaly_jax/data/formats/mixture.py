@@ -152,9 +152,11 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
             )
             for one in content["parts"]
         ]
+        if not parts or any(getattr(part, name).ndim != 1 for part in parts for name, _ in _USES):
+            raise ValueError("no lists of items")
         ends = content.get("scaling")
         scaling = None if ends is None else (tuple(map(float, ends[0])), tuple(map(float, ends[1])))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read ({error}); repeat the update with another --out") from None
     datasets = []
     for part in parts:
@@ -163,5 +165,8 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
         advice = f"Restore them as {shown(path)} describes them, or name other data with --data"
         now = data_datasets.content_hash(dataset)
         data_datasets.check_unchanged(part.settings.source, part.content_hash, now, advice, since="the update")
+        chosen = part.chosen
+        if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(dataset.images):
+            raise DamagedError(f"{path} cannot be read (no such items); repeat the update with another --out")
         datasets.append(dataset)
     return join(parts, datasets, shown(path), scaling)
