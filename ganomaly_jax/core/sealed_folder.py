@@ -1,30 +1,33 @@
-"""Folders that are replaced atomically and verified by checksums. Uses the standard library only.
+"""Folders that are verified by checksums when they are read. Uses the standard library only.
 
-A sealed folder holds `manifest.json`, which lists the sha256 and the size of every other file. A folder is written
-under a temporary name beside its target and then renamed; leftovers of killed processes are removed by the next writer.
+A sealed folder holds `manifest.json`, which lists the sha256 and the size of every other file. The functions of
+`atomic_folders` put it in the place of another.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
-import secrets
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ganomaly_jax.core import atomic_folders
 from ganomaly_jax.core.errors import DamagedError, UserError
 
 MANIFEST = "manifest.json"
-_TEMPORARY = ".ganomaly-tmp-"
-_REPLACED = ".ganomaly-old-"
+LARGEST_JSON = 2**24
+"""Largest size in bytes of the manifest and of a file that is read as a whole, such as `meta.json`."""
+# How often a folder is read that other processes replace meanwhile, and how deep its folders may be in one another.
+_ATTEMPTS, _DEEPEST = 20, 16
+T = TypeVar("T")
+_State = dict[str, tuple[int, ...]]
 
 
 def seal(directory: Path) -> None:
@@ -33,7 +36,12 @@ def seal(directory: Path) -> None:
     Raises:
       OSError: the file system's own error.
     """
-    entries = {name: _entry(directory / name) for name in _names(directory)}
+    entries = {}
+    with _opened(directory) as descriptor:
+        for name, _ in _walk(descriptor):
+            with _open_file(name, descriptor) as file:
+                entries[name] = _entry(file)
+    entries.pop(MANIFEST, None)
     (directory / MANIFEST).write_bytes(_encode(entries))
 
 
@@ -41,37 +49,164 @@ def verify(directory: Path) -> None:
     """Checks every file of a sealed folder against its manifest.
 
     Raises:
-      DamagedError: a file is missing, extra, altered or truncated; the message names it.
+      DamagedError: as `read`; so is the other error.
       UserError: the folder does not exist or cannot be read.
     """
+    read(directory, lambda folder, contents: None)
+
+
+def read(directory: Path, use: Callable[[Path, dict[str, bytes]], T], small: Sequence[str] = ()) -> T:
+    """Verifies a sealed folder and reads it, as one of the versions that other processes put in its place.
+
+    The folder is opened once. It is locked meanwhile, so that a process that replaces it leaves its files in place,
+    and read again if it was replaced or its files changed nevertheless.
+
+    Args:
+      directory: the folder.
+      use: called with the path of the opened folder and the contents of the files in `small`. It may be called several
+        times, and its result counts only if the files are those that were verified, before and after.
+      small: names of files of at most `LARGEST_JSON` bytes, whose verified bytes are handed to `use`.
+
+    Returns:
+      The result of `use`.
+
+    Raises:
+      DamagedError: a file is missing, extra, altered or truncated; the message names it.
+      UserError: the folder does not exist or cannot be read, or is replaced all the time.
+    """
     directory = Path(directory)
+    for _ in range(_ATTEMPTS):
+        with translated_errors(directory), _opened(directory) as descriptor:
+            alias = Path(f"/proc/self/fd/{descriptor}")  # leads to the opened folder whatever its name is now
+            path, verified = alias if alias.exists() else directory, None
+            try:
+                verified, contents = _verified(directory, descriptor, small)
+                result = use(path, contents)
+            except Exception:
+                if _is_current(directory, descriptor) and (verified is None or _is_unchanged(descriptor, verified)):
+                    raise
+                continue
+            if _is_unchanged(descriptor, verified) and (path == alias or _is_current(directory, descriptor)):
+                return result
+    raise UserError(f"{directory} changed while it was read, {_ATTEMPTS} times in a row; try again when it is at rest")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """Opens a folder, locked against removal, and yields its descriptor."""
+    try:
+        descriptor = _open_folder(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{directory} does not exist; expected a folder that was written by ganomaly") from None
+    try:
+        with suppress(OSError):  # Some file systems have no locks; the writer of a new folder holds it for a moment.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(directory: Path) -> int:
+    """Returns a descriptor of the folder, or of where it is between the two renames of `move_into_place`."""
+    try:
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            return os.open(atomic_folders.replaced_path(directory), os.O_RDONLY | os.O_DIRECTORY)
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _is_current(directory: Path, descriptor: int) -> bool:
+    """Returns True if the opened folder has not been replaced."""
+    return any(atomic_folders.is_at(path, descriptor) for path in (directory, atomic_folders.replaced_path(directory)))
+
+
+def exists(directory: Path) -> bool:
+    """Returns True if there is such a folder, even if it is just being replaced."""
+    return directory.is_dir() or atomic_folders.replaced_path(directory).is_dir()
+
+
+def _verified(directory: Path, descriptor: int, small: Sequence[str]) -> tuple[_State, dict[str, bytes]]:
+    """Checks an opened folder, and returns the state of its files and the contents of those in `small`."""
 
     def damaged(reason: str) -> DamagedError:
         return DamagedError(f"{directory} is damaged: {reason}")
 
-    with translated_errors(directory):
-        if not directory.is_dir():
-            raise UserError(f"{directory} does not exist; expected a folder that was written by ganomaly")
-        names = set(_names(directory))
-        if not (directory / MANIFEST).exists():
-            raise damaged(f"{MANIFEST} is missing")
-        raw = (directory / MANIFEST).read_bytes()
+    found = _state(descriptor)
+    for name, state in found.items():
+        if not state:
+            raise damaged(f"{name!r} is a link or a special file")
+    if MANIFEST not in found:
+        raise damaged(f"{MANIFEST} is missing")
+    contents: dict[str, bytes] = {}
+    for name in {MANIFEST, *small} & found.keys():
+        with _open_file(name, descriptor) as file:
+            contents[name] = file.read(LARGEST_JSON + 1)
+        if len(contents[name]) > LARGEST_JSON:
+            raise damaged(f"{name!r} has more than {LARGEST_JSON >> 20} MiB")
+    raw = contents.pop(MANIFEST)
+    try:
+        entries = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise damaged(f"{MANIFEST} is not JSON") from None
+    if not isinstance(entries, dict):
+        raise damaged(f"{MANIFEST} was altered")
+    for name in sorted((found.keys() | entries.keys()) - {MANIFEST}):
+        if name not in found:
+            raise damaged(f"{name!r} is missing")
+        if name not in entries:
+            raise damaged(f"{name!r} is not listed in {MANIFEST}")
+        if name in contents:
+            entry = _entry(io.BytesIO(contents[name]))
+        else:
+            with _open_file(name, descriptor) as file:
+                entry = _entry(file)
+        if entries[name] != entry:
+            raise damaged(f"{name!r} was altered or truncated")
+    # The manifest is a function of the files, byte for byte, and so needs no checksum of its own.
+    if raw != _encode(entries):
+        raise damaged(f"{MANIFEST} was altered")
+    return found, contents
+
+
+def _is_unchanged(descriptor: int, verified: _State) -> bool:
+    """Returns True if the files of an opened folder are in the same state as before."""
+    try:
+        return _state(descriptor) == verified
+    except OSError:
+        return False
+
+
+def _state(descriptor: int) -> _State:
+    """Returns what changes whenever a file is written, for each file of an opened folder; empty for links and pipes."""
+    states: _State = {}
+    for name, info in _walk(descriptor):
+        regular = stat.S_ISREG(info.st_mode)
+        states[name] = (info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) if regular else ()
+    return states
+
+
+def _walk(descriptor: int, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields relative path and status of everything but folders in an opened folder."""
+    if depth > _DEEPEST:
+        raise OSError(errno.ELOOP, f"more than {_DEEPEST} folders in one another", prefix[:50])
+    with os.scandir(descriptor) as entries:
+        names = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    for name, info in names:
+        if not stat.S_ISDIR(info.st_mode):
+            yield prefix + name, info
+            continue
+        inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
         try:
-            entries = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise damaged(f"{MANIFEST} is not JSON") from None
-        if not isinstance(entries, dict):
-            raise damaged(f"{MANIFEST} was altered")
-        for name in sorted(names | entries.keys()):
-            if name not in names:
-                raise damaged(f"{name!r} is missing")
-            if name not in entries:
-                raise damaged(f"{name!r} is not listed in {MANIFEST}")
-            if entries[name] != _entry(directory / name):
-                raise damaged(f"{name!r} was altered or truncated")
-        # The manifest is a function of the files, byte for byte, and so needs no checksum of its own.
-        if raw != _encode(entries):
-            raise damaged(f"{MANIFEST} was altered")
+            yield from _walk(inner, f"{prefix}{name}/", depth + 1)
+        finally:
+            os.close(inner)
+
+
+def _open_file(name: str, descriptor: int) -> io.BufferedIOBase:
+    """Opens a file of an opened folder."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.fdopen(os.open(name, flags, dir_fd=descriptor), "rb")
 
 
 @contextmanager
@@ -85,173 +220,12 @@ def translated_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot read {path}: {error.filename or 'a file'}: {error.strerror or error}") from error
 
 
-def _names(directory: Path) -> Iterator[str]:
-    """Yields the relative path of every file below `directory` except the manifest."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for folder, folders, files in os.walk(directory, onerror=refuse):
-        for path in (Path(folder, name) for name in files + folders):
-            mode = path.lstat().st_mode
-            name = path.relative_to(directory).as_posix()
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise DamagedError(f"{directory} is damaged: {name!r} is a link or a special file")
-            if stat.S_ISREG(mode) and name != MANIFEST:
-                yield name
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    """Returns the manifest entry of a file."""
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": os.fstat(file.fileno()).st_size}
+def _entry(file: io.BufferedIOBase) -> dict[str, Any]:
+    """Returns the manifest entry of an open file: hash and size in bytes."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"sha256": digest, "size": file.seek(0, os.SEEK_END)}
 
 
 def _encode(entries: dict[str, Any]) -> bytes:
     """Returns the manifest as bytes."""
     return json.dumps(entries, indent=1, sort_keys=True).encode()
-
-
-def check_free_space(folder: Path, size: int) -> None:
-    """Allocates `size` bytes in `folder` and frees them, so that a full disk or a quota shows as one short OSError.
-
-    Orbax would report it with pages of tracebacks.
-
-    Raises:
-      OSError: there is not enough space.
-    """
-    path = folder / "reserve"
-    with path.open("wb") as file, _unless_unsupported():
-        os.posix_fallocate(file.fileno(), 0, size)
-    path.unlink()
-
-
-@contextmanager
-def _unless_unsupported() -> Iterator[None]:
-    """Ignores errors that mean that this file system does not support an operation."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-
-
-def temporary_folder_path(parent: Path, name: str) -> Path:
-    """Returns the path of the folder that `temporary_folder` creates for `name`."""
-    return parent / f"{_TEMPORARY}{name}"
-
-
-@contextmanager
-def temporary_folder(parent: Path, name: str = "") -> Iterator[Path]:
-    """Creates a folder in `parent`, locked while this process lives, and removes it at the end if it is still there.
-
-    Args:
-      parent: existing folder.
-      name: name that other processes derive as well (see `temporary_folder_path`), which no other writer may use at the
-        same time; by default a random one.
-
-    Yields:
-      The path of the new folder.
-    """
-    while True:
-        path = temporary_folder_path(parent, name or secrets.token_hex(8))
-        path.mkdir()
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # Some network file systems have no locks: leftovers stay there.
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists():  # Another writer may have removed it before it was locked.
-            break
-        os.close(lock)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
-
-
-def remove_leftovers(parent: Path) -> None:
-    """Removes what killed processes left behind in `parent`; folders locked by live processes are kept."""
-    for path in parent.glob(f"{_TEMPORARY}*"):
-        with suppress(OSError):
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)
-    for path in parent.glob(f"{_REPLACED}*"):
-        target = parent / path.name.removeprefix(_REPLACED)
-        if target.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.rename(target)
-
-
-def move_into_place(folder: Path, target: Path) -> None:
-    """Renames `folder` to `target`; if `target` exists, the two are swapped, so that `folder` is then the old one.
-
-    Raises:
-      OSError: the file system's own error; `target` is unchanged then.
-    """
-    try:
-        os.rename(folder, target)
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    with _unless_unsupported():
-        _exchange(folder, target)
-        return
-    # Without an atomic exchange (NFS), a kill between these two renames leaves the old folder to `remove_leftovers`.
-    replaced = target.with_name(_REPLACED + target.name)
-    os.rename(target, replaced)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        os.rename(replaced, target)
-        raise
-    os.rename(replaced, folder)
-
-
-def _exchange(first: Path, second: Path) -> None:
-    """Swaps two paths atomically (Linux only)."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    cwd, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if rename(cwd, os.fsencode(first), cwd, os.fsencode(second), swap):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def delete(directory: Path) -> None:
-    """Deletes a folder such that it vanishes from under its name at once.
-
-    Raises:
-      UserError: it cannot be deleted.
-    """
-    hidden = directory.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
-    try:
-        directory.rename(hidden)
-    except OSError as error:
-        raise UserError(
-            f"cannot delete {directory}: {error.strerror or error}; the new checkpoint is in place"
-        ) from error
-    shutil.rmtree(hidden, ignore_errors=True)
-
-
-def fsync_tree(directory: Path) -> None:
-    """Flushes every file and folder below `directory` to disk."""
-    for folder, _, files in os.walk(directory):
-        for name in files:
-            fsync(Path(folder, name))
-        fsync(Path(folder))
-
-
-def fsync(path: Path) -> None:
-    """Flushes one file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with _unless_unsupported():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

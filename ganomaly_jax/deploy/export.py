@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from ganomaly_jax import __version__
-from ganomaly_jax.core import calls, sealed_folder
+from ganomaly_jax.core import atomic_folders, calls, sealed_folder
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.deploy import export_runtime, modalities
 from ganomaly_jax.runs import layout
@@ -85,8 +85,8 @@ def export(
     write = _write_onnx if form == "onnx" else functools.partial(_write_stablehlo, beside=weights == "beside")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        sealed_folder.remove_leftovers(target.parent)
-        with sealed_folder.temporary_folder(target.parent) as folder:
+        atomic_folders.remove_leftovers(target.parent)
+        with atomic_folders.temporary_folder(target.parent) as folder:
             written_by = write(folder, live)
             (folder / LOADER).write_bytes(Path(export_runtime.__file__).read_bytes())
             manifest = _manifest(live, folder, form, weights, written_by)
@@ -94,9 +94,9 @@ def export(
             # The files on disk are checked, by the loader beside them.
             manifest["self_check"] = _self_check(live, folder, images)
             _write_manifest(folder, manifest)
-            sealed_folder.fsync_tree(folder)
-            sealed_folder.move_into_place(folder, target)
-            sealed_folder.fsync(target.parent)
+            atomic_folders.fsync_tree(folder)
+            atomic_folders.move_into_place(folder, target)
+            atomic_folders.fsync(target.parent)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}; what was there is unchanged") from error
     return manifest

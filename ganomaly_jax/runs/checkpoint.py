@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import atomic_folders, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.runs import sealed_pytree
 
@@ -39,7 +39,7 @@ def _delete_old(root: Path, step: int, keep: int) -> None:
     older = [number for number in steps(root) if number < step]
     obsolete = set(older[: max(0, len(older) - (keep - 1))]) - {best(root)}
     for number in sorted(obsolete) if jax.process_index() == 0 else ():
-        sealed_folder.delete(_folder(root, number))
+        atomic_folders.delete(_folder(root, number))
 
 
 def best(root: Path) -> int | None:

@@ -10,6 +10,7 @@ system, everything that writes is a collective: each process writes its own shar
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,12 +24,14 @@ import numpy as np
 from jax import Array
 from orbax.checkpoint import v1 as ocp
 
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import atomic_folders, sealed_folder, strict_json
 from ganomaly_jax.core.errors import DamagedError, UserError
 
 ARRAYS = "arrays"
 META = "meta.json"
 _STATE = "state"
+# Bytes that arrays may claim beyond what their files have: the smallest ones are compressed.
+_SLACK = 2**20
 
 
 def write(directory: Path, tree: Any, meta: dict[str, Any]) -> None:
@@ -65,7 +68,7 @@ def begin_distributed_write(directory: Path, tree: Any, meta: dict[str, Any]) ->
     arrays = _flatten(tree)
     text = _check(arrays, meta)
     target = Path(os.path.realpath(directory))
-    folder = sealed_folder.temporary_folder_path(target.parent, f"{target.name}-together")
+    folder = atomic_folders.temporary_folder_path(target.parent, f"{target.name}-together")
     with ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(_readable_errors(directory, target))
@@ -107,7 +110,10 @@ def _check(arrays: dict[tuple[str, ...], Any], meta: dict[str, Any]) -> str:
     for path, array in arrays.items():
         if array.size == 0 or array.dtype.kind in "OSU":
             raise ValueError(f"{'/'.join(path)} is {_describe(array)}: expected a non-empty array of numbers")
-    return json.dumps(meta, indent=1, allow_nan=False)
+    text = json.dumps(meta, indent=1, allow_nan=False)
+    if len(text) > sealed_folder.LARGEST_JSON:
+        raise UserError(f"{META} would have {len(text):,} bytes: expected at most {sealed_folder.LARGEST_JSON:,}")
+    return text
 
 
 @contextmanager
@@ -125,9 +131,9 @@ def _readable_errors(directory: Path, target: Path) -> Iterator[None]:
 def _new_folder(target: Path, arrays: dict[tuple[str, ...], Any], name: str = "") -> Iterator[Path]:
     """Creates a temporary folder beside `target`, after checking that there is enough space."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    sealed_folder.remove_leftovers(target.parent)
-    with sealed_folder.temporary_folder(target.parent, name) as folder:
-        sealed_folder.check_free_space(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
+    atomic_folders.remove_leftovers(target.parent)
+    with atomic_folders.temporary_folder(target.parent, name) as folder:
+        atomic_folders.check_free_space(folder, sum(array.nbytes + 4096 for array in arrays.values()) + 2**20)
         yield folder
 
 
@@ -135,13 +141,13 @@ def _seal_and_move(folder: Path, target: Path, text: str) -> None:
     """Writes meta and manifest, flushes all files, and renames the folder."""
     (folder / META).write_text(text)
     sealed_folder.seal(folder)
-    sealed_folder.fsync_tree(folder)
-    sealed_folder.move_into_place(folder, target)
-    sealed_folder.fsync(target.parent)
+    atomic_folders.fsync_tree(folder)
+    atomic_folders.move_into_place(folder, target)
+    atomic_folders.fsync(target.parent)
 
 
 def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Reads an artefact, bit for bit as written.
+    """Reads an artefact, bit for bit as written, and in one version if another process replaces it meanwhile.
 
     Args:
       directory: the artefact.
@@ -153,24 +159,43 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     Raises:
       DamagedError: a file is missing, extra, altered or truncated; the message names it.
       UserError: the folder does not exist or cannot be read, or its arrays differ from those of `like`; the message
-        says which.
+        says which. Nothing is allocated for arrays that differ, or that are larger than the folder.
     """
     directory = Path(directory)
-    sealed_folder.verify(directory)
-    with sealed_folder.translated_errors(directory):
+
+    def use(folder: Path, contents: dict[str, bytes]) -> tuple[Any, dict[str, Any]]:
         try:
-            meta = json.loads((directory / META).read_bytes())
+            meta = strict_json.loads(contents[META])
             # Each process reads for itself, as NumPy, whatever the devices were when it was written.
-            with _path_for_orbax(directory) as folder, _orbax_context({jax.process_index()}):
+            with _orbax_context({jax.process_index()}):
                 metadata: Any = ocp.metadata(folder / ARRAYS, checkpointable_name=_STATE).metadata
+                _check_sizes(folder, metadata)
+                expected = None if like is None else _expected(metadata, like, directory)
                 arrays = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
                 nested = ocp.load(folder / ARRAYS, arrays, checkpointable_name=_STATE)
-        except OSError:
+        except (OSError, UserError):
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise DamagedError(f"{directory} is damaged: {reason}") from error
-    return nested if like is None else _unflatten(nested, like, directory), meta
+        if expected is None:
+            return nested, meta
+        stored = _flatten(nested)
+        return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in expected]), meta
+
+    return sealed_folder.read(directory, use, [META])
+
+
+def _check_sizes(folder: Path, metadata: Any) -> None:
+    """Refuses arrays that claim to be larger than the files that hold them: arrays are stored uncompressed."""
+    chunks = [(leaf.dtype.itemsize, leaf.shape, leaf.storage_metadata) for leaf in jax.tree.leaves(metadata)]
+    declared = sum(
+        size * max(math.prod(shape), math.prod((storage and storage.chunk_shape) or ()))
+        for size, shape, storage in chunks
+    )
+    stored = sum(path.stat().st_size for path in (folder / ARRAYS).rglob("*") if path.is_file())
+    if declared > stored + _SLACK:
+        raise ValueError(f"its arrays claim {declared:,} bytes, its files have {stored:,}")
 
 
 # Trees. On disk: nested dicts, so that no container type of Flax, Optax or this package is part of the format.
@@ -197,9 +222,9 @@ def _nest(flat: dict[tuple[str, ...], Any]) -> dict[str, Any]:
     return nested
 
 
-def _unflatten(nested: dict[str, Any], like: Any, directory: Path) -> Any:
-    """Returns nested dicts in the structure of `like`; raises a UserError if shapes or dtypes differ."""
-    stored, expected = _flatten(nested), _flatten(like)
+def _expected(metadata: Any, like: Any, directory: Path) -> dict[tuple[str, ...], Any]:
+    """Returns the leaves of `like` by their path; raises a UserError if stored shapes or dtypes differ from them."""
+    stored, expected = _flatten(metadata), _flatten(like)
     differences = [
         f"{'/'.join(path)} is {_describe(stored.get(path))} on disk, expected {_describe(expected.get(path))}"
         for path in expected | stored
@@ -211,7 +236,7 @@ def _unflatten(nested: dict[str, Any], like: Any, directory: Path) -> Any:
             f"{directory} belongs to another model: {'; '.join(differences[:3])}{more}; "
             "use the configuration with which it was written, or another folder"
         )
-    return jax.tree.unflatten(jax.tree.structure(like), [stored[path] for path in expected])
+    return expected
 
 
 def _describe(leaf: Any) -> str:

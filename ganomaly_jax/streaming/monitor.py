@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, sealed_folder, signals
+from ganomaly_jax.core import atomic_files, atomic_folders, sealed_folder, signals
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
@@ -199,7 +199,7 @@ def _save(run: _Run, position: dict[str, Any]) -> None:
     }
     with atomic_files.replacing(run.options.state) as temporary:
         temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
-        sealed_folder.fsync(temporary)
+        atomic_folders.fsync(temporary)
 
 
 def _save_report(run: _Run) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax.core import calls, config, config_values, sealed_folder, validation
+from ganomaly_jax.core import atomic_folders, calls, config, config_values, sealed_folder, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, modalities, sources, splits
@@ -348,5 +348,5 @@ def _moved(out: Path, kept: bool) -> None:
     """Moves the candidate into place, if an earlier call has not done it already."""
     target = out / (layout.DETECTOR if kept else layout.REFUSED)
     if (out / layout.CANDIDATE).is_dir():
-        sealed_folder.move_into_place(out / layout.CANDIDATE, target)
+        atomic_folders.move_into_place(out / layout.CANDIDATE, target)
         shutil.rmtree(out / layout.CANDIDATE, ignore_errors=True)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import atomic_folders
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.runs import checkpoint, sealed_pytree
 
@@ -125,7 +125,7 @@ def test_replacing(tmp_path, monkeypatch, exchange):
         def unsupported(one, other):
             raise OSError(errno.EINVAL, "Invalid argument")
 
-        monkeypatch.setattr(sealed_folder, "_exchange", unsupported)
+        monkeypatch.setattr(atomic_folders, "_exchange", unsupported)
     for value in (1.0, 2.0, 3.0):
         sealed_pytree.write(tmp_path / "a", small(value), {"value": value})
     tree, meta = sealed_pytree.read(tmp_path / "a")
@@ -146,7 +146,7 @@ def test_without_exchange_a_failed_replacement_leaves_the_old_one(tmp_path, monk
     def unsupported(one, other):
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(sealed_folder, "_exchange", unsupported)
+    monkeypatch.setattr(atomic_folders, "_exchange", unsupported)
     monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(UserError, match="Permission denied"):
         sealed_pytree.write(tmp_path / "a", small(2.0), {})
@@ -216,7 +216,7 @@ def full_disk(folder, size):
 
 def test_nothing_is_deleted_before_the_new_one_is_in_place(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, small(), {}, keep=1)
-    monkeypatch.setattr(sealed_folder, "check_free_space", full_disk)
+    monkeypatch.setattr(atomic_folders, "check_free_space", full_disk)
     with pytest.raises(UserError):
         checkpoint.save(tmp_path, 2, small(), {}, keep=1)
     assert checkpoint.steps(tmp_path) == [1]

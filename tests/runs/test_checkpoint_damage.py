@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ganomaly_jax.core import sealed_folder
+from ganomaly_jax.core import atomic_folders, sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.runs import checkpoint, sealed_pytree
 from tests.runs.test_checkpoint import assert_same, hidden, small
@@ -234,7 +234,7 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
     for path in (dead, busy, other):
         (path / "arrays").mkdir(parents=True)
     lock = os.open(busy, os.O_RDONLY)
-    sealed_folder.fcntl.flock(lock, sealed_folder.fcntl.LOCK_EX)
+    atomic_folders.fcntl.flock(lock, atomic_folders.fcntl.LOCK_EX)
     sealed_pytree.write(tmp_path / "a", small(), {})
     assert sorted(hidden(tmp_path)) == [busy.name, other.name]
     os.close(lock)
@@ -243,24 +243,24 @@ def test_leftovers_go_at_the_next_write_unless_in_use(tmp_path):
 
 
 def test_two_writers_in_one_folder(tmp_path, monkeypatch):
-    sync, flock, writers = sealed_folder.fsync_tree, sealed_folder.fcntl.flock, ["b"]
+    sync, flock, writers = atomic_folders.fsync_tree, atomic_folders.fcntl.flock, ["b"]
 
     def write_another_first(folder):
         if writers:
             sealed_pytree.write(tmp_path / writers.pop(), small(2.0), {})
         sync(folder)
 
-    monkeypatch.setattr(sealed_folder, "fsync_tree", write_another_first)
+    monkeypatch.setattr(atomic_folders, "fsync_tree", write_another_first)
     sealed_pytree.write(tmp_path / "a", small(), {})
     assert_same(sealed_pytree.read(tmp_path / "a")[0], small())
     assert_same(sealed_pytree.read(tmp_path / "b")[0], small(2.0))
 
     def tidied_before_it_was_locked(descriptor, operation):
-        monkeypatch.setattr(sealed_folder.fcntl, "flock", flock)
+        monkeypatch.setattr(atomic_folders.fcntl, "flock", flock)
         (tmp_path / hidden(tmp_path)[0]).rmdir()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(sealed_folder.fcntl, "flock", tidied_before_it_was_locked)
+    monkeypatch.setattr(atomic_folders.fcntl, "flock", tidied_before_it_was_locked)
     sealed_pytree.write(tmp_path / "c", small(3.0), {})
     assert_same(sealed_pytree.read(tmp_path / "c")[0], small(3.0))
 
