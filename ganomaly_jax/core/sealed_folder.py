@@ -121,9 +121,10 @@ def _is_current(directory: Path, descriptor: int) -> bool:
     return any(atomic_folders.is_at(path, descriptor) for path in (directory, atomic_folders.replaced_path(directory)))
 
 
-def exists(directory: Path) -> bool:
-    """Returns True if there is such a folder, even if it is just being replaced."""
-    return directory.is_dir() or atomic_folders.replaced_path(directory).is_dir()
+def exists(directory: Path, name: str = "") -> bool:
+    """Returns True if there is such a folder, or a file `name` in it, even if it is just being replaced."""
+    places = (directory, atomic_folders.replaced_path(directory), directory)
+    return any((place / name).exists() for place in places)
 
 
 def _verified(directory: Path, descriptor: int, small: Sequence[str]) -> tuple[_State, dict[str, bytes]]:

@@ -190,7 +190,7 @@ def _count(out: Path, parts: Sequence[Part]) -> dict[str, int]:
 def _detector_hash(workdir: str | os.PathLike[str]) -> str:
     """Returns the sha256 of the detector's manifest, which holds those of all its files."""
     folder = Path(workdir)
-    folder = folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder
+    folder = folder / layout.DETECTOR if sealed_folder.exists(folder / layout.DETECTOR) else folder
     if not (folder / sealed_folder.MANIFEST).is_file():
         live = scoring_scorer.load(workdir)  # raises the error that explains what is wrong
         if not modalities.of(live).served:

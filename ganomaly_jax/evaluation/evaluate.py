@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, calls, config, validation
+from ganomaly_jax.core import atomic_files, calls, config, sealed_folder, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets, lazy, sources, splits
@@ -148,7 +148,7 @@ def evaluate_members(
     with Progress(len(members), 0, "member") as progress:
         for done, member in enumerate(members, 1):
             folder = sweep.member_folder(workdir, member)
-            if (folder / layout.DETECTOR).is_dir():
+            if sealed_folder.exists(folder / layout.DETECTOR):
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
                 evaluations[member.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
             else:

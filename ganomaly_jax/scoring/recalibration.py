@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import calls, validation
+from ganomaly_jax.core import calls, sealed_folder, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
 from ganomaly_jax.runs import layout, resolution, run_folder
@@ -100,7 +100,7 @@ def recalibrate(
     _check_groups(detector)
     detector = dataclasses.replace(detector, provenance=detector.provenance | {scorer.RECALIBRATED: True})
     folder = Path(workdir)
-    detector.save(folder / layout.DETECTOR if (folder / layout.DETECTOR).is_dir() else folder)
+    detector.save(folder / layout.DETECTOR if sealed_folder.exists(folder / layout.DETECTOR) else folder)
     return detector
 
 

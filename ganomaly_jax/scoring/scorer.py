@@ -348,12 +348,12 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     folder = Path(directory)
     if folder.is_file():
         raise UserError(f"{directory} is a file: expected the folder of a run")
-    if (folder / layout.DETECTOR).is_dir():
+    if sealed_folder.exists(folder / layout.DETECTOR):
         folder = folder / layout.DETECTOR
     elif members := sweep.read_members(folder):
         member = sweep.member_folder(folder, members[0])
         raise UserError(f"{directory} holds {len(members)} members: name one of them, such as {member}")
-    elif not (folder / sealed_folder.MANIFEST).exists():
+    elif not sealed_folder.exists(folder, sealed_folder.MANIFEST):
         where = "is not a run's folder" if folder.is_dir() else "does not exist"
         raise UserError(
             f"{directory} {where}: expected the --workdir of a finished `ganomaly train`, or its {layout.DETECTOR}/"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ganomaly_jax.core import sealed_folder
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.images import preprocess
@@ -76,7 +77,7 @@ def finish(
 
 def _recalibrated(folder: Path) -> Scorer | None:
     """Returns the detector in a folder if its threshold was set by `ganomaly recalibrate`, None otherwise."""
-    if not folder.is_dir():
+    if not sealed_folder.exists(folder):
         return None
     try:
         before = scorer.load(folder)

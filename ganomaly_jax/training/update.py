@@ -162,7 +162,7 @@ def _parent(workdir: Path, old_source: str) -> _Parent:
     settings = run_folder.stored_config(workdir)
     if settings is None:
         raise UserError(f"no run in {workdir}: expected the --workdir of a finished `ganomaly train`")
-    if not (workdir / layout.DETECTOR).is_dir():
+    if not sealed_folder.exists(workdir / layout.DETECTOR):
         refused = (workdir / layout.REFUSED).is_dir()
         why = "holds an update that was refused" if refused else "holds a run that is not finished"
         do = "use the run that it was made from" if refused else "run `ganomaly train` again to finish it first"
