@@ -53,18 +53,22 @@ def copies(root: Path, scratch: Path, count: int) -> list[Path]:
     return made
 
 
-def _child(work: Work, tree: Path, answer: Path) -> None:
-    """Does the work in a forked process and ends it."""
-    os.setsid()
-    output = os.open(answer.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+def enter(tree: Path) -> None:
+    """Makes a copy the one whose package and tests are imported."""
     os.chdir(tree)
     for name in [name for name in sys.modules if name.partition(".")[0] in _OURS]:
         del sys.modules[name]
     sys.path[:] = [str(tree), *(path for path in sys.path if not (Path(path) / "ganomaly_jax").is_dir())]
     os.environ["PYTHONPATH"] = str(tree)
     sys.dont_write_bytecode = False  # of rewritten tests; the package is compiled already
+
+
+def _child(work: Work, tree: Path, answer: Path) -> None:
+    """Does the work in a forked process and ends it."""
+    os.setsid()
+    output = os.open(answer.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
     try:
         answer.write_text(json.dumps(work(tree)))
     except BaseException:
@@ -122,9 +126,9 @@ def each(
         time.sleep(_POLL_S)
 
 
-def pytest_run(tree: Path, arguments: list[str], plugin: Any) -> int:
+def pytest_run(tree: Path, arguments: list[str], plugins: list[Any]) -> int:
     """Runs pytest in this process on a copy, without its cache, without xdist's processes, and returns its code."""
     import pytest
 
     options = ["-o", "addopts=--import-mode=importlib", "-p", "no:cacheprovider", "-q", "-x", "--tb=short"]
-    return int(pytest.main([*options, f"--basetemp={tree.parent / 'temporary'}", *arguments], plugins=[plugin]))
+    return int(pytest.main([*options, f"--basetemp={tree.parent / 'temporary'}", *arguments], plugins=plugins))

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +170,15 @@ def work_of(drawn: Drawn | None, sources: Mapping[str, str], tests: Sequence[str
             path.write_text(mutants.applied(sources[drawn.module], drawn.mutant))
             os.utime(path, (1e9, 1e9))  # never that of any bytecode
         first = First()
-        code = forks.pytest_run(tree, list(tests), first)
+        forks.enter(tree)
+        code = forks.pytest_run(tree, list(tests), [first])
+        if code == 4 and first.failure is None:  # not even conftest.py can be imported, or there are no such tests
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                try:
+                    importlib.import_module("tests.conftest")
+                except Exception as error:
+                    first.failure = ("the import", _short(str(error)))
         return {"code": code, "failure": first.failure, "passed": first.passed}
 
     return work
@@ -194,7 +204,8 @@ def record(trees: list[Path], kept: Path, log: Log) -> dict[str, Any]:
             from benchmarks.faults.reach import Recorder
 
             recorder = Recorder(tree / "ganomaly_jax")
-            forks.pytest_run(tree, ["--maxfail=1000", name], recorder)
+            forks.enter(tree)
+            forks.pytest_run(tree, ["--maxfail=1000", name], [recorder])
             return {"tests": recorder.tests, "fixtures": recorder.fixtures}
 
         return name, 1800.0, work
