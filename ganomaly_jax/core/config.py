@@ -84,6 +84,12 @@ class Data:
     Names are quoted as in a CSV file. With `-` before each name: all columns but these. For arrays: the names of their
     columns.
     """
+    csv: str = "auto"
+    """How CSV files are written, where they do not tell by themselves: `semicolon,decimal-comma`; `auto`: not known.
+
+    At most one of `comma`, `semicolon`, `tab`, `pipe` for what separates columns, one of `decimal-point`,
+    `decimal-comma`, and any of `thousands-comma`, `thousands-point`, `thousands-space`, `thousands-apostrophe`.
+    """
     missing: str = "refuse"
     """Treatment of missing sensor values: `refuse`, `last` or `mask`.
 

@@ -24,6 +24,11 @@ def printable(name: str, most: int = MOST) -> str:
     return f"{name[: most - 3 - end]}...{name[len(name) - end :]}"
 
 
+def quoted(name: str, most: int = MOST) -> str:
+    """Returns a name between quotation marks, otherwise as `printable`."""
+    return printable(repr(name), most)
+
+
 def printable_lines(text: str) -> str:
     """Returns text of any length with everything escaped that `printable` escapes, except line ends."""
     return "\n".join(printable(line, max(len(line) * 10, 3)) for line in text.split("\n"))

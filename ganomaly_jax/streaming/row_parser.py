@@ -8,17 +8,21 @@ import datetime
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.data.rows.tables import TIMES, listed
+from ganomaly_jax.core.printable import quoted
+from ganomaly_jax.data.rows import clock, dialects
+from ganomaly_jax.data.rows.dialects import COMMA, MISSING, POINT, Dialect
+from ganomaly_jax.data.rows.tables import listed
 
 FORMATS = ("csv", "jsonl")
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-_TIME_NAMES = tuple(name for name in TIMES if name and not name.startswith(("unnamed", "__")))
+_TIME_NAMES = (*clock.NAMES, "index")
+_JSON = Dialect(",", POINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +34,16 @@ class Format:
       kind: one of `FORMATS`; empty until the first line.
       time: column of the time; empty for the first column with a usual name.
       header: names in the CSV header.
+      stated: how CSV is written, where the lines do not tell.
+      dialect: how CSV is written, from the header on.
     """
 
     sensors: tuple[str, ...]
     kind: str = ""
     time: str = ""
     header: tuple[str, ...] = ()
+    stated: Dialect = dataclasses.field(default_factory=Dialect)
+    dialect: Dialect = dataclasses.field(default_factory=Dialect)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,6 +54,7 @@ class Row:
       values: [D] float64, NaN for missing values.
       time: seconds, or any other number; None if there is no time or it cannot be parsed.
       time_text: the time as written.
+      shown: the time for the output: ISO 8601, or a number; None if there is no time or it cannot be parsed.
       absent: sensors without a column.
       unreadable: (sensor, text) of values that are neither numbers nor missing.
       problem: why the whole row cannot be parsed; empty otherwise.
@@ -54,6 +63,7 @@ class Row:
     values: np.ndarray
     time: float | None = None
     time_text: str = ""
+    shown: str | float | None = None
     absent: tuple[str, ...] = ()
     unreadable: tuple[tuple[str, str], ...] = ()
     problem: str = ""
@@ -72,7 +82,7 @@ def parse(fmt: Format, line: bytes) -> tuple[Format, Row | None]:
     Raises:
       UserError: the header names none of the sensors, or one of them twice.
     """
-    text = line.decode("utf-8", errors="replace").lstrip("\ufeff").strip("\r\n")
+    text = _text(line, not fmt.kind).lstrip("\ufeff").strip("\r\n")
     if not text.strip():
         return fmt, None
     if not fmt.kind:
@@ -80,14 +90,43 @@ def parse(fmt: Format, line: bytes) -> tuple[Format, Row | None]:
     if fmt.kind == "jsonl":
         return fmt, _parse_json(fmt, text)
     try:
-        cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
+        separator = fmt.dialect.separator if fmt.header else _separator(fmt, text)
+        cells = dialects.split(text, separator)
     except (csv.Error, StopIteration) as error:
         return fmt, _unreadable(fmt, f"{error}")
     if not fmt.header or _is_header(fmt, cells):
-        return _with_header(fmt, cells), None
+        return _with_header(fmt, cells, separator), None
     if len(cells) != len(fmt.header):
         return fmt, _unreadable(fmt, f"{len(cells)} values, the header has {len(fmt.header)}")
-    return fmt, _make_row(fmt, dict(zip(fmt.header, cells, strict=True)))
+    cells_by_name = dict(zip(fmt.header, cells, strict=True))
+    if not fmt.dialect.decimal:
+        mark = dialects.decimal_of([cells_by_name.get(name, "") for name in fmt.sensors])
+        fmt = dataclasses.replace(fmt, dialect=dataclasses.replace(fmt.dialect, decimal=mark))
+    return fmt, _make_row(fmt, cells_by_name, fmt.dialect)
+
+
+def _text(line: bytes, is_first: bool) -> str:
+    """Returns a line as text.
+
+    Raises:
+      UserError: the first line is UTF-16.
+    """
+    if is_first and (line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line):
+        raise UserError("the first line is UTF-16: expected UTF-8, as from `iconv -f UTF-16 -t UTF-8`")
+    try:
+        return line.decode()
+    except UnicodeDecodeError:  # as of files, see data.rows.csv_files
+        return line.decode("cp1252", errors="replace")
+
+
+def _separator(fmt: Format, header: str) -> str:
+    """Returns what separates the columns: the separator in the header that finds the most sensors."""
+    sensors, scores = set(fmt.sensors), {}
+    for mark in dialects.separators_in(header):
+        found = len(set(dialects.split(header, mark)) & sensors)
+        if found:
+            scores[mark] = (found,)
+    return dialects.best_separator(scores, fmt.stated, "the first line")
 
 
 def _is_header(fmt: Format, cells: Sequence[str]) -> bool:
@@ -95,20 +134,26 @@ def _is_header(fmt: Format, cells: Sequence[str]) -> bool:
     return len(set(cells) & set(fmt.sensors)) * 2 > len(fmt.sensors)
 
 
-def _with_header(fmt: Format, cells: Sequence[str]) -> Format:
+def _with_header(fmt: Format, cells: Sequence[str], separator: str) -> Format:
     """Returns the format with this header."""
-    twice = [name for name in dict.fromkeys(cells) if cells.count(name) > 1 and name in fmt.sensors]
+    sensors = set(fmt.sensors)
+    twice = [name for name, count in Counter(cells).items() if count > 1 and name in sensors]
     if twice:
-        raise UserError(f"several columns are called {', '.join(map(repr, twice[:5]))}: expected unique names")
-    if not set(cells) & set(fmt.sensors):
-        near = difflib.get_close_matches(fmt.sensors[0], cells, n=1, cutoff=0.0)
+        raise UserError(f"several columns are called {listed(twice)}: expected unique names")
+    if not set(cells) & sensors:
+        near = difflib.get_close_matches(fmt.sensors[0], cells[:1000], n=1, cutoff=0.0)
         raise UserError(
             f"the first line names {listed(cells)}, none of the detector's sensors {listed(fmt.sensors)} (closest to "
-            f"the first: {near[0] if near else ''!r}); expected CSV with a header, or one JSON object per line"
+            f"the first: {quoted(near[0])}); expected CSV with a header, or one JSON object per line"
         )
     if fmt.time and fmt.time not in cells:
         raise UserError(f"--time {fmt.time}: no such column; there are {listed(cells)}")
-    return dataclasses.replace(fmt, header=tuple(cells))
+    dialect = dataclasses.replace(fmt.stated, separator=separator)
+    if fmt.stated.separator not in ("", separator):  # what is known is of other files
+        dialect = Dialect(separator)
+    if separator == "," and not dialect.decimal:
+        dialect = dataclasses.replace(dialect, decimal=POINT)
+    return dataclasses.replace(fmt, header=tuple(cells), dialect=dialect)
 
 
 def _parse_json(fmt: Format, text: str) -> Row:
@@ -119,7 +164,7 @@ def _parse_json(fmt: Format, text: str) -> Row:
         return _unreadable(fmt, f"not JSON: {error}")
     if not isinstance(cells_by_name, dict):
         return _unreadable(fmt, "not a JSON object")
-    return _make_row(fmt, cells_by_name)
+    return _make_row(fmt, cells_by_name, _JSON)
 
 
 def _unreadable(fmt: Format, why: str) -> Row:
@@ -127,47 +172,75 @@ def _unreadable(fmt: Format, why: str) -> Row:
     return Row(np.full(len(fmt.sensors), np.nan), problem=why[:200])
 
 
-def _make_row(fmt: Format, cells_by_name: dict[str, Any]) -> Row:
+def _make_row(fmt: Format, cells_by_name: dict[str, Any], dialect: Dialect) -> Row:
     """Returns the row of these cells."""
     unreadable: list[tuple[str, str]] = []
     absent = tuple(name for name in fmt.sensors if name not in cells_by_name)
     given = [cells_by_name.get(name) for name in fmt.sensors]
-    try:
-        values = np.array(given, np.float64)  # the common case, all numbers; None becomes NaN
-    except (ValueError, TypeError, OverflowError):
-        values = np.array([_number(name, cell, unreadable) for name, cell in zip(fmt.sensors, given, strict=True)])
-    clock = fmt.time or next(
-        (name for name in cells_by_name if name.lower() in _TIME_NAMES and name not in fmt.sensors), ""
-    )
-    clock_cell = cells_by_name.get(clock) if clock else None
-    return Row(values, _time(clock_cell), "" if clock_cell is None else str(clock_cell)[:64], absent, tuple(unreadable))
-
-
-def _number(name: str, cell: Any, unreadable: list[tuple[str, str]]) -> float:
-    """Returns a cell as a number, NaN if it is missing; adds others to `unreadable`."""
+    values = _plain_numbers(given, dialect)
+    if values is None:
+        found = [_number(name, cell, dialect, unreadable) for name, cell in zip(fmt.sensors, given, strict=True)]
+        values = np.array(found, np.float64)
+    cell = _clock_cell(fmt, cells_by_name)
     if cell is None:
+        return Row(values, absent=absent, unreadable=tuple(unreadable))
+    seconds, shown = _time(cell)
+    return Row(values, seconds, str(cell)[:64], shown, absent, tuple(unreadable))
+
+
+def _plain_numbers(given: Sequence[Any], dialect: Dialect) -> np.ndarray | None:
+    """Returns the cells as numbers in the common case: all are numbers without marks between thousands."""
+    try:
+        if dialect.decimal == POINT:
+            return np.array(given, np.float64)  # None becomes NaN
+        if dialect.decimal == COMMA and not any(POINT in cell for cell in given if cell):
+            return np.array([cell and cell.replace(COMMA, POINT) for cell in given], np.float64)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    return None
+
+
+def _number(name: str, cell: Any, dialect: Dialect, unreadable: list[tuple[str, str]]) -> float:
+    """Returns a cell as a number, NaN if it is missing; adds others to `unreadable`."""
+    if cell is None or (isinstance(cell, str) and cell.strip().lower() in MISSING):
         return math.nan
     try:
-        if isinstance(cell, (str, int, float)):
-            return float(cell)
-    except (ValueError, OverflowError):
-        pass
-    if not (isinstance(cell, str) and cell.strip().lower() in _MISSING):
+        found = dialects.number(cell, dialect) if isinstance(cell, str) else None
+        if found is None and isinstance(cell, (int, float)):
+            found = float(cell)
+    except OverflowError:
+        found = None
+    if found is None:
         unreadable.append((name, str(cell)[:64]))
-    return math.nan
+        return math.nan
+    return found
 
 
-def _time(clock_cell: Any) -> float | None:
-    """Returns a time in seconds: a number, or an ISO 8601 date and time (UTC without a zone); None otherwise."""
-    if clock_cell is None or isinstance(clock_cell, bool):
-        return None
+def _clock_cell(fmt: Format, cells_by_name: dict[str, Any]) -> Any:
+    """Returns the cell that holds the time: of `fmt.time`, of the first usual name, or the first that is a time."""
+    if fmt.time:
+        return cells_by_name.get(fmt.time)
+    sensors = set(fmt.sensors)
+    others = {name: cell for name, cell in cells_by_name.items() if name not in sensors}
+    named = next((name for name in others if name.lower() in _TIME_NAMES), None)
+    if named is not None:
+        return others[named]
+    return next((cell for cell in others.values() if isinstance(cell, str) and clock.parse(cell)), None)
+
+
+def _time(cell: Any) -> tuple[float | None, str | float | None]:
+    """Returns a time in seconds (UTC without a zone) and as the output shows it: of a number, or a form of `clock`."""
+    if isinstance(cell, bool):
+        return None, None
     try:
-        found = float(clock_cell)
-        return found if math.isfinite(found) else None
+        found = float(cell)
+        return (found, found) if math.isfinite(found) else (None, None)
     except (ValueError, TypeError, OverflowError):
         pass
+    when = clock.parse(str(cell))
+    if when is None:
+        return None, None
     try:
-        when = datetime.datetime.fromisoformat(str(clock_cell))
-        return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp()
+        return (when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp(), clock.iso(when)
     except (ValueError, OverflowError):
-        return None
+        return None, None

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ganomaly_jax.data.rows import dialects, tables
 from ganomaly_jax.data.rows import splits as row_splits
-from ganomaly_jax.data.rows import tables
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.streaming import alarms, compiled_step, row_parser, sensor_checks
@@ -125,13 +125,14 @@ def start(
     drifting: streaming_drift.State | None = None,
     kind: str = "",
     clock: str = "",
+    csv: str = "",
 ) -> Watch:
-    """Returns the state before the first row."""
+    """Returns the state before the first row; `csv` says how the lines are written, as `data.csv` does by default."""
     scorer = settings.scorer
     d = len(scorer.feature_names)
     return Watch(
         settings,
-        row_parser.Format(scorer.feature_names, kind, clock),
+        row_parser.Format(scorer.feature_names, kind, clock, stated=dialects.of_words(csv or scorer.config.data.csv)),
         sensor_checks.start(d),
         alarm,
         np.full((2 * _length(scorer), d), np.nan, np.float32),
@@ -187,7 +188,7 @@ def process(watch: Watch, lines: Sequence[Line]) -> list[RowOutput]:
         if x is not None:
             inputs.append(x)
         at, why = (None, "") if x is None else (len(inputs) - 1, _invalid_reason(watch, x))
-        found.append(_PendingRow(watch.row, events, line.arrived, at, why))
+        found.append(_PendingRow(watch.row, events, line.arrived, at, why, time=row.shown))
     scored = watch.settings.step(np.stack(inputs)) if inputs else None
     return [_output(watch, one, scored) for one in found]
 
@@ -203,6 +204,7 @@ class _PendingRow:
       at: position among the inputs that are scored; None if it is not scored.
       why: why its verdict is invalid.
       path: path of an image.
+      time: its time, if it is known.
     """
 
     row: int
@@ -211,6 +213,12 @@ class _PendingRow:
     at: int | None = None
     why: str = ""
     path: bytes = b""
+    time: str | float | None = None
+
+    @property
+    def place(self) -> Event:
+        """Returns the number of the row, and its time if it is known."""
+        return {"row": self.row} | ({} if self.time is None else {"time": self.time})
 
 
 def _invalid_reason(watch: Watch, x: np.ndarray) -> str:
@@ -282,7 +290,7 @@ def _output(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | N
             latent = None if scored.latents is None else scored.latents[one.at]
             events += _drift_events(watch, float(scored.scores[one.at]), latent)
         verdict["latency_ms"] = round((time.perf_counter() - one.arrived) * 1e3, 3)
-    named = tuple({"event": event.pop("event"), "row": one.row} | event for event in events)
+    named = tuple({"event": event.pop("event")} | one.place | event for event in events)
     return RowOutput(one.row, named, verdict, {} if watch.drift is None else watch.drift.progress)
 
 
@@ -290,7 +298,7 @@ def _verdict(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | 
     """Returns the verdict of a row, JSON-ready."""
     settings, at = watch.settings, one.at
     scorer = settings.scorer
-    found: Event = {"row": one.row} | ({"path": os.fsdecode(one.path)} if one.path else {})
+    found: Event = one.place | ({"path": os.fsdecode(one.path)} if one.path else {})
     found |= {"score": None, "p_value": None, "verdict": calibration.INVALID, "top": []}
     if at is None or scored is None or not math.isfinite(scored.scores[at]):
         return found | {"reason": one.why or "the score is not finite"}

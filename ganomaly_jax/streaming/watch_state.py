@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.rows.dialects import Dialect
 from ganomaly_jax.streaming import alarms, drift, sensor_checks
 from ganomaly_jax.streaming.watch import Watch
+
+_PLAIN = {"separator": ",", "decimal": ".", "thousands": ""}
 
 
 def to_dict(watch: Watch) -> dict[str, Any]:
@@ -19,7 +22,12 @@ def to_dict(watch: Watch) -> dict[str, Any]:
     return {
         "sensors": watch.format.sensors,
         "shape": watch.settings.scorer.input_shape,
-        "form": {"kind": watch.format.kind, "time": watch.format.time, "header": watch.format.header},
+        "form": {
+            "kind": watch.format.kind,
+            "time": watch.format.time,
+            "header": watch.format.header,
+            "csv": dataclasses.asdict(watch.format.dialect),
+        },
         "health": sensor_checks.to_dict(watch.health),
         "alarm": dataclasses.asdict(watch.alarm),
         "drift": None if watch.drift is None else drift.to_dict(watch.drift),
@@ -43,7 +51,11 @@ def resume(watch: Watch, values: Mapping[str, Any]) -> None:
         if not same or tuple(values["shape"]) != watch.settings.scorer.input_shape:
             raise UserError("the state belongs to a detector of other sensors; choose another --state")
         fmt = values["form"]
-        watch.format = dataclasses.replace(watch.format, kind=str(fmt["kind"]), header=tuple(map(str, fmt["header"])))
+        # A state of an earlier version has no dialect: its lines were separated by commas.
+        dialect = Dialect(*(str(fmt.get("csv", _PLAIN)[name]) for name in _PLAIN))
+        watch.format = dataclasses.replace(
+            watch.format, kind=str(fmt["kind"]), header=tuple(map(str, fmt["header"])), dialect=dialect
+        )
         watch.health = sensor_checks.from_dict(values["health"], len(watch.format.sensors))
         watch.alarm = alarms.from_dict(values["alarm"], watch.alarm)
         if watch.drift is not None and values["drift"] is not None:

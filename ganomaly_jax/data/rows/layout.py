@@ -8,6 +8,7 @@ import numpy as np
 
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.modality import Scaling
+from ganomaly_jax.data.rows.clock import Times
 
 NAME = "rows"
 
@@ -22,6 +23,10 @@ class RowLayout:
     """`[N, 3]` int64: index of the recording, first row of the item, and the row after its last."""
     scaling: Scaling | None = None
     """For a mixture, the scaling of the detector to update: values of each sensor that become -1 and +1."""
+    times: Times | None = None
+    """Times of the last row of each item, if they are known."""
+    csv: str = "auto"
+    """How the files are written, as `data.csv` says it."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ class Rows:
             spans = layout.of(dataset).spans
             found.append(spans[own] + [begin, 0, 0])
             begin += int(spans[:, 0].max()) + 1
-        return RowLayout(columns, np.concatenate(found), scaling)
+        return RowLayout(columns, np.concatenate(found), scaling, csv=layout.of(datasets[0]).csv)
 
     def network_shape(self, data: config.Data) -> tuple[int, ...]:
         return (data.window, data.channels) if data.window else (data.channels,)

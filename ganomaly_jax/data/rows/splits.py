@@ -146,7 +146,8 @@ def resolved(settings: config.Data, dataset: Dataset) -> config.Data:
             f"data.channels={settings.channels}: {dataset.name} has {dataset.images.shape[-1]} sensors; leave the key "
             "out"
         )
-    return dataclasses.replace(settings, kind=NAME, window=window, channels=dataset.images.shape[-1], height=0, width=0)
+    csv, channels = layout.of(dataset).csv, dataset.images.shape[-1]
+    return dataclasses.replace(settings, kind=NAME, window=window, channels=channels, csv=csv, height=0, width=0)
 
 
 def as_input(given: Any, spec: InputSpec) -> np.ndarray:
@@ -164,7 +165,7 @@ def as_input(given: Any, spec: InputSpec) -> np.ndarray:
       UserError: Shape or type is another, there are no rows, or a column is missing.
     """
     shape, settings, low, high = spec.shape, spec.data, spec.low, spec.high
-    table = tables.as_table(given, "the data frame", spec.feature_names)
+    table = tables.as_table(given, "the data frame", spec.feature_names, stated=spec.data.csv)
     x = np.asarray(given if table is None else table.values)
     whole = x.ndim == 2 and len(shape) == 2
     if x.dtype.kind not in "biuf" or not x.size or x.shape[-1] != shape[-1] or not (whole or x.shape[1:] == shape):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import difflib
-import itertools
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,16 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable, quoted
+from ganomaly_jax.data.images.decode import shown
+from ganomaly_jax.data.rows import clock, csv_files, dialects, typed_columns
+from ganomaly_jax.data.rows.columns import INDICES, Column
+from ganomaly_jax.data.rows.dialects import MISSING, Dialect
 
 ENDINGS = (".csv", ".parquet")
 LABEL = "label"
-# Names, in lower case, of columns that hold the time or the number of a row.
-TIMES = ("time", "timestamp", "datetime", "date_time", "date", "index", "", "unnamed: 0", "__index_level_0__")
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
-# Rows that are converted to numbers at once: as text they take about ten times the memory.
-_BLOCK = 8192
+# Names among which the nearest to a missing one is looked for.
+_NEAR = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,52 +35,46 @@ class Table:
     """[N, D] float64, NaN where a value is missing."""
     labels: np.ndarray | None
     """[N] words of the column `label`; None without such a column."""
+    times: clock.Times | None = None
+    """[N] times of the rows; None without a column of times."""
+    dialect: Dialect = dataclasses.field(default_factory=Dialect)
+    """How the file is written."""
     notes: tuple[str, ...] = ()
-    """Notes for the user on columns that are not used as sensors, a sentence each."""
+    """Notes for the user on the form of the file and on columns that are not used as sensors, a sentence each."""
 
 
-def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table:
+def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = (), stated: str = dialects.AUTO) -> Table:
     """Reads a table from a file.
 
-    Columns of numbers are sensors. These columns are not: one named `label`, one whose name says that it holds the time
-    or the number of a row (`TIMES`), and one without a single number. The `notes` of the table list them.
+    Columns of numbers are sensors. These columns are not, and the `notes` of the table list them with an example: one
+    named `label`, one whose name says that it holds the time or the number of a row, one of times, one without any
+    value, and one of words that are the same in all rows or have no digits. The first column of times is the time axis.
 
     Args:
       path: CSV file with a header, or Parquet file.
       wanted: Names of the sensors, in the order of the result, which may differ from that in the file; empty: all.
       left_out: Names of columns that are not used.
+      stated: `data.csv`: what is known about what the file leaves open.
 
     Raises:
-      UserError: The file does not exist or is not a table, a column is missing, appears twice, or mixes numbers with
-        something else.
+      UserError: The file does not exist or is not a table, a column is missing, appears twice, or holds something else
+        than numbers, or the value of a number depends on a decimal mark that is not known.
     """
+    name, form, encoding = shown(path), dialects.of_words(stated), ""
     try:
         if path.suffix.lower() == ".parquet":
-            names, columns = _parquet(path)
+            names, columns, dialect = typed_columns.parquet(path, name, wanted, left_out, LABEL, form)
         else:
-            names, columns = _csv(path)
+            names, columns, dialect, encoding = csv_files.read(path, name, wanted, left_out, LABEL, form)
     except UserError:
         raise
     except (OSError, ValueError, csv.Error, MemoryError) as error:
         detail = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read: {detail}") from None
-    return _made(str(path), path.name, names, columns, wanted, left_out)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Column:
-    """A column of a file."""
-
-    numbers: np.ndarray
-    """[N] float64, NaN where there is no number."""
-    words: dict[int, str]
-    """Text of values, by row, that are neither numbers nor missing: the first few."""
-    text: np.ndarray | None = None
-    """[N] all values as text; for the label only."""
-
-    def __len__(self) -> int:
-        """Returns the number of rows."""
-        return len(self.numbers)
+        raise UserError(f"{name} cannot be read: {detail}") from None
+    unusual = [one for one in (encoding, dialects.describe(dialect)) if one]
+    notes = [f"{printable(path.name)} is read as {', '.join(unusual)}"] if unusual else []
+    table = _made(name, printable(path.name), names, columns, wanted, left_out)
+    return dataclasses.replace(table, dialect=dialect, notes=(*notes, *table.notes))
 
 
 def names_of(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -110,91 +105,128 @@ def _made(
     path: str,
     name: str,
     names: Sequence[str],
-    columns: Sequence[_Column],
+    columns: Sequence[Column],
     wanted: Sequence[str],
     left_out: Sequence[str],
 ) -> Table:
     """Makes a table of the columns of a file; errors as `read`."""
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: several columns are called {', '.join(map(repr, twice[:5]))}: expected unique names")
+        raise UserError(f"{path}: several columns are called {listed(twice)}: expected unique names")
     if not columns or not len(columns[0]):
         raise UserError(f"{path} holds no rows: expected a line of names, followed by a line of numbers for each row")
     held = dict(zip(names, columns, strict=True))
-    chosen, notes = _sensors(path, name, held, wanted, left_out)
-    label = next((name for name in names if name.lower() == LABEL), None)
-    values = np.stack([held[name].numbers for name in chosen], axis=1)
-    labels = None if label is None else _labels(path, held[label])
-    return Table(name, tuple(chosen), values, labels, tuple(notes))
-
-
-def _sensors(
-    path: str, name_of: str, held: dict[str, _Column], wanted: Sequence[str], left_out: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Returns the names of the columns that are sensors, and notes on the other columns."""
-    for name in (*wanted, *left_out):
-        if name not in held:
-            near = difflib.get_close_matches(name, held, n=1, cutoff=0.0)
-            raise UserError(
-                f"{path} has no column {name!r}, but {listed(list(held))}; the nearest is {near[0] if near else ''!r}"
-            )
-    notes = []
-    if wanted:
-        chosen = list(wanted)
-        # A column that is neither used nor left out may have the wrong name.
-        others = [
-            name for name, column in held.items() if name not in wanted and not _is_other(name) and not _is_text(column)
-        ]
-        if others:
-            notes.append(
-                f"{name_of}: columns that are not used, since data.columns does not name them: {listed(others)}"
-            )
-    else:
-        times = [name for name in held if name.lower() in TIMES and name not in left_out]
-        words = [name for name in held if not _is_other(name) and _is_text(held[name]) and name not in left_out]
-        if times:
-            notes.append(f"{name_of}: not used as sensors because of their names: {listed(times)}")
-        if words:
-            notes.append(f"{name_of}: not used as sensors because they hold no numbers: {listed(words)}")
-        chosen = [name for name in held if not _is_other(name) and name not in left_out and name not in words]
+    for one in (*wanted, *left_out):
+        if one not in held:
+            raise _lacks(path, one, list(held))
+    chosen, notes = _chosen(name, held, wanted) if wanted else _sensors(path, name, held, left_out)
     if not chosen:
         raise UserError(f"{path} has no column of numbers beside {listed(list(held))}: expected one for each sensor")
-    for name in chosen:
-        column = held[name]
-        if column.words:
-            row, word = next(iter(column.words.items()))
+    for one in chosen:
+        words = held[one].words
+        if words is not None:
             raise UserError(
-                f"{path}: column {name!r} holds {word!r} in row {row + 1}: expected numbers, or nothing where a value "
-                "is "
-                "missing; --config.data.columns=-NAME leaves a column out"
+                f"{path}: column {quoted(one)} holds {quoted(words.text)} in row {words.row}: expected "
+                "numbers, or nothing where a value is missing; --config.data.columns=-NAME leaves a column out"
             )
-    return chosen, notes
+    times, said = _times(name, held, {*chosen, *left_out})
+    label = next((one for one in names if one.lower() == LABEL and one not in left_out), None)
+    values = np.stack([held[one].numbers for one in chosen], axis=1)
+    labels = None if label is None else _labels(path, held[label])
+    return Table(name, tuple(chosen), values, labels, times, notes=(*notes, *said))
+
+
+def _lacks(path: str, name: str, names: Sequence[str]) -> UserError:
+    """Returns the error for a column that a table does not have."""
+    near = difflib.get_close_matches(name, names[:_NEAR], n=1, cutoff=0.0)
+    return UserError(
+        f"{path} has no column {quoted(name)}, but {listed(names)}; the nearest is {quoted(near[0])}"
+    )
+
+
+def _chosen(name: str, held: dict[str, Column], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the names of the sensors that are wanted, and notes on the other columns."""
+    used = set(wanted)
+    # A column that is neither used nor left out may have the wrong name.
+    others = [one for one, column in held.items() if one not in used and not _is_other(one) and _has_numbers(column)]
+    if not others:
+        return list(wanted), []
+    return list(wanted), [f"{name}: columns that are not used, since data.columns does not name them: {listed(others)}"]
+
+
+def _sensors(path: str, name: str, held: dict[str, Column], left_out: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the names of the columns that are sensors, and notes on the other columns.
+
+    Raises:
+      UserError: A column of text may be a sensor.
+    """
+    chosen, words, empty = [], [], []
+    out = set(left_out)
+    for one, column in held.items():
+        if one in out or _is_other(one) or column.times is not None:
+            continue
+        if _has_numbers(column):
+            chosen.append(one)
+        elif column.words is None:
+            empty.append(one)
+        elif column.words.constant or not column.words.digits:
+            words.append(f"{one} ({quoted(column.words.text, 40)})")
+        else:
+            raise UserError(
+                f"{path}: column {quoted(one)} holds text with digits, such as {quoted(column.words.text)} in row "
+                f"{column.words.row}: expected numbers; --config.data.columns=-NAME leaves a column out"
+            )
+    notes = []
+    by_name = [one for one in held if one.lower() in INDICES and one not in out]
+    for what, names in (("because of their names", by_name), ("because they hold words", words)):
+        notes += [f"{name}: not used as sensors {what}: {listed(names)}"] if names else []
+    return chosen, [
+        *notes,
+        *([f"{name}: not used as sensors because they are empty: {listed(empty)}"] if empty else []),
+    ]
+
+
+def _times(name: str, held: dict[str, Column], used: set[str]) -> tuple[clock.Times | None, list[str]]:
+    """Returns the times of the rows, of columns that are not used otherwise, and notes on them."""
+    by_name = [one for one in held if one.lower() in clock.NAMES and one not in used]
+    by_value = [one for one in held if one not in used and one.lower() not in clock.NAMES]
+    for one in (*by_name, *by_value):
+        column = held[one]
+        if column.times is not None:
+            return column.times, [f"{name}: the time of a row is {printable(one)}"]
+        if one.lower() in clock.NUMBERED and column.words is None and _has_numbers(column):
+            return clock.Times(column.numbers), [f"{name}: the time of a row is {printable(one)}"]
+    return None, [
+        f"{name}: {printable(one)} holds {quoted(words.text)}, which is no time: expected {clock.FORMS}"
+        for one in by_name
+        if (words := held[one].words) is not None
+    ]
 
 
 def _is_other(name: str) -> bool:
     """Returns whether a column is not a sensor according to its name."""
-    return name.lower() == LABEL or name.lower() in TIMES
+    return name.lower() == LABEL or name.lower() in INDICES
 
 
-def _is_text(column: _Column) -> bool:
-    """Returns whether a column holds no numbers."""
-    return not np.isfinite(column.numbers).any()
+def _has_numbers(column: Column) -> bool:
+    """Returns whether a column holds a number."""
+    return bool((~np.isnan(column.numbers)).any())
 
 
 def listed(names: Sequence[str]) -> str:
     """Returns names for a sentence: at most eight, and how many more there are."""
-    shown = ", ".join(name or "(no name)" for name in names[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    text = ", ".join(printable(name) or "(no name)" for name in names[:8])
+    return text + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _labels(path: str, column: _Column) -> np.ndarray:
+def _labels(path: str, column: Column) -> np.ndarray:
     """Returns the labels as words; integers have no decimal point."""
     if column.text is None:
         words = np.array([str(int(v)) if float(v).is_integer() else str(v) for v in np.nan_to_num(column.numbers)])
         missing = np.isnan(column.numbers)
     else:
         words = np.array([_plain(word) for word in column.text])
-        missing = np.array([word.lower() in _MISSING for word in words], bool)
+        missing = np.array([word.lower() in MISSING for word in words], bool)
     if missing.any():
         raise UserError(
             f"{path}: {missing.sum()} rows have no label, the first is row {missing.argmax() + 1}: expected 0 or "
@@ -213,91 +245,6 @@ def _plain(word: str) -> str:
     return str(int(number)) if number.is_integer() else word.strip()
 
 
-def _csv(path: Path) -> tuple[list[str], list[_Column]]:
-    """Reads the names and the columns of a CSV file, a block of rows at a time."""
-    path.stat()  # raises FileNotFoundError
-    if not path.is_file():  # opening a named pipe would wait forever
-        raise UserError(f"{path} is not a regular file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file)
-        names = [name.strip() for name in next(lines, [])]
-        if not names:
-            raise UserError(f"{path} is empty: expected a line of names and then a line of numbers for each row")
-        if all(_number(name) is not None for name in names):
-            raise UserError(
-                f"{path}: the first line holds numbers only: expected a line with the names of the columns before them"
-            )
-        blocks: list[np.ndarray] = []
-        found: list[dict[int, str]] = [{} for _ in names]
-        label = next((i for i, name in enumerate(names) if name.lower() == LABEL), None)
-        texts: list[str] = []
-        first = 0
-        while block := list(itertools.islice(lines, _BLOCK)):
-            rows = [row for row in block if row]
-            for i, row in enumerate(rows):
-                if len(row) != len(names):
-                    raise UserError(
-                        f"{path}: row {first + i + 1} has {len(row)} values, the header {len(names)}: expected as many"
-                    )
-            numbers = np.empty((len(rows), len(names)))
-            for k, column in enumerate(zip(*rows, strict=True)):
-                numbers[:, k] = _numbers(column, found[k], first)
-                if k == label:
-                    texts.extend(column)
-            blocks.append(numbers)
-            first += len(rows)
-    values = np.concatenate(blocks) if blocks else np.empty((0, len(names)))
-    return names, [_Column(values[:, k], found[k], np.array(texts) if k == label else None) for k in range(len(names))]
-
-
-def _numbers(column: Sequence[str], words: dict[int, str], first: int) -> np.ndarray:
-    """Converts a block of a column to float64 and adds the first values that are not numbers to `words`, by row."""
-    try:
-        return np.array(column, np.float64)
-    except ValueError:
-        pass
-    found = np.full(len(column), np.nan)
-    for i, word in enumerate(column):
-        number = _number(word)
-        if number is not None:
-            found[i] = number
-        elif word.strip().lower() not in _MISSING and len(words) < 10:
-            words[first + i] = word
-    return found
-
-
-def _number(word: str) -> float | None:
-    """Returns the number that a word stands for, or None."""
-    try:
-        return float(word)
-    except ValueError:
-        return None
-
-
-def _parquet(path: Path) -> tuple[list[str], list[_Column]]:
-    """Reads the names and the columns of a Parquet file."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise UserError(f"{path}: Parquet needs pyarrow: pip install 'ganomaly-jax[rows]'") from None
-    path.stat()
-    if not path.is_file():
-        raise UserError(f"{path} is not a regular file")
-    table = parquet.read_table(path)
-    columns = []
-    for column in table.columns:
-        kind = column.type
-        if pyarrow.types.is_boolean(kind):
-            column = column.cast(pyarrow.int8())
-            kind = column.type
-        if pyarrow.types.is_integer(kind) or pyarrow.types.is_floating(kind):
-            columns.append(_Column(column.cast(pyarrow.float64(), safe=False).to_numpy().astype(np.float64), {}))
-        else:
-            columns.append(_of_words(["" if word is None else str(word) for word in column.to_pylist()]))
-    return [str(name) for name in table.column_names], columns
-
-
 def carried(values: np.ndarray) -> np.ndarray:
     """Replaces each missing value of rows [N, D] by the previous value of its column; leading ones stay NaN."""
     at = np.where(np.isnan(values), 0, np.arange(len(values))[:, None])
@@ -311,7 +258,9 @@ def counted(columns: Sequence[str], counts: np.ndarray, most: int = 8) -> str:
     return ", ".join(words) + (f" and {len(order) - most} more columns" if len(order) > most else "")
 
 
-def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequence[str] = ()) -> Table | None:
+def as_table(
+    given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequence[str] = (), stated: str = dialects.AUTO
+) -> Table | None:
     """Converts a pandas data frame to a table.
 
     Args:
@@ -319,6 +268,7 @@ def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequen
       name: Name of the table for messages.
       wanted: As in `read`.
       left_out: As in `read`.
+      stated: As in `read`, for columns of text.
 
     Returns:
       The table, or None if `given` is not a data frame.
@@ -328,17 +278,5 @@ def as_table(given: Any, name: str, wanted: Sequence[str] = (), left_out: Sequen
     """
     if not (hasattr(given, "columns") and hasattr(given, "iloc") and hasattr(given, "dtypes")):
         return None
-    names, columns = [str(column) for column in given.columns], []
-    for i in range(len(names)):
-        series = given.iloc[:, i]
-        if series.dtype.kind in "biuf":
-            columns.append(_Column(series.to_numpy(np.float64, na_value=math.nan), {}))
-        else:
-            columns.append(_of_words(["" if word is None else str(word) for word in series.tolist()]))
+    names, columns = typed_columns.of_frame(given, name, wanted, left_out, LABEL, dialects.of_words(stated))
     return _made(name, name, names, columns, wanted, left_out)
-
-
-def _of_words(words: Sequence[str]) -> _Column:
-    """Makes a column of text."""
-    first = {i: word for i, word in enumerate(words[:10]) if word}
-    return _Column(np.full(len(words), np.nan), first or {0: ""}, np.array(words))

@@ -17,8 +17,10 @@ from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import NORMAL_WORDS, Dataset, normal_by_words, plain_word
+from ganomaly_jax.data.images.decode import shown
 from ganomaly_jax.data.lazy import Images, LazyImages
-from ganomaly_jax.data.rows import folders, tables
+from ganomaly_jax.data.rows import clock, dialects, folders, tables
+from ganomaly_jax.data.rows.clock import Times
 from ganomaly_jax.data.rows.layout import NAME, RowLayout
 
 
@@ -33,6 +35,8 @@ class Recording:
     """[N] words; None: there are none."""
     part: int = 0
     """0 train, 1 test."""
+    times: Times | None = None
+    """[N] times of the rows, if they are known."""
 
 
 def takes(given: Any, settings: config.Data) -> bool:
@@ -62,24 +66,27 @@ def load(path: Path, settings: config.Data) -> Dataset:
     else:
         found = list(folders.layout(path))
         if not found:
-            raise UserError(f"{path} holds no tables: expected {' '.join(tables.ENDINGS)}")
+            raise UserError(f"{shown(path)} holds no tables: expected {' '.join(tables.ENDINGS)}")
     recordings: list[Recording] = []
     notes: list[str] = []
     first: tables.Table | None = None
+    csv = settings.csv
     for file, word, part in found:
-        table = tables.read(file, wanted, left_out)
+        table = tables.read(file, wanted, left_out, csv)
+        csv = dialects.learnt(csv, table.dialect)
         if first is None:
             first, wanted = table, table.columns
             notes += table.notes
         elif set(first.columns) != set(table.columns):
-            raise UserError(f"{file} has other columns than {first.name}")
+            raise UserError(f"{shown(file)} has other columns than {shown(first.name)}")
         labels = table.labels
         if word and labels is None:
             labels = np.full(len(table.values), word)
         name = str(file.relative_to(path)) if path.is_dir() else path.name
-        recordings.append(Recording(name, table.values, labels, part or 0))
+        recordings.append(Recording(name, table.values, labels, part or 0, table.times))
     assert first is not None
     parts = any(part is not None for _, _, part in found)
+    settings = dataclasses.replace(settings, csv=csv)
     return made(recordings, first.columns, settings, path.name, parts, tuple(notes))
 
 
@@ -124,10 +131,11 @@ def from_rows(
     """
     settings = settings or config.Data()
     wanted, left_out = tables.names_of(settings.columns)
-    table = tables.as_table(x, name, wanted, left_out)
+    table = tables.as_table(x, name, wanted, left_out, settings.csv)
     notes: tuple[str, ...] = ()
+    times = None
     if table is not None:
-        x, columns, notes = table.values, table.columns, table.notes
+        x, columns, notes, times = table.values, table.columns, table.notes, table.times
         labels = table.labels if labels is None else labels
     try:
         x = np.asarray(x)
@@ -155,7 +163,8 @@ def from_rows(
         own = None if labels is None else labels[first:last]
         part = 0 if parts is None else int(parts[first])
         called = name if len(ends) == 2 else f"{name}@{first}"
-        recordings.append(Recording(called, x[first:last].astype(np.float64), own, part))
+        at = None if times is None else times[np.arange(first, last)]
+        recordings.append(Recording(called, x[first:last].astype(np.float64), own, part, at))
     return made(recordings, columns, settings, name, parts is not None, notes)
 
 
@@ -226,6 +235,7 @@ def made(
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     with np.errstate(over="ignore"):
         base = np.concatenate([recording.values for recording in recordings]).astype(np.float32)
+    times = clock.joined([recording.times for recording in recordings])
     words, classes = _classes(recordings, name)
     normal = _normal(classes)
     here = normal if not settings.abnormal else frozenset(classes) - {settings.abnormal}
@@ -244,7 +254,12 @@ def made(
         name=name,
         notes=(*notes, *said),
         modality=NAME,
-        layout=RowLayout(columns, at),
+        layout=RowLayout(
+            columns,
+            at,
+            times=None if times is None else times[offsets[at[:, 0]] + at[:, 2] - 1],
+            csv=settings.csv,
+        ),
     )
 
 
@@ -295,7 +310,7 @@ def _of_windows(
         name=name,
         notes=tuple(said),
         modality=NAME,
-        layout=RowLayout(columns, spans),
+        layout=RowLayout(columns, spans, csv=settings.csv),
     )
 
 
