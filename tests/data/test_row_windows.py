@@ -337,14 +337,19 @@ def test_what_is_a_sensor_is_said(tmp_path):
     path.write_text("Time,a,label,b,site\n1,2.5,0,,x\n2,3e1,1,NaN,y\n")
     table = tables.read(path)
     assert table.columns == ("a",) and table.labels.tolist() == ["0", "1"]
-    assert "Time" in table.notes[0] and "b, site" in table.notes[1]
+    assert table.notes == (
+        "a.csv: not used as sensors because of their names: Time",
+        "a.csv: not used as sensors because they hold words: site ('x')",
+        "a.csv: not used as sensors because they are empty: b",
+        "a.csv: the time of a row is Time",
+    )
     assert tables.read(path, ["b", "a"]).columns == ("b", "a")
     assert tables.read(path, left_out=["b"]).columns == ("a",)
     for text, match in (
         ("1,2\n3,4\n", "first line holds numbers only"),
         ("a,b\n1,2\n3\n", "row 2 has 1 values, the header 2"),
         ("a,b\n1,2\n1,ERR\n", "column 'b' holds 'ERR' in row 2"),
-        ("a,a\n1,2\n", "several columns are called 'a'"),
+        ("a,a\n1,2\n", "several columns are called a:"),
         ("a,b\n", "holds no rows"),
         ("", "is empty"),
         ("a,label\n1,\n", "1 rows have no label"),

@@ -139,9 +139,7 @@ def _made(
 def _lacks(path: str, name: str, names: Sequence[str]) -> UserError:
     """Returns the error for a column that a table does not have."""
     near = difflib.get_close_matches(name, names[:_NEAR], n=1, cutoff=0.0)
-    return UserError(
-        f"{path} has no column {quoted(name)}, but {listed(names)}; the nearest is {quoted(near[0])}"
-    )
+    return UserError(f"{path} has no column {quoted(name)}, but {listed(names)}; the nearest is {quoted(near[0])}")
 
 
 def _chosen(name: str, held: dict[str, Column], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
