@@ -69,21 +69,22 @@ def train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = 
     from ganomaly_jax.parallel import processes
     from ganomaly_jax.training import trainer
 
-    resolved = trainer.resolve(settings)
     printed: list[str] = []
 
     def log(line: str) -> None:
         printed.append(line)
         print(line, flush=True)
 
-    scorer = trainer.train_run(resolved, workdir, log, fall_back)
-    judged = evaluation_evaluate.judge_together(scorer, resolved) if processes.is_distributed() else None
+    with trainer.locked(workdir):
+        resolved = trainer.resolve(settings)
+        scorer = trainer.train_run(resolved, workdir, log, fall_back)
+        judged = evaluation_evaluate.judge_together(scorer, resolved) if processes.is_distributed() else None
 
-    def on_primary() -> Evaluation:
-        print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
-        return evaluate.evaluate_run_and_print(Path(workdir), scorer, resolved, judged, printed)
+        def on_primary() -> Evaluation:
+            print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+            return evaluate.evaluate_run_and_print(Path(workdir), scorer, resolved, judged, printed)
 
-    return processes.run_on_primary(on_primary)
+        return processes.run_on_primary(on_primary)
 
 
 def leave(code: int) -> None:
@@ -112,6 +113,7 @@ def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> in
     from ganomaly_jax.data import sources
     from ganomaly_jax.training import trainer
 
-    dataset = sources.read(settings.data, progress=True)
-    trainer.train_members(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
-    return evaluate.evaluate_members_and_print(workdir, own=dataset)
+    with trainer.locked(workdir):
+        dataset = sources.read(settings.data, progress=True)
+        trainer.train_members(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+        return evaluate.evaluate_members_and_print(workdir, own=dataset)

@@ -17,7 +17,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import lazy, sources, splits
 from ganomaly_jax.data.images.modality import Images
 from ganomaly_jax.model import ganomaly, pytorch
-from ganomaly_jax.runs import layout
+from ganomaly_jax.runs import layout, lock
 from ganomaly_jax.scoring import build, scorer
 from ganomaly_jax.scoring.adapters import WholeDetector
 
@@ -57,7 +57,12 @@ def import_pytorch(
     folder = Path(workdir)
     if (folder / layout.CONFIG).exists() or (folder / layout.DETECTOR).exists():
         raise UserError(f"{folder} already holds a run; choose another --workdir")
-    settings, tensors = _read(Path(path))
+    with lock.held("import", folder, create=True):
+        return _import(Path(path), normals, folder, false_positive_rate, progress)
+
+
+def _import(path: Path, normals: Any, folder: Path, false_positive_rate: float | None, progress: bool) -> scorer.Scorer:
+    settings, tensors = _read(path)
     detector = ganomaly.from_config(settings)
     variables = pytorch.generator_from_pytorch(detector, tensors)
     if isinstance(normals, (str, os.PathLike)):
@@ -86,7 +91,7 @@ def import_pytorch(
         training=normals,
         normals=normals,
         trained_on=False,
-        provenance={"imported": Path(path).name, "sha256": _digest(Path(path)), "network": settings.model.network},
+        provenance={"imported": path.name, "sha256": _digest(path), "network": settings.model.network},
     )
     imported.save(folder / layout.DETECTOR)
     return imported

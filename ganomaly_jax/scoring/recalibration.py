@@ -12,7 +12,7 @@ import numpy as np
 from ganomaly_jax.core import calls, sealed_folder, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
-from ganomaly_jax.runs import layout, resolution, run_folder
+from ganomaly_jax.runs import layout, lock, resolution, run_folder
 from ganomaly_jax.scoring import build, calibration, groups, scorer
 from ganomaly_jax.scoring.scorer import Scorer
 
@@ -58,6 +58,18 @@ def recalibrate(
     rules = {"false_positive_rate": false_positive_rate, "quantile": quantile, "tail": tail, "threshold": threshold}
     calls.expect((*calls.NUMBER, type(None)), "a number", **rules, review=review)
     settings = _threshold_settings(false_positive_rate, quantile, tail, threshold)
+    with lock.held("recalibrate", workdir):
+        return _recalibrate(Path(workdir), source, arrays, settings, review, by)
+
+
+def _recalibrate(
+    workdir: Path,
+    source: str,
+    arrays: Any,
+    settings: dict[str, Any],
+    review: float | None,
+    by: groups.GroupSource | None,
+) -> Scorer:
     detector = scorer.load(workdir)
     items = detector.words.items
     evaluate = dataclasses.replace(detector.config.evaluate, **settings)
@@ -89,7 +101,7 @@ def recalibrate(
         detector = dataclasses.replace(detector, config=resolved, calibration=result)
         if by is not None:
             run = resolution.resolve(detector.config, progress=True)
-            before = run_folder.stored_environment(Path(workdir)).get("data_hash")
+            before = run_folder.stored_environment(workdir).get("data_hash")
             if before is None:
                 raise UserError(f"{workdir} is not a run's folder: pass normal items with --data")
             now = datasets.content_hash(run.dataset)
@@ -99,8 +111,7 @@ def recalibrate(
             detector = _grouped(detector, scores, names)
     _check_groups(detector)
     detector = dataclasses.replace(detector, provenance=detector.provenance | {scorer.RECALIBRATED: True})
-    folder = Path(workdir)
-    detector.save(folder / layout.DETECTOR if sealed_folder.exists(folder / layout.DETECTOR) else folder)
+    detector.save(workdir / layout.DETECTOR if sealed_folder.exists(workdir / layout.DETECTOR) else workdir)
     return detector
 
 

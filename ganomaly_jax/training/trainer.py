@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources
 from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes, sharding
-from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
+from ganomaly_jax.runs import diagnostics, history, layout, lock, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring.scorer import Scorer
 from ganomaly_jax.training import cost, finalize, hooks, input_pipeline, loop, pictures, resume, step_programs
@@ -65,7 +66,20 @@ def train(
     calls.expect_config(settings, "gj.train(config, 'runs/mine')")
     calls.expect_folder(workdir, "gj.train(config, 'runs/mine', arrays=images)")
     validation.check(settings)
-    return train_run(resolve(settings, arrays), workdir, log, fall_back, into)
+    with locked(workdir):
+        return train_run(resolve(settings, arrays), workdir, log, fall_back, into)
+
+
+@contextlib.contextmanager
+def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds the lock of a run's folder, which is created, in process 0; a collective.
+
+    Raises:
+      UserError: another training, update or evaluation writes to the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        processes.run_on_primary(lambda: stack.enter_context(lock.held("train", workdir, create=True)))
+        yield
 
 
 def resolve(settings: Config, arrays: Any = None) -> Run:
@@ -109,7 +123,7 @@ def train_run(
     fall_back: bool = False,
     into: str = layout.DETECTOR,
 ) -> Scorer:
-    """Trains and calibrates the detector of a resolved run.
+    """Trains and calibrates the detector of a resolved run, in a folder that the caller has locked.
 
     Args:
       run: the resolved run, see `resolve`.
@@ -201,9 +215,23 @@ def train_members(
     calls.expect_folder(workdir, "gj.train_members(config, 'runs/table', arrays=images)")
     validation.check(settings)
     _check_members(settings)
-    workdir = Path(workdir)
-    dataset = sources.read(settings.data, arrays, progress=True)
+    with locked(workdir):
+        return _train_members(
+            settings, Path(workdir), sources.read(settings.data, arrays, progress=True), log, fall_back
+        )
+
+
+def _train_members(
+    settings: Config, workdir: Path, dataset: datasets.Dataset, log: Log, fall_back: bool
+) -> dict[str, Scorer | None]:
     team = sweep.expand(settings, dataset)
+    with lock.held("train", *(sweep.member_folder(workdir, member) for member in team), create=True):
+        return _train_team(settings, workdir, dataset, team, log, fall_back)
+
+
+def _train_team(
+    settings: Config, workdir: Path, dataset: datasets.Dataset, team: list[sweep.Member], log: Log, fall_back: bool
+) -> dict[str, Scorer | None]:
     if isinstance(dataset.images, lazy.LazyImages):
         dataset = dataclasses.replace(dataset, images=dataset.images[:])
     mesh = sharding.member_mesh(len(team), settings.mesh.devices)

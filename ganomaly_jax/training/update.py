@@ -25,7 +25,7 @@ from ganomaly_jax.data.formats.mixture import Part
 from ganomaly_jax.data.splits import Split
 from ganomaly_jax.evaluation import acceptance
 from ganomaly_jax.runs import checkpoint as runs_checkpoint
-from ganomaly_jax.runs import layout, resolution, run_folder, sealed_pytree, sweep
+from ganomaly_jax.runs import layout, lock, resolution, run_folder, sealed_pytree, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -110,6 +110,20 @@ def update(
         raise UserError(f"margin={margin}: expected from 0 to 1, such as {acceptance.MARGIN}")
     if out.resolve() == workdir.resolve():
         raise UserError(f"--out {out} is the run to update, which is not modified: expected another folder")
+    with lock.held("update", out, create=True):
+        return _update(workdir, source, out, replay, margin, change, old_source, log)
+
+
+def _update(
+    workdir: Path,
+    source: str,
+    out: Path,
+    replay: float,
+    margin: float,
+    change: Callable[[Config], None],
+    old_source: str,
+    log: Log,
+) -> Update:
     parent = _parent(workdir, old_source)
     new, settings_of_new = _new(parent, source)
     scaling, kind = parent.run.scaling, parent.run.words.items
@@ -295,7 +309,7 @@ def _opened(out: Path, lineage: dict[str, Any], settings: Config) -> Update | No
     Raises:
       UserError: the folder holds something else.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != lock.NAME for path in out.iterdir())):
         stored = run_folder.stored_environment(out).get(run_folder.LINEAGE)
         if stored is None:
             raise UserError(f"{out} does not hold an update: expected a new folder, or that of this update")
