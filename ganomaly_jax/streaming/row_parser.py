@@ -22,7 +22,7 @@ from ganomaly_jax.data.rows.tables import listed
 
 FORMATS = ("csv", "jsonl")
 _TIME_NAMES = (*clock.NAMES, "index")
-_JSON = Dialect(",", POINT)
+_PLAIN = Dialect(",", POINT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Format:
     time: str = ""
     header: tuple[str, ...] = ()
     stated: Dialect = dataclasses.field(default_factory=Dialect)
-    dialect: Dialect = dataclasses.field(default_factory=Dialect)
+    dialect: Dialect = _PLAIN
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def _parse_json(fmt: Format, text: str) -> Row:
         return _unreadable(fmt, f"not JSON: {error}")
     if not isinstance(cells_by_name, dict):
         return _unreadable(fmt, "not a JSON object")
-    return _make_row(fmt, cells_by_name, _JSON)
+    return _make_row(fmt, cells_by_name, _PLAIN)
 
 
 def _unreadable(fmt: Format, why: str) -> Row:

@@ -18,7 +18,7 @@ NORMAL = sensor_checks.NormalRanges(np.array([0.0, 10]), np.array([10.0, 20]), n
 def scorer_of(window=0, missing="refuse", stride=1):
     """A detector whose score is the sum of an input and whose threshold is 100."""
     shape = (window, 2) if window else (2,)
-    data = SimpleNamespace(missing=missing, stride=stride)
+    data = SimpleNamespace(missing=missing, stride=stride, csv="auto")
     return SimpleNamespace(
         feature_names=NAMES,
         input_shape=shape,
