@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.core.errors import DivergedError as DivergedError
     from ganomaly_jax.core.errors import StoppedError as StoppedError
     from ganomaly_jax.core.errors import UserError as UserError
+    from ganomaly_jax.core.features import register_features as register_features
     from ganomaly_jax.deploy.export import export as export
     from ganomaly_jax.deploy.import_pytorch import import_pytorch as import_pytorch
     from ganomaly_jax.evaluation.comparison import Comparison as Comparison
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 _HOME = {
     "core.config": ("Config",),
     "core.errors": ("DamagedError", "DivergedError", "StoppedError", "UserError"),
+    "core.features": ("register_features",),
     "deploy.export": ("export",),
     "deploy.import_pytorch": ("import_pytorch",),
     "evaluation.comparison": ("Comparison", "compare"),

@@ -353,6 +353,7 @@ SCORES = (
     *("embedding_mahalanobis", "embedding_neighbours", "embedding_density", "embedding_angle"),
     "embedding_angular_density",
     *("patches_small", "patches_medium", "patches_whole", "components"),
+    *("efficientnet_patches", "efficientnet_angle"),
 )
 
 RESIDUAL = 2048

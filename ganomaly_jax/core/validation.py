@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 
-from ganomaly_jax.core import members
+from ganomaly_jax.core import features, members
 from ganomaly_jax.core.config import (
     BASELINES,
     COMBINATIONS,
@@ -119,7 +119,7 @@ def check(config: Config) -> None:
     # A side that is chosen automatically is at least 32 pixels.
     room = (tile or min(config.data.height or 32, config.data.width or 32)) // 2
     refuse_unless(0 <= config.train.shift < room, "train.shift", f"from 0 to {room - 1} pixels, less than half a side")
-    _check_score(config)
+    check_score(config)
     words(config.evaluate.baselines, ("all", *BASELINES), "evaluate.baselines")
     words(config.evaluate.combine, COMBINATIONS, "evaluate.combine")
     refuse_unless(config.evaluate.components > 0, "evaluate.components", "a share below 1, or a number from 1")
@@ -147,10 +147,10 @@ def check_shape(config: Config) -> None:
       UserError: it cannot; names the score, and what would work.
     """
     shape, names = input_shape(config.data), score_parts(config)
-    of_images = [name for name in names if name.startswith(("patches", "components"))]
+    of_images = [name for name in names if name.startswith(("patches", "components")) or features.of_score(name)[0]]
     if of_images and len(shape) != 3:
         raise UserError(
-            f"evaluate.score={config.evaluate.score!r}: patches and components are for images [H, W, C], but the "
+            f"evaluate.score={config.evaluate.score!r}: {of_images[0]} is for images [H, W, C], but the "
             f"networks take inputs of shape {shape}; expected a score without {of_images[0]}, such as pixel or "
             "residual_mahalanobis"
         )
@@ -183,15 +183,21 @@ def _check_own(config: Config) -> None:
                 )
 
 
-def _check_score(config: Config) -> None:
-    """Refuses names that are not scores, and scores that the detector cannot compute."""
+def check_score(config: Config) -> None:
+    """Checks that the detector can compute the parts of the score.
+
+    Raises:
+      UserError: a name is not a score, or the detector cannot compute it.
+    """
     setting = f"evaluate.score={config.evaluate.score!r}"
     for name in score_parts(config):
-        if name not in SCORES:
-            near = difflib.get_close_matches(name, SCORES, n=1, cutoff=0.0)[0]
+        known = features.all_scores()
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"{setting}: {name!r} is not a score, the nearest is {near!r}; expected one or several of "
-                f"{', '.join(SCORES)}, joined by +"
+                f"{', '.join(known)}, joined by +. Scores of registered features exist once "
+                "ganomaly_jax.register_features was called"
             )
         if name.startswith("embedding") and config.model.detector != "ganomaly":
             raise UserError(

@@ -41,17 +41,21 @@ def fit(z: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     """
     mean, variances, axes = principal_components.fit(z)
     whitening = axes / np.sqrt(variances + _SHRINKAGE * max(float(variances.mean()), 1e-12))
-    kept = z[_drawn(len(z), seed)]
-    bank = ((kept - mean) @ whitening).astype(np.float32)
-    directions = np.asarray(_unit(jnp.asarray(kept)))
+    bank = ((z[_drawn(len(z), seed)] - mean) @ whitening).astype(np.float32)
+    units = directions(z, seed)
     return {
         "mean": mean.astype(np.float32),
         "whitening": whitening.astype(np.float32),
         "bank": bank,
-        "directions": directions,
+        "directions": units,
         "spacing": spacing(bank),
-        "angular_spacing": spacing(directions),
+        "angular_spacing": spacing(units),
     }
+
+
+def directions(z: np.ndarray, seed: int) -> np.ndarray:
+    """Returns the vectors [m, L] of unit length that `angle` compares with, m at most `BANK` of z [n, L]."""
+    return np.asarray(_unit(jnp.asarray(z[_drawn(len(z), seed)])))
 
 
 def _drawn(n: int, seed: int) -> np.ndarray:

@@ -147,12 +147,17 @@ def fit(patches: np.ndarray, seed: int) -> dict[str, np.ndarray]:
         "kernel": axes.reshape(*patches.shape[1:], -1),
         "total": axes.sum(axis=0),
         "mean": (mean @ axes).astype(np.float32),
-        "bank": along[np.sort(_spread(along, BANK))] if len(along) > BANK else along,
+        "bank": covering(along),
     }
 
 
+def covering(at: np.ndarray) -> np.ndarray:
+    """Returns at most `BANK` rows of at [n, k], chosen by `spread` to cover them all; all rows if they are fewer."""
+    return at[np.sort(spread(at, BANK))] if len(at) > BANK else at
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _spread(at: Array, count: int) -> Array:
+def spread(at: Array, count: int) -> Array:
     """Selects `count` rows of at [n, k] by farthest-point sampling, starting with the one nearest to the mean.
 
     The largest distance of a row to the nearest selected one is at most twice the smallest that `count` rows can have.
@@ -193,7 +198,7 @@ def distance(fitted: dict[str, Array], x: Array, share: float) -> Array:
         x, fitted["kernel"].astype(x.dtype), step, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     at = (along - mean[..., None] * fitted["total"]) / divisor[..., None] - fitted["mean"]
-    return jnp.mean(_nearest(fitted["bank"], at), axis=(1, 2))
+    return jnp.mean(nearest(fitted["bank"], at), axis=(1, 2))
 
 
 @jax.jit
@@ -235,7 +240,7 @@ def components(fitted: dict[str, Array], x: Array) -> Array:
     return jnp.mean(jnp.square(centred - jnp.einsum("bk,hwck->bhwc", at, fitted["axes"])), axis=(1, 2, 3))
 
 
-def _nearest(bank: Array, at: Array) -> Array:
+def nearest(bank: Array, at: Array) -> Array:
     """Computes the distance [B, h, w] of each patch of at [B, h, w, k] to its nearest neighbour in the bank [m, k].
 
     The search first finds the group of the bank that holds the neighbour, then computes distances within it, because a

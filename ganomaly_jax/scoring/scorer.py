@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core import calls, config_values, sealed_folder
+from ganomaly_jax.core import calls, config_values, sealed_folder, validation
 from ganomaly_jax.core import config as config_module
 from ganomaly_jax.core.config import Data
 from ganomaly_jax.core.errors import UserError
@@ -363,6 +363,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     variables.setdefault("statistics", {})  # a checkpoint does not store an empty dict
     try:
         settings = config_values.from_dict(meta["config"])
+    except Exception as error:
+        raise _unusable(folder, error) from error
+    validation.check_score(settings)  # features may have to be registered first
+    try:
         if np.dtype(meta["dtype"]).kind not in "uf":
             raise ValueError(f"pixels of type {meta['dtype']}")
         scorer = Scorer(
@@ -386,9 +390,13 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         item = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
         jax.eval_shape(scorer._outputs, scorer.variables, item)
     except Exception as error:  # a folder with a valid manifest may hold anything
-        what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise UserError(f"{folder} is not a detector that this version can use ({what}); write it again") from error
+        raise _unusable(folder, error) from error
     return scorer
+
+
+def _unusable(folder: Path, error: Exception) -> UserError:
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return UserError(f"{folder} is not a detector that this version can use ({what}); write it again")
 
 
 def _range(stored: Any) -> float | tuple[float, ...]:

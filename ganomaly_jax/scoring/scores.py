@@ -5,7 +5,8 @@ input and reconstruction) and need no fit. All other names, and names joined by 
 the latents, embeddings, residuals or patches of training items, and to the distribution of each part on the calibration
 items. The score is then the mean of the standardised logarithms of its parts; a repeated name counts repeatedly.
 
-Patches and components are computed from the image itself, all others from the outputs of the detector.
+Patches, components and features (`core.features`) are computed from the image itself, all others from the outputs of
+the detector.
 
 `residual_mahalanobis` is (r' S^-1 r)^1/2 of the residual r = x - x_hat with its covariance S on training items. It
 corresponds to Q of principal components, with each direction measured in units of the residuals of normal items. The
@@ -26,10 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ganomaly_jax.core import features
 from ganomaly_jax.core.config import SCORES, residual_down
-from ganomaly_jax.model import losses
+from ganomaly_jax.model import extractors, losses
 from ganomaly_jax.model.protocol import Detector
-from ganomaly_jax.scoring import latent_statistics, patch_distance
+from ganomaly_jax.scoring import feature_distance, latent_statistics, patch_distance
 
 PLAIN = tuple(losses.DISTANCES)
 _LEAST = 1e-9
@@ -112,8 +114,17 @@ def parts(detector: Detector, names: tuple[str, ...], variables: dict[str, Any],
     Returns:
       [B] float32 for each name.
     """
+    fitted = variables.get("statistics", {})
     outputs = {"x": x} | detector.outputs(variables["detector"], x) | {"image": x}
-    return {name: PARTS[name](outputs, variables.get("statistics", {})) for name in dict.fromkeys(names)}
+    vectors = {name: feature_distance.maps(name, fitted[name]["network"], x) for name in features.of_scores(names)}
+    values = {}
+    for name in dict.fromkeys(names):
+        extractor, kind = features.of_score(name)
+        if extractor:
+            values[name] = feature_distance.score(kind, fitted[extractor], *vectors[extractor])
+        else:
+            values[name] = PARTS[name](outputs, fitted)
+    return values
 
 
 def score(detector: Detector, names: tuple[str, ...], variables: dict[str, Any], x: Array) -> Array:
@@ -174,8 +185,13 @@ def fit(
     """
     if is_plain(names):
         return {}
-    samples = _training_samples(detector, names, variables, training, count, seed)
-    fitted = jax.tree.map(jnp.asarray, _fitted(names, samples, seed))
+    networks = {name: extractors.of(name).variables() for name in features.of_scores(names)}
+    samples = _training_samples(detector, names, variables | networks, training, count, seed)
+    fitted = _fitted(names, samples, seed)
+    for name, network in networks.items():
+        vectors, means = samples[name]
+        fitted[name] = {"network": network} | feature_distance.fit(vectors, means, seed)
+    fitted = jax.tree.map(jnp.asarray, fitted)
     with_statistics = {"detector": variables["detector"], "statistics": fitted}
     batches = [_parts(detector, tuple(dict.fromkeys(names)), with_statistics, x) for x in calibration]
     fitted["scale"] = {
@@ -192,25 +208,30 @@ def _training_samples(
     training: Iterable[np.ndarray],
     count: int,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Returns what the parts are fitted to: outputs of the detector, patches by size, and `exposed` images."""
+) -> dict[str, Any]:
+    """Returns what the parts are fitted to: outputs of the detector, patches by size, `exposed` images, and features.
+
+    `variables` has those of the detector, and those of each extractor under its name.
+    """
     used = tuple(sorted({output for word, output in _USES if any(name.startswith(word) for name in names)}))
     cut = {size: share for size, share in patch_distance.SHARES.items() if f"patches_{size}" in names}
     random = np.random.default_rng(seed)
-    collected: dict[str, list[np.ndarray]] = {}
-    for x in training if used or cut or "components" in names else ():
+    collected: dict[str, list[Any]] = {}
+    for x in training if used or cut or features.of_scores(names) or "components" in names else ():
         new = _outputs(detector, used, variables["detector"], x) if used else {}
         for size, share in cut.items():
             places = patch_distance.drawn(x.shape[1:], share, count, len(x), random)
             new[size] = np.concatenate(np.asarray(patch_distance.described(x, places, share)))
         if "components" in names:
             new["components"] = patch_distance.exposed(x)
+        for extractor in features.of_scores(names):
+            new[extractor] = feature_distance.drawn(extractor, variables[extractor], x, count, random)
         for name, values in new.items():
-            collected.setdefault(name, []).append(np.asarray(values))
-    return {name: np.concatenate(values) for name, values in collected.items()}
+            collected.setdefault(name, []).append(jax.tree.map(np.asarray, values))
+    return {name: jax.tree.map(lambda *leaves: np.concatenate(leaves), *values) for name, values in collected.items()}
 
 
-def _fitted(names: tuple[str, ...], samples: dict[str, np.ndarray], seed: int) -> Fitted:
+def _fitted(names: tuple[str, ...], samples: dict[str, Any], seed: int) -> Fitted:
     fitted: Fitted = {
         output: latent_statistics.fit(samples[output], seed) for output in ("z", "embedding") if output in samples
     }

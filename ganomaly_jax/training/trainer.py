@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ganomaly_jax.core import calls, config_values, members, validation
-from ganomaly_jax.core.config import Config, Mesh, Train
+from ganomaly_jax.core import calls, config_values, features, members, validation
+from ganomaly_jax.core.config import Config, Mesh, Train, input_shape, score_parts
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources
+from ganomaly_jax.model import extractors
 from ganomaly_jax.model.protocol import TrainState
 from ganomaly_jax.parallel import processes, sharding
 from ganomaly_jax.runs import diagnostics, history, layout, lock, resolution, run_folder, sweep
@@ -113,7 +114,14 @@ def resolve(settings: Config, arrays: Any = None) -> Run:
     if distributed and not run.modality.per_process:
         raise UserError(f"{run.words.kind} is trained on within one process: expected no --distributed")
     sharding.check_batch_size(run.config.train.batch_size, mesh)
+    _check_features(run.config)
     return run
+
+
+def _check_features(resolved: Config) -> None:
+    """Checks the extractors that the score needs, see `extractors.check`."""
+    for name in features.of_scores(score_parts(resolved)):
+        extractors.check(name, input_shape(resolved.data))
 
 
 def train_run(
@@ -241,6 +249,7 @@ def _train_team(
         for run, member in zip(runs, team, strict=True)
     ]
     resolved = _settings_of_all(settings, runs)
+    _check_features(runs[0].config)
     detector = runs[0].detector
     cost.check_members(detector, len(team), mesh.size, dataset.images.nbytes)
     data_hash = datasets.content_hash(dataset)

@@ -62,7 +62,7 @@ def test_the_bank_is_spread_over_the_patches():
     while len(wanted) < 20:
         far = np.square(at[:, None] - at[wanted]).sum(-1).min(-1)
         wanted.append(int(far.argmax()))
-    assert np.asarray(patch_distance._spread(at, 20)).tolist() == wanted and wanted[1] == 77
+    assert np.asarray(patch_distance.spread(at, 20)).tolist() == wanted and wanted[1] == 77
 
 
 def test_more_patches_than_the_bank_holds(images, monkeypatch):
@@ -132,10 +132,10 @@ def test_a_bank_in_groups_is_a_bank(many):
     random = np.random.default_rng(1)
     bank, at = random.normal(size=(1203, 5)).astype(np.float32), random.normal(size=(many, 2, 3, 5)).astype(np.float32)
     wanted = np.sqrt(np.square(at[..., None, :] - bank).sum(-1).min(-1) + 1e-6)
-    np.testing.assert_allclose(jax.jit(patch_distance._nearest)(bank, at), wanted, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(patch_distance.nearest)(bank, at), wanted, rtol=1e-5)
     if many == 3:
         at[0, 0, 0] = bank[7]
-        slope = jax.grad(lambda at: patch_distance._nearest(bank, at).sum())(jnp.asarray(at))
+        slope = jax.grad(lambda at: patch_distance.nearest(bank, at).sum())(jnp.asarray(at))
         away = at - bank[np.square(at[..., None, :] - bank).sum(-1).argmin(-1)]
         unit = away / np.sqrt(np.square(away).sum(-1, keepdims=True) + 1e-6)
         np.testing.assert_allclose(slope, unit, atol=1e-4)
