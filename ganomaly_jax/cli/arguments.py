@@ -18,6 +18,7 @@ Overrides = Sequence[tuple[str, str]]
 
 RUN = "folder of a finished run"
 RUN_OR_DETECTOR = "folder of a finished run, or a detector folder"
+CSV = "how tables are written where they do not tell, such as semicolon,decimal-comma (default: as in training)"
 _PREFIX = "--config."
 
 

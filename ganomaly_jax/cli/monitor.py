@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--save-every", type=float, metavar="S", help="seconds (default: %(default)s)")
     parser.add_argument("--format", metavar="KIND", help="csv or jsonl (default: that of the first line)")
     parser.add_argument("--time", metavar="NAME", help="column of the time (default: one called `time`)")
+    parser.add_argument("--csv", metavar="WORDS", help=arguments.CSV)
     parser.add_argument("--poll", type=float, metavar="S", help="seconds between reads (%(default)s)")
     parser.add_argument(
         "--normals",

@@ -23,6 +23,7 @@ import numpy as np
 
 from ganomaly_jax.core import atomic_files, atomic_folders, sealed_folder, signals
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.rows import dialects
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -130,7 +131,7 @@ def _run_loop(run: _Run, first: list[streaming_watch.Line], stopping: list[int])
         while True:
             if lines:
                 consistent = False
-                _write(run, streaming_watch.process(run.watch, lines))
+                _write(run, _process(run, lines))
                 position, consistent = run.source.position(), True
             if run.view is not None and now() - shown > _VIEW:
                 run.view.show(run.summary)
@@ -153,6 +154,16 @@ def _run_loop(run: _Run, first: list[streaming_watch.Line], stopping: list[int])
             run.view.show(run.summary)
     if options.report:
         _save_report(run)
+
+
+def _process(run: _Run, lines: list[streaming_watch.Line]) -> list[streaming_watch.RowOutput]:
+    """Returns the outputs of lines, and says once how the rows are written, if that is unusual."""
+    before = run.watch.format.dialect
+    outputs = streaming_watch.process(run.watch, lines)
+    words = dialects.describe(run.watch.format.dialect)
+    if words and run.watch.format.dialect != before:
+        run.log(f"the rows are read as {words}")
+    return outputs
 
 
 def _log_errors(log: Log, function: Callable[..., None], *arguments: Any) -> None:
@@ -285,7 +296,7 @@ def _prepare(
     step = compiled_step.compile_step(scorer, options.steps if options.top else 0)
     settings = streaming_watch.Settings(scorer, step, normal, checks, options.top, options.drift_step)
     alarm = alarms.start(options.alarm, options.cool_down)
-    return streaming_watch.start(settings, alarm, drift_state, options.format, options.time), known
+    return streaming_watch.start(settings, alarm, drift_state, options.format, options.time, options.csv), known
 
 
 def _fit_reference(

@@ -23,6 +23,8 @@ class Options:
     """`csv` or `jsonl`; empty: that of the first line."""
     time: str = ""
     """Name of the column that holds the time; empty: one called `time`."""
+    csv: str = ""
+    """How the rows are written, as `data.csv`; empty: as those of the training, where they do not tell themselves."""
     poll: float = 0.1
     """Seconds between reads of the source."""
     normals: str = ""
