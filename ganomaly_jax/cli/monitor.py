@@ -49,6 +49,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--sink", action="append", dest="sinks", metavar="TO", help="file or http(s) address; repeatable"
     )
     alarms.add_argument(
+        "--sink-timeout", type=float, metavar="S", help="seconds for a whole delivery to an address (%(default)s)"
+    )
+    alarms.add_argument(
         "--spool",
         metavar="DIR",
         help="where undelivered events wait (default: beside the state)",
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     for name in ("top", "steps", "silent", "stuck", "drift_step"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected a number from 0")
-    for name in ("poll", "save_every"):
+    for name in ("poll", "save_every", "sink_timeout"):
         if not 0 < getattr(args, name) <= 3600:
             raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)}: expected seconds above 0, 3600 at most")
     if args.live and not args.out and sys.stdout.isatty():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.streaming import stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +97,13 @@ def from_dict(values: Mapping[str, Any], requested: State) -> State:
     Raises:
       UserError: the values are not those of a state.
     """
-    try:
-        recent = tuple((int(row), bool(bad)) for row, bad in values["recent"])[-requested.n :]
+    with stored.reading("alarms"):
+        recent = tuple((stored.count(row), stored.flag(bad)) for row, bad in stored.items(values["recent"], 10_000))
+        if any(before >= after for (before, _), (after, _) in itertools.pairwise(recent)):
+            raise ValueError("rows that do not ascend")
         return dataclasses.replace(
-            requested, recent=recent, since=int(values["since"]), quiet=min(int(values["quiet"]), requested.rest)
+            requested,
+            recent=recent[-requested.n :],
+            since=stored.count(values["since"]),
+            quiet=min(stored.count(values["quiet"]), requested.rest),
         )
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"the stored state of the alarms is invalid ({error})") from None

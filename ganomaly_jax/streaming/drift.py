@@ -30,7 +30,7 @@ import numpy as np
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.evaluation import two_sample
-from ganomaly_jax.streaming import run_length
+from ganomaly_jax.streaming import run_length, stored
 
 MAX_REFERENCE = 2_000
 """Calibration scores and latents that are kept at most, drawn by the seed."""
@@ -251,33 +251,45 @@ def from_dict(values: Mapping[str, Any]) -> State:
     Raises:
       UserError: the values are not those of a state.
     """
-    try:
-        fields = dict(values)
-        settings = Settings(**fields.pop("settings"))
+    with stored.reading("drift tests"):
+        if set(values) != {field.name for field in dataclasses.fields(State)}:
+            raise ValueError("other fields than those of a state")
+        settings = Settings(**stored.fields(values["settings"]))
         _check_settings(settings)
-        fields |= {name: tuple(map(float, fields[name])) for name in ("reference", "features", "window", "total")}
-        state = State(settings, **fields)
-        counts_valid = all(type(value) is int and value >= 0 for value in (state.seen, state.latents, state.since))
-        numbers = [
-            *state.limits.values(),
-            *state.between.values(),
-            *state.last.values(),
-            state.bandwidth,
-            state.cusum,
-            *state.reference,
-        ]
-        fits = set(state.limits) == set(state.between) <= set(TESTS) and set(state.last) <= set(state.limits)
-        fits &= len(state.window) < settings.window
-        fits &= len(state.features) in (0, 2 * two_sample.FREQUENCIES) and ("mmd" in state.limits) == bool(
-            state.features
-        )
-        if not (counts_valid and fits and state.reference and np.isfinite(numbers).all()):
+        stored.count(settings.seed, most=2**32 - 1)
+        held: dict[str, Any] = {
+            name: tuple(map(stored.number, stored.items(values[name])))
+            for name in ("reference", "features", "window", "total")
+        }
+        held |= {
+            name: {test: stored.number(value) for test, value in stored.fields(values[name]).items()}
+            for name in ("limits", "between", "last")
+        }
+        held |= {name: stored.count(values[name]) for name in ("seen", "latents", "since")}
+        held |= {name: stored.number(values[name]) for name in ("bandwidth", "cusum")}
+        state = State(settings, **held)
+        if not _fits_together(state):
             raise ValueError("values that do not fit together")
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"the stored state of the drift tests is invalid ({error}); remove it to start afresh"
-        ) from None
     return state
+
+
+def _fits_together(state: State) -> bool:
+    """Returns True if the values of a state can be those of one stream."""
+    tests, features = set(state.limits), len(state.features)
+    return (
+        bool(state.reference)
+        and list(state.reference) == sorted(state.reference)
+        and tests == set(state.between) <= set(TESTS)
+        and set(state.last) <= tests
+        and all(value > 0 for value in (*state.limits.values(), *state.between.values(), state.bandwidth))
+        and len(state.window) < state.settings.window
+        and features in (0, 2 * two_sample.FREQUENCIES)
+        and ("mmd" in tests) == bool(features)
+        and state.latents <= len(state.window) <= state.seen
+        and len(state.total) == (features if state.latents else 0)
+        and 0 <= state.cusum <= state.limits.get("cusum", 0.0)
+        and state.since <= state.seen
+    )
 
 
 def _window_statistics(state: State) -> dict[str, float]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import files as image_files
+from ganomaly_jax.streaming import stored
 from ganomaly_jax.streaming.watch import Line
 
 CHUNK = 2**16
@@ -118,7 +119,7 @@ class Pipe:
 
     def seek(self, position: Mapping[str, Any]) -> list[Line]:
         """Restores the incomplete line of a previous run."""
-        self.lines.rest = str(position.get("rest", "")).encode("latin-1")
+        self.lines.rest = stored.text(position["rest"], MAX_LINE).encode("latin-1")
         return []
 
 
@@ -224,7 +225,10 @@ class File:
 
     def seek(self, position: Mapping[str, Any]) -> list[Line]:
         """Goes to the position of a previous run, or to the beginning of a new file; returns events."""
-        end, tail = int(position["end"]), str(position["tail"]).encode("latin-1")
+        end, inode = stored.count(position["end"]), stored.count(position["inode"], most=2**64)
+        tail = stored.text(position["tail"]).encode("latin-1")
+        if len(tail) != min(end, _TAIL):
+            raise ValueError("a position without the bytes before it")
         if self.file < 0 or not end:
             return []
         if os.pread(self.file, len(tail), end - len(tail)) == tail and os.fstat(self.file).st_size >= end:
@@ -232,7 +236,7 @@ class File:
             self.lines.end = self.delivered = end
             self.tail = tail
             return []
-        old = self._rotated(int(position["inode"]), end, tail)
+        old = self._rotated(inode, end, tail)
         if old is None:
             return [Line(event={"event": "source_replaced", "source": str(self.path)})]
         # What was written between the stop and the rotation is still there, under another name.
@@ -322,7 +326,7 @@ class Folder:
 
     def seek(self, position: Mapping[str, Any]) -> list[Line]:
         """Goes to the position of a previous run."""
-        self.done = set(map(str, position["done"]))
+        self.done = set(stored.texts(position["done"]))
         return []
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import gc
 import json
 import math
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, atomic_folders, sealed_folder, signals
+from ganomaly_jax.core import sealed_folder, signals
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.rows import dialects
 from ganomaly_jax.runs import layout
@@ -32,11 +31,14 @@ from ganomaly_jax.streaming import (
     compiled_step,
     dashboard,
     drift,
+    event_queue,
     inputs,
     modalities,
     reference,
     row_parser,
+    saved_state,
     sensor_checks,
+    stored,
     summary,
     watch_state,
 )
@@ -44,7 +46,6 @@ from ganomaly_jax.streaming import sinks as streaming_sinks
 from ganomaly_jax.streaming import watch as streaming_watch
 from ganomaly_jax.streaming.options import Options
 
-FORMAT = 1
 # Seconds between updates of the live view, and of the plot.
 _VIEW, _REPORT = 0.25, 60.0
 # Seconds to wait for receivers at the end.
@@ -73,20 +74,21 @@ def monitor(workdir: str, options: Options, log: Log) -> int:
     """
     if options.format not in ("", *row_parser.FORMATS):
         raise UserError(f"--format {options.format}: expected {' or '.join(row_parser.FORMATS)}")
+    receivers = [streaming_sinks.receiver(target) for target in dict.fromkeys(options.sinks)]
     scorer = scoring_scorer.load(workdir)
     modalities.check(scorer)
     with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(_locked_state(options.state)) if options.state else {}
+        saved = stack.enter_context(saved_state.locked(options.state)) if options.state else {}
         watch, known = _prepare(scorer, workdir, options, saved, log)
         source = modalities.open_source(scorer, options.source, options.once)
-        stream, so_far, first, printed = _resume(watch, source, saved, options.out)
+        stream, events, so_far, first, printed = _resume(watch, source, saved, options)
         out = stack.enter_context(_output(options.out))
         view = dashboard.View(options.source, scorer.threshold) if options.live else None
         if view is not None:
             stack.callback(view.close)
-        sinks = _sinks(workdir, options, stack, log)
+        sinks = _open_sinks(workdir, receivers, options, stack, log)
         stopping = stack.enter_context(signals.noted())
-        run = _Run(options, log, watch, known, source, stream, so_far, out, sinks, view, printed)
+        run = _Run(options, log, watch, known, source, stream, events, so_far, out, sinks, view, printed)
         before = so_far.invalid
         # All objects so far stay alive; collecting them again and again would take tens of milliseconds.
         gc.collect()
@@ -102,8 +104,8 @@ class _Run:
 
     Attributes:
       known: what the stream is compared with, as stored in the state: a restart needs no training data.
+      events: events of the stream so far, which makes their ids unique.
       printed: row up to which the output is already written, by a run that was killed after its last save.
-      full: whether a full queue was reported.
     """
 
     options: Options
@@ -112,12 +114,12 @@ class _Run:
     known: dict[str, Any]
     source: inputs.Source
     stream: str
+    events: int
     summary: summary.Summary
     out: Any
     sinks: list[streaming_sinks.Sink]
     view: dashboard.View | None
     printed: int
-    full: bool = False
 
 
 def _run_loop(run: _Run, first: list[streaming_watch.Line], stopping: list[int]) -> None:
@@ -179,13 +181,12 @@ def _write(run: _Run, outputs: list[streaming_watch.RowOutput]) -> None:
     lines = []
     for one in outputs:
         summary.add(run.summary, one)
+        first, run.events = run.events, run.events + len(one.events)
         if one.row <= run.printed:
             continue
-        for k, event in enumerate(one.events):
-            name = f"{run.stream}-{one.row}-{k}"
-            if not all([sink.put(name, event) for sink in run.sinks]) and not run.full:
-                run.full = True
-                run.log("the queue of a sink is full: events are dropped until there is room")
+        for number, event in enumerate(one.events, first):
+            for sink in run.sinks:
+                sink.put(f"{run.stream}-{one.row}-{number}", event)
         lines.append(streaming_watch.to_lines(one))
     try:
         run.out.write("".join(lines))
@@ -200,17 +201,15 @@ def _save(run: _Run, position: dict[str, Any]) -> None:
     """Saves the state atomically."""
     written = os.path.getsize(run.options.out) if run.options.out else 0
     values = {
-        "format": FORMAT,
         "stream": run.stream,
+        "events": run.events,
         "source": position,
         "written": written,
         "known": run.known,
         "watch": watch_state.to_dict(run.watch),
         "course": summary.to_dict(run.summary),
     }
-    with atomic_files.replacing(run.options.state) as temporary:
-        temporary.write_text(json.dumps(values, allow_nan=False) + "\n", encoding="utf-8")
-        atomic_folders.fsync(temporary)
+    saved_state.write(run.options.state, values)
 
 
 def _save_report(run: _Run) -> None:
@@ -222,24 +221,18 @@ def _save_report(run: _Run) -> None:
 
 
 def _resume(
-    watch: streaming_watch.Watch, source: inputs.Source, saved: dict[str, Any], out: str
-) -> tuple[str, summary.Summary, list[streaming_watch.Line], int]:
-    """Returns (id of the stream, its summary, lines to process first, last row in the output)."""
+    watch: streaming_watch.Watch, source: inputs.Source, saved: dict[str, Any], options: Options
+) -> tuple[str, int, summary.Summary, list[streaming_watch.Line], int]:
+    """Returns (id of the stream, its events, its summary, lines to process first, last row in the output)."""
     if not saved:
-        return secrets.token_hex(4), summary.Summary(), [], 0
-    try:
-        watch_state.resume(watch, saved["watch"])
-        first = source.seek(saved["source"]) if saved["source"]["kind"] == source.position()["kind"] else []
-        stream, so_far = str(saved["stream"]), summary.from_dict(saved["course"])
-        printed = _last_row(Path(out), int(saved["written"])) if out else 0
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the state cannot be used ({type(error).__name__}: {error}); choose another --state") from None
+        return secrets.token_hex(4), 0, summary.Summary(), [], 0
+    with saved_state.usable(options.state):
+        stream, events, written, so_far, first = saved_state.restore(watch, source, saved)
+    printed = _last_row(Path(options.out), written) if options.out else 0
     if printed and not source.is_replayable:
         # Rows from a pipe cannot be read again: they are missing in the windows, but counted.
         watch.row, printed = max(watch.row, printed), 0
-    return stream, so_far, first, printed
+    return stream, events, so_far, first, printed
 
 
 def _last_row(path: Path, written: int) -> int:
@@ -256,10 +249,10 @@ def _last_row(path: Path, written: int) -> int:
         for line in file:
             try:
                 held = json.loads(line) if line.endswith(b"\n") else {}
-            except ValueError:
+            except (ValueError, RecursionError):
                 held = {}
-            if isinstance(held, dict) and "verdict" in held:
-                row, keep = int(held["row"]), keep + _line_length(file, keep)
+            if isinstance(held, dict) and "verdict" in held and type(held.get("row")) is int:
+                row, keep = held["row"], keep + _line_length(file, keep)
         file.truncate(keep)
     return row
 
@@ -276,27 +269,33 @@ def _prepare(
     drift_settings = drift.Settings(options.drift_window, options.drift_every, options.drift_every, options.drift_every)
     key = [options.normals, options.drift_every, options.drift_window, scorer.threshold, list(scorer.feature_names)]
     known = saved.get("known") or {}
-    try:
-        if known.get("key") == key:
-            normal = sensor_checks.NormalRanges(
-                *(sensor_checks.from_json(known[name]) for name in ("low", "high", "runs"))
-            )
-            drift_state = None if known["drift"] is None else drift.from_dict(known["drift"])
-        else:
-            normal, drift_state = _fit_reference(scorer, workdir, options, drift_settings, log)
-            known = {"key": key, "drift": None if drift_state is None else drift.to_dict(drift_state)}
-            known |= {name: sensor_checks.to_json(getattr(normal, name)) for name in ("low", "high", "runs")}
-        if normal.low.shape != (len(scorer.feature_names),):
-            raise ValueError("another number of sensors")
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the --state cannot be used ({error}); remove it to start afresh") from None
+    with saved_state.usable(options.state):
+        resumed = stored.fields(known).get("key") == key
+        if resumed:
+            normal, drift_state = _stored_reference(known, len(scorer.feature_names), drift_settings)
+    if not resumed:
+        normal, drift_state = _fit_reference(scorer, workdir, options, drift_settings, log)
+        known = {"key": key, "drift": None if drift_state is None else drift.to_dict(drift_state)}
+        known |= {name: stored.to_json(getattr(normal, name)) for name in ("low", "high", "runs")}
     checks = sensor_checks.Settings(options.silent, options.stuck)
     step = compiled_step.compile_step(scorer, options.steps if options.top else 0)
     settings = streaming_watch.Settings(scorer, step, normal, checks, options.top, options.drift_step)
     alarm = alarms.start(options.alarm, options.cool_down)
     return streaming_watch.start(settings, alarm, drift_state, options.format, options.time, options.csv), known
+
+
+def _stored_reference(
+    known: dict[str, Any], size: int, drift_settings: drift.Settings
+) -> tuple[sensor_checks.NormalRanges, drift.State | None]:
+    """Returns what `_fit_reference` returned when the stream began."""
+    low, high = (stored.numbers(known[name], size) for name in ("low", "high"))
+    if not (low < high).all():
+        raise ValueError("a sensor's range that is empty")
+    normal = sensor_checks.NormalRanges(low, high, stored.counts(known["runs"], size, least=-1))
+    drift_state = None if known["drift"] is None else drift.from_dict(known["drift"])
+    if drift_state is not None and drift_state.settings != drift_settings:
+        raise ValueError("drift tests of other settings")
+    return normal, drift_state
 
 
 def _fit_reference(
@@ -315,33 +314,33 @@ def _fit_reference(
     return known.normal, drift.start(drift_settings, scores, known.latents)
 
 
-def _sinks(workdir: str, options: Options, stack: contextlib.ExitStack, log: Log) -> list[streaming_sinks.Sink]:
-    """Opens the sinks."""
-    if not options.sinks:
-        return []
+def _open_sinks(
+    workdir: str,
+    receivers: list[streaming_sinks.Receiver],
+    options: Options,
+    stack: contextlib.ExitStack,
+    log: Log,
+) -> list[streaming_sinks.Sink]:
+    """Opens the sinks, and says where events wait for receivers that are not among them."""
+    is_detector = (Path(workdir) / sealed_folder.MANIFEST).exists()
     if options.spool:
         spool = Path(options.spool)
     elif options.state:
         spool = Path(f"{options.state}.spool")
-    elif (Path(workdir) / sealed_folder.MANIFEST).exists():
+    elif is_detector and receivers:
         raise UserError(f"{workdir} is a detector folder, which is read-only; pass --spool DIR")
     else:
         spool = Path(workdir) / layout.SPOOL
-    made = []
-    for target in dict.fromkeys(options.sinks):
-        sink = streaming_sinks.Sink(target, spool, log)
-        stack.callback(_close_sink, sink, log)
-        made.append(sink)
-    return made
-
-
-def _close_sink(sink: streaming_sinks.Sink, log: Log) -> None:
-    """Closes a sink and logs what is left."""
-    left = sink.close(_DRAIN)
-    if left:
-        log(f"{left} events for {sink.name} are waiting in {sink.folder}; the next start delivers them")
-    if sink.dropped:
-        log(f"{sink.dropped} events for {sink.name} were dropped, since the queue was full")
+    sinks: list[streaming_sinks.Sink] = []
+    stack.callback(streaming_sinks.close_all, sinks, _DRAIN)
+    for receiver in receivers:
+        sinks.append(streaming_sinks.Sink(receiver, spool, log, options.sink_timeout))
+    for folder, events, name in event_queue.waiting_elsewhere(spool, {sink.queue.folder for sink in sinks}):
+        log(
+            f"{events:,} events in {folder} wait for {name}, which is no --sink of this start: name it again, or "
+            "move the files into the queue of another one before its monitor starts"
+        )
+    return sinks
 
 
 @contextlib.contextmanager
@@ -350,42 +349,12 @@ def _output(path: str) -> Iterator[Any]:
     if not path:
         yield sys.stdout
         return
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "a", encoding="utf-8", newline="\n"))
-        except OSError as error:
-            raise UserError(f"--out {path} cannot be written: {error.strerror}") from None
-        yield file
-
-
-@contextlib.contextmanager
-def _locked_state(path: str) -> Iterator[dict[str, Any]]:
-    """Locks the state file and yields what it holds, empty if it does not exist."""
-    state = Path(path)
     try:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"--state {path} cannot be written: {error.strerror}") from None
+        raise UserError(f"--out {path} cannot be written: {error.strerror}") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise UserError(f"another monitor uses --state {path}: choose another file, or stop that monitor") from None
-    try:
-        yield _read(state)
+        yield file
     finally:
-        os.close(lock)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Returns what the state file holds, empty if it does not exist."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
-            raise ValueError("another format")
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"--state {path} is not the state of a monitor ({error}); remove it to start afresh") from None
-    return held
+        with contextlib.suppress(OSError):  # lines are flushed one by one; what could not be written was reported then
+            file.close()

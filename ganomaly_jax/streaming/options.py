@@ -49,6 +49,8 @@ class Options:
     """Items in a window of the drift tests."""
     sinks: tuple[str, ...] = ()
     """Files and http(s) addresses that get the events."""
+    sink_timeout: float = 10.0
+    """Seconds that the delivery of an event to an address may take, from the connection to the end of the answer."""
     spool: str = ""
     """Folder in which undelivered events wait; empty: beside the state."""
     live: bool = False

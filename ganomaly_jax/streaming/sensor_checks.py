@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.streaming import stored
 from ganomaly_jax.streaming.row_parser import Row
 
 RING_ROWS = 20
 """Consecutive rows far outside the range before a change of range or unit is reported."""
 HASHES = 256
+CLOCK_ROWS = 20
+"""Consecutive late rows, in order among themselves, after which the clock was set back and is followed."""
 _RANGE_MARGIN = 0.5
 # Fraction of its width by which the normal range is extended on either side.
 _MIN_FACTOR = 1.5
@@ -91,6 +93,8 @@ class Health:
       clock: latest time.
       hashes: hashes of the last rows.
       unreadable_time: whether an unreadable time was reported.
+      late: consecutive late rows that are in order among themselves.
+      late_clock: time of the last of them.
     """
 
     missing: np.ndarray
@@ -105,6 +109,8 @@ class Health:
     clock: float | None = None
     hashes: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=HASHES))
     unreadable_time: bool = False
+    late: int = 0
+    late_clock: float = 0.0
 
 
 def start(size: int) -> Health:
@@ -161,9 +167,14 @@ def _check_time(health: Health, row: Row, events: list[Event]) -> str:
         return "duplicated"
     health.hashes.append(digest)
     if health.clock is not None and row.time < health.clock:
-        events.append({"event": "row_out_of_order", "time": row.time_text, "behind": health.clock - row.time})
-        return "late"
-    health.clock = row.time
+        behind = health.clock - row.time
+        health.late = health.late + 1 if health.late and row.time >= health.late_clock else 1
+        health.late_clock = row.time
+        if health.late < CLOCK_ROWS:
+            events.append({"event": "row_out_of_order", "time": row.time_text, "behind": behind})
+            return "late"
+        events.append({"event": "clock_set_back", "time": row.time_text, "behind": behind})
+    health.clock, health.late = row.time, 0
     return ""
 
 
@@ -266,48 +277,37 @@ def _event(event: str, sensor: str, state: str, **more: Any) -> Event:
     return {"event": event, "sensor": sensor, "state": state, **more}
 
 
-_ARRAYS: dict[str, Any] = {"missing": np.int64, "same": np.int64, "last": np.float64, "far": np.int64, "told": np.int64}
-_ARRAYS["before"] = np.float64
+_COUNTS = {"missing": stored.MOST, "same": stored.MOST, "far": stored.MOST, "told": len(_RANGE_EVENTS) - 1}
+# Of each array of counts, the largest that there can be.
 
 
 def to_dict(health: Health) -> dict[str, Any]:
-    """Returns the state as a JSON-ready dict, NaN as null."""
-    held: dict[str, Any] = {name: to_json(getattr(health, name)) for name in _ARRAYS}
-    held["recent"] = [to_json(one) for one in health.recent]
+    """Returns the state as a JSON-ready dict, values that are not finite as null."""
+    held: dict[str, Any] = {name: stored.to_json(getattr(health, name)) for name in (*_COUNTS, "last", "before")}
+    held["recent"] = [stored.to_json(one) for one in health.recent]
     held |= {"at": health.at % RING_ROWS, "absent": health.absent, "clock": health.clock, "hashes": list(health.hashes)}
-    return held | {"unreadable_time": health.unreadable_time}
+    return held | {"unreadable_time": health.unreadable_time, "late": health.late, "late_clock": health.late_clock}
 
 
 def from_dict(values: Mapping[str, Any], size: int) -> Health:
-    """Restores a state from `to_dict`, after JSON.
+    """Restores a state of `size` sensors from `to_dict`, after JSON.
 
     Raises:
       UserError: the values are not those of a state, or of another number of sensors.
     """
-    try:
+    with stored.reading("sensors"):
         made = start(size)
-        for name, kind in _ARRAYS.items():
-            setattr(made, name, from_json(values[name]).astype(kind))
-        made.recent = np.stack([from_json(one) for one in values["recent"]])
-        made.at, made.absent = int(values["at"]), tuple(map(str, values["absent"]))
-        made.clock = None if values["clock"] is None else float(values["clock"])
-        made.hashes.extend(map(str, values["hashes"]))
-        made.unreadable_time = bool(values["unreadable_time"])
-        if made.recent.shape != (RING_ROWS, size) or any(getattr(made, name).shape != (size,) for name in _ARRAYS):
-            raise ValueError("another number of sensors")
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"the stored state of the sensors is invalid ({error})") from None
+        for name, most in _COUNTS.items():
+            setattr(made, name, stored.counts(values[name], size, most=most))
+        made.last, made.before = (stored.numbers(values[name], size) for name in ("last", "before"))
+        made.recent = stored.matrix(values["recent"], (RING_ROWS, size))
+        made.at, made.absent = stored.count(values["at"]), stored.texts(values["absent"])
+        made.clock = None if values["clock"] is None else stored.number(values["clock"])
+        made.hashes.extend(stored.texts(values["hashes"]))
+        made.unreadable_time = stored.flag(values["unreadable_time"])
+        # States of version 0.2.0 do not have these two.
+        made.late, made.late_clock = stored.count(values.get("late", 0)), stored.number(values.get("late_clock", 0.0))
     return made
-
-
-def to_json(values: np.ndarray) -> list[Any]:
-    """Returns numbers as JSON has them, NaN as null."""
-    return [None if value != value else value for value in values.tolist()]
-
-
-def from_json(values: Sequence[Any]) -> np.ndarray:
-    """Returns the inverse of `to_json`, as float64."""
-    return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
 def longest_runs(x: np.ndarray) -> np.ndarray:

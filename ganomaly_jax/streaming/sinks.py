@@ -1,211 +1,230 @@
 """Delivery of events to files and webhooks, through a queue on disk, in a thread of its own.
 
-An event is a file in the queue's folder until it is delivered, so that none is lost while the receiver is down or the
-monitor restarts; scoring never waits for it. Events are delivered at least once, in order, each with an `id`: after a
-crash an event may be delivered again with the same id. Standard library only.
+An event is in the queue until it is delivered, so that none is lost while the receiver is down or the monitor
+restarts; scoring never waits for it. Events are delivered at least once, in order, each with an `id`: after a crash an
+event may be delivered again with the same id. Standard library only.
 """
 
 from __future__ import annotations
 
-import fcntl
+import dataclasses
 import hashlib
 import json
 import os
+import re
+import stat
 import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable
+from ganomaly_jax.streaming import event_queue, webhook
+from ganomaly_jax.streaming.event_queue import Limits, Log
+from ganomaly_jax.streaming.webhook import DeliveryError, RefusedError
 
-MAX_QUEUED = 100_000
-"""Events in a queue at most; further ones are counted and dropped."""
 TIMEOUT = 10.0
+"""Seconds for a whole delivery: connection, sending and the answer (`--sink-timeout`)."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the next try; doubled after each that failed."""
-_REFUSED = "refused"
+_REASONS = 10
+# Different reasons that are reported while a receiver takes nothing.
 
-Log = Callable[[str], None]
+
+@dataclasses.dataclass(frozen=True)
+class Receiver:
+    """Where events go.
+
+    Attributes:
+      name: what messages call it; nothing secret.
+      key: what its queue is named after; a new password does not change it.
+      deliver: called with the event's bytes, its id and seconds; raises RefusedError or DeliveryError.
+    """
+
+    name: str
+    key: str = dataclasses.field(repr=False)
+    deliver: Callable[[bytes, str, float], None] = dataclasses.field(repr=False)
 
 
-class RefusedError(Exception):
-    """The receiver rejects an event for good."""
+def receiver(target: str) -> Receiver:
+    """Returns the receiver that `--sink` names.
+
+    Args:
+      target: file in an existing folder, or http(s) URL.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if re.match(r"https?:|[\w+.-]*:/", target, re.IGNORECASE):
+        address = webhook.parse(target)
+        hook = webhook.connect_through(address)
+        key = re.sub(r"//[^/?#]*@", "//", target, count=1)
+        return Receiver(address.origin, key, lambda data, name, timeout: webhook.post(hook, data, name, timeout))
+    path = Path(target)
+    if any(ord(c) < 32 or c == "\x7f" for c in target) or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--sink {printable(target)}: expected a file in an existing folder, or http://HOST/PATH")
+    if re.fullmatch(r"[\w.-]+:\d+", target, re.ASCII) and not path.exists():
+        raise UserError(f"--sink {target}: expected http://{target} for an address, or ./{target} for a file")
+    return Receiver(printable(target), target, lambda data, name, timeout: _append(path, data))
 
 
 class Sink:
     """One receiver with its queue and its thread."""
 
     def __init__(
-        self, target: str, spool: Path, log: Log, max_queued: int = MAX_QUEUED, first_wait: float = FIRST_WAIT
+        self,
+        receiver: Receiver,
+        spool: Path,
+        log: Log,
+        timeout: float = TIMEOUT,
+        limits: Limits | None = None,
+        first_wait: float = FIRST_WAIT,
     ) -> None:
         """Opens the queue and starts the thread.
 
         Args:
-          target: file, or http(s) URL.
+          receiver: where events go.
           spool: folder of the queues.
           log: called with messages for the user.
-          max_queued: events in the queue at most.
+          timeout: seconds for a whole delivery.
+          limits: bounds of the queue.
           first_wait: seconds before the first retry.
 
         Raises:
-          UserError: the target is invalid, or the queue is in use or cannot be written.
+          UserError: the queue is in use or cannot be written.
         """
-        self.name, self._deliver = _display_name(target), _make_deliver(target)
-        self.folder = spool / hashlib.sha256(target.encode()).hexdigest()[:16]
-        self._log, self.max_queued, self._first_wait = log, max_queued, first_wait
-        self.dropped = 0
+        self.name, self._receiver, self._log, self._timeout = receiver.name, receiver, log, timeout
+        folder = spool / hashlib.sha256(receiver.key.encode()).hexdigest()[:16]
+        self.queue = event_queue.Queue(folder, receiver.name, limits or Limits(), log)
+        self._first_wait = self._wait = first_wait
+        self._reasons: set[str] = set()
         self._stop, self._wake = threading.Event(), threading.Event()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another monitor uses the queue {self.folder}: choose another --spool") from None
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be written: {error.strerror}; choose another --spool") from None
-        waiting = self.waiting()
-        self._count = len(waiting)
-        self._next = 1 + int(waiting[-1].name.split("-")[0]) if waiting else 0
-        self._known = {path.stem.split("-", 1)[1] for path in waiting}
-        self._changing = threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def waiting(self) -> list[Path]:
-        """Returns the files of the events that are not delivered yet, in order."""
-        return sorted(self.folder.glob("[0-9]*.json"))
-
     def put(self, name: str, event: dict[str, Any]) -> bool:
-        """Queues an event.
-
-        Args:
-          name: id of the event, of letters, digits and hyphens.
-          event: JSON-ready dict.
-
-        Returns:
-          False if the queue is full or cannot be written.
-        """
-        with self._changing:
-            if name in self._known:
-                return True
-            if self._count >= self.max_queued:
-                self.dropped += 1
-                return False
-            self._count += 1
-            self._known.add(name)
-            number, self._next = self._next, self._next + 1
-        try:
-            atomic_files.write_text(self.folder / f"{number:012}-{name}.json", json.dumps({"id": name} | event) + "\n")
-        except UserError as error:  # a full disk must not end the monitor
-            with self._changing:
-                self._count -= 1
-                self._known.discard(name)
-                self.dropped += 1
-            self._log(str(error))
-            return False
+        """Queues an event and returns at once; see `event_queue.Queue.put`."""
+        kept = self.queue.put(name, event)
         self._wake.set()
-        return True
-
-    def close(self, wait: float) -> int:
-        """Delivers for at most `wait` seconds more and stops; returns the number of undelivered events."""
-        if self._count:
-            deadline = threading.Event()
-            for _ in range(max(int(wait / 0.05), 1)):
-                if not self._count or deadline.wait(0.05):
-                    break
-        self._stop.set()
-        self._wake.set()
-        self._thread.join(TIMEOUT + 1)
-        os.close(self._lock)
-        return self._count
+        return kept
 
     def _run(self) -> None:
         """Delivers the queue until stopped, waiting longer after each failure."""
-        wait, down = self._first_wait, False
         while not self._stop.is_set():
-            queue = self.waiting()
-            if not queue:
+            entry = self.queue.first()
+            if entry is None:
                 self._wake.wait(1.0)
                 self._wake.clear()
                 continue
-            for path in queue:
-                if self._stop.is_set():
-                    return
-                try:
-                    self._deliver(path.read_bytes(), path.stem.split("-", 1)[1])
-                except RefusedError as error:
-                    self._log(
-                        f"{self.name} rejects {path.stem}: {error}; the event is kept in {self.folder / _REFUSED}"
-                    )
-                    (self.folder / _REFUSED).mkdir(exist_ok=True)
-                    os.replace(path, self.folder / _REFUSED / path.name)
-                except (OSError, ValueError) as error:  # including those of HTTP
-                    if not down:
-                        self._log(f"{self.name} cannot be reached: {error}; events wait in {self.folder}")
-                    down = True
-                    self._stop.wait(wait)
-                    wait = min(2 * wait, LONGEST_WAIT)
-                    break
-                else:
-                    with suppress(OSError):
-                        path.unlink()
-                    if down:
-                        self._log(f"{self.name} can be reached again")
-                    wait, down = self._first_wait, False
-                with self._changing:
-                    self._count -= 1
-                    self._known.discard(path.stem.split("-", 1)[1])
+            try:
+                self._take(entry)
+            except Exception as error:  # of whatever kind: without its thread a sink would fall silent
+                reason = str(error) if isinstance(error, DeliveryError) else f"fails: {printable(str(error))}"
+                if reason not in self._reasons and len(self._reasons) < _REASONS:
+                    self._reasons.add(reason)
+                    self._log(f"{self.name} {reason}; events wait in {self.queue.folder}")
+                self.queue.write_held()
+                self._stop.wait(self._wait)
+                self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    def _take(self, entry: event_queue.Entry) -> None:
+        """Delivers the first event of the queue and takes it from there."""
+        try:
+            data = self.queue.read(entry)
+        except FileNotFoundError:
+            self._log(f"{self.queue.folder / entry.file} was deleted before it was delivered")
+            self.queue.remove_first()
+            return
+        try:
+            if not _is_event(data):
+                raise RefusedError("its file is damaged")
+            self._receiver.deliver(data, entry.name, self._timeout)
+        except RefusedError as error:
+            self.queue.refuse_first()
+            self._log(
+                f"{self.name} rejects {entry.name}: {error}; "
+                f"the event is kept in {self.queue.folder / event_queue.REFUSED}"
+            )
+        else:
+            self.queue.remove_first()
+            if self._reasons:
+                self._log(f"{self.name} takes events again")
+        self._wait = self._first_wait
+        self._reasons.clear()
+
+    def drain(self, until: float) -> None:
+        """Waits until everything is delivered, or `time.monotonic()` is `until`; then no delivery begins any more."""
+        while len(self.queue) and time.monotonic() < until:
+            self._stop.wait(0.05)
+        self._stop.set()
+        self._wake.set()
+
+    def close(self) -> int:
+        """Ends the thread after the delivery that it may be in; returns the number of undelivered events."""
+        self._stop.set()
+        self._wake.set()
+        self._thread.join(self._timeout + 1)
+        left, lost = len(self.queue), self.queue.close()
+        if lost:
+            self._log(f"{lost:,} events for {self.name} are lost: they were held in memory, and the disk is full")
+        if left - lost:
+            self._log(
+                f"{left - lost:,} events for {self.name} are waiting in {self.queue.folder}; "
+                "the next start with this --sink delivers them"
+            )
+        if self.queue.dropped:
+            self._log(f"{self.queue.dropped:,} events for {self.name} were dropped, since the queue was full")
+        if self.queue.deleted:
+            self._log(f"{self.queue.deleted:,} rejected events were deleted, since there were too many of them")
+        return left
 
 
-def _display_name(target: str) -> str:
-    """Returns the target without what may be secret: of a URL only scheme and host."""
-    parts = urlsplit(target)
-    return f"{parts.scheme}://{parts.hostname}" if parts.scheme in ("http", "https") else target
+def close_all(sinks: Sequence[Sink], wait: float) -> None:
+    """Delivers for at most `wait` seconds more and closes all sinks."""
+    until = time.monotonic() + wait
+    for sink in sinks:
+        sink.drain(until)
+    for sink in sinks:
+        sink.close()
 
 
-def _make_deliver(target: str) -> Callable[[bytes, str], None]:
-    """Returns the function that delivers the bytes of one event.
-
-    Raises:
-      UserError: the target is neither a file nor an http(s) URL.
-    """
-    parts = urlsplit(target)
-    if "://" not in target:
-        path = Path(target)
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError(f"--sink {target}: expected a file in an existing folder, or http://HOST/PATH")
-        return lambda data, name: _append(path, data)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError(f"--sink {parts.scheme}://...: expected http://HOST/PATH, https://HOST/PATH, or a file")
-    return lambda data, name: _post(target, data, name)
+def _is_event(data: bytes) -> bool:
+    """Returns False for a file that a power failure or somebody else left incomplete."""
+    try:
+        return isinstance(json.loads(data), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _append(path: Path, data: bytes) -> None:
-    """Appends an event to a file."""
-    with path.open("ab") as file:
-        file.write(data)
+    """Appends a line to a file, all of it or nothing.
 
-
-def _post(url: str, data: bytes, name: str) -> None:
-    """Posts an event to a URL."""
-    headers = {"Content-Type": "application/json", "Idempotency-Key": name, "User-Agent": "ganomaly"}
+    Raises:
+      DeliveryError: it cannot be written.
+    """
+    # Without O_NONBLOCK, a named pipe that nobody reads would hold the sink.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=TIMEOUT) as answer:
-            answer.read(2**16)
-    except urllib.error.HTTPError as error:
-        error.close()
-        # These concern the receiver and may pass; other client errors concern the event.
-        if 400 <= error.code < 500 and error.code not in (401, 403, 404, 408, 425, 429):
-            raise RefusedError(f"HTTP {error.code}") from None
-        raise OSError(f"HTTP {error.code}") from None
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise OSError(str(getattr(error, "reason", error))) from None
-    except ValueError:
-        raise
-    except Exception as error:  # http.client raises its own errors for invalid responses
-        raise OSError(f"{type(error).__name__}: {error}") from None
+        with open(os.open(path, flags, 0o666), "wb", 0) as file:
+            before = os.fstat(file.fileno())
+            regular = stat.S_ISREG(before.st_mode)
+            if regular and _is_broken(path, before.st_size):
+                data = b"\n" + data
+            written = file.write(data) or 0
+            if written != len(data):
+                if regular and os.fstat(file.fileno()).st_size == before.st_size + written:  # nobody else wrote
+                    file.truncate(before.st_size)
+                raise OSError("no space for a whole line")
+    except OSError as error:
+        raise DeliveryError(f"cannot be written: {error.strerror or error}") from None
+
+
+def _is_broken(path: Path, size: int) -> bool:
+    """Returns True if a file of `size` bytes ends within a line, which a killed writer left."""
+    try:
+        with path.open("rb") as file:
+            return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+    except OSError:  # a file that may be written only
+        return False

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ganomaly_jax.streaming import stored
 from ganomaly_jax.streaming.watch import RowOutput
 
 MAX_BINS = 1024
@@ -123,16 +124,47 @@ _NUMBERS = ("width", "filled", "verdicts", "anomalous", "invalid", "alarm")
 
 
 def from_dict(values: Mapping[str, Any]) -> Summary:
-    """Restores a summary from `to_dict`, after JSON; an empty one if the values are invalid."""
-    summary = Summary()
-    try:
-        summary.bins = [
-            Bin(**(one | {"highest": math.nan if one["highest"] is None else one["highest"]})) for one in values["bins"]
-        ]
-        summary.events.extend(dict(one) for one in values["events"])
-        summary.last = values["last"]
-        for name in _NUMBERS:
-            setattr(summary, name, int(values[name]))
-    except (TypeError, ValueError, KeyError):
-        return Summary()
-    return summary
+    """Restores a summary from `to_dict`, after JSON.
+
+    Raises:
+      UserError: the values are not those of a summary.
+    """
+    with stored.reading("summary"):
+        bins = [_bin(one) for one in stored.items(values["bins"], MAX_BINS)]
+        events = [_event(one) for one in stored.items(values["events"], MAX_EVENTS)]
+        last = None if values["last"] is None else _verdict(values["last"])
+        held = {name: stored.count(values[name], least=name == "width") for name in _NUMBERS}
+        return Summary(bins, events=collections.deque(events, MAX_EVENTS), last=last, **held)
+
+
+def _bin(values: Any) -> Bin:
+    """Restores a bin."""
+    held = {name: stored.count(values[name]) for name in ("first", "last", "count", "anomalous")}
+    if (values["highest"] is None) != (held["count"] == 0):
+        raise ValueError("a bin whose highest score and number of scores do not fit together")
+    highest = math.nan if values["highest"] is None else stored.number(values["highest"])
+    drift = {stored.text(test): stored.number(value) for test, value in stored.fields(values["drift"]).items()}
+    return Bin(highest=highest, total=stored.number(values["total"]), drift=drift, **held)
+
+
+def _event(values: Any) -> dict[str, Any]:
+    """Returns an event after checking what the live view and the plot use of it."""
+    stored.count(values["row"])
+    if stored.text(values["event"]) == "alarm":
+        stored.count(values["since"])
+        if values["state"] not in ("begins", "ends"):
+            raise ValueError("an alarm that neither begins nor ends")
+    return stored.fields(values)
+
+
+def _verdict(values: Any) -> dict[str, Any]:
+    """Returns a verdict after checking what the live view uses of it."""
+    stored.count(values["row"])
+    stored.text(values["verdict"])
+    if values["score"] is not None:
+        for one in (values["score"], values["p_value"], values.get("latency_ms", 0)):
+            stored.number(one)
+    for name, value in stored.items(values.get("top", [])):
+        stored.text(name)
+        stored.number(value)
+    return stored.fields(values)

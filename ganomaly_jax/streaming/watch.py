@@ -290,8 +290,8 @@ def _output(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | N
             latent = None if scored.latents is None else scored.latents[one.at]
             events += _drift_events(watch, float(scored.scores[one.at]), latent)
         verdict["latency_ms"] = round((time.perf_counter() - one.arrived) * 1e3, 3)
-    named = tuple({"event": event.pop("event")} | one.place | event for event in events)
-    return RowOutput(one.row, named, verdict, {} if watch.drift is None else watch.drift.progress)
+    named = tuple(_json_value({"event": event.pop("event")} | one.place | event) for event in events)
+    return RowOutput(one.row, named, _json_value(verdict), {} if watch.drift is None else watch.drift.progress)
 
 
 def _verdict(watch: Watch, one: _PendingRow, scored: compiled_step.StepOutput | None) -> Event:
@@ -365,7 +365,9 @@ def _drift_events(watch: Watch, score: float, latent: np.ndarray | None) -> list
 def to_lines(output: RowOutput) -> str:
     """Returns the events and the verdict of a row as lines of JSON; empty if there are none."""
     spoken = (*output.events, *([] if output.verdict is None else [output.verdict]))
-    return "".join(json.dumps(_json_value(one), ensure_ascii=False, allow_nan=False) + "\n" for one in spoken)
+    lines = "".join(json.dumps(one, ensure_ascii=False, allow_nan=False) + "\n" for one in spoken)
+    # Names of files need not be text; a lone surrogate becomes the escape that JSON has for it.
+    return lines.encode("utf-8", "backslashreplace").decode()
 
 
 def _json_value(value: Any) -> Any:

@@ -10,15 +10,16 @@ import numpy as np
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.rows.dialects import Dialect
-from ganomaly_jax.streaming import alarms, drift, sensor_checks
+from ganomaly_jax.streaming import alarms, drift, row_parser, sensor_checks, stored
 from ganomaly_jax.streaming.watch import Watch
 
 _PLAIN = {"separator": ",", "decimal": ".", "thousands": ""}
+_SEPARATORS, _DECIMALS, _THOUSANDS = (",", ";", "\t", "|"), ("", ".", ","), ",. '"
 
 
 def to_dict(watch: Watch) -> dict[str, Any]:
     """Returns the state as a JSON-ready dict."""
-    ring = [sensor_checks.to_json(one) for one in watch.ring[: len(watch.ring) // 2]]
+    ring = [stored.to_json(one) for one in watch.ring[: len(watch.ring) // 2]]
     return {
         "sensors": watch.format.sensors,
         "shape": watch.settings.scorer.input_shape,
@@ -32,7 +33,7 @@ def to_dict(watch: Watch) -> dict[str, Any]:
         "alarm": dataclasses.asdict(watch.alarm),
         "drift": None if watch.drift is None else drift.to_dict(watch.drift),
         "ring": ring,
-        "carried": sensor_checks.to_json(watch.carried),
+        "carried": stored.to_json(watch.carried),
         "row": watch.row,
         "filled": watch.filled,
         "items": watch.items,
@@ -46,32 +47,55 @@ def resume(watch: Watch, values: Mapping[str, Any]) -> None:
     Raises:
       UserError: the values are those of another detector, or not those of a state.
     """
-    try:
-        same = tuple(values["sensors"]) == watch.format.sensors
-        if not same or tuple(values["shape"]) != watch.settings.scorer.input_shape:
-            raise UserError("the state belongs to a detector of other sensors; choose another --state")
-        fmt = values["form"]
-        # A state of an earlier version has no dialect: its lines were separated by commas.
-        dialect = Dialect(*(str(fmt.get("csv", _PLAIN)[name]) for name in _PLAIN))
-        watch.format = dataclasses.replace(
-            watch.format, kind=str(fmt["kind"]), header=tuple(map(str, fmt["header"])), dialect=dialect
-        )
-        watch.health = sensor_checks.from_dict(values["health"], len(watch.format.sensors))
+    with stored.reading("monitor"):
+        shape, sensors = watch.settings.scorer.input_shape, watch.format.sensors
+        if stored.texts(values["sensors"]) != sensors or tuple(stored.items(values["shape"])) != shape:
+            raise UserError("it belongs to a detector of other sensors or inputs")
+        form = values["form"]
+        kind, header = form["kind"], stored.texts(form["header"])
+        if kind not in ("", *row_parser.FORMATS) or (header and not set(header) & set(sensors)):
+            raise ValueError("a format that no row has")
+        watch.format = dataclasses.replace(watch.format, kind=kind, header=header, dialect=_dialect(form))
+        watch.health = sensor_checks.from_dict(values["health"], len(sensors))
+        if not set(watch.health.absent) <= set(sensors):
+            raise ValueError("absent sensors that the detector does not have")
         watch.alarm = alarms.from_dict(values["alarm"], watch.alarm)
         if watch.drift is not None and values["drift"] is not None:
             before = drift.from_dict(values["drift"])
-            if before.settings == watch.drift.settings and before.reference == watch.drift.reference:
+            if _same_tests(before, watch.drift):
                 watch.drift = before
-        ring = np.stack([sensor_checks.from_json(one) for one in values["ring"]]).astype(np.float32)
-        if ring.shape != (len(watch.ring) // 2, watch.ring.shape[1]):
-            raise ValueError("another window")
+        ring = _float32(stored.matrix(values["ring"], (len(watch.ring) // 2, watch.ring.shape[1])))
         watch.ring[:] = np.concatenate([ring, ring])
-        watch.carried = sensor_checks.from_json(values["carried"]).astype(np.float32)
-        watch.row, watch.filled, watch.items = (int(values[name]) for name in ("row", "filled", "items"))
-        watch.told = {str(test): (int(one[0]), int(one[1])) for test, one in values["told"].items()}
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"the stored state of the monitor is invalid ({type(error).__name__}: {error}); choose another --state"
-        ) from None
+        watch.carried = _float32(stored.numbers(values["carried"], len(sensors)))
+        watch.row, watch.filled, watch.items = (stored.count(values[name]) for name in ("row", "filled", "items"))
+        if max(watch.filled, watch.items, watch.alarm.since, *(row for row, _ in watch.alarm.recent)) > watch.row:
+            raise ValueError("more verdicts than rows")
+        watch.told = {test: _told(values["told"][test]) for test in drift.TESTS if test in values["told"]}
+
+
+def _dialect(form: Mapping[str, Any]) -> Dialect:
+    """Restores how CSV is written. A state of version 0.2.0 does not say: its lines were separated by commas."""
+    held = Dialect(*(stored.text(form.get("csv", _PLAIN)[name]) for name in _PLAIN))
+    separators = _SEPARATORS if form["header"] else ("", *_SEPARATORS)
+    if held.separator not in separators or held.decimal not in _DECIMALS or set(held.thousands) - set(_THOUSANDS):
+        raise ValueError("a way of writing CSV that there is not")
+    return held
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    """Returns numbers as float32; raises a ValueError if they do not fit."""
+    if (np.abs(values) > np.finfo(np.float32).max).any():
+        raise ValueError("a number beyond float32")
+    return values.astype(np.float32)
+
+
+def _same_tests(one: drift.State, other: drift.State) -> bool:
+    """Returns True if two states are of the same tests, whatever has been seen."""
+    fixed = ("settings", "reference", "limits", "between", "features", "bandwidth")
+    return all(getattr(one, name) == getattr(other, name) for name in fixed)
+
+
+def _told(values: Any) -> tuple[int, int]:
+    """Restores how often a test passed its limit, and until when it is quiet."""
+    passed, until = values
+    return stored.count(passed), stored.count(until)

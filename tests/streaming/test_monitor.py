@@ -370,9 +370,14 @@ def test_states_that_cannot_be_used_are_refused(windowed, tmp_path, capsys):
         assert monitored(workdir, source, "--state", str(state)) == 2
         assert "--state" in capsys.readouterr().err
     held["watch"]["sensors"] = ["other"]
-    state.write_text(json.dumps(held))
-    assert monitored(workdir, source, "--state", str(state)) == 2
-    assert "detector of other sensors" in capsys.readouterr().err
+    for change, words in (
+        ({}, "detector of other sensors"),
+        ({"known": held["known"] | {"low": [1]}}, "4 numbers, got 1"),
+    ):
+        state.write_text(json.dumps(held | change))
+        assert monitored(workdir, source, "--state", str(state)) == 2
+        told = capsys.readouterr().err
+        assert words in told and f"--state {state} cannot be used" in told and "remove it" in told
 
 
 def test_a_process_that_gets_rows_and_a_signal(windowed, tmp_path):
@@ -421,6 +426,8 @@ def test_a_process_that_gets_rows_and_a_signal(windowed, tmp_path):
         ["--poll", "0"],
         ["--format", "xml"],
         ["--sink", "ftp://a/b"],
+        ["--sink", "http://user:hunter2@a:99999/"],
+        ["--sink-timeout", "nan"],
         ["--drift-every", "-1"],
     ],
 )
@@ -428,7 +435,8 @@ def test_flags_that_cannot_be_are_refused(windowed, tmp_path, flags, capsys):
     source = write(tmp_path / "rows.csv", plant(20, 1))
     call = ["monitor", str(source), "--workdir", str(windowed[0]), "--once", "--spool", str(tmp_path / "spool"), *flags]
     assert main.main(call) == 2
-    assert "expected" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected" in said and "hunter2" not in said
 
 
 def test_a_folder_of_images(arrays, tmp_path, capsys):
@@ -472,6 +480,12 @@ def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):
     told = [json.loads(line) for line in sink.read_text().splitlines()]
     assert events and [{k: v for k, v in one.items() if k != "id"} for one in told] == events
     assert len({one["id"] for one in told}) == len(told)
+    # Another sink, while events wait for the first one.
+    [queue] = (path for path in (tmp_path / "spool").iterdir())
+    (queue / "000000000000-s-1-0.json").write_text('{"id": "s-1-0"}\n')
+    other = ["--sink", str(tmp_path / "other.jsonl"), "--spool", str(tmp_path / "spool")]
+    monitored(windowed[0], source, *other)
+    assert f"1 events in {queue} wait for {sink}, which is no --sink" in capsys.readouterr().err
 
 
 # Views

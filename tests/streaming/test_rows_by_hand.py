@@ -100,7 +100,8 @@ def test_a_verdict_names_the_highest_contributions():
 
 
 def test_lines_of_json_have_no_other_numbers():
-    output = watch.RowOutput(3, ({"event": "x", "row": 3, "seen": [1.0, float("inf")]},), {"score": float("nan")})
+    event = {"event": "x", "row": 3, "seen": [1.0, float("inf")]}
+    output = watch.RowOutput(3, (watch._json_value(event),), watch._json_value({"score": float("nan")}))
     events = [json.loads(line) for line in watch.to_lines(output).splitlines()]
     assert events == [{"event": "x", "row": 3, "seen": [1.0, None]}, {"score": None}]
     assert watch.to_lines(watch.RowOutput(3, (), None)) == ""

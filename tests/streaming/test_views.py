@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.report import figures
 from ganomaly_jax.streaming import dashboard, plot, summary
 from ganomaly_jax.streaming.watch import RowOutput
@@ -55,7 +56,7 @@ def test_an_alarm_stands_until_it_ends():
     assert made.alarm == 0 and made.verdicts == 1 and len(made.events) == 3
 
 
-def test_a_summary_survives_json_and_nonsense_is_an_empty_one(monkeypatch):
+def test_a_summary_survives_json_and_nonsense_is_refused(monkeypatch):
     monkeypatch.setattr(summary, "MAX_BINS", 4)
     made = seen_of([1.0, None, 9.0, 2.0, 3.0], [alarm(3, "begins", 2)], {"ks": 0.5})
     values = json.loads(json.dumps(summary.to_dict(made), allow_nan=False))
@@ -63,8 +64,8 @@ def test_a_summary_survives_json_and_nonsense_is_an_empty_one(monkeypatch):
     assert summary.to_dict(again) == summary.to_dict(made) and again.last == made.last and again.alarm == 2
     assert [math.isnan(one.highest) for one in again.bins] == [math.isnan(one.highest) for one in made.bins]
     for wrong in ({}, values | {"width": "x"}, values | {"bins": [1]}, values | {"events": [3]}):
-        empty = summary.from_dict(wrong)
-        assert summary.to_dict(empty) == summary.to_dict(summary.Summary())
+        with pytest.raises(UserError, match="stored state of the summary is invalid"):
+            summary.from_dict(wrong)
 
 
 # On the terminal
