@@ -11,6 +11,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.training import data_check
 
     result = data_check.check(settings, scorer.load(args.workdir) if args.workdir else None, progress=True)
-    print(data_check.describe(result))
+    show(data_check.describe(result))
     if args.json:
         values = dataclasses.asdict(result) | {"usable": result.usable}
         atomic_files.write_text(Path(args.json), json.dumps(values, indent=1, allow_nan=False) + "\n")

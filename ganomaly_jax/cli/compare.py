@@ -7,6 +7,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -22,5 +23,5 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Prints the comparison of the two runs and returns the exit code."""
     from ganomaly_jax.evaluation import comparison
 
-    print("\n".join(comparison.describe(comparison.compare(*args.workdirs))))
+    show("\n".join(comparison.describe(comparison.compare(*args.workdirs))))
     return exit_codes.DONE

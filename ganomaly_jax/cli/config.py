@@ -8,6 +8,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments, config_listing
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         lines = config_listing.about(args.name)
     else:
         lines = config_listing.shipped() if args.list else config_listing.everything()
-    print("\n".join(lines))
+    show("\n".join(lines))
     return exit_codes.DONE

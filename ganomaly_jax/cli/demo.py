@@ -8,6 +8,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments, train
 from ganomaly_jax.core import exit_codes, members, presets, validation
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     validation.check(settings)
     evaluation = train.train_and_evaluate(settings, args.workdir)
     if evaluation is not None and evaluation.misses:
-        print("worst misses (a picture of each is in the report):")
+        show("worst misses (a picture of each is in the report):")
         for case in evaluation.misses:
-            print(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
+            show(f"  {case.kind:14}  {case.name}  score {case.score:.4g}, threshold {case.threshold:.4g}")
     return exit_codes.DONE

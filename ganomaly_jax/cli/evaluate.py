@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, number_format
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 from ganomaly_jax.runs import layout
 
 if TYPE_CHECKING:
@@ -129,29 +130,29 @@ def print_evaluation(
         return number_format.decimal(values[name])
 
     anomalous_items, protocol = f"anomalous {values['items']}", values["protocol"]
-    print(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {anomalous_items} ({protocol})")
-    print(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
+    show(f"test set: {values['n_normal']} normal, {values['n_anomalous']} {anomalous_items} ({protocol})")
+    show(f"AUROC {shown('auroc')}, average precision {shown('average_precision')}")
     if len(values["per_class"]) > 1:
-        print("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
-    print(
+        show("AUROC by class: " + ", ".join(f"{k} {v:.4f}" for k, v in values["per_class"].items() if v is not None))
+    show(
         f"above the threshold {values['threshold']:.6g}: {shown('false_positive_rate')} of the normal and "
         f"{shown('true_positive_rate')} of the {anomalous_items}"
     )
     if "n_masks" in values:
         where = f"pixel AUROC {shown('pixel_auroc')}, AUPRO up to 30 % {shown('aupro_30')}"
-        print(f"maps against {values['n_masks']} masks: {where}")
+        show(f"maps against {values['n_masks']} masks: {where}")
     if rate is not None:
-        print(f"threshold from {values['threshold_source']}")
+        show(f"threshold from {values['threshold_source']}")
     if by:
-        print("\n".join(group_metrics.lines(values["groups"])))
+        show("\n".join(group_metrics.lines(values["groups"])))
     if "baselines" in values:
         table = evaluation_baselines.lines(values["baselines"] | values["combinations"])
-        print("\n".join(table + values["baselines_notes"]))
+        show("\n".join(table + values["baselines_notes"]))
     for note in (f"note: {warning}" for warning in values["warnings"]):
         if note not in printed:
-            print(note)
+            show(note)
     if evaluation.page is not None:
-        print(f"pictures in {evaluation.page.parent / 'pictures'}, report in {evaluation.page}")
+        show(f"pictures in {evaluation.page.parent / 'pictures'}, report in {evaluation.page}")
 
 
 def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:
@@ -163,12 +164,12 @@ def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dat
 
     evaluations = evaluation_evaluate.evaluate_members(workdir, rate, own)
     summary = sweep_summary.summarise(sweep.read_members(Path(workdir)), evaluations)
-    print("AUROC, running statistics, last step")
-    print("\n".join(sweep_summary.lines(summary)))
+    show("AUROC, running statistics, last step")
+    show("\n".join(sweep_summary.lines(summary)))
     for name in summary["diverged"]:
-        print(f"note: {name} diverged and is left out of all figures")
+        show(f"note: {name} diverged and is left out of all figures")
     try:
-        print(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
+        show(f"report in {sweep_summary.write(Path(workdir), summary)}, each member's own in {layout.MEMBERS}/")
     except MissingError as error:
-        print(f"note: {error}")
+        show(f"note: {error}")
     return exit_codes.DIVERGED if summary["diverged"] else exit_codes.DONE

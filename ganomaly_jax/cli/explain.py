@@ -8,6 +8,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -30,6 +31,6 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     stem, draw = modalities.of(scorer).explained(scorer, args.image)
     out = Path(args.out) if args.out else explanation.folder_of(Path(args.workdir)) / f"{stem}.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    print("\n".join(draw(out)))
-    print(f"picture in {out}")
+    show("\n".join(draw(out)))
+    show(f"picture in {out}")
     return exit_codes.DONE

@@ -7,6 +7,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -36,5 +37,5 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.deploy import export
 
     manifest = export.export(args.workdir, args.out, args.weights, args.format, args.check)
-    print(export.describe(manifest, args.out))
+    show(export.describe(manifest, args.out))
     return exit_codes.DONE

@@ -7,6 +7,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -31,6 +32,6 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
     scorer = import_pytorch.import_pytorch(args.file, args.data, args.workdir, args.false_positive_rate, progress=True)
     height, width, channels = scorer.input_shape
-    print(f"{args.file}: a detector of {height}x{width}x{channels} images, written to {args.workdir}")
-    print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+    show(f"{args.file}: a detector of {height}x{width}x{channels} images, written to {args.workdir}")
+    show(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
     return exit_codes.DONE

@@ -31,7 +31,7 @@ from ganomaly_jax.cli import (
 )
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import DamagedError, DivergedError, ProcessLostError, StoppedError, UserError
-from ganomaly_jax.core.printable import printable_lines
+from ganomaly_jax.core.printable import show
 
 VERBS = (
     *(demo, train, evaluate, predict, explain, export, import_, serve, monitor),
@@ -82,12 +82,12 @@ def main(words: Sequence[str] | None = None) -> int:
         environment.set_defaults()
         return args.run(args, overrides)
     except (UserError, DivergedError, DamagedError, StoppedError, ProcessLostError) as error:
-        print(f"ganomaly: {printable_lines(str(error))}", file=sys.stderr)
+        show(f"ganomaly: {error}", sys.stderr)
         if getattr(args, "distributed", False):
             train.leave(error.exit_code)
         return error.exit_code
     except KeyboardInterrupt:
-        print("ganomaly: interrupted", file=sys.stderr)
+        show("ganomaly: interrupted", sys.stderr)
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 from ganomaly_jax.streaming.options import Options
 
 
@@ -94,4 +95,4 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
 
 def _note(line: str) -> None:
-    print(f"ganomaly: {line}", file=sys.stderr, flush=True)
+    show(f"ganomaly: {line}", sys.stderr)

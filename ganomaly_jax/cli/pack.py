@@ -7,6 +7,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, validation
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -26,5 +27,5 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.data import pack
 
     packed = pack.pack(settings.data, args.out, progress=True)
-    print(pack.describe(packed))
+    show(pack.describe(packed))
     return exit_codes.INCOMPLETE if packed.problems else exit_codes.DONE

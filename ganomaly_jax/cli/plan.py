@@ -8,6 +8,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, members, validation
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -36,12 +37,12 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         team = sweep.expand(settings, dataset)
         member = resolution.resolve_checked(sweep.member_config(settings, team[0]), dataset)
         devices = sharding.member_mesh(len(team), settings.mesh.devices).size
-        print(cost.describe(cost.plan(member.config)))
-        print(cost.describe_members(member.detector, len(team), devices, dataset.images.nbytes))
+        show(cost.describe(cost.plan(member.config)))
+        show(cost.describe_members(member.detector, len(team), devices, dataset.images.nbytes))
         return exit_codes.DONE
     mesh = sharding.local_mesh(settings.mesh.devices)
     if 0 in modalities.of(settings.data).network_shape(settings.data) and settings.data.source:
         settings = resolution.resolve_checked(settings, devices=mesh.size, progress=True).config
     sharding.check_batch_size(settings.train.batch_size, mesh)
-    print(cost.describe(cost.plan(settings, mesh.size)))
+    show(cost.describe(cost.plan(settings, mesh.size)))
     return exit_codes.DONE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, text_table
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import printable
+from ganomaly_jax.core.printable import printable, show
 from ganomaly_jax.runs import layout
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         judged = groups.judge_by(scorer, judged, groups.of_images(args.groups, found.names))
     evaluate.write_predictions(out, found.names, [None] * len(found.names), judged, found.reasons)
     for note in (*found.notes, *judging.write_files(out, found)):
-        print(f"note: {note}")
+        show(f"note: {note}")
     code = _print_verdicts(scorer, found.names, judged, found.reasons, out)
     if args.maps:
         folder = _maps_folder(args, out)
         drawn, anomalous = drawing.write_maps(scorer, dataclasses.replace(found, judged=judged), folder, args.most_maps)
-        print(_maps_line(drawn, anomalous, folder))
+        show(_maps_line(drawn, anomalous, folder))
     return code
 
 
@@ -100,12 +100,12 @@ def _on_ray(args: argparse.Namespace) -> int:
         args.out,
         args.workers or 0,
         args.address or "",
-        log=lambda line: print(f"ganomaly: {line}", file=sys.stderr),
+        log=lambda line: show(f"ganomaly: {line}", sys.stderr),
     )
     if found.kept:
-        print(f"{found.kept} of {found.parts} parts were scored already")
+        show(f"{found.kept} of {found.parts} parts were scored already")
     counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
-    print(f"{counts}; rows in {found.parts} Parquet files in {args.out}")
+    show(f"{counts}; rows in {found.parts} Parquet files in {args.out}")
     return exit_codes.INCOMPLETE if found.counts["invalid"] else exit_codes.DONE
 
 
@@ -127,7 +127,7 @@ def _print_verdicts(scorer: Scorer, names: Sequence[str], judged: Judgement, why
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
     if scorer.calibration.review is None:
         counts.pop("review")
-    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
+    show(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
     return exit_codes.INCOMPLETE if counts["invalid"] else exit_codes.DONE
 
 
@@ -141,6 +141,6 @@ def _print_table(names: Sequence[str], judged: Judgement, why: Sequence[str]) ->
         else:
             numbers = f"{judged.scores[i]:.4g}", f"{judged.p_values[i]:.4f}"
             rows.append((judged.verdicts[i], *numbers, printable(names[i])))
-    print(*text_table.lines(rows, right={1, 2}), sep="\n")
+    show("\n".join(text_table.lines(rows, right={1, 2})))
     if len(order) > _ROWS:
-        print(f"... and {len(order) - _ROWS} less anomalous ones")
+        show(f"... and {len(order) - _ROWS} less anomalous ones")

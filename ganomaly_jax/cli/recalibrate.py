@@ -7,6 +7,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         review=args.review,
         by=args.groups,
     )
-    print(f"threshold {before:.6g} -> {recalibrated.threshold:.6g}: {recalibrated.calibration.source}")
+    show(f"threshold {before:.6g} -> {recalibrated.threshold:.6g}: {recalibrated.calibration.source}")
     for name in recalibrated.calibration.groups:
         group = calibration.of_group(recalibrated.calibration, name, recalibrated.config.evaluate)
-        print(f"group {name}: threshold {group.threshold:.6g}: {group.source}")
-    print(f"written to {args.workdir}; `ganomaly evaluate` prints the metrics at this threshold")
+        show(f"group {name}: threshold {group.threshold:.6g}: {group.source}")
+    show(f"written to {args.workdir}; `ganomaly evaluate` prints the metrics at this threshold")
     return exit_codes.DONE

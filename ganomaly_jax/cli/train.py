@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ganomaly_jax.cli import arguments, evaluate
 from ganomaly_jax.core import config, exit_codes, members, validation
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 if TYPE_CHECKING:
     from ganomaly_jax.evaluation.evaluate import Evaluation
@@ -73,7 +74,7 @@ def train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = 
 
     def log(line: str) -> None:
         printed.append(line)
-        print(line, flush=True)
+        show(line)
 
     with trainer.locked(workdir):
         resolved = trainer.resolve(settings)
@@ -81,7 +82,7 @@ def train_and_evaluate(settings: config.Config, workdir: str, fall_back: bool = 
         judged = evaluation_evaluate.judge_together(scorer, resolved) if processes.is_distributed() else None
 
         def on_primary() -> Evaluation:
-            print(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
+            show(f"threshold {scorer.threshold:.6g}: {scorer.calibration.source}")
             return evaluate.evaluate_run_and_print(Path(workdir), scorer, resolved, judged, printed)
 
         return processes.run_on_primary(on_primary)
@@ -115,5 +116,5 @@ def _train_members(settings: config.Config, workdir: str, fall_back: bool) -> in
 
     with trainer.locked(workdir):
         dataset = sources.read(settings.data, progress=True)
-        trainer.train_members(settings, workdir, dataset, lambda line: print(line, flush=True), fall_back)
+        trainer.train_members(settings, workdir, dataset, lambda line: show(line), fall_back)
         return evaluate.evaluate_members_and_print(workdir, own=dataset)

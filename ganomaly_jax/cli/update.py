@@ -8,6 +8,7 @@ from typing import Any
 
 from ganomaly_jax.cli import arguments, evaluate
 from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core.printable import show
 from ganomaly_jax.runs import layout
 
 
@@ -45,13 +46,13 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         args.margin,
         lambda settings: arguments.apply(settings, overrides),
         args.old_data,
-        lambda line: print(line, flush=True),
+        lambda line: show(line),
     )
-    print("\n".join(result.lines))
+    show("\n".join(result.lines))
     if not result.kept:
-        print(f"refused, {args.workdir} stays in use: {'; '.join(result.reasons)}")
-        print(f"the new detector is in {Path(args.out) / layout.REFUSED} for inspection; nothing loads it by itself")
+        show(f"refused, {args.workdir} stays in use: {'; '.join(result.reasons)}")
+        show(f"the new detector is in {Path(args.out) / layout.REFUSED} for inspection; nothing loads it by itself")
         return exit_codes.INCOMPLETE
-    print(f"kept: the new detector is in {args.out}; {args.workdir} is unchanged")
+    show(f"kept: the new detector is in {args.out}; {args.workdir} is unchanged")
     evaluate.evaluate_and_print(args.out)
     return exit_codes.DONE

@@ -1,7 +1,7 @@
 """Errors that users can cause, each with the exit code that the command line returns for it."""
 
 from ganomaly_jax.core import exit_codes
-from ganomaly_jax.core.printable import printable_lines
+from ganomaly_jax.core.printable import LONGEST, printable
 
 
 class UserError(ValueError):
@@ -10,8 +10,8 @@ class UserError(ValueError):
     exit_code = exit_codes.USAGE
 
     def __init__(self, message: str) -> None:
-        """Creates the error; control characters of names in the message are escaped."""
-        super().__init__(printable_lines(message))
+        """Creates the error; control characters and line ends, which only names have, are escaped."""
+        super().__init__(printable(message, max(len(message) * 10, LONGEST)))
 
 
 class DivergedError(RuntimeError):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TextIO
+
 MOST = 200
 """Characters of a printed name at most."""
+LONGEST = 4096
+"""The same for a path or a sentence."""
 
 
 def printable(name: str, most: int = MOST) -> str:
@@ -32,3 +37,13 @@ def quoted(name: str, most: int = MOST) -> str:
 def printable_lines(text: str) -> str:
     """Returns text of any length with everything escaped that `printable` escapes, except line ends."""
     return "\n".join(printable(line, max(len(line) * 10, 3)) for line in text.split("\n"))
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Prints lines of text, in which names from outside may be, at once.
+
+    Args:
+      text: One or several lines; see `printable_lines` for what is escaped.
+      file: Where to; None: standard output.
+    """
+    print(printable_lines(text), file=sys.stdout if file is None else file, flush=True)

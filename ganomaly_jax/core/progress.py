@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TypeVar
 
+from ganomaly_jax.core.printable import show
+
 Block = TypeVar("Block", bound=Sized)
 
 # Off a terminal, the minimum interval between lines: readable logs that still show that a job is alive.
@@ -53,7 +55,7 @@ class Progress:
             (done == self._total and not self._late) or time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES
         ):
             self._last = time.monotonic()
-            print(f"{self._unit} {done}/{self._total}  {text}", flush=True)
+            show(f"{self._unit} {done}/{self._total}  {text}")
 
     def __enter__(self) -> Progress:
         return self

@@ -10,6 +10,7 @@ import numpy as np
 
 from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import LONGEST, printable
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
 from ganomaly_jax.data.words import IMAGES, Words
@@ -66,7 +67,9 @@ def split(dataset: Dataset, settings: config.Data, seed: int, words: Words = IMA
         cut = int(len(order) * (1 - settings.test))
         train, rest = pooled_normal[order[:cut]], pooled_normal[order[cut:]]
         test = np.concatenate([rest, pooled_anomalous])
-        protocol = f"one class abnormal: {settings.abnormal}" if settings.abnormal else "own labels, normals split"
+        protocol = (
+            f"one class abnormal: {printable(settings.abnormal)}" if settings.abnormal else "own labels, normals split"
+        )
     else:
         train, moved = np.flatnonzero(is_normal & (parts == 0)), np.flatnonzero(~is_normal & (parts == 0))
         test = np.concatenate([np.flatnonzero(parts == 1), moved])
@@ -168,7 +171,7 @@ def describe(dataset: Dataset, what: str, split: Split | None = None) -> str:
     else:
         groups = []
         for kind, group in zip(kinds, ([i for i in present if i not in anomalous], sorted(anomalous)), strict=True):
-            names = ", ".join(dataset.classes[i] for i in group)
+            names = ", ".join(printable(dataset.classes[i]) for i in group)
             groups += [(textwrap.shorten(names, 48, placeholder=" ..."), kind, group)] if group else []
     rows = [("class", "taken as", *columns)]
     for name, kind, group in groups:
@@ -176,8 +179,9 @@ def describe(dataset: Dataset, what: str, split: Split | None = None) -> str:
         rows.append((name, kind, *map(str, counts)))
     lines = text_table.lines(rows, right=range(2, len(rows[0])))
     lines.append(f"{what}{f'; {split.protocol}' if split else ''}")
-    lines.extend(f"note: {note}" for note in (*dataset.notes, *(split.notes if split else ())))
+    lines.extend(f"note: {printable(note, LONGEST)}" for note in (*dataset.notes, *(split.notes if split else ())))
     if dataset.problems:
         path, reason = dataset.problems[0]
-        lines.append(f"{len(dataset.problems)} files could not be read, the first: {path}: {reason}")
+        first = printable(f"{path}: {reason}", LONGEST)
+        lines.append(f"{len(dataset.problems)} files could not be read, the first: {first}")
     return "\n".join(lines)

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ganomaly_jax.core.printable import printable
+
 # Types of matplotlib, which is imported in figures.py alone.
 Figure = Any
 Axes = Any
@@ -60,7 +62,7 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
         ax.hlines(at, x_hat[chosen], x[chosen], color="0.75", linewidth=3)
         ax.plot(x[chosen], at, "o", color=_X, label="input")
         ax.plot(x_hat[chosen], at, "o", color=_X_HAT, mfc="white", label="reconstruction")
-        ax.set_yticks(at, [_short(columns[k]) for k in chosen.tolist()], parse_math=False)
+        ax.set_yticks(at, [printable(columns[k], 26) for k in chosen.tolist()], parse_math=False)
         ax.set_xlabel("standard deviations from the centre", fontsize=9)
         ax.set_ylim(-0.6, len(chosen) - 0.4)
         _plain(ax)
@@ -72,7 +74,7 @@ def case(figure: Figure, x: np.ndarray, x_hat: np.ndarray, columns: Sequence[str
     for ax, k in zip(axes, chosen.tolist(), strict=False):
         ax.plot(x[:, k], color=_X, linewidth=1.5, label="input")
         ax.plot(x_hat[:, k], color=_X_HAT, linewidth=1.5, linestyle="--", label="reconstruction")
-        ax.set_title(_short(columns[k]), fontsize=10, parse_math=False)
+        ax.set_title(printable(columns[k], 26), fontsize=10, parse_math=False)
         _plain(ax)
     for ax in axes[len(chosen) :]:
         ax.set_axis_off()
@@ -106,13 +108,13 @@ def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], t
         )
         axes[0].plot(one.at, one.scores, color=_X, linewidth=0.9)
         axes[0].axhline(threshold, color=_GREY, linestyle="--", linewidth=1)
-        axes[0].set_title(_short(one.name, 40), fontsize=10, parse_math=False)
+        axes[0].set_title(printable(one.name, 40), fontsize=10, parse_math=False)
         if logarithmic:
             axes[0].set_yscale("log")
         for ax, k in zip(axes[1:], chosen.tolist(), strict=True):
             ax.plot(one.at, one.x[:, k], color=_X, linewidth=0.9, label="input")
             ax.plot(one.at, one.x_hat[:, k], color=_X_HAT, linewidth=0.9, label="reconstruction")
-            ax.set_title(_short(columns[k], 40), fontsize=9, loc="left", parse_math=False)
+            ax.set_title(printable(columns[k], 40), fontsize=9, loc="left", parse_math=False)
         for ax in axes:
             for first, last in _runs(one.at, bad):
                 ax.axvspan(first, last, color=_ANOMALOUS, alpha=0.12, linewidth=0)
@@ -127,11 +129,6 @@ def _runs(at: np.ndarray, bad: np.ndarray) -> list[tuple[float, float]]:
     """Returns (first, last) of each unbroken stretch that is labelled anomalous."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], bad.astype(int), [0]])))
     return [(float(at[a]), float(at[b - 1])) for a, b in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)]
-
-
-def _short(name: str, most: int = 26) -> str:
-    name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def _plain(ax: Axes) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from ganomaly_jax.core import calls, text_table, validation
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import LONGEST, printable
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets, lazy, modalities, sources, splits
 from ganomaly_jax.data.datasets import Dataset
@@ -195,9 +196,9 @@ def describe(result: Check) -> str:
     counts = {k for k, key in enumerate(shown[0]) if key in ("train", "test", "items")}
     lines = [*text_table.lines([titles, *(list(row.values()) for row in shown)], right=counts), result.kind]
     for finding in result.findings:
-        some = "; ".join(finding.items[: training_findings.EXAMPLES])
+        some = "; ".join(printable(item, LONGEST) for item in finding.items[: training_findings.EXAMPLES])
         more = f" ({some}{'; ...' if len(finding.items) > training_findings.EXAMPLES else ''})" if some else ""
-        lines += [f"{finding.weight}: {finding.what}{more}", f"    what to do: {finding.do}"]
+        lines += [f"{finding.weight}: {printable(finding.what, LONGEST)}{more}", f"    what to do: {finding.do}"]
     if not result.findings:
         lines.append("no problems found")
     return "\n".join(lines)

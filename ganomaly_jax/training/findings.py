@@ -219,9 +219,13 @@ def narrow_range(dataset: Dataset, looked: Looked, settings: Config, found: list
         found.append(Finding(WARNING, "narrow_range", what, do))
 
 
+def reading(dataset: Dataset, found: list[Finding]) -> None:
+    """Adds the notes on how the source was read, and on what of it is not used."""
+    found += [Finding(NOTE, dataset.modality, note, "check that this is intended") for note in dataset.notes]
+
+
 def recordings(dataset: Dataset, found: list[Finding]) -> None:
-    """Adds the notes of the decoder, and recordings that are clipped or silent."""
-    found += [Finding(NOTE, "sound", note, "check that this is intended") for note in dataset.notes]
+    """Adds recordings that are clipped or silent."""
     clipped = [recording for recording in layout.of(dataset).recordings if recording.clipped > _CLIPPED]
     if clipped:
         what = f"{len(clipped)} recordings are clipped: more than {_CLIPPED:.1%} of their samples are at full scale"

@@ -47,9 +47,10 @@ class Rows:
     by_column = True
 
     def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
-        """Adds missing values, and sensors that never change."""
+        """Adds missing values, sensors that never change, and columns that are not used."""
         findings.missing(dataset, looked, found)
         findings.constant_columns(dataset, looked, found)
+        findings.reading(dataset, found)
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:
         """Adds nothing: sensors may leave the range that they had in training."""
@@ -61,8 +62,9 @@ class Sound:
     by_column = False
 
     def values(self, dataset: Dataset, looked: Looked, settings: Config, found: list[Finding]) -> None:
-        """Adds samples that are not finite, and recordings that are clipped or silent."""
+        """Adds samples that are not finite, recordings that are clipped or silent, and notes of the decoder."""
         findings.missing(dataset, looked, found)
+        findings.reading(dataset, found)
         findings.recordings(dataset, found)
 
     def fits(self, scorer: Scorer, dataset: Dataset, looked: Looked, found: list[Finding]) -> None:

@@ -38,4 +38,4 @@ def test_lines_keep_their_ends_and_their_length():
 
 
 def test_errors_of_users_are_printable():
-    assert str(UserError("no class \x1b[31mred\nbut \x07")) == "no class \\x1b[31mred\nbut \\x07"
+    assert str(UserError("no class \x1b[31mred\nbut \x07")) == r"no class \x1b[31mred\nbut \x07"

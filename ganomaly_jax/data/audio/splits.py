@@ -8,6 +8,7 @@ import numpy as np
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import printable
 from ganomaly_jax.data import splits
 from ganomaly_jax.data.audio import layout, spectrogram
 from ganomaly_jax.data.datasets import Dataset
@@ -69,7 +70,7 @@ def split(dataset: Dataset, settings: config.Data, seed: int) -> Split:
     between = (f"{left} normal windows overlap two parts and are not used",) if left else ()
     protocol = f"own labels, {'own split, ' if own else ''}{how}"
     if settings.abnormal:
-        protocol = f"one class abnormal: {settings.abnormal}, {how}"
+        protocol = f"one class abnormal: {printable(settings.abnormal)}, {how}"
     return Split(kept, calibration, test, (~is_normal[test]).astype(np.int64), protocol, between)
 
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import printable
+from ganomaly_jax.core.printable import LONGEST, printable
 from ganomaly_jax.data.images import reduction
 
 Span = tuple[float, float] | None
@@ -95,7 +95,7 @@ def image_header(path: str | Path) -> tuple[int, int, str] | None:
 
 def shown(path: Any) -> str:
     """Returns a printable form of a path, whatever bytes its name contains."""
-    return printable(os.fsdecode(path), most=4096)
+    return printable(os.fsdecode(path), LONGEST)
 
 
 @contextlib.contextmanager
