@@ -8,7 +8,7 @@ import time
 
 from PIL import Image
 
-from ganomaly_jax.deploy import http_process
+from ganomaly_jax.deploy import http_connections, http_process
 
 
 def png(image):
@@ -31,10 +31,9 @@ class Served:
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.state = app.state.shared
-        import uvicorn
-
-        self.server = uvicorn.Server(http_process.configuration(app, limits))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.connections = http_connections.Connections(self.socket, limits)
+        self.server = http_process.prepare(app, limits, self.connections)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": []})
         self.thread.start()
 
     def ask(self, method, path, body=None, headers=None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Callable
 from typing import Any
 
 from ganomaly_jax.cli import arguments
@@ -11,6 +11,7 @@ from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
 
 _MAX_BODY_MIB, _MAX_S = 1024, 3600
+_EVERYWHERE = ("", "0.0.0.0", "::")
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -20,16 +21,51 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0: a free one (default: %(default)s)")
     parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also accept requests to this name or address, beside this machine's own; * for any; may be repeated",
+    )
+    parser.add_argument(
+        "--token-file", metavar="FILE", help="ask for the token in this file, as Authorization: Bearer (default: none)"
+    )
+    parser.add_argument(
         "--max-body", type=float, default=16, metavar="MIB", help="largest request body (default: %(default)s)"
     )
     parser.add_argument(
         "--max-pixels", type=int, default=64_000_000, metavar="N", help="pixels of the largest image (%(default)s)"
     )
     parser.add_argument(
+        "--max-files", type=int, default=32, metavar="N", help="most files in one form (default: %(default)s)"
+    )
+    parser.add_argument(
         "--max-batch", type=int, default=64, metavar="N", help="images scored together (default: %(default)s)"
     )
     parser.add_argument(
+        "--fixed-batch",
+        action="store_true",
+        help="pad every batch to --max-batch, so that no score depends on the load, not even in its last bit",
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=int,
+        default=512,
+        metavar="N",
+        help="connections open at a time (default: %(default)s)",
+    )
+    parser.add_argument(
         "--queue", type=int, default=128, metavar="N", help="requests accepted at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--large-queue",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images of more than 4 million pixels accepted at a time (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--header-timeout", type=float, default=10, metavar="S", help="seconds for headers to arrive (%(default)s)"
     )
     parser.add_argument(
         "--body-timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive (%(default)s)"
@@ -41,6 +77,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="S",
         help="seconds after SIGTERM in which it is not ready but still answers (default: %(default)s)",
     )
+    parser.add_argument("--access-log", action="store_true", help="write a line for every answer")
     arguments.add_huge_pages(parser)
     return parser
 
@@ -51,20 +88,37 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         raise UserError(f"--drain {args.drain:g}: expected 0 to {_MAX_S} seconds")
     if not 0 < args.max_body <= _MAX_BODY_MIB:
         raise UserError(f"--max-body {args.max_body:g}: expected more than 0 and at most {_MAX_BODY_MIB} MiB")
-    if not 0 < args.body_timeout <= _MAX_S:
-        raise UserError(f"--body-timeout {args.body_timeout:g}: expected more than 0 and at most {_MAX_S} seconds")
-    from ganomaly_jax.deploy import http_app, http_process
+    for name, seconds in (("--body-timeout", args.body_timeout), ("--header-timeout", args.header_timeout)):
+        if not 0 < seconds <= _MAX_S:
+            raise UserError(f"{name} {seconds:g}: expected more than 0 and at most {_MAX_S} seconds")
+    from ganomaly_jax.deploy import http_app, http_gate, http_limits, http_log, http_process
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
+    own = [] if args.host in _EVERYWHERE else [args.host.partition("%")[0]]
+    hosts = http_gate.allowed_hosts([*args.allow_host, *own])
+    token = None if args.token_file is None else http_gate.read_token(args.token_file)
     scorer = scoring_scorer.load(args.workdir)
-    limits = http_app.Limits(int(args.max_body * 2**20), args.max_pixels, args.max_batch, args.queue, args.body_timeout)
+    limits = http_limits.Limits(
+        body=int(args.max_body * 2**20),
+        pixels=args.max_pixels,
+        batch=args.max_batch,
+        queue=args.queue,
+        body_s=args.body_timeout,
+        header_s=args.header_timeout,
+        connections=args.max_connections,
+        large=args.large_queue,
+        files=args.max_files,
+    )
+
+    def make(started: Callable[[], None]) -> Any:
+        access = http_gate.Access(hosts, token)
+        return http_app.application(scorer, limits, started, access, args.fixed_batch, args.access_log)
 
     def ready(address: str) -> None:
         print(f"{args.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once", flush=True)
+        if token is None and args.host not in http_gate.LOOPBACK:
+            http_log.say("no --token-file: whoever reaches this address may use the detector")
 
-    def log(line: str) -> None:
-        print(f"ganomaly: {line}", file=sys.stderr, flush=True)
-
-    cut_off = http_process.serve(scorer, limits, args.host, args.port, args.drain, ready, log)
-    log(f"{cut_off} requests were cut off" if cut_off else "all requests were answered")
+    cut_off = http_process.serve(make, limits, args.host, args.port, args.drain, ready)
+    http_log.say(f"{cut_off} requests were cut off" if cut_off else "all requests were answered")
     return exit_codes.INCOMPLETE if cut_off else exit_codes.DONE

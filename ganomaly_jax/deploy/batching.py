@@ -59,16 +59,16 @@ def check_batch_size(scorer: Scorer, most: int) -> None:
         )
 
 
-def warm_up(scorer: Scorer, most: int) -> None:
+def warm_up(scorer: Scorer, most: int, pad: int = 0) -> None:
     """Compiles every program that batches of up to `most` images need, so that no request waits for compilation."""
-    for size in inference.BUCKETS:
+    for size in (pad,) if pad else inference.BUCKETS:
         if size <= inference.bucket(most):
             scorer.judge(np.zeros((min(size, most), *scorer.input_shape), scorer.dtype))
     attribution.residual_maps(scorer, np.zeros((1, *scorer.input_shape), scorer.dtype))
 
 
 def score_batch(
-    scorer: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool]
+    scorer: Scorer, batch: Sequence[image_files.Decoded], mapped: Sequence[bool], pad: int = 0
 ) -> list[Answer | UserError]:
     """Scores decoded images in one batch.
 
@@ -76,6 +76,7 @@ def score_batch(
       scorer: the detector.
       batch: images as decoded (`images.decoded`).
       mapped: for each image whether its maps are requested.
+      pad: the number of images that it is padded to; 0: as few as there is a program for.
 
     Returns:
       One result per image, or the error of an image that cannot be used.
@@ -86,7 +87,7 @@ def score_batch(
     raw, kept, problems, _ = image_files.stack_decoded(names, batch, height, width, channels, like)
     results: dict[int, Answer | UserError] = {int(name): UserError(reason) for name, reason in problems}
     if len(kept):
-        scored = scorer.judge(raw)
+        scored = scorer.judge(inference.pad(raw, pad))
         for position, i in enumerate(kept.tolist()):
             maps = attribution.residual_maps(scorer, raw[position : position + 1]) if mapped[i] else None
             numbers = float(scored.scores[position]), float(scored.p_values[position])
@@ -105,7 +106,9 @@ def next_batch_size(waiting: int, most: int) -> int:
     return candidates if inference.bucket(candidates) <= 2 * candidates else full
 
 
-async def serve_jobs(scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None]) -> None:
+async def serve_jobs(
+    scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: Callable[[int], None], pad: int = 0
+) -> None:
     """Scores jobs in batches until this task is cancelled.
 
     No batch waits to be filled: an idle device scores a single image at once, a busy one finds all that have arrived.
@@ -115,17 +118,20 @@ async def serve_jobs(scorer: Scorer, jobs: asyncio.Queue[Job], most: int, note: 
       jobs: queue of jobs.
       most: images in a batch at most.
       note: called with the size of each batch.
+      pad: as in `score_batch`; batches are then as large as they can be.
     """
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, "device") as device:
         while True:
             batch = [await jobs.get()]
-            batch += [jobs.get_nowait() for _ in range(next_batch_size(1 + jobs.qsize(), most) - 1)]
+            waiting = 1 + jobs.qsize()
+            size = min(waiting, most) if pad else next_batch_size(waiting, most)
+            batch += [jobs.get_nowait() for _ in range(size - 1)]
             note(len(batch))
             results: Sequence[Answer | Exception]
             try:
                 results = await loop.run_in_executor(
-                    device, score_batch, scorer, [job.image for job in batch], [job.mapped for job in batch]
+                    device, score_batch, scorer, [job.image for job in batch], [job.mapped for job in batch], pad
                 )
             except Exception as error:  # one batch may fail, for example out of memory, and the next succeed
                 results = [error] * len(batch)

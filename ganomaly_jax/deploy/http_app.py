@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import io
+import json
 import math
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import decode
 from ganomaly_jax.data.images import files as image_files
-from ganomaly_jax.deploy import batching, modalities, openapi
+from ganomaly_jax.deploy import batching, http_body, http_gate, http_limits, http_log, modalities, openapi
 from ganomaly_jax.deploy import page as deploy_page
+from ganomaly_jax.deploy.http_limits import Limits, RefusedError
 from ganomaly_jax.report import explanation
 from ganomaly_jax.scoring.calibration import INVALID
 from ganomaly_jax.scoring.scorer import Scorer
@@ -33,40 +33,19 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 _LATENCIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_LARGE_RETRY_S = 5
+# Images of one form that are in memory together.
+_TOGETHER = 8
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """The most that the server accepts."""
-
-    body: int = 16 * 2**20
-    """Bytes of the body of a request."""
-    pixels: int = decode.MAX_PIXELS
-    """Pixels of an image."""
-    batch: int = 64
-    """Images scored together."""
-    queue: int = 128
-    """Requests in progress, each of which may hold a body. Others are told to retry."""
-    body_s: float = 30.0
-    """Seconds within which a body must arrive."""
-
-
-class _RefusedError(Exception):
-    """A request is answered with an error: an HTTP status and a sentence."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class _State:
     """Holds what the requests of one application share."""
 
-    def __init__(self, scorer: Scorer, limits: Limits) -> None:
+    def __init__(self, scorer: Scorer, limits: Limits, fixed_batch: bool) -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-        self.scorer, self.limits = scorer, limits
+        self.scorer, self.limits, self.fixed_batch = scorer, limits, fixed_batch
         self.compiled = self.draining = False
         self.error = ""
         """Why batches are no longer scored; empty while they are."""
@@ -74,6 +53,9 @@ class _State:
         """Requests in progress, and those cut off at the end."""
         self.jobs: asyncio.Queue[batching.Job] = asyncio.Queue()
         self.decoders = ThreadPoolExecutor(image_files.WORKERS, "decode")
+        self.large = 0
+        """Large images in progress: they have one thread of their own, so that no small one waits for them."""
+        self.large_decoder = ThreadPoolExecutor(1, "decode-large")
         kept = self.registry = CollectorRegistry()
         self.requests = Counter(
             "ganomaly_requests", "Answers by path and HTTP status.", ["path", "status"], registry=kept
@@ -97,21 +79,33 @@ class _State:
         return "draining: about to end" if self.draining else ""
 
 
-def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[], None] | None = None) -> Starlette:
+def application(
+    scorer: Scorer,
+    limits: Limits = http_limits.DEFAULT,
+    started: Callable[[], None] | None = None,
+    access: http_gate.Access = http_gate.LOCAL,
+    fixed_batch: bool = False,
+    access_log: bool = False,
+) -> Starlette:
     """Builds the ASGI application; its paths and answers are those of `openapi.document`.
 
     Args:
       scorer: a detector of images.
       limits: the most that the server accepts.
       started: called once requests are accepted.
+      access: who may use it.
+      fixed_batch: whether every batch is padded to `limits.batch` images, so that scores do not depend on the load.
+      access_log: whether every answer is a line of the log.
 
     Raises:
-      UserError: starlette or prometheus-client is missing, a limit makes no sense, a detector of sensors.
+      UserError: a library is missing, a limit makes no sense, a detector of sensors.
     """
     try:
         import prometheus_client
+        import python_multipart  # noqa: F401  # Starlette parses forms with it
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
+        from starlette.middleware import Middleware
         from starlette.responses import HTMLResponse, JSONResponse, Response
         from starlette.routing import Route
     except ImportError as error:
@@ -122,25 +116,27 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
             "`ganomaly predict` scores recordings"
         )
     batching.check_batch_size(scorer, limits.batch)
-    for name in ("body", "pixels", "queue", "body_s"):
-        if not getattr(limits, name) > 0:
-            raise UserError(f"limit {name} {getattr(limits, name)}: expected more than 0")
-    if limits.pixels > decode.MAX_PIXELS:
-        raise UserError(f"limit pixels {limits.pixels:,}: expected at most {decode.MAX_PIXELS:,}, what is ever decoded")
-    state = _State(scorer, limits)
-    content, policy = deploy_page.page()
-    description = openapi.document()
+    http_limits.check(limits)
+    state = _State(scorer, limits, fixed_batch)
+    description = openapi.document(with_token=access.token is not None)
 
     async def score(request: Request) -> Response:
-        found = await _answer(state, request, mapped=False)
-        state.verdicts.labels(found.verdict).inc()
-        shown = {name: _number(getattr(found, name)) for name in ("score", "p_value")}
-        return JSONResponse({**shown, "verdict": found.verdict, "threshold": _number(scorer.threshold)})
+        uploads, found = await _answers(state, request, mapped=False)
+        for answer in found:
+            if isinstance(answer, batching.Answer):
+                state.verdicts.labels(answer.verdict).inc()
+        shown = [_shown(scorer, answer) for answer in found]
+        if uploads[0].name is None:
+            return JSONResponse(shown[0])
+        named = [{"name": upload.name, **result} for upload, result in zip(uploads, shown, strict=True)]
+        # ASCII: the names are the client's, and may hold characters that control a terminal.
+        return Response(json.dumps({"results": named}), media_type="application/json")
 
     async def explained(request: Request) -> Response:
-        found = await _answer(state, request, mapped=True)
+        _, (found, *others) = await _answers(state, request, mapped=True)
+        assert isinstance(found, batching.Answer) and not others
         if found.verdict == INVALID:
-            raise _RefusedError(422, "NaN or infinite pixels: there is nothing to explain")
+            raise RefusedError(422, "NaN or infinite pixels: there is nothing to explain")
         png = await asyncio.get_running_loop().run_in_executor(state.decoders, _png, scorer, found)
         return Response(png, media_type="image/png")
 
@@ -158,39 +154,40 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
     async def described(request: Request) -> Response:
         return JSONResponse(description)
 
-    async def page(request: Request) -> Response:
-        return HTMLResponse(content, headers={"Content-Security-Policy": policy})
+    def page(content: str, policy: str) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            return HTMLResponse(content, headers={"Content-Security-Policy": policy})
 
-    def counted(path: str, answer: Callable[[Request], Awaitable[Response]], method: str) -> Route:
+        return answer
+
+    def counted(path: str, answer: Callable[[Request], Awaitable[Response]], method: str = "GET") -> Route:
         """Returns a route that counts and times its requests and turns refusals into answers."""
 
         async def run(request: Request) -> Response:
             begin = time.monotonic()
             try:
                 made = await answer(request)
-            except _RefusedError as refused:
+            except RefusedError as refused:
                 made = JSONResponse({"error": str(refused)}, refused.status)
-                if refused.status in (429, 503):
-                    made.headers["Retry-After"] = "1"
+                if refused.retry_s is not None:
+                    made.headers["Retry-After"] = str(refused.retry_s)
             except Exception as error:
                 what = f"the detector failed: {type(error).__name__}: {error}"[:500]
-                print(f"ganomaly: {path}: {what}", file=sys.stderr, flush=True)
+                http_log.say(f"{path}: {http_log.described(error)} id={request.scope['request_id']}")
                 made = JSONResponse({"error": what}, 500)
-            # A body that a refusal leaves unread is read and discarded: closing would reset a client that is still
-            # sending, which would then never see why. Only a client that has stopped sending is cut off.
-            if state.draining or made.status_code == 408:
-                made.headers["Connection"] = "close"
             state.requests.labels(path, str(made.status_code)).inc()
             state.seconds.labels(path).observe(time.monotonic() - begin)
-            made.headers["X-Content-Type-Options"] = "nosniff"
             return made
 
         return Route(path, run, methods=[method])
 
+    def count_other(status: int) -> None:
+        state.requests.labels("other", str(status)).inc()
+
     async def failed(request: Request, error: Exception) -> Response:
         """Answers requests without a route: 404 and 405."""
         assert isinstance(error, HTTPException)
-        state.requests.labels("other", str(error.status_code)).inc()
+        count_other(error.status_code)
         return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
     @contextlib.asynccontextmanager
@@ -204,17 +201,20 @@ def application(scorer: Scorer, limits: Limits = Limits(), started: Callable[[],
             with contextlib.suppress(asyncio.CancelledError):
                 await working
             state.decoders.shutdown()
+            state.large_decoder.shutdown(cancel_futures=True)
 
     app = Starlette(
         routes=[
             counted("/score", score, "POST"),
             counted("/explain", explained, "POST"),
-            counted("/healthz", alive, "GET"),
-            counted("/readyz", ready, "GET"),
-            counted("/metrics", metrics, "GET"),
-            counted("/openapi.json", described, "GET"),
-            counted("/", page, "GET"),
+            counted("/healthz", alive),
+            counted("/readyz", ready),
+            counted("/metrics", metrics),
+            counted("/openapi.json", described),
+            counted("/docs", page(*deploy_page.docs(description))),
+            counted("/", page(*deploy_page.page())),
         ],
+        middleware=[Middleware(http_gate.gate, access, lambda: state.draining, count_other, access_log)],
         exception_handlers={HTTPException: failed},
         lifespan=lifespan,
     )
@@ -232,41 +232,56 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no NaN
 
 
+def _shown(scorer: Scorer, answer: batching.Answer | RefusedError) -> dict[str, Any]:
+    """Returns the JSON object of the result for one image."""
+    if isinstance(answer, RefusedError):
+        return {"status": answer.status, "error": str(answer)}
+    numbers = {"score": _number(answer.score), "p_value": _number(answer.p_value)}
+    return {**numbers, "verdict": answer.verdict, "threshold": _number(scorer.threshold)}
+
+
 async def _work(state: _State) -> None:
     """Compiles, then answers jobs until it is cancelled or fails; /healthz reports the failure."""
+    pad = state.limits.batch if state.fixed_batch else 0
     try:
-        await asyncio.get_running_loop().run_in_executor(None, batching.warm_up, state.scorer, state.limits.batch)
+        await asyncio.get_running_loop().run_in_executor(None, batching.warm_up, state.scorer, state.limits.batch, pad)
         state.compiled = True
-        print("ganomaly: ready", file=sys.stderr, flush=True)
-        await batching.serve_jobs(state.scorer, state.jobs, state.limits.batch, state.batches.observe)
+        http_log.say("ready")
+        await batching.serve_jobs(state.scorer, state.jobs, state.limits.batch, state.batches.observe, pad)
     except Exception as error:
         state.error = f"the detector does not work: {type(error).__name__}: {error}"[:500]
-        print(f"ganomaly: {state.error}", file=sys.stderr, flush=True)
+        http_log.say(state.error)
 
 
-async def _answer(state: _State, request: Request, mapped: bool) -> batching.Answer:
-    """Returns the answer of the detector to the image in a request.
+async def _answers(
+    state: _State, request: Request, mapped: bool
+) -> tuple[list[http_body.Upload], list[batching.Answer | RefusedError]]:
+    """Returns the files in a request, and the answer of the detector to each or why it has none.
 
     Raises:
-      _RefusedError: the image was not scored.
+      RefusedError: no image was scored, or `mapped` and there are several.
     """
     if state.error or not state.compiled:
-        raise _RefusedError(503, state.why_not)
+        raise RefusedError(503, state.why_not, retry_s=1)
     if state.inside >= state.limits.queue:
-        raise _RefusedError(429, f"{state.inside} images are in work, the most that may be: ask again in a second")
+        raise RefusedError(
+            429, f"{state.inside} images are in work, the most that may be: ask again in a second", retry_s=1
+        )
     state.inside += 1
     try:
-        body = await _body(state.limits, request)
-        loop = asyncio.get_running_loop()
-        height, width, _ = state.scorer.input_shape
-        fit = state.scorer.config.data.fit
-        read = functools.partial(_decoded, body, height, width, fit, state.limits.pixels)
-        image = await loop.run_in_executor(state.decoders, read)
-        job = batching.Job(image, mapped, loop.create_future())
-        state.jobs.put_nowait(job)
-        return await job.answer
-    except UserError as error:
-        raise _RefusedError(422, str(error)) from None
+        uploads = await http_body.read(state.limits, request)
+        if mapped and len(uploads) > 1:
+            raise RefusedError(422, f"{len(uploads)} files: expected one, since the answer is one picture")
+        turn, found = asyncio.Lock(), []
+        for begin in range(0, len(uploads), _TOGETHER):
+            asked = [_answer(state, upload.content, mapped, turn) for upload in uploads[begin : begin + _TOGETHER]]
+            for answer in await asyncio.gather(*asked, return_exceptions=True):
+                if not isinstance(answer, batching.Answer | RefusedError):
+                    raise answer
+                found.append(answer)
+        if isinstance(found[0], RefusedError) and all(isinstance(answer, RefusedError) for answer in found):
+            raise found[0]
+        return uploads, found
     except asyncio.CancelledError:
         state.given_up += 1
         raise
@@ -274,55 +289,55 @@ async def _answer(state: _State, request: Request, mapped: bool) -> batching.Ans
         state.inside -= 1
 
 
-async def _body(limits: Limits, request: Request) -> bytes:
-    """Reads the body of a request and never holds more than the limit.
+async def _answer(state: _State, content: bytes, mapped: bool, turn: asyncio.Lock) -> batching.Answer:
+    """Returns the answer of the detector to one image.
+
+    Args:
+      state: that of the application.
+      content: the image file.
+      mapped: whether its maps are requested.
+      turn: held while a large image is decoded, of which a form has one at a time.
 
     Raises:
-      _RefusedError: the body is empty, too large, too slow or encoded.
+      RefusedError: the image was not scored.
     """
-    from starlette.requests import ClientDisconnect
-
-    kind = request.headers.get("content-type", "")
-    if kind.startswith("multipart/"):
-        raise _RefusedError(
-            415, "a form: expected the bytes of one image file as they are (curl --data-binary @image.png)"
-        )
-    coded = request.headers.get("content-encoding", "identity")
-    if coded.lower() != "identity":
-        raise _RefusedError(415, f"a body coded as {coded[:50]!r}: expected the bytes of one image file as they are")
-    too_long = f"more than {limits.body:,} bytes, which is what is taken at most"
-    if int(request.headers.get("content-length", 0)) > limits.body:
-        raise _RefusedError(413, too_long)
-    body = bytearray()
+    loop = asyncio.get_running_loop()
+    height, width, _ = state.scorer.input_shape
+    read = functools.partial(image_files.decode_file, height=height, width=width, fit=state.scorer.config.data.fit)
+    image = await loop.run_in_executor(state.decoders, _decode_small, content, read, state.limits.pixels)
+    if image is None:
+        async with turn:
+            if state.large >= state.limits.large:
+                raise RefusedError(
+                    429, f"{state.large} large images are in work, the most that may be: ask again soon", _LARGE_RETRY_S
+                )
+            state.large += 1
+            try:
+                image = await loop.run_in_executor(state.large_decoder, read, io.BytesIO(content))
+            finally:
+                state.large -= 1
+    if isinstance(image, str):
+        raise RefusedError(422, image)
+    job = batching.Job(image, mapped, loop.create_future())
+    state.jobs.put_nowait(job)
     try:
-        async with asyncio.timeout(limits.body_s):
-            async for part in request.stream():
-                body += part
-                if len(body) > limits.body:
-                    raise _RefusedError(413, too_long)
-    except TimeoutError:
-        raise _RefusedError(408, f"the body was not here after {limits.body_s:g} s") from None
-    except ClientDisconnect:
-        raise _RefusedError(400, "the body broke off") from None
-    if not body:
-        raise _RefusedError(400, "no body: expected the bytes of one image file (curl --data-binary @image.png)")
-    return bytes(body)
+        return await job.answer
+    except UserError as error:
+        raise RefusedError(422, str(error)) from None
 
 
-def _decoded(body: bytes, height: int, width: int, fit: str, most: int) -> image_files.Decoded:
-    """Decodes the image in a body.
+def _decode_small(
+    content: bytes, read: Callable[[io.BytesIO], image_files.Decoded], most: int
+) -> image_files.Decoded | None:
+    """Decodes an image; None if it is large and has to be decoded elsewhere.
 
     Raises:
-      _RefusedError: it has too many pixels.
-      UserError: it cannot be read.
+      RefusedError: it has too many pixels.
     """
-    size = decode.image_size(io.BytesIO(body))
+    size = decode.image_size(io.BytesIO(content))
     if size and size[0] * size[1] > most:
-        raise _RefusedError(413, f"an image of {size[1]} x {size[0]} pixels: at most {most:,} are taken")
-    found = image_files.decode_file(io.BytesIO(body), height, width, fit)
-    if isinstance(found, str):
-        raise UserError(found)
-    return found
+        raise RefusedError(413, f"an image of {size[1]} x {size[0]} pixels: at most {most:,} are taken")
+    return None if size and size[0] * size[1] > decode.LARGE else read(io.BytesIO(content))
 
 
 def _png(scorer: Scorer, found: batching.Answer) -> bytes:

@@ -3,58 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import select
 import signal
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.deploy import http_app
-from ganomaly_jax.deploy.http_app import Limits
-from ganomaly_jax.scoring.scorer import Scorer
+from ganomaly_jax.deploy import http_app, http_connections, http_log
+from ganomaly_jax.deploy.http_limits import Limits
 
 if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-# Seconds that a request in work may take beyond the time for its body, once nothing new is accepted; and between the
-# end of listening and that of idle connections: who has connected says what is wanted.
-_LAST_S, _SETTLE_S, _DOOR_S = 10, 0.2, 0.001
+# Seconds that a request in work may take beyond the time for its body, once nothing new is accepted.
+_LAST_S = 10
 
 
 def serve(
-    scorer: Scorer,
+    make: Callable[[Callable[[], None]], Starlette],
     limits: Limits,
     host: str,
     port: int,
     drain_s: float,
     ready: Callable[[str], None],
-    log: Callable[[str], None],
 ) -> int:
-    """Serves a detector over HTTP until SIGTERM or SIGINT; a second signal ends it at once.
+    """Serves an application over HTTP until SIGTERM or SIGINT; a second signal ends it at once.
 
     Args:
-      scorer: the detector.
+      make: makes the application, given what it calls when it has started (`http_app.application`).
       limits: what a request may take.
       host, port: where to listen; port 0: a free one.
       drain_s: seconds after the signal in which it reports that it is not ready, and still answers.
       ready: called with the address once requests are accepted.
-      log: called with a line when it begins to drain.
 
     Returns:
       How many requests were cut off at the end.
 
     Raises:
-      UserError: what `application` raises; the extra `serve` is not installed; the address is taken, or not of this
-        machine.
+      UserError: what `make` raises; the extra `serve` is not installed; the address is taken, or not of this machine;
+        too few files may be open.
     """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise http_app.missing(error) from None
 
     def started() -> None:
         """Takes the signals from Uvicorn, which would stop listening at once."""
@@ -67,50 +57,44 @@ def serve(
         shared = app.state.shared
         if shared.draining:
             server.should_exit = server.force_exit = True
-            # From Python 3.12 on Uvicorn waits for open connections all the same, up to this time.
-            server.config.timeout_graceful_shutdown = 0
         shared.draining = True
-        log(f"draining, {shared.inside} in work")
-        loop.call_later(drain_s, leave, loop, server, listener)
+        http_log.say(f"draining, {shared.inside} in work")
+        loop.call_later(drain_s, connections.leave)
 
-    app = http_app.application(scorer, limits, started)
+    app = make(started)
+    http_connections.check_files(limits)
     with _listening(host, port) as listener:
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listener.getsockname()[1]}"
-        server = uvicorn.Server(configuration(app, limits))
-        server.run(sockets=[listener])
+        connections = http_connections.Connections(listener, limits)
+        server = prepare(app, limits, connections)
+        server.run(sockets=[])
     shared = app.state.shared
     if shared.error:
         raise UserError(shared.error)
     return shared.given_up
 
 
-def leave(loop: asyncio.AbstractEventLoop, server: uvicorn.Server, listener: socket.socket, tries: int = 1000) -> None:
-    """Stops listening and ends the server.
+def prepare(app: Starlette, limits: Limits, connections: http_connections.Connections) -> uvicorn.Server:
+    """Returns Uvicorn's server, the same whatever else is installed; run it with no sockets: `connections` accepts.
 
-    Waiting connections are accepted and answered first: closing the socket would reset them.
+    It uses h11, which limits headers to 16 KiB, the event loop of asyncio, and no websockets.
+
+    Raises:
+      UserError: Uvicorn is not installed.
     """
-    if tries and select.select([listener], [], [], 0)[0]:
-        loop.call_later(_DOOR_S, leave, loop, server, listener, tries - 1)
-        return
-    # Server.close would drop the connections that are accepted and not yet handed to Uvicorn.
-    loop.remove_reader(listener)
-    with contextlib.suppress(OSError):
-        listener.shutdown(socket.SHUT_RDWR)
-    loop.call_later(_SETTLE_S, setattr, server, "should_exit", True)
-
-
-def configuration(app: Starlette, limits: Limits) -> uvicorn.Config:
-    """Returns the configuration of Uvicorn, the same whatever else is installed.
-
-    It uses h11, which limits headers to 16 KiB, the event loop of asyncio, which `serve` stops listening, and no
-    websockets.
-    """
-    import uvicorn
-
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise http_app.missing(error) from None
     last = math.ceil(limits.body_s + _LAST_S)
-    how: dict[str, Any] = {"http": "h11", "loop": "asyncio", "ws": "none", "log_level": "warning", "access_log": False}
-    return uvicorn.Config(app, **how, timeout_graceful_shutdown=last)
+    how: dict[str, Any] = {"http": "h11", "loop": "asyncio", "ws": "none", "access_log": False}
+    how |= {"log_level": "warning", "log_config": http_log.settings(), "server_header": False}
+    # Called once Uvicorn has started, and then every second.
+    how |= {"callback_notify": connections.watch, "timeout_notify": 0}
+    server = uvicorn.Server(uvicorn.Config(app, **how, timeout_graceful_shutdown=last))
+    connections.server = server
+    return server
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -1,6 +1,8 @@
-"""The page of `ganomaly serve`: drop images on it and see their scores, verdicts and maps."""
+"""The pages of `ganomaly serve`: one to drop images on, with their scores, verdicts and maps, and the API's."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ganomaly_jax.report import html
 
@@ -8,7 +10,7 @@ _PACKAGE = "ganomaly_jax.deploy"
 
 
 def page() -> tuple[str, str]:
-    """Renders the page.
+    """Renders the page to drop images on.
 
     Returns:
       The HTML, and its Content-Security-Policy: the page may run its own script, use its own style and talk to its own
@@ -17,9 +19,28 @@ def page() -> tuple[str, str]:
     Raises:
       MissingError: jinja2 is not installed.
     """
-    script, style = (html.digest(html.source(_PACKAGE, name)) for name in ("page.js", "page.css"))
-    policy = (
-        f"default-src 'none'; script-src '{script}'; style-src '{style}'; "
-        "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return html.render(_PACKAGE, "page.html"), policy
+    script = html.digest(html.source(_PACKAGE, "page.js"))
+    more = f"script-src '{script}'; img-src blob: data:; connect-src 'self'; "
+    return html.render(_PACKAGE, "page.html"), _policy(more, "page.css")
+
+
+def docs(document: dict[str, Any]) -> tuple[str, str]:
+    """Renders an OpenAPI document as a page for people; result as that of `page`, but it has no script at all."""
+
+    def follow(part: dict[str, Any]) -> dict[str, Any]:
+        """Returns a part of the document, or the one that it refers to."""
+        if "$ref" not in part:
+            return part
+        found = document
+        for name in part["$ref"].split("/")[1:]:
+            found = found[name]
+        return found
+
+    policy = _policy("img-src data:; ", "page.css", "docs.css")
+    return html.render(_PACKAGE, "docs.html", document=document, follow=follow), policy
+
+
+def _policy(more: str, *styles: str) -> str:
+    """Returns a Content-Security-Policy that allows these styles and no content from elsewhere."""
+    allowed = " ".join(f"'{html.digest(html.source(_PACKAGE, name))}'" for name in styles)
+    return f"default-src 'none'; style-src {allowed}; {more}base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

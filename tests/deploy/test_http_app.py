@@ -153,10 +153,10 @@ def test_pixels_that_are_not_numbers_are_invalid(served):
 
 def test_a_body_that_does_not_come(served):
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as slow:
-        slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+        slow.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx")
         assert b" 408 " in slow.recv(2000)
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as gone:
-        gone.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+        gone.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nx")
     wait_for(lambda: served.state.inside == 0)
     assert served.ask("POST", "/score", png(blobs(1, 1)[0]))[0] == 200
 
@@ -176,7 +176,9 @@ def test_a_body_that_does_not_come(served):
     ],
 )
 def test_heads_that_are_not_as_they_should_be(served, head, status):
-    assert told(served, b"POST /score HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n").startswith(b"HTTP/1.1 " + status)
+    assert told(served, b"POST /score HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n\r\n").startswith(
+        b"HTTP/1.1 " + status
+    )
     assert served.state.inside == 0 and served.ask("GET", "/readyz")[0] == 200
 
 
@@ -204,8 +206,8 @@ def test_who_still_sends_sees_why_not(served):
 
 def test_several_requests_at_once_on_one_connection(served):
     body = png(blobs(1, 1)[0])
-    request = b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    last = b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    request = b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as raw:
         raw.sendall(request * 3 + last)
         said = b"".join(iter(lambda: raw.recv(5000), b""))

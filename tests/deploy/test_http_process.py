@@ -54,7 +54,7 @@ def test_a_verb_that_ends_in_order(trained):
     with command(trained[0], "--max-batch", "1", "--drain", "0.5") as (process, port, ask):
         body = png(blobs(1, 1)[0])
         with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
-            slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
+            slow.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
             slow.sendall(body[:50])
             wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
             process.send_signal(signal.SIGTERM)
@@ -117,8 +117,7 @@ def test_who_is_at_the_door_when_it_closes_is_answered(trained, seen):
     def end():
         busy.set()
         come.wait(10)
-        given = loops[0], running.server, running.socket
-        loops[0].call_later(0, http_process.leave, *given) if seen else http_process.leave(*given)
+        loops[0].call_later(0, running.connections.leave) if seen else running.connections.leave()
 
     try:
         running.until_ready()
@@ -128,7 +127,7 @@ def test_who_is_at_the_door_when_it_closes_is_answered(trained, seen):
             sockets = [socket.create_connection(("127.0.0.1", running.port), timeout=10) for _ in range(5)]
             for client in sockets:
                 clients.enter_context(client)
-                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             come.set()
             assert all(client.recv(5000).startswith(b"HTTP/1.1 200") for client in sockets)
         running.thread.join(20)
@@ -144,7 +143,7 @@ def test_told_twice_it_cuts_off(trained):
         command(trained[0], "--drain", "60") as (process, port, ask),
         socket.create_connection(("127.0.0.1", port), timeout=30) as slow,
     ):
-        slow.sendall(b"POST /score HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nx")
+        slow.sendall(b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx")
         wait_for(lambda: b"in_work 1.0" in ask("GET", "/metrics")[1])
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: ask("GET", "/readyz")[0] == 503)

@@ -7,12 +7,30 @@ function add(card, tag, text, kind) {
   made.textContent = text; made.className = kind ?? ''; card.append(made);
   return made;
 }
+const key = document.getElementById('key');
+let token = '';  // kept while the page is open
+function tokenGiven() {
+  key.hidden = false;
+  key.querySelector('input').focus();
+  return new Promise(done => key.addEventListener('submit', event => {
+    event.preventDefault();
+    token = key.querySelector('input').value.trim();
+    key.hidden = true;
+    key.reset();
+    done();
+  }, { once: true }));
+}
 async function ask(path, file) {
   for (let tries = 0; ; tries++) {
     const headers = { 'Content-Type': 'application/octet-stream' };
+    if (token) headers.Authorization = `Bearer ${token}`;
     const answer = await fetch(path, { method: 'POST', body: file, headers })
       .catch(() => { throw new Error('the server cannot be reached'); });
     if (answer.ok) return answer;
+    if (answer.status === 401) {
+      await tokenGiven();
+      continue;
+    }
     const again = answer.headers.get('Retry-After');
     if (again === null || tries === 9) {
       const said = await answer.json().catch(() => ({ error: 'HTTP ' + answer.status }));

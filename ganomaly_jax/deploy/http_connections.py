@@ -1,0 +1,206 @@
+"""Connections of `ganomaly serve`: accepts them, at most so many, and closes those that keep it waiting.
+
+Uvicorn speaks HTTP on each of them. It would also accept them, but without a bound, without a limit on the time for
+headers, and asyncio answers a lack of file descriptors with thousands of tracebacks a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import select
+import socket
+from typing import TYPE_CHECKING, Any
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.deploy import http_log
+from ganomaly_jax.deploy.http_limits import Limits
+
+if TYPE_CHECKING:
+    import uvicorn
+
+# Files that the process needs beside its connections.
+_OTHER_FILES = 128
+# Accepted in one turn of the event loop, so that others have theirs.
+_AT_ONCE = 64
+# Of the connections at their bound, this share is closed together: finding them takes a look at all.
+_SHARE = 16
+# Seconds of rest where the system has no more file descriptors, or all connections are in use.
+_REST_S = 0.2
+# Seconds between the end of listening and that of idle connections: who has connected says what is wanted.
+_SETTLE_S, _DOOR_S = 0.2, 0.001
+_Phase = tuple[str, object]
+_TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 34\r\n"
+    b"Connection: close\r\n\r\nThe headers did not arrive in time"
+)
+
+
+def check_files(limits: Limits) -> None:
+    """Sees to it that the process may open as many files as it may have connections, and some more.
+
+    Raises:
+      UserError: the system does not allow it.
+    """
+    wanted = limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise UserError(
+            f"--max-connections {limits.connections}: this process may open {hard} files (ulimit -n); expected at most "
+            f"{max(1, hard - _OTHER_FILES)}, or a higher limit"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class Connections:
+    """Accepts the connections of one server and watches over them."""
+
+    def __init__(self, listener: socket.socket, limits: Limits) -> None:
+        """Creates it for a listening socket; `watch` begins to accept."""
+        self.listener, self.limits = listener, limits
+        self.server: uvicorn.Server
+        """Uvicorn's server, to be set before the first `watch`."""
+        self._arriving = 0
+        self._listening = self._left = False
+        self._since: dict[Any, tuple[_Phase, float]] = {}
+        listener.setblocking(False)
+
+    @property
+    def _open(self) -> set[Any]:
+        return self.server.server_state.connections
+
+    async def watch(self) -> None:
+        """Closes the connections that keep the server waiting too long. Uvicorn calls it every second.
+
+        The first call begins to accept: then the application has started.
+        """
+        if not self._listening:
+            self._listening = True
+            self._listen()
+        now = asyncio.get_running_loop().time()
+        self._look(now)
+        for protocol, ((phase, _), since) in list(self._since.items()):
+            if phase == "head" and now - since > self.limits.header_s:
+                _say_goodbye(protocol)
+            elif phase == "rest" and now - since > self.limits.body_s:
+                protocol.transport.abort()
+
+    def leave(self, tries: int = 1000) -> None:
+        """Stops listening and ends the server.
+
+        Waiting connections are accepted and answered first: closing the socket would reset them.
+        """
+        loop = asyncio.get_running_loop()
+        if tries and select.select([self.listener], [], [], 0)[0]:
+            loop.call_later(_DOOR_S, self.leave, tries - 1)
+            return
+        self._left = True
+        loop.remove_reader(self.listener)
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        loop.call_later(_SETTLE_S, setattr, self.server, "should_exit", True)
+
+    def _listen(self) -> None:
+        if not (self._left or self.server.should_exit):
+            asyncio.get_running_loop().add_reader(self.listener, self._accept)
+
+    def _rest(self, kind: str, why: str) -> None:
+        """Accepts nothing for a moment, in which clients wait in the queue of the system."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.listener)
+        loop.call_later(_REST_S, self._listen)
+        http_log.seldom(kind, why)
+
+    def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.server.should_exit:
+            loop.remove_reader(self.listener)
+            return
+        for _ in range(_AT_ONCE):
+            try:
+                # The bound first: a client that waits for a place waits in the queue of the system.
+                if len(self._open) + self._arriving >= self.limits.connections and not self._make_room():
+                    return self._rest(
+                        "full", f"{self.limits.connections} connections are open and all in use: the most"
+                    )
+                accepted = accept(self.listener)
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no more file descriptors or memory
+                return self._rest("accept", f"cannot accept connections: {(error.strerror or str(error)).lower()}")
+            accepted.setblocking(False)
+            self._arriving += 1
+            task = loop.create_task(self._hand_over(accepted))
+            self.server.server_state.tasks.add(task)
+            task.add_done_callback(self.server.server_state.tasks.discard)
+
+    async def _hand_over(self, accepted: socket.socket) -> None:
+        """Lets Uvicorn speak HTTP on a connection."""
+        server = self.server
+
+        def protocol() -> asyncio.Protocol:
+            made: Any = server.config.http_protocol_class
+            return made(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
+
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)
+        except OSError:  # the client has gone
+            accepted.close()
+        finally:
+            self._arriving -= 1
+
+    def _make_room(self) -> bool:
+        """Closes the connections that have waited longest for their clients, and returns whether there were any.
+
+        So whoever sends a request gets a place, however many connections are kept open by others.
+        """
+        self._look(asyncio.get_running_loop().time())
+        waiting = [(since, protocol) for protocol, ((phase, _), since) in self._since.items() if phase == "head"]
+        waiting.sort(key=lambda item: item[0])
+        for _, protocol in waiting[: max(1, len(waiting) // _SHARE)]:
+            protocol.transport.abort()
+            self._open.discard(protocol)
+        if waiting:
+            http_log.seldom(
+                "idle", f"{self.limits.connections} connections are open, the most: those idle longest are closed"
+            )
+        return bool(waiting)
+
+    def _look(self, now: float) -> None:
+        """Notes what each connection does, and since when."""
+        found = {}
+        for protocol in self._open:
+            phase = _phase(protocol)
+            last = self._since.get(protocol)
+            found[protocol] = last if last is not None and last[0] == phase else (phase, now)
+        self._since = found
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """Accepts a connection."""
+    return listener.accept()[0]
+
+
+def _phase(protocol: Any) -> _Phase:
+    """Returns what a connection does, and its last request.
+
+    `head`: it waits for a request, `work`: it waits for the answer of the application, `rest`: the client is still
+    sending what nobody reads, or does not take the answer.
+    """
+    import h11
+
+    cycle, transport = protocol.cycle, protocol.transport
+    if cycle is not None and not cycle.response_complete:
+        return "rest" if cycle.response_started else "work", cycle
+    busy = protocol.conn.their_state is not h11.IDLE or transport.get_write_buffer_size() or transport.is_closing()
+    return "rest" if busy else "head", cycle
+
+
+def _say_goodbye(protocol: Any) -> None:
+    """Closes a connection that waits for a request; who has sent a part of one is told why."""
+    if protocol.conn.trailing_data[0]:
+        protocol.transport.write(_TOO_SLOW)
+    protocol.transport.close()

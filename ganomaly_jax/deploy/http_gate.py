@@ -1,0 +1,214 @@
+"""What every request to `ganomaly serve` passes first: its framing, host and token; and its id in answer and log."""
+
+from __future__ import annotations
+
+import dataclasses
+import hmac
+import ipaddress
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.deploy import http_log
+from ganomaly_jax.deploy.http_limits import RefusedError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+"""Names of this machine that are always accepted in `Host`."""
+ANY = "*"
+"""Stands for every host."""
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Paths for load balancers and orchestrators, which need neither a host nor a token."""
+PUBLIC = PROBES | {"/", "/docs", "/openapi.json"}
+"""Paths without a token: the same for everybody, and no secret."""
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,253}")
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FEWEST, _MOST = 16, 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """Who may use the server."""
+
+    hosts: frozenset[str] = LOOPBACK
+    """Names and addresses accepted in `Host`, beside the address that the client has connected to; `*` is all."""
+    token: bytes | None = dataclasses.field(default=None, repr=False)
+    """What `Authorization: Bearer` must hold for all but `PUBLIC`; None: nothing is asked for."""
+
+
+LOCAL = Access()
+"""Access from this machine, without a token."""
+
+
+def allowed_hosts(names: Iterable[str]) -> frozenset[str]:
+    """Returns the hosts accepted in `Host`: this machine's own names, and those given.
+
+    Raises:
+      UserError: one is not a name or an address.
+    """
+    found = set(LOOPBACK)
+    for name in names:
+        bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+        if name != ANY and (not _NAME.fullmatch(bare) or (":" in bare and not _is_address(bare))):
+            raise UserError(
+                f"--allow-host {name!r}: expected a name or an address without scheme, port and path, such as "
+                "detector.example, or * for any"
+            )
+        found.add(_normal(bare))
+    return frozenset(found)
+
+
+def read_token(path: str) -> bytes:
+    """Reads the token of a file that holds nothing else.
+
+    Raises:
+      UserError: the file cannot be read, others may read or change it, or it holds no token.
+    """
+    try:
+        # A named pipe is opened without waiting for its writer, and then refused.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise UserError(f"--token-file {path}: not a regular file")
+            if info.st_uid not in (0, os.geteuid()):
+                raise UserError(f"--token-file {path}: it belongs to another user; expected one of your own, or root's")
+            if info.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
+                raise UserError(
+                    f"--token-file {path}: others may read or change it (mode {stat.S_IMODE(info.st_mode):04o}); "
+                    f"expected 0600 or 0640: chmod 600 {path}"
+                )
+            content = file.read(_MOST + 1)
+    except OSError as error:
+        raise UserError(f"--token-file {path}: {(error.strerror or str(error)).lower()}") from None
+    token = content.strip().decode("utf-8", "replace")
+    if not token:
+        raise UserError(f"--token-file {path}: empty; {_EXPECTED}")
+    if not _FEWEST <= len(content.strip()) <= _MOST or not _TOKEN.fullmatch(token):
+        raise UserError(f"--token-file {path}: not a token; {_EXPECTED}")
+    return token.encode()
+
+
+_EXPECTED = (
+    f"expected {_FEWEST} to {_MOST} letters, digits or ._~+/- in one line, such as those that "
+    "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
+)
+
+
+def gate(app: ASGIApp, access: Access, closing: Callable[[], bool], count: Callable[[int], None], log: bool) -> ASGIApp:
+    """Wraps an application: refuses what must not reach it, and completes every answer.
+
+    Every answer carries the id of its request, in `X-Request-ID`: the client's, if it is well formed, or a new one.
+
+    Args:
+      app: the application; finds the id in `scope["request_id"]`.
+      access: who may use it.
+      closing: whether answers are to tell clients to close their connections.
+      count: called with the status of each request that is refused here.
+      log: whether each answer is logged.
+    """
+    from starlette.datastructures import Headers, MutableHeaders
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        headers, begin = Headers(scope=scope), time.monotonic()
+        given = headers.get("x-request-id", "")
+        scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        refused = _refused(scope, headers, access)
+
+        async def complete(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                made = MutableHeaders(scope=message)
+                made["X-Request-ID"], made["X-Content-Type-Options"] = scope["request_id"], "nosniff"
+                # A body that a refusal leaves unread is read and discarded: closing would reset a client that is still
+                # sending, which would then never see why. Only one that has stopped sending is cut off, and one whose
+                # body may end elsewhere for a proxy before this server.
+                if closing() or message["status"] == 408 or (refused is not None and refused.status == 400):
+                    made["Connection"] = "close"
+                if log:
+                    http_log.say(_line(scope, message["status"], time.monotonic() - begin))
+            await send(message)
+
+        if refused is None:
+            return await app(scope, receive, complete)
+        count(refused.status)
+        if not log:
+            http_log.seldom(("refused", refused.status), f"{_line(scope, refused.status)}: {refused}")
+        await _answer(refused)(scope, receive, complete)
+
+    return run
+
+
+def _refused(scope: Scope, headers: Headers, access: Access) -> RefusedError | None:
+    """Returns why a request is refused, None if it is not."""
+    if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] != "1.1"):
+        # To a proxy in front of this server the body may end elsewhere, and what follows be another request.
+        return RefusedError(400, "Transfer-Encoding with Content-Length, or in HTTP/1.0: expected one of them")
+    path = scope["path"]
+    if path not in PROBES and not _is_host(headers.get("host", ""), scope, access.hosts):
+        shown = headers.get("host", "")[:100].encode("ascii", "backslashreplace").decode()
+        return RefusedError(
+            421, f"host {shown!r}: not a name of this server; to accept it: ganomaly serve --allow-host NAME"
+        )
+    if access.token is not None and path not in PUBLIC and not _is_authorised(headers, access.token):
+        return RefusedError(401, "no token, or a wrong one: expected the header Authorization: Bearer TOKEN")
+    return None
+
+
+def _answer(refused: RefusedError) -> ASGIApp:
+    from starlette.responses import JSONResponse
+
+    headers = {"WWW-Authenticate": 'Bearer realm="ganomaly"'} if refused.status == 401 else None
+    return JSONResponse({"error": str(refused)}, refused.status, headers)
+
+
+def _is_host(value: str, scope: Scope, hosts: frozenset[str]) -> bool:
+    """Returns whether a `Host` is one of this server's.
+
+    A page of another site reaches a server that only its visitor can reach by giving its own name that server's address
+    (DNS rebinding). The browser then sends that name, never the address: so the address is accepted.
+    """
+    if ANY in hosts:
+        return True
+    found = _HOST.fullmatch(value)
+    if not found:
+        return False
+    name = _normal(found[1] or found[2])
+    return name in hosts or (_is_address(name) and name == _normal((scope.get("server") or ("",))[0]))
+
+
+def _is_authorised(headers: Headers, token: bytes) -> bool:
+    kind, _, sent = headers.get("authorization", "").partition(" ")
+    return kind.lower() == "bearer" and hmac.compare_digest(sent.strip().encode("latin-1"), token)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _normal(name: str) -> str:
+    """Returns a name or an address as it is compared."""
+    return ipaddress.ip_address(name).compressed if _is_address(name) else name.lower().removesuffix(".")
+
+
+def _line(scope: Scope, status: int, seconds: float | None = None) -> str:
+    """Returns a line of the log: client, request, status, duration and id."""
+    client: Any = scope.get("client") or ("-",)
+    target = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:200]  # printable: h11 refuses the rest
+    took = "" if seconds is None else f" {seconds * 1000:.0f} ms"
+    return f"{client[0]} {scope['method']} {target} {status}{took} id={scope['request_id']}"
