@@ -173,7 +173,8 @@ def application(
                     made.headers["Retry-After"] = str(refused.retry_s)
             except Exception as error:
                 what = f"the detector failed: {type(error).__name__}: {error}"[:500]
-                http_log.say(f"{path}: {http_log.described(error)} id={request.scope['request_id']}")
+                found = f"the detector failed: {http_log.described(error)}"
+                http_log.say(f"{path}: {found} id={request.scope['request_id']}")
                 made = JSONResponse({"error": what}, 500)
             state.requests.labels(path, str(made.status_code)).inc()
             state.seconds.labels(path).observe(time.monotonic() - begin)

@@ -76,15 +76,18 @@ async def _form(limits: Limits, request: Request) -> list[Upload]:
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect
 
+    ended: list[bool] = []
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        async for part in _parts(limits, request):
+            yield part
+        if not ended:  # the parser would leave out the last file, or take a part of it
+            raise RefusedError(400, "a form that broke off: its last boundary is missing")
+
     parser = MultiPartParser(
-        request.headers,
-        _parts(limits, request),
-        max_files=limits.files,
-        max_fields=_FIELDS,
-        max_part_size=_FIELD_BYTES,
+        request.headers, whole(), max_files=limits.files, max_fields=_FIELDS, max_part_size=_FIELD_BYTES
     )
     parser.spool_max_size = limits.body + 1  # a larger one would be written to a temporary file
-    ended: list[bool] = []
     parser.on_end = lambda: ended.append(True)  # type: ignore[method-assign]  # it does nothing
     try:
         form = await parser.parse()
@@ -94,8 +97,6 @@ async def _form(limits: Limits, request: Request) -> list[Upload]:
         raise
     except Exception as error:  # what the parser makes of bytes that are no form depends on its version
         raise RefusedError(400, f"a form that cannot be read: {type(error).__name__}") from None
-    if not ended:
-        raise RefusedError(400, "a form that broke off: its last boundary is missing")
     files = []
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):

@@ -26,8 +26,10 @@ _OTHER_FILES = 128
 _AT_ONCE = 64
 # Of the connections at their bound, this share is closed together: finding them takes a look at all.
 _SHARE = 16
+# Seconds in which the first request of a connection may be on its way.
+_FRESH_S = 0.2
 # Seconds of rest where the system has no more file descriptors, or all connections are in use.
-_REST_S = 0.2
+_REST_S = 0.1
 # Seconds between the end of listening and that of idle connections: who has connected says what is wanted.
 _SETTLE_S, _DOOR_S = 0.2, 0.001
 _Phase = tuple[str, object]
@@ -107,12 +109,11 @@ class Connections:
         if not (self._left or self.server.should_exit):
             asyncio.get_running_loop().add_reader(self.listener, self._accept)
 
-    def _rest(self, kind: str, why: str) -> None:
+    def _rest(self) -> None:
         """Accepts nothing for a moment, in which clients wait in the queue of the system."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self.listener)
         loop.call_later(_REST_S, self._listen)
-        http_log.seldom(kind, why)
 
     def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,14 +124,14 @@ class Connections:
             try:
                 # The bound first: a client that waits for a place waits in the queue of the system.
                 if len(self._open) + self._arriving >= self.limits.connections and not self._make_room():
-                    return self._rest(
-                        "full", f"{self.limits.connections} connections are open and all in use: the most"
-                    )
+                    # Those that are arriving can soon be told from those in use.
+                    return None if self._arriving else self._rest()
                 accepted = accept(self.listener)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:  # no more file descriptors or memory
-                return self._rest("accept", f"cannot accept connections: {(error.strerror or str(error)).lower()}")
+                http_log.seldom("accept", f"cannot accept connections: {(error.strerror or str(error)).lower()}")
+                return self._rest()
             accepted.setblocking(False)
             self._arriving += 1
             task = loop.create_task(self._hand_over(accepted))
@@ -145,8 +146,10 @@ class Connections:
             made: Any = server.config.http_protocol_class
             return made(config=server.config, server_state=server.server_state, app_state=server.lifespan.state)
 
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(protocol, accepted)
+            _, made = await loop.connect_accepted_socket(protocol, accepted)
+            self._since[made] = _phase(made), loop.time()
         except OSError:  # the client has gone
             accepted.close()
         finally:
@@ -155,18 +158,26 @@ class Connections:
     def _make_room(self) -> bool:
         """Closes the connections that have waited longest for their clients, and returns whether there were any.
 
-        So whoever sends a request gets a place, however many connections are kept open by others.
+        So whoever sends a request gets a place, however many connections are kept open by others. One that waits for
+        the answer to its request is never closed.
         """
-        self._look(asyncio.get_running_loop().time())
-        waiting = [(since, protocol) for protocol, ((phase, _), since) in self._since.items() if phase == "head"]
-        waiting.sort(key=lambda item: item[0])
-        for _, protocol in waiting[: max(1, len(waiting) // _SHARE)]:
+        gone = [protocol for protocol in self._open if _is_gone(protocol)]
+        if gone:
+            self._open.difference_update(gone)
+            return True
+        now = asyncio.get_running_loop().time()
+        self._look(now)
+        waiting = [
+            (phase, since, protocol)
+            for protocol, ((phase, last), since) in self._since.items()
+            if phase != "work" and (last is not None or now - since > _FRESH_S)
+        ]
+        waiting.sort(key=lambda item: item[:2])  # "head" before "rest"
+        for _, _, protocol in waiting[: max(1, len(waiting) // _SHARE)]:
             protocol.transport.abort()
             self._open.discard(protocol)
-        if waiting:
-            http_log.seldom(
-                "idle", f"{self.limits.connections} connections are open, the most: those idle longest are closed"
-            )
+        what = f"{self.limits.connections} connections are open, the most"
+        http_log.seldom("full", f"{what}: those idle longest are closed, others wait")
         return bool(waiting)
 
     def _look(self, now: float) -> None:
@@ -174,8 +185,11 @@ class Connections:
         found = {}
         for protocol in self._open:
             phase = _phase(protocol)
-            last = self._since.get(protocol)
-            found[protocol] = last if last is not None and last[0] == phase else (phase, now)
+            last, timer = self._since.get(protocol), protocol.timeout_keep_alive_task
+            if timer is not None:  # since its last answer
+                found[protocol] = phase, timer.when() - self.server.config.timeout_keep_alive
+            else:
+                found[protocol] = last if last is not None and last[0] == phase else (phase, now)
         self._since = found
 
 
@@ -197,6 +211,11 @@ def _phase(protocol: Any) -> _Phase:
         return "rest" if cycle.response_started else "work", cycle
     busy = protocol.conn.their_state is not h11.IDLE or transport.get_write_buffer_size() or transport.is_closing()
     return "rest" if busy else "head", cycle
+
+
+def _is_gone(protocol: Any) -> bool:
+    """Returns whether a connection is closed, and only the event loop has yet to say so."""
+    return bool(protocol.transport.is_closing() and not protocol.transport.get_write_buffer_size())
 
 
 def _say_goodbye(protocol: Any) -> None:

@@ -135,7 +135,7 @@ def test_an_error_of_the_device_is_one_answer(served, monkeypatch, capsys):
         (b"\x89PNG" + bytes(LIMITS.body), {}, 413, "more than 20,000 bytes"),
         (iter([bytes(15_000), bytes(15_000)]), {}, 413, "more than 20,000 bytes"),
         (png(np.zeros((101, 100, 1), np.uint8)), {}, 413, "100 x 101 pixels: at most 10,000"),
-        (b"--a", {"Content-Type": "multipart/form-data; boundary=a"}, 415, "expected the bytes"),
+        (b"--a", {"Content-Type": "multipart/mixed; boundary=a"}, 415, "expected the bytes"),
         (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "coded as 'gzip'"),
     ],
 )
