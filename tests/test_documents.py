@@ -15,7 +15,7 @@ from ganomaly_jax.core import config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(path for path in (ROOT / "benchmarks").rglob("README.md")),
 ]
