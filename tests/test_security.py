@@ -10,8 +10,11 @@ import ganomaly_jax
 
 PACKAGE = Path(ganomaly_jax.__file__).parent
 SOURCES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
-# Where a configuration is executed, and where Ray's processes, which trust each other, exchange work.
-PROGRAMS = {"core/presets.py": {"exec_module"}, "deploy/ray_engine.py": {"pickle", "pickle.dumps", "pickle.loads"}}
+PROGRAMS = {
+    "core/presets.py": {"exec_module"},  # configurations
+    "deploy/ray_engine.py": {"pickle", "pickle.dumps", "pickle.loads"},  # between processes that trust each other
+    "model/efficientnet.py": {"pickle", "pickle.UnpicklingError"},  # an unpickler that knows tensors alone
+}
 RISKY = {"eval", "exec", "compile", "__import__", "exec_module", "os.system", "os.popen", "yaml.load", "runpy.run_path"}
 UNPICKLERS = {"pickle", "cPickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
