@@ -62,12 +62,21 @@ def receiver(target: str) -> Receiver:
         hook = webhook.connect_through(address)
         key = re.sub(r"//[^/?#]*@", "//", target, count=1)
         return Receiver(address.origin, key, lambda data, name, timeout: webhook.post(hook, data, name, timeout))
-    path = Path(target)
-    if any(ord(c) < 32 or c == "\x7f" for c in target) or path.is_dir() or not path.parent.is_dir():
+    if any(ord(c) < 32 or c == "\x7f" for c in target) or not _can_be_file(target):
         raise UserError(f"--sink {printable(target)}: expected a file in an existing folder, or http://HOST/PATH")
-    if re.fullmatch(r"[\w.-]+:\d+", target, re.ASCII) and not path.exists():
+    if re.fullmatch(r"[\w.-]+:\d+", target, re.ASCII) and not os.path.exists(target):
         raise UserError(f"--sink {target}: expected http://{target} for an address, or ./{target} for a file")
-    return Receiver(printable(target), target, lambda data, name, timeout: _append(path, data))
+    return Receiver(printable(target), target, lambda data, name, timeout: _append(Path(target), data))
+
+
+def _can_be_file(target: str) -> bool:
+    """Returns True for a file, and for a new name in an existing folder."""
+    try:
+        return not stat.S_ISDIR(os.stat(target).st_mode)
+    except FileNotFoundError:
+        return bool(os.path.basename(target)) and os.path.isdir(os.path.dirname(target) or ".")
+    except (OSError, ValueError):  # a name that is too long, or no text
+        return False
 
 
 class Sink:

@@ -10,6 +10,8 @@ import subprocess
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.streaming import sinks, webhook
@@ -248,12 +250,52 @@ def test_an_address_that_nobody_answers_leaves_time_for_the_next(monkeypatch):
         ("localhost:8080", "http://localhost:8080"),
         ("events\n.jsonl", "file in an existing folder"),
         ("", "file in an existing folder"),
+        ("none/", "file in an existing folder"),
+        ("a" * 300, "file in an existing folder"),
+        ("\ud800", "file in an existing folder"),
     ],
 )
 def test_addresses_that_cannot_be_are_refused_at_the_start(url, words):
     with pytest.raises(UserError, match=re.escape(words)) as raised:
         sinks.receiver(url)
     assert "expected" in str(raised.value) and "hunter" not in str(raised.value) and "\n" not in str(raised.value)
+
+
+PIECES = (
+    *(
+        "http",
+        "HTTPS",
+        "ftp",
+        "://",
+        ":",
+        "//",
+        "/",
+        "@",
+        "user",
+        "[",
+        "]",
+        "::1",
+        "80",
+        "99999",
+        "%0a",
+        "%",
+        "?",
+        "#",
+        ".",
+    ),
+    *("..", "\n", "\r", "\0", " ", "\xe4", "\ud800", "-", "a" * 300, "\\", "xn--", "127.0.0.1", "_", "\x1b[2J"),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=9).map("".join) | st.text(max_size=20).map("http://".__add__))
+def test_an_address_of_any_pieces_is_used_or_refused(target):
+    try:
+        receiver = sinks.receiver(target)
+    except UserError as error:
+        assert str(error).isprintable()
+        return
+    assert receiver.name.isprintable()
 
 
 def test_user_and_password_are_sent_and_never_said(tmp_path):
