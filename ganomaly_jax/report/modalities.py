@@ -171,7 +171,7 @@ class Rows(Sensors):
     def examples(self, path: Path, tested: Tested) -> None:
         """Draws scores and some sensors over time, of the longest recordings, those with anomalous rows first."""
         run, scorer = tested.run, tested.scorer
-        own = layout.of(run.dataset).spans[run.split.test]
+        own, known = layout.of(run.dataset).spans[run.split.test], layout.of(run.dataset).times
 
         def order(k: int) -> tuple[int, int]:
             here = own[:, 0] == k
@@ -186,7 +186,9 @@ class Rows(Sensors):
             if x.ndim == 3:
                 x, x_hat = x[:, -1], x_hat[:, -1]
             name = run.dataset.paths[run.split.test[at[0]]].rpartition(":")[0]
-            series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, tested.judged.scores[at], tested.labels[at]))
+            times = () if known is None else known[run.split.test[at]].text()
+            scores, labels = tested.judged.scores[at], tested.labels[at]
+            series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, scores, labels, times))
         figures.timeline(path, series, scorer.feature_names, scorer.threshold)
 
 

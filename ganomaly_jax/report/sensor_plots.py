@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core.printable import printable
+from ganomaly_jax.report import time_axis
 
 # Types of matplotlib, which is imported in figures.py alone.
 Figure = Any
@@ -38,6 +39,8 @@ class Series:
     """[n] float, the scores of the items."""
     labels: np.ndarray
     """[n] int, 0 normal and 1 anomalous."""
+    times: Sequence[str] = ()
+    """[n] the time of that row as text; empty: not known."""
 
 
 def most_different(x: np.ndarray, x_hat: np.ndarray, most: int = MOST) -> np.ndarray:
@@ -119,7 +122,7 @@ def timeline(figure: Figure, series: Sequence[Series], columns: Sequence[str], t
             for first, last in _runs(one.at, bad):
                 ax.axvspan(first, last, color=_ANOMALOUS, alpha=0.12, linewidth=0)
             _plain(ax)
-        axes[-1].set_xlabel("row", fontsize=9)
+        time_axis.label(axes[-1], one.at, one.times or [""] * len(one.at))
     grid[0, 0].set_ylabel("score" + " (log)" * logarithmic, fontsize=9)
     if rows > 1:
         grid[1, 0].legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 0.97))

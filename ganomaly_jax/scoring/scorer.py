@@ -66,6 +66,8 @@ class JudgedPaths:
     """Sentences for the user."""
     detail: Any = None
     """Further results, which only code of the same modality reads."""
+    times: list[str] | None = None
+    """The time of each item as text, empty where it is not known; None: of none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -51,14 +51,16 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
     notes: list[str] = []
     parts: list[Judgement] = []
     failed: list[str] = []
+    times: list[str] = []
     for file in files:
         try:
-            table = tables.read(file, scorer.feature_names)
+            table = tables.read(file, scorer.feature_names, stated=scorer.config.data.csv)
             x = scorer.as_input(table.values)
         except UserError as error:
             failed.append(str(error))
             names.append(str(file))
             reasons.append(str(error))
+            times.append("")
             parts.append(Judgement(np.full(1, np.nan, np.float32), np.full(1, np.nan, np.float32), ["invalid"]))
             continue
         notes += [note for note in table.notes if note not in notes]
@@ -73,6 +75,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
             x.shape[1] if x.ndim == 3 else 1
         )
         names += [f"{file}:{row}" for row in last]
+        times += [""] * len(last) if table.times is None else table.times[last - 1].text()
         bad = ~np.isfinite(x) if x.ndim == 2 else (~np.isfinite(x)).any(1)
         why = {i: _why(scorer.feature_names, bad[i]) for i in np.flatnonzero(bad.any(1)).tolist()}
         reasons += [why.get(i, "") for i in range(len(x))]
@@ -83,7 +86,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
         np.concatenate([part.p_values for part in parts]),
         [verdict for part in parts for verdict in part.verdicts],
     )
-    return JudgedPaths(names, whole, reasons, notes)
+    return JudgedPaths(names, whole, reasons, notes, times=times if any(times) else None)
 
 
 def _why(columns: Sequence[str], bad: np.ndarray) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.report import figures, image_grids
+from ganomaly_jax.core.printable import printable
+from ganomaly_jax.report import figures, image_grids, time_axis
 
 # `course.Summary`, of which only the values are read here.
 Summary = Any
@@ -42,7 +43,7 @@ def draw(figure: Figure, summary: Summary, threshold: float, title: str) -> None
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)
-    axes[-1].set_xlabel("row", fontsize=9)
+    time_axis.label(axes[-1], [one.last for one in summary.bins], [one.time for one in summary.bins])
 
 
 def _scores(ax: Axes, summary: Summary, threshold: float) -> None:
@@ -97,7 +98,7 @@ def _events(ax: Axes, summary: Summary, kinds: list[str]) -> None:
     for place, kind in enumerate(kinds):
         rows = [event["row"] for event in summary.events if _name(event) == kind]
         ax.plot(rows, [place] * len(rows), "|", color=_ANOMALOUS if kind == "alarm" else _SCORE, markersize=8)
-    ax.set_yticks(range(len(kinds)), [_short(kind) for kind in kinds], fontsize=8, parse_math=False)
+    ax.set_yticks(range(len(kinds)), [printable(kind, 34) for kind in kinds], fontsize=8, parse_math=False)
     ax.set_ylim(len(kinds) - 0.4, -0.6)
     ax.grid(axis="y", color="0.92")
 
@@ -131,12 +132,6 @@ def _alarms(summary: Summary) -> list[tuple[int, int]]:
     if begun and summary.bins:
         spans.append((begun, summary.bins[-1].last))
     return spans
-
-
-def _short(name: str, most: int = 34) -> str:
-    """Returns a printable name of at most `most` characters."""
-    name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= most else f"{name[: most - 3]}..."
 
 
 def save_plot(summary: Any, threshold: float, title: str, path: Path) -> Path:

@@ -29,6 +29,7 @@ class Bin:
       count: number of scores in `total`.
       anomalous: number of anomalous verdicts.
       drift: highest progress of each drift test.
+      time: time of the last row as text; empty if it is not known.
     """
 
     first: int
@@ -38,6 +39,7 @@ class Bin:
     count: int
     anomalous: int
     drift: dict[str, float]
+    time: str = ""
 
 
 @dataclasses.dataclass(eq=False)
@@ -83,7 +85,7 @@ def add(summary: Summary, output: RowOutput) -> None:
     summary.verdicts += 1
     summary.anomalous += bad
     summary.invalid += score is None
-    new = Bin(output.row, output.row, math.nan, 0.0, 0, int(bad), dict(output.drift_progress))
+    new = Bin(output.row, output.row, math.nan, 0.0, 0, int(bad), dict(output.drift_progress), _time(verdict))
     if score is not None:
         new.highest, new.total, new.count = score, score, 1
     if summary.bins and summary.filled < summary.width:
@@ -110,7 +112,14 @@ def _merge(first: Bin, second: Bin) -> Bin:
         first.count + second.count,
         first.anomalous + second.anomalous,
         drift,
+        second.time or first.time,
     )
+
+
+def _time(verdict: Mapping[str, Any]) -> str:
+    """Returns the time of a verdict as text."""
+    time = verdict.get("time", "")
+    return time if isinstance(time, str) else f"{time:.15g}"
 
 
 def to_dict(summary: Summary) -> dict[str, Any]:
@@ -144,7 +153,13 @@ def _bin(values: Any) -> Bin:
         raise ValueError("a bin whose highest score and number of scores do not fit together")
     highest = math.nan if values["highest"] is None else stored.number(values["highest"])
     drift = {stored.text(test): stored.number(value) for test, value in stored.fields(values["drift"]).items()}
-    return Bin(highest=highest, total=stored.number(values["total"]), drift=drift, **held)
+    return Bin(
+        highest=highest,
+        total=stored.number(values["total"]),
+        drift=drift,
+        time=stored.text(values.get("time", "")),
+        **held,
+    )
 
 
 def _event(values: Any) -> dict[str, Any]:

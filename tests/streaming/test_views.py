@@ -186,7 +186,7 @@ def test_a_figure_of_bins_alarms_drift_and_events(monkeypatch):
     assert drift.get_yscale() == "symlog" and drift.get_yticks().tolist() == [0, 0.5, 1, 10, 100]
     assert drift.get_ylim()[0] == 0 and drift.get_ylabel() == "drift / limit" and len(drift.get_yticks(minor=True)) == 0
     names = [text.get_text() for text in marks.get_yticklabels()]
-    assert names == ["alarm", "sensor stuck a?", "drift ks"]
+    assert names == ["alarm", "sensor stuck a\\x1b", "drift ks"]
     assert [line.get_xydata().tolist() for line in marks.get_lines()] == [
         [[2, 0], [3, 0], [4, 0]],
         [[2, 1], [2, 1]],
@@ -207,7 +207,6 @@ def test_scales_follow_from_what_is_there():
         assert drawn(seen_of(scores), threshold).axes[0].get_yscale() == scale, (scores, threshold)
     assert drawn(seen_of([1.0], drift={"ks": 3.0})).axes[1].get_yscale() == "linear"
     assert drawn(seen_of([])).axes[0].get_yscale() == "linear"
-    assert plot._short("x" * 34) == "x" * 34 and plot._short("x" * 35) == "x" * 31 + "..."
     many = [{"event": f"e{i}", "row": i} for i in range(12)] + [{"event": "e7", "row": 20}, alarm(1, "ends", 0)]
     assert plot._kinds(seen_of([], many)) == ["alarm", "e7", "e0", "e1", "e2", "e3", "e4", "e5"]
     assert plot._alarms(seen_of([], [alarm(2, "begins", 1)])) == [] and plot._alarms(seen_of([1.0], many)) == []
