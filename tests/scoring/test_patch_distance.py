@@ -141,6 +141,29 @@ def test_a_bank_in_groups_is_a_bank(many):
         np.testing.assert_allclose(slope, unit, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "share", "layout"),
+    [
+        ((16, 16, 1), 1 / 8, (1, (4, 4), (1, 1))),  # a side of at least 4
+        ((64, 32, 3), 3 / 8, (1, (24, 12), (4, 2))),
+        ((64, 32, 3), 1.0, (2, (32, 16), (2, 1))),
+        ((256, 256, 1), 1 / 8, (1, (32, 32), (16, 16))),  # of at most 32
+        ((256, 128, 1), 3 / 8, (4, (24, 12), (4, 2))),
+        ((96, 72, 1), 1.0, (4, (24, 18), (1, 1))),
+        ((96, 70, 1), 1.0, (2, (48, 35), (3, 2))),  # not halved again, with 35
+    ],
+)
+def test_layouts_by_hand(shape, share, layout):
+    assert patch_distance._layout(shape, share) == layout
+
+
+def test_what_is_stored_is_float32(images):
+    kept = np.concatenate(every_patch(images))[:FIT]
+    components = patch_distance.fit_components(np.asarray(patch_distance.exposed(images)))
+    for array in (*patch_distance.fit(kept, 0).values(), *components.values()):
+        assert array.dtype == np.float32
+
+
 @pytest.mark.parametrize("shape", [(16, 16, 1), (64, 32, 3), (256, 256, 1)])
 @pytest.mark.parametrize("size", patch_distance.SHARES)
 def test_every_size_of_image(shape, size):
