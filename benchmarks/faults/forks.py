@@ -41,15 +41,16 @@ def warm(scratch: Path) -> None:
 def copies(root: Path, scratch: Path, count: int) -> list[Path]:
     """Copies the files that git knows, once for each child that runs at a time; compiled to bytecode."""
     names = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True, check=True).stdout.split("\n")
-    made = []
-    for i in range(count):
-        made.append(scratch / f"copy{i}" / "repository")
-        shutil.rmtree(made[-1], ignore_errors=True)
-        for name in filter(None, names):
-            if (root / name).is_file():
-                (made[-1] / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, made[-1] / name)
-        subprocess.run([sys.executable, "-m", "compileall", "-q", "ganomaly_jax"], cwd=made[-1], check=True)
+    made = [scratch / f"copy{i}" / "repository" for i in range(count)]
+    for tree in made:
+        shutil.rmtree(tree, ignore_errors=True)
+    for name in filter(None, names):
+        if (root / name).is_file():
+            (made[0] / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, made[0] / name)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "ganomaly_jax"], cwd=made[0], check=True)
+    for tree in made[1:]:
+        shutil.copytree(made[0], tree)
     return made
 
 

@@ -10,15 +10,30 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.faults import forks, mutants
 
-Job = tuple[Any, float, str, mutants.Mutant, Sequence[str]]
-"""(name, seconds after which it hangs, module, mutant, tests)"""
+
+class Job(NamedTuple):
+    """Tests to be run on a mutant.
+
+    Attributes:
+      name: names the job.
+      limit: seconds after which it hangs.
+      module: the module that is changed, such as model/losses.py.
+      mutant: the change.
+      tests: node ids, in their order.
+    """
+
+    name: Any
+    limit: float
+    module: str
+    mutant: mutants.Mutant
+    tests: Sequence[str]
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -65,7 +80,7 @@ class _Loop:
 
 
 def run(
-    jobs: Sequence[Job], trees: list[Path], sources: dict[str, str], make_plugin: Callable[[], Any]
+    jobs: Sequence[Job], trees: list[Path], sources: Mapping[str, str], make_plugin: Callable[[], Any]
 ) -> Iterator[tuple[Any, Any, float]]:
     """Runs the tests of each job in a child that has the mutant in memory.
 
@@ -79,6 +94,8 @@ def run(
       (name, {"code", "failure", "passed"}, seconds); None for a child that died, "timeout" for one that was killed, and
       "import" for a mutant that cannot be made in memory.
     """
+    if not jobs:
+        return
     reading, writing = os.pipe()
     server = os.fork()
     if not server:
@@ -90,14 +107,14 @@ def run(
     with os.fdopen(reading) as pipe:
         for line in pipe:
             place, found, seconds = json.loads(line)
-            yield jobs[place][0], found, seconds
+            yield jobs[place].name, found, seconds
     os.waitpid(server, 0)
 
 
 def _serve(
     jobs: Sequence[Job],
     trees: list[Path],
-    sources: dict[str, str],
+    sources: Mapping[str, str],
     make_plugin: Callable[[], Any],
     send: Callable[[Any], None],
 ) -> None:
@@ -131,16 +148,8 @@ def _serve(
     for stream in (1, 2):
         os.dup2(output, stream)
     forks.enter(trees[0])
-    files = sorted({test.partition("::")[0] for *_, tests in jobs for test in tests})
+    files = sorted({test.partition("::")[0] for job in jobs for test in job.tests})
     try:
         forks.pytest_run(trees[0], ["-s", *files], [plugin, _Loop(drive)])
     finally:
         sys.stdout.flush()
-
-
-def split(jobs: Iterable[Job]) -> tuple[list[Job], list[Job]]:
-    """Returns the jobs whose mutants are inside functions, and all others."""
-    inside, others = [], []
-    for job in jobs:
-        (inside if job[3].function else others).append(job)
-    return inside, others

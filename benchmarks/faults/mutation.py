@@ -26,7 +26,8 @@ import numpy as np
 
 from benchmarks.common import command, timing
 from benchmarks.common.command import Log
-from benchmarks.faults import forks, mutants
+from benchmarks.faults import forks, memory, mutants
+from benchmarks.faults.reach import Reach, Recorder
 from ganomaly_jax.core.errors import UserError
 
 ROOMS = ("model", "scoring", "evaluation", "streaming")
@@ -34,7 +35,6 @@ REASONS = Path(__file__).with_name("survivors.json")
 # Of no use here: they start other processes, which the recorder does not see, or check documents.
 _WITHOUT = ("benchmark", "test_pods.py", "test_ray_engine.py", "test_page_browser.py", "test_http_fuzz.py")
 _WITHOUT += ("test_http_process.py", "test_real_sets.py", "test_checkpoint_damage.py", "test_per_process.py")
-_ELSEWHERE = 3.0  # tests of another room come as late as if they took so many times as long
 _SLOWER = 5.0  # a run of tests hangs after so many times the recorded seconds, and _PATIENCE_S
 _PATIENCE_S = 90.0
 
@@ -50,6 +50,9 @@ class Drawn:
     def key(self) -> str:
         """Returns what names it also after lines have moved."""
         return " | ".join((self.module, self.mutant.operator, *map(_short, (self.mutant.before, self.mutant.after))))
+
+
+_KEY = ("module", "operator", "before", "after")
 
 
 def _short(text: str, most: int = 160) -> str:
@@ -78,62 +81,6 @@ def draw(sources: Mapping[str, str], count: int, seed: int) -> list[Drawn]:
 
 
 # Tests
-
-
-class Reach:
-    """What a recording says: which tests reach a line, and what they cost."""
-
-    def __init__(self, recorded: Mapping[str, Any]) -> None:
-        """Makes it of {test file: {"tests", "fixtures"}}, see `reach.Recorder`."""
-        self.cost: dict[str, float] = {}
-        self.fixtures: dict[str, dict[str, float]] = {}
-        self.lines: dict[str, dict[str, set[int]]] = collections.defaultdict(dict)
-        for found in recorded.values():
-            for test, entry in found["tests"].items():
-                if not entry.get("passed") or "lines" not in entry:
-                    continue
-                shared = {name: found["fixtures"][name] for name in entry["fixtures"] if name in found["fixtures"]}
-                self.cost[test] = entry["seconds"]
-                self.fixtures[test] = {name: fixture["seconds"] for name, fixture in shared.items()}
-                for part in (entry, *shared.values()):
-                    for module, lines in part["lines"].items():
-                        self.lines[module].setdefault(test, set()).update(lines)
-
-    def ordered(self, tests: Sequence[str], room: str) -> list[str]:
-        """Returns tests, quickest first, those of the room earlier."""
-
-        def late(test: str) -> float:
-            own = self.cost[test] + sum(self.fixtures[test].values())
-            return (own + 0.05) * (1.0 if test.startswith(f"tests/{room}/") else _ELSEWHERE)
-
-        return sorted(tests, key=late)
-
-    def of(self, drawn: Drawn) -> tuple[list[str], list[str]]:
-        """Returns the tests that reach a mutant's statement, and others that may: of its function, or of its module."""
-        module, mutant = self.lines.get(drawn.module, {}), drawn.mutant
-        spans = [mutant.statement] if mutant.function else []
-        spans += [mutant.function] if mutant.function else [(0, 10**9)]
-        found: list[str] = []
-        parts = []
-        for first, last in spans:
-            here = [test for test, lines in module.items() if any(first <= line <= last for line in lines)]
-            parts.append(self.ordered([test for test in here if test not in found], drawn.module.partition("/")[0]))
-            found += here
-        return (parts[0], parts[1]) if len(parts) > 1 else (parts[0], [])
-
-    def seconds(self, tests: Sequence[str]) -> float:
-        """Returns how long tests take together, shared fixtures once a file."""
-        shared = {(test.partition("::")[0], name): s for test in tests for name, s in self.fixtures[test].items()}
-        return sum(self.cost[test] for test in tests) + sum(shared.values())
-
-    def within(self, tests: Sequence[str], budget: float) -> list[str]:
-        """Returns the first of the tests that take this many seconds together, at least one."""
-        taken: list[str] = []
-        for test in tests:
-            if taken and self.seconds([*taken, test]) > budget:
-                break
-            taken.append(test)
-        return taken
 
 
 class First:
@@ -201,8 +148,6 @@ def record(trees: list[Path], kept: Path, log: Log) -> dict[str, Any]:
 
     def job(name: str) -> tuple[str, float, forks.Work]:
         def work(tree: Path) -> dict[str, Any]:
-            from benchmarks.faults.reach import Recorder
-
             recorder = Recorder(tree / "ganomaly_jax")
             forks.enter(tree)
             forks.pytest_run(tree, ["--maxfail=1000", name], [recorder])
@@ -222,25 +167,26 @@ def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     scratch = Path(options.scratch)
     scratch.mkdir(parents=True, exist_ok=True)
     machine = {name: value for name, value in timing.machine().items() if name in ("commit", "processor", "cores")}
-    forks.warm(scratch)  # after `machine`, which would open a device
-    trees = forks.copies(timing.ROOT, scratch, options.jobs)
-    sources = sources_of(trees[0])
     settings = {name: getattr(options, name) for name in ("count", "seed", "rooms", "budget")}
     report = command.begin("mutation", machine=machine, settings=settings, mutants=[], finished=False)
+    forks.warm(scratch)  # after `machine`, which opens a device
+    trees = forks.copies(timing.ROOT, scratch, options.jobs)
+    sources = sources_of(trees[0])
     reach = Reach(record(trees, Path(options.reach or scratch / "reach.json"), log))
+    drawn = draw(sources, options.count, options.seed)
+    drawn = [one for one in drawn if one.module.partition("/")[0] in options.rooms]
     reasons = json.loads(REASONS.read_text()) if REASONS.exists() else {}
-    drawn = [one for one in draw(sources, options.count, options.seed) if one.module.partition("/")[0] in options.rooms]
     rows = {one: _row(one, reasons) for one in drawn}
     report["mutants"] = list(rows.values())
-    jobs = list(_jobs(drawn, sources, reach, options.budget))
+    before = _killers(options.earlier) if options.earlier else {}
+    jobs = list(_jobs(drawn, reach, options.budget, before))
     np.random.default_rng(0).shuffle(jobs)
     for stage in (0, 1):
-        left = [job for job in jobs if job[0] == stage and rows[job[1]]["outcome"] != "killed"]
-        work = (((stage, one), limit, work_of(one, sources, tests)) for _, one, tests, limit in left)
-        for (_, one), found, seconds in forks.each(work, trees):
+        left = [job for job in jobs if job.name[0] == stage and rows[job.name[1]]["outcome"] != "killed"]
+        for (_, one), found, seconds in _outcomes(left, trees, sources):
             _note(rows[one], found, seconds)
             log(f"{_progress(report)}: {rows[one]['outcome']} by {rows[one].get('test', '-')}: {one.key}")
-            command.write(report, options.out, markdown, {f"{timing.ROOT}{os.sep}": ""})
+            command.write(report, options.out, markdown)
     _control(rows, sources, reach, trees, log)
     report["finished"] = True
     command.write(report, options.out, markdown)
@@ -253,16 +199,38 @@ def _row(one: Drawn, reasons: Mapping[str, str]) -> dict[str, Any]:
     return at | change | {"outcome": "not reached", "tests": 0, "seconds": 0.0, "reason": reasons.get(one.key, "")}
 
 
-def _jobs(
-    drawn: Sequence[Drawn], sources: Mapping[str, str], reach: Reach, budget: float
-) -> Iterator[tuple[int, Drawn, list[str], float]]:
-    """Yields (stage, mutant, tests, seconds after which they hang): first the quickest tests, then all others."""
+def _killers(path: str) -> dict[str, str]:
+    """Returns the test that killed a mutant in an earlier run, by its key."""
+    rows = json.loads(Path(path).read_text())["mutants"]
+    return {" | ".join(row[name] for name in _KEY): row["test"] for row in rows if row["outcome"] == "killed"}
+
+
+def _jobs(drawn: Sequence[Drawn], reach: Reach, budget: float, before: Mapping[str, str]) -> Iterator[memory.Job]:
+    """Yields what is to be run, named (stage, mutant): first the quickest tests, in the next stage all others."""
     for one in drawn:
-        direct, others = reach.of(one)
+        direct, others = reach.of(one.module, one.mutant)
+        first = [test for test in (*direct, *others) if test == before.get(one.key)]
+        direct, others = (first + [test for test in direct if test not in first], [t for t in others if t not in first])
         quick = reach.within(direct, budget)
         for stage, tests in enumerate((quick, [*direct[len(quick) :], *others])):
             if tests:
-                yield stage, one, tests, _PATIENCE_S + _SLOWER * reach.seconds(tests)
+                limit = _PATIENCE_S + _SLOWER * reach.seconds(tests)
+                yield memory.Job((stage, one), limit, one.module, one.mutant, tests)
+
+
+def _outcomes(
+    jobs: Sequence[memory.Job], trees: list[Path], sources: Mapping[str, str]
+) -> Iterator[tuple[Any, Any, float]]:
+    """Yields (name, what came of it, seconds): in memory where a function is changed, otherwise on disk."""
+    on_disk = [job for job in jobs if not job.mutant.function]
+    by_name = {job.name: job for job in jobs if job.mutant.function}
+    for name, found, seconds in memory.run(list(by_name.values()), trees, sources, First):
+        if found == "import":
+            on_disk.append(by_name[name])
+        else:
+            yield name, found, seconds
+    work = ((job.name, job.limit, work_of(job.name[1], sources, job.tests)) for job in on_disk)
+    yield from forks.each(work, trees)
 
 
 def _note(row: dict[str, Any], found: Any, seconds: float) -> None:
@@ -287,13 +255,12 @@ def _control(
     for row in rows.values():
         if row.get("test") in reach.cost:
             files[row["test"].partition("::")[0]].add(row["test"])
-    jobs = ((name, 1800.0, work_of(None, sources, [*sorted(tests), "--maxfail=1000"])) for name, tests in files.items())
+    jobs = ((name, 1800.0, work_of(None, sources, sorted(tests))) for name, tests in files.items())
     for name, found, _ in forks.each(jobs, trees):
         if not isinstance(found, dict) or found["failure"]:
             log(f"{name} fails without a mutant: {found}")
             for row in rows.values():
-                if row.get("test", "").startswith(name):
-                    row |= {"outcome": "in doubt"}
+                row |= {"outcome": "in doubt"} if row.get("test", "").startswith(f"{name}::") else {}
 
 
 # The page
@@ -347,6 +314,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--least", type=float, default=0.95, help="share to be noticed (default: %(default)s)")
     parser.add_argument("--scratch", default="/tmp/mutation", help="copies, compiled programs (default: %(default)s)")
     parser.add_argument("--reach", help="a recording of which tests reach which lines (default: SCRATCH/reach.json)")
+    parser.add_argument("--earlier", help="an earlier NAME.json: the tests that killed a mutant then come first")
     options = parser.parse_args(argv)
     options.rooms = [room.strip() for room in options.rooms.split(",")]
     if not set(options.rooms) <= set(ROOMS):

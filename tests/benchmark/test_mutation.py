@@ -89,9 +89,9 @@ def test_tests_are_chosen_by_the_lines_that_they_reach():
         "tests/model/test_a.py::fixed": entry(0.1, [], ["tests::made"]),
     }
     recorded = {"tests/model/test_a.py": {"tests": tests, "fixtures": {"tests::made": entry(9.0, [13])}}}
-    known = mutation.Reach(recorded)
+    known = reach.Reach(recorded)
     mutant = next(one for one in mutants.every(SOURCE) if one.line == 13)
-    direct, others = known.of(mutation.Drawn("model/a.py", mutant))
+    direct, others = known.of("model/a.py", mutant)
     assert [name.rpartition("::")[2] for name in direct] == ["quick", "slow", "fixed"]
     assert [name.rpartition("::")[2] for name in others] == ["near"]
     assert known.within(direct, 4.0) == direct[:2] and known.within(direct, 0.0) == direct[:1]
