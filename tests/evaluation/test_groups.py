@@ -3,6 +3,7 @@
 import csv  # noqa: I001
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,17 @@ def test_auroc_interval():
     assert group_metrics.auroc(normal, anomalous[:0], 0) is None
     value, low, high = group_metrics.auroc(normal, anomalous, 0)
     assert group_metrics.auroc(normal, anomalous, 0) == [value, low, high]
+
+
+def test_a_score_at_the_threshold_is_not_above_it():
+    scorer = SimpleNamespace(
+        calibration=calibration.Calibration(2.0, 0.1, "given"), config=SimpleNamespace(evaluate=None)
+    )
+    scores, labels = np.array([1.0, 2.0, 3.0, 2.0, 2.5, 9.0]), np.array([0, 0, 0, 1, 1, 0])
+    found = group_metrics.figures(scorer, scores, labels, np.array(["a"] * 5 + [""], object), 0)
+    [row] = found["rows"]
+    assert (row["n_normal"], row["n_anomalous"], row["threshold"], found["unnamed"]) == (3, 2, 2.0, 1)
+    assert row["false_positive_rate"][0] == pytest.approx(1 / 3) and row["true_positive_rate"][0] == 0.5
 
 
 def brighter(images):

@@ -37,6 +37,16 @@ def on_one(state, batch):
     return gradients(state, batch)
 
 
+def test_averaged_weights_forget_the_first_ones(state, batch):
+    detector = dataclasses.replace(TINY, average=0.9)
+    begin = state.replace(opt_state=state.opt_state | {"average": state.params["autoencoder"]})
+    after, _ = jax.jit(detector.update)(begin, batch)
+    old, new = (one.params["autoencoder"]["encoder"]["head"]["kernel"] for one in (begin, after))
+    found = detector.variables(after)["params"]["encoder"]["head"]["kernel"]
+    np.testing.assert_allclose(found, 0.1 * old + 0.9 * new, atol=1e-7)  # the first step keeps a tenth
+    assert int(after.step) == 1
+
+
 def settings(**train_values):
     made = tiny_config(**train_values)
     made.model.detector = "autoencoder"

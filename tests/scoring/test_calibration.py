@@ -10,7 +10,7 @@ from tests.support import blobs
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.scoring import calibration
+from ganomaly_jax.scoring import build, calibration
 
 
 def test_threshold_by_hand():
@@ -186,6 +186,17 @@ def test_the_review_band_lies_below_the_threshold():
     assert (p[:2] <= 0.05).all() and p[2] > 0.05
     with pytest.raises(UserError, match="expected a higher review rate"):
         calibration.by(scores, settings(false_positive_rate=0.05, review=0.04))
+
+
+def test_a_threshold_says_what_its_images_are(trained):
+    """Images are not neighbours in time; those that were trained on are said to be."""
+    source = trained[1].calibration.source
+    assert build.IN_TIME not in source and build.TRAINED_ON not in source
+    normals = blobs(30, 5)
+    found = build.calibrated(trained[1], normals, trained_on=True)
+    assert found.calibration.source == f"the scores of 30 images {build.TRAINED_ON}"
+    np.testing.assert_array_equal(found.variables["calibration"], np.sort(trained[1](normals)))
+    assert found.threshold == build.calibrated(trained[1], normals).threshold
 
 
 def test_scores_beyond_all_calibration_keep_their_order(trained):

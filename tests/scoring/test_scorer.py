@@ -246,6 +246,11 @@ def test_other_sizes_are_resized_to_one_score_each(trained, monkeypatch):
     assert_scores_close(scoring_scorer, small[:1], scoring_scorer(large[:1]), expected[:1])
 
 
+def test_no_images_have_no_maps(trained):
+    with pytest.raises(UserError):
+        ganomaly_jax.residual_maps(trained[1], blobs(3, 1)[:0])
+
+
 def test_a_damaged_or_missing_detector_is_refused(trained, tmp_path):
     import shutil
 

@@ -103,6 +103,14 @@ def test_an_alarm_of_cusum_began_where_the_sum_last_left_nothing(started):
     assert seen[-1] == 14 + 2 * length
 
 
+def test_a_statistic_that_equals_its_limit_but_for_rounding_is_an_alarm(started):
+    state = dataclasses.replace(started["ks"], window=(9.0,) * (WINDOW - 1))
+    distance = two_sample.distance(np.array(state.reference), np.full(WINDOW, 9.0))
+    for limit, alarms in ((np.nextafter(distance, 2), 1), (distance * (1 + 1e-6), 0)):
+        _, report = drift.update(dataclasses.replace(state, limits={"ks": float(limit)}), 9.0)
+        assert (report is not None) == bool(alarms)
+
+
 def test_scores_that_fall_are_no_alarm_of_cusum_but_of_ks(started):
     scores = np.random.RandomState(4).normal(size=10 * WINDOW) - 2
     assert stream(started["cusum"], scores)[0] == []

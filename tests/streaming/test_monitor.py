@@ -19,6 +19,8 @@ from tests.data.test_row_windows import COLUMNS, plant, rows_config, write
 import ganomaly_jax as gj
 from ganomaly_jax.cli import main
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.evaluation import evaluate
+from ganomaly_jax.scoring import build, recalibration
 from ganomaly_jax.streaming import (
     alarms,
     compiled_step,
@@ -92,6 +94,58 @@ def taken(watch, lines, size=7):
 
 def names(events):
     return [event["event"] for event in events]
+
+
+def test_windows_are_said_to_be_neighbours_in_time(windowed):
+    assert windowed[1].calibration.source.endswith(build.IN_TIME)
+
+
+def test_other_files_are_read_by_the_names_of_the_sensors(windowed, tmp_path):
+    """Columns in another order, and one more: the same windows."""
+    workdir, scorer = windowed
+    x = plant(60, 12)
+    plain = write(tmp_path / "plain.csv", x)
+    lines = [line.split(",") for line in plain.read_text().splitlines()]
+    mixed = tmp_path / "mixed.csv"
+    mixed.write_text("\n".join(",".join([*row[::-1], str(i) if i else "more"]) for i, row in enumerate(lines)) + "\n")
+    wanted = scorer(x)
+    run = evaluate._data(workdir, scorer, str(mixed), None, None)
+    np.testing.assert_allclose(scorer(run.dataset.images[:]), wanted, rtol=1e-4, atol=1e-6)
+    dataset, chosen = recalibration._normals(scorer, str(mixed), None)
+    np.testing.assert_allclose(scorer(dataset.images[chosen]), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_a_state_is_used_by_one_monitor_at_a_time(tmp_path):
+    path = tmp_path / "of" / "state.json"
+    with monitor._locked_state(str(path)) as held:
+        assert held == {}
+        with pytest.raises(UserError, match="another monitor uses --state"), monitor._locked_state(str(path)):
+            pass
+    path.write_text(json.dumps({"format": monitor.FORMAT, "watch": 3}))
+    with monitor._locked_state(str(path)) as held:  # free again
+        assert held == {"format": monitor.FORMAT, "watch": 3}
+
+
+def test_output_beyond_the_last_save_is_cut_after_its_last_verdict(tmp_path):
+    path = tmp_path / "out.jsonl"
+    saved, kept = '{"row": 3, "verdict": "normal"}\n', '{"event": "x", "row": 4}\n{"row": 4, "verdict": "normal"}\n'
+    for rest in ('{"event": "y", "row": 5}\n', '{"row": 5, "verdict": "nor', "", "[1]\n", "nonsense\n"):
+        path.write_text(saved + kept + rest)
+        assert monitor._last_row(path, len(saved)) == 4
+        assert path.read_text() == saved + kept, rest
+        assert monitor._last_row(path, len(saved + kept)) == 0
+    path.write_text(saved + '{"event": "y", "row": 5}\n')
+    assert monitor._last_row(path, len(saved)) == 0 and path.read_text() == saved
+    assert monitor._last_row(tmp_path / "none", 0) == 0
+
+
+def test_a_state_of_other_sensors_is_named_as_such(settings):
+    watch = watch_of(settings)
+    held = json.loads(json.dumps(watch_state.to_dict(watch)))
+    with pytest.raises(UserError, match=r"^the state belongs to a detector of other sensors"):
+        watch_state.resume(watch, held | {"sensors": ["a"]})
+    with pytest.raises(UserError, match=r"invalid \(ValueError: another window\)"):
+        watch_state.resume(watch, held | {"ring": held["ring"] * 2})
 
 
 # Verdicts

@@ -8,7 +8,17 @@ import pytest
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring.calibration import Calibration
-from ganomaly_jax.streaming import alarms, compiled_step, drift, row_parser, run_length, sensor_checks, watch
+from ganomaly_jax.streaming import (
+    alarms,
+    compiled_step,
+    drift,
+    modalities,
+    reference,
+    row_parser,
+    run_length,
+    sensor_checks,
+    watch,
+)
 from ganomaly_jax.streaming.watch import Line
 
 NAMES = ("a", "b")
@@ -136,6 +146,57 @@ def test_drift_is_tested_on_items_that_share_no_row_and_then_rests():
     outputs = said(watched, *[(1000 + i, 10) for i in range(10 * (watch.QUIET + 2))])
     drifts = [(one.row, e["passed_since"]) for one in outputs for e in one.events if e["event"] == "drift"]
     assert drifts == [(10, 0), (10 + 10 * watch.QUIET, watch.QUIET - 1)]
+
+
+def test_alarms_are_restored_under_the_rule_of_today():
+    held = {"k": 2, "n": 4, "rest": 9, "recent": [[1, True], [2, False], [3, 1]], "since": 3, "quiet": 8}
+    found = alarms.from_dict(held, alarms.start("1/2", 5))
+    assert found == alarms.State(1, 2, 5, ((2, False), (3, True)), 3, 5)
+    assert alarms.from_dict(held, alarms.start("2/4", 9)) == alarms.State(
+        2, 4, 9, ((1, True), (2, False), (3, True)), 3, 8
+    )
+    for wrong in ({"recent": [[1]]}, {"since": "x"}, {"quiet": None}):
+        with pytest.raises(UserError, match="stored state of the alarms"):
+            alarms.from_dict(held | wrong, alarms.start("1/2", 5))
+    with pytest.raises(UserError, match="at least 0"):
+        alarms.start("1/2", -1)
+
+
+def test_there_are_no_streams_of_sound():
+    sound = SimpleNamespace(modality=SimpleNamespace(name="sound"), words=SimpleNamespace(kind="recordings"))
+    for refused in (lambda: modalities.check(sound), lambda: modalities.open_source(sound, "-", True)):
+        with pytest.raises(UserError, match="this is a detector of recordings"):
+            refused()
+
+
+def test_ranges_without_data_follow_from_the_scaling():
+    found = reference._ranges_from_scaling(scorer_of())
+    assert found.low.tolist() == [2 - 10 * 2, 15 - 10 * 5] and found.high.tolist() == [22, 65]
+    assert found.runs.tolist() == [0, 0]
+    images = SimpleNamespace(low=0, high=255, feature_names=())
+    assert len(reference._ranges_from_scaling(images).low) == 0
+
+
+def test_ranges_of_items_leave_out_what_is_missing_and_widen_what_never_changed():
+    x = np.array([[0, 5], [1, 5], [1, np.nan], [4, 5]], float)
+    more = np.array([[2, 5], [np.nan, 5]], float)
+    found = reference._normal_ranges(scorer_of(), (x, more), 1)
+    assert found.low.tolist() == [0, 4] and found.high.tolist() == [4, 6] and found.runs.tolist() == [2, -1]
+    nothing = np.full((3, 2), np.nan)
+    nothing[:, 0] = [1, 2, 3]
+    found = reference._normal_ranges(scorer_of(), (nothing, nothing[:0]), 1)
+    assert found.low.tolist() == [1, -35] and found.high.tolist() == [3, 65] and found.runs.tolist() == [1, 1]
+    # Of windows, only those that share no row count: here every second of those of 2 rows.
+    windows = np.stack([np.stack([[i, i], [i + 1, i + 1]]) for i in (0, 1, 2, 3)]).astype(float)
+    windows[1] += 100
+    found = reference._normal_ranges(scorer_of(2), (windows, windows[:1]), 2)
+    assert found.high.tolist() == [3, 3]
+    assert [reference._disjoint_stride(scorer_of(w, stride=s)) for w, s in ((0, 1), (3, 1), (3, 2), (4, 2))] == [
+        1,
+        3,
+        2,
+        2,
+    ]
 
 
 # The compiled step

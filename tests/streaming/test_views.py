@@ -40,8 +40,8 @@ def test_full_bins_are_merged_in_pairs(monkeypatch):
     made = seen_of([1.0, 2.0, None, 9.0])
     assert (made.width, made.filled, made.verdicts, made.anomalous, made.invalid) == (1, 1, 4, 1, 1)
     assert [one.count for one in made.bins] == [1, 1, 0, 1] and math.isnan(made.bins[2].highest)
-    for row, score in ((5, 4.0), (6, 3.0), (7, 6.0)):
-        summary.add(made, RowOutput(row, (), verdict(row, score), {"ks": score / 10}))
+    for row, score, drift in ((5, 4.0, {}), (6, 3.0, {"ks": 0.4}), (7, 6.0, {"ks": 0.6})):
+        summary.add(made, RowOutput(row, (), verdict(row, score), drift))
     assert (made.width, made.filled, made.verdicts) == (2, 1, 7)
     found = [(one.first, one.last, one.highest, one.total, one.count, one.anomalous) for one in made.bins]
     assert found == [(1, 2, 2, 3, 2, 0), (3, 4, 9, 9, 1, 1), (5, 6, 4, 7, 2, 0), (7, 7, 6, 6, 1, 1)]
