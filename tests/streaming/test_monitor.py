@@ -29,6 +29,7 @@ from ganomaly_jax.streaming import (
     monitor,
     plot,
     row_parser,
+    saved_state,
     sensor_checks,
     summary,
 )
@@ -117,13 +118,13 @@ def test_other_files_are_read_by_the_names_of_the_sensors(windowed, tmp_path):
 
 def test_a_state_is_used_by_one_monitor_at_a_time(tmp_path):
     path = tmp_path / "of" / "state.json"
-    with monitor._locked_state(str(path)) as held:
+    with saved_state.locked(str(path)) as held:
         assert held == {}
-        with pytest.raises(UserError, match="another monitor uses --state"), monitor._locked_state(str(path)):
+        with pytest.raises(UserError, match="another monitor uses --state"), saved_state.locked(str(path)):
             pass
-    path.write_text(json.dumps({"format": monitor.FORMAT, "watch": 3}))
-    with monitor._locked_state(str(path)) as held:  # free again
-        assert held == {"format": monitor.FORMAT, "watch": 3}
+    path.write_text(json.dumps({"format": saved_state.FORMAT, "watch": 3}))
+    with saved_state.locked(str(path)) as held:  # free again
+        assert held == {"format": saved_state.FORMAT, "watch": 3}
 
 
 def test_output_beyond_the_last_save_is_cut_after_its_last_verdict(tmp_path):
@@ -137,15 +138,6 @@ def test_output_beyond_the_last_save_is_cut_after_its_last_verdict(tmp_path):
     path.write_text(saved + '{"event": "y", "row": 5}\n')
     assert monitor._last_row(path, len(saved)) == 0 and path.read_text() == saved
     assert monitor._last_row(tmp_path / "none", 0) == 0
-
-
-def test_a_state_of_other_sensors_is_named_as_such(settings):
-    watch = watch_of(settings)
-    held = json.loads(json.dumps(watch_state.to_dict(watch)))
-    with pytest.raises(UserError, match=r"^the state belongs to a detector of other sensors"):
-        watch_state.resume(watch, held | {"sensors": ["a"]})
-    with pytest.raises(UserError, match=r"invalid \(ValueError: another window\)"):
-        watch_state.resume(watch, held | {"ring": held["ring"] * 2})
 
 
 # Verdicts

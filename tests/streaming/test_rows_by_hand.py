@@ -149,7 +149,7 @@ def test_drift_is_tested_on_items_that_share_no_row_and_then_rests():
 
 
 def test_alarms_are_restored_under_the_rule_of_today():
-    held = {"k": 2, "n": 4, "rest": 9, "recent": [[1, True], [2, False], [3, 1]], "since": 3, "quiet": 8}
+    held = {"k": 2, "n": 4, "rest": 9, "recent": [[1, True], [2, False], [3, True]], "since": 3, "quiet": 8}
     found = alarms.from_dict(held, alarms.start("1/2", 5))
     assert found == alarms.State(1, 2, 5, ((2, False), (3, True)), 3, 5)
     assert alarms.from_dict(held, alarms.start("2/4", 9)) == alarms.State(
