@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from ganomaly_jax.scoring.attribution import gradient as gradient
     from ganomaly_jax.scoring.attribution import integrated_gradients as integrated_gradients
     from ganomaly_jax.scoring.attribution import residual_maps as residual_maps
+    from ganomaly_jax.scoring.judgement import Judgement as Judgement
     from ganomaly_jax.scoring.recalibration import recalibrate as recalibrate
-    from ganomaly_jax.scoring.scorer import Judgement as Judgement
     from ganomaly_jax.scoring.scorer import Scorer as Scorer
     from ganomaly_jax.scoring.scorer import load as load
     from ganomaly_jax.scoring.sensors import contributions as contributions
@@ -78,8 +78,9 @@ _HOME = {
     "model.pytorch": ("from_pytorch", "read_pytorch"),
     "report.explanation": ("explain", "picture"),
     "scoring.attribution": ("gradient", "integrated_gradients", "residual_maps"),
+    "scoring.judgement": ("Judgement",),
     "scoring.recalibration": ("recalibrate",),
-    "scoring.scorer": ("Judgement", "Scorer", "load"),
+    "scoring.scorer": ("Scorer", "load"),
     "scoring.sensors": ("contributions",),
     "streaming.compiled_step": ("Streams", "advance", "compile_streams"),
     "training.cost": ("Plan", "plan"),

@@ -62,7 +62,7 @@ def _one_pass(scorer: Any, folder: str, out: str, workers: int) -> dict[str, flo
     import jax
 
     from ganomaly_jax.data.images import files as image_files
-    from ganomaly_jax.evaluation import evaluate
+    from ganomaly_jax.evaluation import predictions
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
     cpu: list[float] = []
@@ -118,7 +118,7 @@ def _one_pass(scorer: Any, folder: str, out: str, workers: int) -> dict[str, flo
         begun.put(None)
         watcher.join()
     assert not problems
-    evaluate.write_predictions(Path(out), list(map(str, paths)), [None] * len(paths), judged, [""] * len(paths))
+    predictions.write(Path(out), list(map(str, paths)), [None] * len(paths), judged, [""] * len(paths))
     marks.append(time.perf_counter())
     listing, judging, writing = (b - a for a, b in itertools.pairwise(marks))
     decoding = sum(b - a for a, b in waited)

@@ -124,7 +124,8 @@ def _write_images(folder: Path) -> None:
 
 def _call(bench: Bench, verb: str, source: Path) -> list[str]:
     if verb == "predict":
-        return ["predict", str(source), "--workdir", str(bench.whole), "--out", str(bench.scratch / "predictions.csv")]
+        out = ["--out", str(bench.scratch / "predictions.csv"), "--overwrite"]
+        return ["predict", str(source), "--workdir", str(bench.whole), *out]
     short = [f"--config.train.steps={bench.save_every}", "--config.train.batch_size=8"]
     return ["train", *bench.flags, *short, "--data", str(source), "--workdir", str(bench.scratch / "trained")]
 

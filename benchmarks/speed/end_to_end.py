@@ -169,7 +169,7 @@ def predict(options: argparse.Namespace, workdir: Path, scratch: Path, log: Log)
     folder, out = scratch / "pictures", scratch / "predictions.csv"
     log(f"making {options.files} files of {options.side} x {options.side}")
     size = prediction.write_pictures(folder, options.files, options.side)
-    call = ["predict", str(folder), "--workdir", str(workdir), "--out", str(out)]
+    call = ["predict", str(folder), "--workdir", str(workdir), "--out", str(out), "--overwrite"]
     cli(call)  # the program may have to be compiled, the files be fetched from the disk
     log("predict")
     ran = cli(call)

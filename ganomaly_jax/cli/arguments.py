@@ -19,6 +19,7 @@ Overrides = Sequence[tuple[str, str]]
 RUN = "folder of a finished run"
 RUN_OR_DETECTOR = "folder of a finished run, or a detector folder"
 CSV = "how tables are written where they do not tell, such as semicolon,decimal-comma (default: as in training)"
+FLOATS = "what floating-point images mean to a detector of integer pixels, such as 0,1 or =-1,1"
 _PREFIX = "--config."
 
 
@@ -82,6 +83,24 @@ def add_huge_pages(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="do not restart the process with its memory in huge pages",
     )
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Adds `--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="overwrite results that exist")
+
+
+def add_value_range(parser: argparse.ArgumentParser, text: str) -> None:
+    """Adds `--value-range LOW,HIGH`."""
+    parser.add_argument("--value-range", type=_value_range, metavar="LOW,HIGH", help=text)
+
+
+def _value_range(word: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, word.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r}: expected two numbers, such as 0,1 or =-1,1") from None
+    return low, high
 
 
 def add_rate(parser: Any) -> None:

@@ -12,6 +12,7 @@ from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.printable import show
+from ganomaly_jax.runs import outputs
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -22,6 +23,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     arguments.add_data(parser)
     parser.add_argument("--workdir", help="folder of a finished run whose detector the data are compared with")
     parser.add_argument("--json", metavar="FILE", help="write the findings to this file too, as JSON")
+    arguments.add_overwrite(parser)
     arguments.add_config(parser)
     return parser
 
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.scoring import scorer
     from ganomaly_jax.training import data_check
 
+    if args.json:
+        outputs.refuse_existing([args.json], args.overwrite, "--json")
     result = data_check.check(settings, scorer.load(args.workdir) if args.workdir else None, progress=True)
     show(data_check.describe(result))
     if args.json:

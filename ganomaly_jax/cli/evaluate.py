@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ganomaly_jax.data.datasets import Dataset
     from ganomaly_jax.evaluation.evaluate import Evaluation
     from ganomaly_jax.runs.resolution import Run
-    from ganomaly_jax.scoring.scorer import Judgement, Scorer
+    from ganomaly_jax.scoring.judgement import Judgement
+    from ganomaly_jax.scoring.scorer import Scorer
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -27,6 +28,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, help=arguments.RUN)
     parser.add_argument("--data", default="", metavar="DATA", help="other labelled data to test on")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder for the results (default: the workdir; with --data its evaluations/NAME)"
+    )
+    arguments.add_overwrite(parser)
+    arguments.add_value_range(parser, arguments.FLOATS)
     arguments.add_rate(parser)
     parser.add_argument("--groups", metavar="FILE", help="CSV with the columns path,group: metrics for each group too")
     parser.add_argument(
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     from ganomaly_jax.runs import sweep
 
     if sweep.read_members(Path(args.workdir)):
-        for option in ("data", "baselines", "combine", "groups"):
+        for option in ("data", "out", "baselines", "combine", "groups"):
             if getattr(args, option):
                 raise UserError(
                     f"--{option}: {args.workdir} holds several members; name one, {args.workdir}/members/NAME"
@@ -59,6 +65,9 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         by=args.groups,
         baselines=args.baselines,
         combine=args.combine,
+        out=args.out,
+        overwrite=args.overwrite,
+        value_range=args.value_range,
     )
     failed = evaluation.metrics["n_invalid"] or evaluation.metrics["n_unreadable"]
     return exit_codes.INCOMPLETE if failed else exit_codes.DONE
@@ -71,19 +80,32 @@ def evaluate_and_print(
     by: str | None = None,
     baselines: str | None = None,
     combine: str | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+    value_range: tuple[float, float] | None = None,
 ) -> Evaluation:
     """Evaluates a run and prints the result.
 
     Args:
       workdir: the run's folder.
-      source: as in `evaluation.evaluate.evaluate`, like `rate`, `by`, `baselines` and `combine`.
+      source: as in `evaluation.evaluate.evaluate`, like the other arguments.
 
     Returns:
       The evaluation.
     """
     from ganomaly_jax.evaluation import evaluate as evaluation_evaluate
 
-    evaluation = evaluation_evaluate.evaluate(workdir, source, None, rate, None, None, by, baselines, combine)
+    evaluation = evaluation_evaluate.evaluate(
+        workdir,
+        source,
+        false_positive_rate=rate,
+        by=by,
+        baselines=baselines,
+        combine=combine,
+        out=out,
+        overwrite=overwrite,
+        value_range=value_range,
+    )
     print_evaluation(evaluation, rate, by)
     return evaluation
 
@@ -152,7 +174,7 @@ def print_evaluation(
         if note not in printed:
             show(note)
     if evaluation.page is not None:
-        show(f"pictures in {evaluation.page.parent / 'pictures'}, report in {evaluation.page}")
+        show(f"pictures in {evaluation.folder / layout.PICTURES}, report in {evaluation.page}")
 
 
 def evaluate_members_and_print(workdir: str, rate: float | None = None, own: Dataset | None = None) -> int:

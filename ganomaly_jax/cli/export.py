@@ -26,6 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="inside",
         help="inside the program, or beside it in weights.npz (default: %(default)s)",
     )
+    arguments.add_value_range(parser, "take float32 in this range in place of integer pixels, such as 0,1 or =-1,1")
     parser.add_argument(
         "--check", nargs="+", metavar="PATH", help="images to compare export and detector on (default: the run's own)"
     )
@@ -36,6 +37,6 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     """Writes the export, prints its contents, and returns the exit code."""
     from ganomaly_jax.deploy import export
 
-    manifest = export.export(args.workdir, args.out, args.weights, args.format, args.check)
+    manifest = export.export(args.workdir, args.out, args.weights, args.format, args.check, args.value_range)
     show(export.describe(manifest, args.out))
     return exit_codes.DONE

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 
 from ganomaly_jax import __version__
@@ -29,9 +30,9 @@ from ganomaly_jax.cli import (
     train,
     update,
 )
-from ganomaly_jax.core import exit_codes
+from ganomaly_jax.core import exit_codes, memory
 from ganomaly_jax.core.errors import DamagedError, DivergedError, ProcessLostError, StoppedError, UserError
-from ganomaly_jax.core.printable import show
+from ganomaly_jax.core.printable import printable, show
 
 VERBS = (
     *(demo, train, evaluate, predict, explain, export, import_, serve, monitor),
@@ -49,13 +50,31 @@ def command() -> int:
     Returns:
       The exit code.
     """
-    code = main()
+    try:
+        code = main()
+    except Exception as error:
+        code = 1
+        if not memory.is_exhausted(error):  # a defect of this package
+            traceback.print_exc()
+        else:
+            why = printable(" ".join(str(error).split()) or type(error).__name__)
+            print(
+                f"ganomaly: out of memory ({why}); what has been saved is intact. Raise the limit (`ulimit -v`, a "
+                "cgroup), or take a smaller --config.train.batch_size or fewer items at a time",
+                file=sys.stderr,
+            )
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(exit_codes.USAGE)  # an orderly end needs memory, and aborts or waits without
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
         last = threading.Timer(_LINGER_S, os._exit, (code,))
         last.daemon = True
-        last.start()
+        try:
+            last.start()
+        except RuntimeError:  # there is no memory for another thread
+            os._exit(code)
     return code
 
 
@@ -80,6 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
         if words is None and getattr(args, "huge_pages", False):
             environment.restart_with_huge_pages()
         environment.set_defaults()
+        if args.run is not config.run:
+            memory.check_address_space()
         return args.run(args, overrides)
     except (UserError, DivergedError, DamagedError, StoppedError, ProcessLostError) as error:
         show(f"ganomaly: {error}", sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, validation
 from ganomaly_jax.core.printable import show
+from ganomaly_jax.runs import outputs
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -15,6 +16,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = arguments.new_verb(subparsers, "pack", "decode images once, for sets that are larger than memory")
     parser.add_argument("folder", metavar="DIR", help="a folder of images, or other data as in train")
     parser.add_argument("out", metavar="OUT.array_record", help="file to write; a JSON file is written beside it")
+    arguments.add_overwrite(parser)
     arguments.add_config(parser)
     parser.set_defaults(data=None)
     return parser
@@ -26,6 +28,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     validation.check(settings)
     from ganomaly_jax.data import pack
 
+    outputs.refuse_existing([args.out, f"{args.out}.json"], args.overwrite, "OUT.array_record")
     packed = pack.pack(settings.data, args.out, progress=True)
     show(pack.describe(packed))
     return exit_codes.INCOMPLETE if packed.problems else exit_codes.DONE

@@ -13,12 +13,13 @@ from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes, text_table
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.printable import printable, show
-from ganomaly_jax.runs import layout
+from ganomaly_jax.runs import layout, outputs
 
 if TYPE_CHECKING:
-    from ganomaly_jax.scoring.scorer import Judgement, Scorer
+    from ganomaly_jax.scoring.judgement import Judgement
+    from ganomaly_jax.scoring.scorer import Scorer
 
-# Most rows of the table of verdicts on the terminal; predictions.csv has them all.
+# Most rows of the table of verdicts on the terminal; the file has them all.
 _ROWS = 20
 
 
@@ -29,7 +30,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "paths", nargs="+", metavar="PATH", help="files or folders: images, tables or recordings; ray: shards too"
     )
     parser.add_argument("--workdir", required=True, help=arguments.RUN_OR_DETECTOR)
-    parser.add_argument("--out", help="where to write the rows (default: predictions.csv in the workdir)")
+    parser.add_argument(
+        "--out", help="where to write the rows: a file, with ray a folder (default: predictions/NAME in the workdir)"
+    )
+    arguments.add_overwrite(parser)
     parser.add_argument(
         "--groups", metavar="FILE", help="CSV with the columns path,group, for thresholds set by recalibrate --groups"
     )
@@ -56,64 +60,63 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         raise UserError("--workers and --address belong to --engine ray")
     if args.most_maps < 0:
         raise UserError(f"--most-maps {args.most_maps}: expected a number of pictures, 0 for all")
-    from ganomaly_jax.core import sealed_folder
-    from ganomaly_jax.evaluation import evaluate
+    from ganomaly_jax.evaluation import predictions
     from ganomaly_jax.report import modalities as report_modalities
     from ganomaly_jax.scoring import groups
     from ganomaly_jax.scoring import modalities as scoring_modalities
     from ganomaly_jax.scoring import scorer as scoring_scorer
 
     scorer = scoring_scorer.load(args.workdir)
-    if not args.out and (Path(args.workdir) / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{args.workdir} is a detector folder, which is sealed: expected --out FILE")
-    out = Path(args.out) if args.out else Path(args.workdir) / layout.PREDICTIONS
+    out = Path(args.out) if args.out else outputs.predictions_file(args.workdir, args.paths)
     judging, drawing = scoring_modalities.of(scorer), report_modalities.of(scorer)
     if args.groups and not judging.grouped:
         raise UserError(f"--groups is for images, not for {scorer.words.kind}")
     if args.maps and not drawing.mapped:
         raise UserError(f"--maps is for images and sound, not for {scorer.words.kind}")
+    maps = out.with_name(f"{out.stem}_{layout.MAPS}")
+    outputs.refuse_existing([out, *judging.files(out), *([maps] if args.maps else [])], args.overwrite)
     found = judging.judge_paths(scorer, args.paths)
     judged = found.judged
     if args.groups:
         judged = groups.judge_by(scorer, judged, groups.of_images(args.groups, found.names))
-    evaluate.write_predictions(out, found.names, [None] * len(found.names), judged, found.reasons)
-    for note in (*found.notes, *judging.write_files(out, found)):
+    _print_table(found.names, judged, found.reasons)
+    counts = _counts(scorer, judged)
+    for note in found.notes:
         show(f"note: {note}")
-    code = _print_verdicts(scorer, found.names, judged, found.reasons, out)
+    if not args.out and counts["invalid"] == len(found.names):
+        show(f"{_words(counts)}; nothing could be scored, so no rows are written (--out FILE writes the reasons)")
+        return exit_codes.INCOMPLETE
+    predictions.write(out, found.names, [None] * len(found.names), judged, found.reasons)
+    for note in judging.write_files(out, found):
+        show(f"note: {note}")
+    show(f"{_words(counts)}; rows in {out}")
     if args.maps:
-        folder = _maps_folder(args, out)
-        drawn, anomalous = drawing.write_maps(scorer, dataclasses.replace(found, judged=judged), folder, args.most_maps)
-        show(_maps_line(drawn, anomalous, folder))
-    return code
+        drawn, anomalous = drawing.write_maps(scorer, dataclasses.replace(found, judged=judged), maps, args.most_maps)
+        show(_maps_line(drawn, anomalous, maps))
+    return exit_codes.INCOMPLETE if counts["invalid"] else exit_codes.DONE
 
 
 def _on_ray(args: argparse.Namespace) -> int:
     if args.groups or args.maps:
         raise UserError("--groups and --maps are not for --engine ray; use the local engine")
-    if not args.out:
-        raise UserError("--engine ray: expected --out DIR, a folder for the rows")
+    if args.overwrite:
+        raise UserError("--overwrite is not for --engine ray, which resumes its own results: name another --out")
     from ganomaly_jax.deploy import ray_engine
+
+    out = args.out or str(outputs.predictions_file(args.workdir, args.paths).with_suffix(""))
 
     found = ray_engine.predict(
         args.workdir,
         args.paths,
-        args.out,
+        out,
         args.workers or 0,
         args.address or "",
         log=lambda line: show(f"ganomaly: {line}", sys.stderr),
     )
     if found.kept:
         show(f"{found.kept} of {found.parts} parts were scored already")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found.counts.items())
-    show(f"{counts}; rows in {found.parts} Parquet files in {args.out}")
+    show(f"{_words(found.counts)}; rows in {found.parts} Parquet files in {out}")
     return exit_codes.INCOMPLETE if found.counts["invalid"] else exit_codes.DONE
-
-
-def _maps_folder(args: argparse.Namespace, out: Path) -> Path:
-    from ganomaly_jax.report import explanation
-
-    folder = layout.MAPS
-    return out.with_name(f"{out.stem}_{folder}") if args.out else explanation.folder_of(Path(args.workdir))
 
 
 def _maps_line(drawn: int, anomalous: int, folder: Path) -> str:
@@ -121,14 +124,16 @@ def _maps_line(drawn: int, anomalous: int, folder: Path) -> str:
     return f"{drawn} pictures in {folder}{left}"
 
 
-def _print_verdicts(scorer: Scorer, names: Sequence[str], judged: Judgement, why: Sequence[str], out: Path) -> int:
-    """Prints the verdicts and how many there are of each; returns the exit code."""
-    _print_table(names, judged, why)
+def _counts(scorer: Scorer, judged: Judgement) -> dict[str, int]:
+    """Counts the items by verdict; `review` only where the detector gives it."""
     counts = {verdict: judged.verdicts.count(verdict) for verdict in ("normal", "review", "anomalous", "invalid")}
     if scorer.calibration.review is None:
         counts.pop("review")
-    show(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; rows in {out}")
-    return exit_codes.INCOMPLETE if counts["invalid"] else exit_codes.DONE
+    return counts
+
+
+def _words(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
 
 def _print_table(names: Sequence[str], judged: Judgement, why: Sequence[str]) -> None:

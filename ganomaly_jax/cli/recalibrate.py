@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="DATA",
         help="normal data to calibrate on (default: the stored scores)",
     )
+    arguments.add_value_range(parser, arguments.FLOATS)
     way = parser.add_mutually_exclusive_group()
     arguments.add_rate(way)
     way.add_argument("--quantile", type=float, metavar="Q", help="quantile of the calibration scores, such as 0.99")
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         threshold=args.threshold,
         review=args.review,
         by=args.groups,
+        value_range=args.value_range,
     )
     show(f"threshold {before:.6g} -> {recalibrated.threshold:.6g}: {recalibrated.calibration.source}")
     for name in recalibrated.calibration.groups:

@@ -43,6 +43,8 @@ class InputSpec:
     """The detector's resolved settings."""
     feature_names: tuple[str, ...] = ()
     """Names of the last axis, where the modality names them."""
+    value_range: tuple[float, float] | None = None
+    """(black, white) of floating-point images given to a detector of integer pixels, if it is known."""
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:

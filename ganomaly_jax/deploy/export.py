@@ -23,6 +23,7 @@ import numpy as np
 from ganomaly_jax import __version__
 from ganomaly_jax.core import atomic_folders, calls, sealed_folder
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.images.value_range import Range, scaled
 from ganomaly_jax.deploy import export_runtime, modalities
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import scorer as scoring_scorer
@@ -43,6 +44,7 @@ def export(
     weights: str = "inside",
     form: str = "stablehlo",
     images: Any = None,
+    value_range: Range | None = None,
 ) -> dict[str, Any]:
     """Writes the scoring function of a detector to a folder, completely or not at all.
 
@@ -54,6 +56,8 @@ def export(
       out: the folder to create; an earlier export there is replaced.
       weights: `inside` the program, or `beside` it in a file of their own (StableHLO only).
       form: `stablehlo`, for the platforms cpu, cuda and tpu; or `onnx` (extra `onnx`).
+      value_range: for a detector of integer pixels: the program takes float32 in this range, such as (0, 1), in their
+        place. The manifest says so.
       images: images for the self-check, as for a call of the scorer. By default image files of the run's test set that
         still exist; generated images fill up to 64.
 
@@ -77,6 +81,7 @@ def export(
     target = Path(os.path.realpath(out))
     _refuse_to_replace(target)
     live = source if isinstance(source, scoring_scorer.Scorer) else scoring_scorer.load(source)
+    live = live.with_range(value_range)
     if form == "onnx" and (live.config.data.tile or not modalities.of(live).onnx):
         what = "tiles" if live.config.data.tile else live.words.kind
         raise UserError(f"a detector of {what} cannot be exported as ONNX: use the form stablehlo")
@@ -114,10 +119,20 @@ def describe(manifest: dict[str, Any], out: str | os.PathLike[str]) -> str:
     )
 
 
+def input_type(live: scoring_scorer.Scorer) -> np.dtype[Any]:
+    """Returns the type of the pixels that the program of a detector takes."""
+    return np.dtype(np.float32 if live.value_range else live.dtype)
+
+
+def outputs(live: scoring_scorer.Scorer, variables: dict[str, Any], x: Any) -> dict[str, Any]:
+    """Computes `Scorer.outputs` of what the program takes: raw pixels, or floats in `live.value_range`."""
+    return live.outputs(variables, scaled(x, live.value_range) if live.value_range else x)
+
+
 def flat_function(
     live: scoring_scorer.Scorer,
 ) -> tuple[Callable[[dict[str, Any], Any], dict[str, Any]], dict[str, Any]]:
-    """Returns (fn, weights): `fn(weights, x)` is `Scorer.outputs`, `weights` a flat dict of arrays by `a/b/c`."""
+    """Returns (fn, weights): `fn(weights, x)` is `outputs`, `weights` a flat dict of arrays by `a/b/c`."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(live.variables)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
     if len(named) != len(leaves):
@@ -125,7 +140,7 @@ def flat_function(
     names = tuple(named)
 
     def function(weights: dict[str, Any], x: Any) -> dict[str, Any]:
-        return live.outputs(jax.tree.unflatten(structure, [weights[name] for name in names]), x)
+        return outputs(live, jax.tree.unflatten(structure, [weights[name] for name in names]), x)
 
     return function, named
 
@@ -133,12 +148,17 @@ def flat_function(
 def lower(live: scoring_scorer.Scorer, beside: bool = False) -> jax.export.Exported:
     """Exports the program of x [b, H, W, C], or with `beside` of a flat dict of weights and x, without writing it."""
     function, named = flat_function(live)
-    (size,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
+    x = _argument(live)
     if beside:
         shapes = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in named.items()}
         return jax.export.export(jax.jit(function), platforms=PLATFORMS)(shapes, x)
     return jax.export.export(jax.jit(functools.partial(function, named)), platforms=PLATFORMS)(x)
+
+
+def _argument(live: scoring_scorer.Scorer) -> jax.ShapeDtypeStruct:
+    """Returns shape and type of what the program takes, with a symbolic batch size."""
+    (size,) = jax.export.symbolic_shape("b")
+    return jax.ShapeDtypeStruct((size, *live.input_shape), input_type(live))
 
 
 def _write_stablehlo(folder: Path, live: scoring_scorer.Scorer, beside: bool) -> dict[str, str]:
@@ -161,15 +181,16 @@ def _write_onnx(folder: Path, live: scoring_scorer.Scorer) -> dict[str, str]:
     """Writes the program; returns the versions that wrote it."""
     from ganomaly_jax.deploy import onnx
 
-    return onnx.write(folder / PROGRAMS["onnx"], live)
+    return onnx.write(folder / PROGRAMS["onnx"], functools.partial(outputs, live, live.variables), _argument(live))
 
 
 def _manifest(
     live: scoring_scorer.Scorer, folder: Path, form: str, weights: str, written_by: dict[str, str]
 ) -> dict[str, Any]:
     """Returns the manifest of the files in `folder`."""
-    one = jax.ShapeDtypeStruct((1, *live.input_shape), np.dtype(live.dtype))
-    outputs = jax.eval_shape(live.outputs, live.variables, one)
+    one = jax.ShapeDtypeStruct((1, *live.input_shape), input_type(live))
+    found = jax.eval_shape(live.outputs, live.variables, one)
+    low, high = live.value_range or (live.low, live.high)
     return {
         "kind": KIND,
         "format": 1,
@@ -182,14 +203,14 @@ def _manifest(
         },
         "input": {
             "shape": ["b", *live.input_shape],
-            "dtype": live.dtype,
-            "low": live.low,
-            "high": live.high,
+            "dtype": str(input_type(live)),
+            "low": low,
+            "high": high,
             "fit": live.config.data.fit,
             **modalities.of(live).fields(live),
         },
         "output": {
-            name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in outputs.items()
+            name: {"shape": ["b", *value.shape[1:]], "dtype": str(value.dtype)} for name, value in found.items()
         },
         "arrays": {
             name: {"shape": list(array.shape), "dtype": str(array.dtype)}
@@ -228,6 +249,9 @@ def _self_check(live: scoring_scorer.Scorer, folder: Path, images: Any) -> dict[
         )
     x = np.concatenate([real, generated[len(real) :]])
     expected = live.judge(x)
+    if live.value_range:
+        low, high = live.value_range
+        x = np.asarray(low + (live.unit(jax.numpy.asarray(x)) + 1) / 2 * (high - low), np.float32)
     try:
         score, _ = export_runtime.load(folder)
         exported = {name: np.asarray(value) for name, value in score(x).items()}

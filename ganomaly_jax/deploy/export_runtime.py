@@ -3,7 +3,8 @@
 score, manifest = load()  # by default from the folder of this file
 score(x)  # x: raw pixels [b, H, W, C] of manifest["input"] -> {"score": [b], "p_value": [b]}, float32
 
-Scores above manifest["threshold"] are anomalous; images with NaN or infinite pixels have the score NaN.
+The type has to be that of manifest["input"], which also says the range. Scores above manifest["threshold"] are
+anomalous; images with NaN or infinite pixels have the score NaN.
 """
 
 from __future__ import annotations
@@ -42,11 +43,22 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Callable[[Any], di
 
     program = content(manifest["program"])
     call = _onnx(program) if manifest["program"].endswith(".onnx") else _stablehlo(program)
+    weights: tuple[Any, ...] = ()
     if manifest["weights"] == "beside":
         with np.load(io.BytesIO(content("weights.npz")), allow_pickle=False) as file:
-            weights = dict(file)
-        return lambda x: call(weights, x), manifest
-    return call, manifest
+            weights = (dict(file),)
+    return lambda x: call(*weights, _checked(x, manifest["input"])), manifest
+
+
+def _checked(x: Any, wanted: dict[str, Any]) -> Any:
+    """Returns x, or raises a ValueError if its type is not that of the manifest's `input`."""
+    found = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    if found != wanted["dtype"]:
+        raise ValueError(
+            f"x is {found}: this program takes {wanted['dtype']} from {wanted['low']} to {wanted['high']}. Convert it, "
+            "or export the detector with a value_range to take floating point"
+        )
+    return x
 
 
 def _hash(content: bytes) -> str:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.model import convolution
-from ganomaly_jax.scoring import scorer
 
 
-def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
-    """Writes `Scorer.outputs` with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
+def write(path: Path, outputs: Callable[[Any], dict[str, Any]], x: jax.ShapeDtypeStruct) -> dict[str, str]:
+    """Writes a scoring function with the weights inside: `x` [b, H, W, C] to `score` and `p_value` [b].
 
     Args:
       path: the file.
-      live: the detector.
+      outputs: the function.
+      x: shape and type of its argument, with a symbolic batch size.
 
     Returns:
       Versions of the packages that wrote it, and the opset.
@@ -30,7 +30,7 @@ def write(path: Path, live: scorer.Scorer) -> dict[str, str]:
       UserError: a package is missing, or the converter does not support an operation of this detector.
     """
     with _quiet("jax2onnx", "onnx_ir"):
-        return _write(path, live)
+        return _write(path, outputs, x)
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
+def _write(path: Path, outputs: Callable[[Any], dict[str, Any]], x: jax.ShapeDtypeStruct) -> dict[str, str]:
     """Converts, checks and saves the program."""
     try:
         import jax2onnx
@@ -55,13 +55,11 @@ def _write(path: Path, live: scorer.Scorer) -> dict[str, str]:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"exporting to ONNX needs {error.name}: pip install 'ganomaly-jax[onnx]'") from None
-    (size,) = jax.export.symbolic_shape("b")
-    x = jax.ShapeDtypeStruct((size, *live.input_shape), np.dtype(live.dtype))
-    names = list(jax.eval_shape(live.outputs, live.variables, x))
+    names = list(jax.eval_shape(outputs, x))
     try:
         with convolution.platform_independent():
             model = jax2onnx.to_onnx(
-                lambda x: tuple(live.outputs(live.variables, x)[name] for name in names),
+                lambda x: tuple(outputs(x)[name] for name in names),
                 [x],
                 input_names=["x"],
                 output_names=names,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -12,7 +11,7 @@ import numpy as np
 
 from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.evaluation import auroc_intervals
+from ganomaly_jax.evaluation import auroc_intervals, predictions
 from ganomaly_jax.evaluation.auroc_intervals import Interval, Paired
 from ganomaly_jax.runs import layout
 
@@ -42,8 +41,8 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
     """Compares the predictions of two runs on the same test images, matched by path.
 
     Args:
-      first: the folder of an evaluated run.
-      second: the folder of another one.
+      first: the folder of an evaluated run, one of its `evaluations/NAME`, or a table of predictions.
+      second: another one, likewise.
 
     Returns:
       The comparison.
@@ -54,7 +53,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
     calls.expect(
         calls.PATH, "the path of a run, as in gj.compare('runs/mine', 'runs/other')", first=first, second=second
     )
-    a, b = _read(Path(first)), _read(Path(second))
+    a, b = predictions.read(Path(first)), predictions.read(Path(second))
     shared = a.keys() & b.keys()
     if len(shared) < max(len(a), len(b)):
         larger, where = (a, first) if a.keys() - shared else (b, second)
@@ -62,7 +61,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
         raise UserError(
             f"the two runs were tested on different images: {len(a)} in {first}, {len(b)} in {second}, "
             f"{len(shared)} in both ({example} is only in {where}). Test both on the same images: "
-            "ganomaly evaluate --workdir W --data DIR, with the same DIR for both"
+            f"ganomaly evaluate --workdir W --data DIR, then compare their {layout.EVALUATIONS}/DIR"
         )
     paths = sorted(shared)
     changed = [path for path in paths if a[path][0] != b[path][0]]
@@ -108,33 +107,3 @@ def describe(comparison: Comparison) -> list[str]:
         lines.append(f"note: with fewer than {_FEW} images of a class, intervals and p value are rough")
     lines.append("note: one training each; the intervals do not include the variation between seeds")
     return lines
-
-
-def _read(workdir: Path) -> dict[str, tuple[int, float]]:
-    """Reads {path: (label, score)} from the predictions of a run; the score of an invalid item is NaN."""
-    path = workdir / layout.PREDICTIONS
-    if not path.is_file():
-        if (workdir / layout.MEMBERS).is_dir():
-            raise UserError(f"{workdir} holds several members: name one, such as {workdir}/members/NAME")
-        raise UserError(
-            f"no {layout.PREDICTIONS} in {workdir}: expected the --workdir of a run, after `ganomaly evaluate`"
-        )
-    predictions: dict[str, tuple[int, float]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["label"] == "":
-                    raise UserError(
-                        f"{path} has images without a label, as written by `ganomaly predict`: run "
-                        f"`ganomaly evaluate --workdir {workdir}` to write those of the test set again"
-                    )
-                if row["path"] in predictions:
-                    raise UserError(f"{path} has {row['path']} twice: images cannot be matched by path")
-                predictions[row["path"]] = (int(row["label"]), float(row["score"]) if row["score"] else math.nan)
-    except UserError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as rows of path, label, score: {error}") from None
-    if not predictions:
-        raise UserError(f"{path} has no rows: evaluate {workdir} again")
-    return predictions

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.core import atomic_files, calls, config, sealed_folder, validation
+from ganomaly_jax.core import calls, config, sealed_folder, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.progress import Progress
 from ganomaly_jax.data import datasets, lazy, sources, splits
-from ganomaly_jax.evaluation import baselines, curves, group_metrics, pixel_metrics
+from ganomaly_jax.data.images.value_range import UNIT, Range, images_to_unit
+from ganomaly_jax.evaluation import baselines, curves, group_metrics, pixel_metrics, predictions
 from ganomaly_jax.evaluation import metrics as evaluation_metrics
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import figures, modalities, run_report
-from ganomaly_jax.runs import diagnostics, history, layout, resolution, run_folder, sweep
+from ganomaly_jax.runs import diagnostics, history, layout, outputs, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import calibration, inference
 from ganomaly_jax.scoring import groups as scoring_groups
 from ganomaly_jax.scoring import scorer as scoring_scorer
-from ganomaly_jax.scoring.scorer import Judgement, Scorer
+from ganomaly_jax.scoring.judgement import Judgement
+from ganomaly_jax.scoring.scorer import Scorer
 
 # Below this AUROC a warning says that the detector does not separate the classes.
 _SEPARATES = 0.6
@@ -38,6 +36,8 @@ class Evaluation:
 
     metrics: dict[str, Any]
     """The contents of metrics.json."""
+    folder: Path
+    """The folder that it was written to."""
     page: Path | None
     """`report.html`; None if matplotlib or jinja2 is not installed, or nothing could be scored."""
     misses: list[figures.Case]
@@ -54,8 +54,14 @@ def evaluate(
     by: scoring_groups.GroupSource | None = None,
     baselines: str | None = None,
     combine: str | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    value_range: Range | None = None,
 ) -> Evaluation:
-    """Evaluates a run and writes metrics.json, predictions.csv, pictures and report.html to its folder.
+    """Evaluates a run and writes metrics.json, predictions.csv, pictures and report.html.
+
+    The evaluation on the run's own test set is written to the run's folder, one on other data to its folder
+    `evaluations/NAME`, named after the data (`arrays` for arrays).
 
     Scores use running statistics, so that each depends on its own item alone. Nothing is chosen on the test data.
 
@@ -69,12 +75,15 @@ def evaluate(
       by: groups to compute metrics for: a CSV file with the columns path and group, or one name per image of the data.
       baselines: names of statistical baselines to compare with, as in `evaluate.baselines`; None: as configured.
       combine: how they are combined, as in `evaluate.combine`; None: as configured.
+      out: another folder for the results.
+      overwrite: whether results of other data, or in `out`, may be overwritten.
+      value_range: what floating-point images mean to a detector of integer pixels, as in calling a `Scorer`.
 
     Returns:
       The evaluation.
 
     Raises:
-      UserError: the folder holds no finished run, or the data cannot be used.
+      UserError: the folder holds no finished run, the data cannot be used, or the results would overwrite others.
       DamagedError: the detector is damaged.
     """
     calls.expect_folder(workdir, "gj.evaluate('runs/mine')")
@@ -82,12 +91,20 @@ def evaluate(
     calls.expect(calls.PATH, wanted, source=source)
     workdir = Path(workdir)
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
-    changes: dict[str, Any] = {"baselines": baselines, "combine": combine}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {k: v for k, v in (("baselines", baselines), ("combine", combine)) if v is not None}
     settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **changes))
     validation.check(settings)
     scorer = dataclasses.replace(scorer, config=settings)
-    return evaluate_run(workdir, scorer, _data(workdir, scorer, source, arrays, own), judged, by, own)
+    folder = workdir
+    if out is not None or source or arrays is not None:
+        folder = outputs.evaluation_folder(workdir, os.fspath(source)) if out is None else Path(out)
+        outputs.refuse_existing([folder], overwrite)
+    scorer, this = scorer.with_range(value_range), _data(workdir, scorer, source, arrays, own)
+    if scorer.value_range is not None:
+        images = images_to_unit(this.dataset.images, scorer.value_range)
+        this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, images=images))
+        scorer = scorer.with_range(UNIT)
+    return evaluate_run(workdir, scorer, this, judged, by, own, folder)
 
 
 def judge_together(scorer: Scorer, run: Run) -> Judgement:
@@ -175,6 +192,7 @@ def evaluate_run(
     judged: Judgement | None = None,
     by: scoring_groups.GroupSource | None = None,
     own: datasets.Dataset | None = None,
+    out: Path | None = None,
 ) -> Evaluation:
     """Evaluates a resolved run as `evaluate` does.
 
@@ -185,6 +203,7 @@ def evaluate_run(
       judged: as in `evaluate`.
       by: as in `evaluate`.
       own: the run's own data, needed if `this` holds other data and baselines are configured; None: they are read.
+      out: the folder to write to; None: that of the run.
 
     Returns:
       The evaluation.
@@ -192,6 +211,7 @@ def evaluate_run(
     Raises:
       UserError: as in `evaluate`.
     """
+    out = workdir if out is None else out
     images = lazy.select(this.dataset.images, this.split.test)
     if not len(images):
         raise UserError(f"the test set is empty: pass {scorer.words.items} to test on with --data")
@@ -212,12 +232,12 @@ def evaluate_run(
     records = list(history.read(workdir / layout.HISTORY))
     values["health"] = {name: measured[-1] for name, (_, measured) in diagnostics.curves(records).items()}
     values["warnings"] += diagnostics.problems(records, scorer.config.model.latent_size)
-    run_folder.write_json(workdir / layout.METRICS, values)
+    run_folder.write_json(out / layout.METRICS, values)
     reasons = [scorer.words.not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
-    write_predictions(workdir / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)
+    predictions.write(out / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)
     misses = _misses(this, scorer, judged, labels)
-    written = _report(workdir, this, scorer, judged, labels, misses, values)
-    return Evaluation(values, written, misses)
+    written = _report(workdir, out, this, scorer, judged, labels, misses, values)
+    return Evaluation(values, out, written, misses)
 
 
 def _baseline_metrics(
@@ -331,37 +351,6 @@ def _warnings(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray, 
     return warnings
 
 
-def write_predictions(
-    path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
-) -> None:
-    """Writes predictions.csv, one row per item.
-
-    The columns are path, label (0 normal, 1 anomalous, empty if unknown), score, p_value, verdict and reason (of the
-    verdict `invalid`, for which score and p_value are empty).
-
-    Args:
-      path: the file to write.
-      paths: [n] the names of the items.
-      labels: [n] 0, 1, or None if unknown.
-      judged: the judgement of the n items.
-      reasons: [n] why a verdict is `invalid`; empty for other verdicts.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    text = io.StringIO()
-    # File names may hold bytes that are not valid text.
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "score", "p_value", "verdict", "reason"))
-    for name, label, score, p_value, verdict, reason in zip(
-        paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True
-    ):
-        numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
-        shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
-        rows.writerow((shown, "" if label is None else label, *numbers, verdict, reason))
-    atomic_files.write_text(path, text.getvalue())
-
-
 def _misses(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) -> list[figures.Case]:
     scores = np.where(np.isfinite(judged.scores), judged.scores, np.nan)
     most = this.config.evaluate.worst
@@ -391,6 +380,7 @@ def _misses(this: Run, scorer: Scorer, judged: Judgement, labels: np.ndarray) ->
 
 def _report(
     workdir: Path,
+    out: Path,
     this: Run,
     scorer: Scorer,
     judged: Judgement,
@@ -400,11 +390,11 @@ def _report(
 ) -> Path | None:
     if not np.isfinite(judged.scores).any():
         return None
-    examples = workdir / layout.PICTURES / "examples.png"
+    examples = out / layout.PICTURES / "examples.png"
     try:
         modalities.of(scorer).examples(examples, modalities.Tested(this, scorer, judged, labels))
         scored = curves.scored(labels, judged.scores, scorer.threshold)
-        return run_report.write(workdir, misses, scored, scorer.residual_max)
+        return run_report.write(workdir, misses, scored, scorer.residual_max, out)
     except ImportError as error:
         values["warnings"].append(str(error))
         return None

@@ -35,7 +35,8 @@ def summarise(members: Sequence[Member], evaluations: Mapping[str, Evaluation | 
     """
     rows: list[dict[str, Any]] = []
     for member in members:
-        values = (evaluations[member.name] or Evaluation({}, None, [])).metrics
+        evaluation = evaluations[member.name]
+        values = {} if evaluation is None else evaluation.metrics
         rows.append(
             {"name": member.name, "abnormal": member.abnormal, "seed": member.seed}
             | {k: values.get(k) for k in _FIGURES}

@@ -16,9 +16,9 @@ from ganomaly_jax.data.images import decode
 from ganomaly_jax.report import image_grids
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring import inference, residual_map
-from ganomaly_jax.scoring import scorer as scoring_scorer
 from ganomaly_jax.scoring.attribution import Maps, in_file, integrated_gradients, residual_maps
 from ganomaly_jax.scoring.calibration import ANOMALOUS, INVALID
+from ganomaly_jax.scoring.judgement import Judgement
 from ganomaly_jax.scoring.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -194,9 +194,7 @@ def explain(scorer: Scorer, path: str | os.PathLike[str]) -> tuple[Image.Image, 
     return drawn, lines
 
 
-def write_maps(
-    scorer: Scorer, folder: Path, files: Sequence[Path], judged: scoring_scorer.Judgement, chosen: Sequence[int]
-) -> None:
+def write_maps(scorer: Scorer, folder: Path, files: Sequence[Path], judged: Judgement, chosen: Sequence[int]) -> None:
     """Writes a PNG for each chosen file, numbered in the order of `chosen`, and removes those of an earlier call.
 
     Args:
@@ -212,7 +210,7 @@ def write_maps(
     with Progress(len(chosen), 0, "map") as progress:
         for begin in range(0, len(chosen), size):
             block = chosen[begin : begin + size]
-            found = residual_maps(scorer, scorer.read([files[i] for i in block])[0])
+            found = residual_maps(scorer, [files[i] for i in block])
             for k, i in enumerate(block):
                 name, verdict = decode.shown(files[i]), judged.verdicts[i]
                 title = title_of(name, verdict, float(judged.scores[i]), float(judged.p_values[i]), scorer.threshold)
@@ -223,7 +221,7 @@ def write_maps(
 
 
 def write_most_anomalous(
-    scorer: Scorer, folder: Path, files: Sequence[Path], judged: scoring_scorer.Judgement, most: int
+    scorer: Scorer, folder: Path, files: Sequence[Path], judged: Judgement, most: int
 ) -> tuple[int, int]:
     """Draws the anomalous images, the most anomalous first.
 

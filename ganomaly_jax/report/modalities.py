@@ -22,7 +22,8 @@ from ganomaly_jax.report import (
 )
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import sound
-from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
+from ganomaly_jax.scoring.judgement import JudgedPaths, Judgement
+from ganomaly_jax.scoring.scorer import Scorer
 
 Explain = Callable[[Path], list[str]]
 """Function (path of a picture to write) -> lines for the terminal."""

@@ -28,18 +28,21 @@ KINDS = ("false positive", "false negative", "anomalous", "normal")
 _EPOCHS = 6  # of the training's pictures, the first and the last among them
 
 
-def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual_max: float) -> Path:
-    """Writes all pictures into `workdir/pictures/` and the page `workdir/report.html`.
+def write(
+    workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual_max: float, out: Path | None = None
+) -> Path:
+    """Writes all pictures into `out/pictures/` and the page `out/report.html`.
 
-    The page is self-contained and has no scripts. It is built from `config.json`, `env.json`, `metrics.json`,
-    `history.jsonl`, `pictures/epoch_*.png` and `pictures/examples.png`; it says which of these are missing or
-    unreadable.
+    The page is self-contained and has no scripts. It is built from `config.json`, `env.json`, `history.jsonl` and
+    `pictures/epoch_*.png` of the run, and from `metrics.json` and `pictures/examples.png` in `out`; it says which of
+    these are missing or unreadable.
 
     Args:
       workdir: the run's folder, which exists.
       cases: the items to show, worst first.
       scored: the test set with its curves.
       residual_max: the residual at the end of the colour scale of all pictures.
+      out: the folder of the evaluation, which exists; None: that of the run.
 
     Returns:
       The path of the page.
@@ -48,9 +51,10 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
       MissingError: matplotlib or jinja2 is not installed; nothing was written.
       UserError: a case has an unknown kind, or a file cannot be written.
     """
+    out = workdir if out is None else out
     figures.require_matplotlib()
     html.environment(html.REPORTS)
-    folder = workdir / layout.PICTURES
+    folder = out / layout.PICTURES
     shown = _draw_cases(folder, cases, residual_max)
     curves = curve_plots.curves(scored, folder)
     plots = [
@@ -61,7 +65,7 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
         ),
     ]
     (settings, config_problem), (environment, environment_problem), (found, metrics_problem) = (
-        _read(workdir / name) for name in (layout.CONFIG, layout.ENVIRONMENT, layout.METRICS)
+        _read(path) for path in (workdir / layout.CONFIG, workdir / layout.ENVIRONMENT, out / layout.METRICS)
     )
     flat, items = flatten(settings), str(found.get("items", "images"))
     page = html.render(
@@ -79,14 +83,14 @@ def write(workdir: Path, cases: Sequence[figures.Case], scored: Scored, residual
         curves_note=_curves_note(curves),
         examples=picture(folder / "examples.png") if (folder / "examples.png").exists() else None,
         cases=list(_cases(shown, scored, residual_max, items)),
-        training=_training(plots, folder),
+        training=_training(plots, workdir / layout.PICTURES),
         config_problem=config_problem,
         changed=_changed(flat),
         settings=table(("setting", "value"), ((key, show(value)) for key, value in flat.items())),
         environment_problem=environment_problem,
         environment=table(("name", "value"), ((key, show(value)) for key, value in flatten(environment).items())),
     )
-    path = workdir / layout.REPORT
+    path = out / layout.REPORT
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return path

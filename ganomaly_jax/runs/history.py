@@ -20,7 +20,8 @@ _SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generato
 class History:
     """Writer of `history.jsonl`: a line every few steps with their mean losses, and lines of diagnostics.
 
-    When a run resumes, lines beyond its step are removed.
+    When a run resumes, lines beyond its step are removed. A line of losses that averages fewer than `every` steps says
+    how many, under `steps`.
 
     Args:
       path: the file; None to write nothing.
@@ -73,8 +74,10 @@ class History:
         if not self._window:
             return
         self._last = np.mean(self._window, axis=0)
+        # After a resume, and at the end, a line may average fewer steps than the others.
+        fewer = {"steps": len(self._window)} if len(self._window) < self._every else {}
         self._window = []
-        values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4)}
+        values = {"step": self._step, "epoch": round(self._step / self._epoch_steps, 4), **fewer}
         values |= {"images_per_second": round(self._speed, 1)}
         values |= {name: float(value) for name, value in zip(self._losses, self._last, strict=True)}
         self._write(values)

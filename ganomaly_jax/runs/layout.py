@@ -8,6 +8,8 @@ workdir/
   detector/         the finished detector
   metrics.json      what `evaluate` measured
   predictions.csv   a row an item: path, label, score, p_value, verdict
+  predictions/      a table for each set of other data that `predict` was given
+  evaluations/      a folder for each set of other data that `evaluate` was given
   pictures/         what was drawn on the way, and by the report
   maps/             what `explain` draws
   report.html       everything above on one page
@@ -28,6 +30,8 @@ CHECKPOINTS = "checkpoints"
 DETECTOR = "detector"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
+OTHER_PREDICTIONS = "predictions"
+EVALUATIONS = "evaluations"
 PICTURES = "pictures"
 MAPS = "maps"
 REPORT = "report.html"

@@ -15,6 +15,7 @@ from jax import Array
 
 from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.data.images.value_range import UNIT, Range
 from ganomaly_jax.scoring import inference
 from ganomaly_jax.scoring.residual_map import Region
 from ganomaly_jax.scoring.scorer import Scorer
@@ -47,12 +48,13 @@ class Attribution:
     """[n] float32, the scores of their baselines."""
 
 
-def residual_maps(scorer: Scorer, images: Any) -> Maps:
+def residual_maps(scorer: Scorer, images: Any, value_range: Range | None = None) -> Maps:
     """Returns the residual maps of images.
 
     Args:
       scorer: a detector of images.
       images: an array or paths, as accepted by calling the scorer.
+      value_range: as in calling the scorer.
 
     Returns:
       The maps, NaN for an invalid image.
@@ -61,7 +63,9 @@ def residual_maps(scorer: Scorer, images: Any) -> Maps:
       UserError: as raised by calling the scorer.
     """
     calls.expect(Scorer, "a gj.Scorer, as in gj.residual_maps(gj.load('runs/mine'), images)", scorer=scorer)
+    scorer = scorer.with_range(value_range)
     if not hasattr(images, "dtype"):
+        scorer = dataclasses.replace(scorer, value_range=UNIT)  # in which files are read beside one that cannot be
         images = scorer.read([images] if isinstance(images, (str, Path)) else images)[0]
     size = min(inference.BUCKETS[2], scorer.block)
     blocks = [scorer.explained(images[i : i + size]) for i in range(0, max(len(images), 1), size)]
@@ -126,6 +130,7 @@ def _as_unit(scorer: Scorer, x: Any, name: str) -> np.ndarray:
 
 
 def _reconstruction(scorer: Scorer, x: np.ndarray) -> np.ndarray:
+    scorer = dataclasses.replace(scorer, value_range=UNIT)
     return np.concatenate([scorer.reconstruct(_pixels(scorer, image[None]))[1] for image in x])
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.scoring import calibration
-from ganomaly_jax.scoring import scorer as scoring_scorer
-from ganomaly_jax.scoring.scorer import Judgement, Scorer
+from ganomaly_jax.scoring.judgement import Judgement
+from ganomaly_jax.scoring.scorer import Scorer
 
 GroupSource = str | os.PathLike[str] | Sequence[str]
 """A CSV file with the columns path and group, or the group of each image in order; an empty name means no group."""
@@ -110,4 +110,4 @@ def judge_by(scorer: Scorer, judged: Judgement, names: np.ndarray) -> Judgement:
         group_verdicts = calibration.verdicts(judged.scores[at], group.threshold, group.review)
         for i, verdict in zip(at, group_verdicts, strict=True):
             verdicts[i] = verdict
-    return scoring_scorer.Judgement(judged.scores, p_values, verdicts)
+    return Judgement(judged.scores, p_values, verdicts)

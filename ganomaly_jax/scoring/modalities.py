@@ -11,7 +11,8 @@ from jax import Array
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images import decode, files
 from ganomaly_jax.scoring import calibration, sensors, sound
-from ganomaly_jax.scoring.scorer import JudgedPaths, Scorer
+from ganomaly_jax.scoring.judgement import JudgedPaths
+from ganomaly_jax.scoring.scorer import Scorer
 
 Attribution = Callable[[Any, Array], tuple[Array, Array, Array]]
 """Pure function (variables, raw items) -> contributions `[B, D]`, scores `[B]`, score of the baseline."""
@@ -30,6 +31,9 @@ class ScoringModality(Protocol):
         Raises:
           UserError: there is nothing that can be judged.
         """
+
+    def files(self, out: Path) -> list[Path]:
+        """Returns the files that `write_files` writes."""
 
     def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes additional results beside the table of predictions at `out`.
@@ -70,6 +74,10 @@ class Images:
         ]
         return JudgedPaths([str(path) for path in listed], judged, reasons, detail=listed)
 
+    def files(self, out: Path) -> list[Path]:
+        """Returns none."""
+        return []
+
     def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""
         return []
@@ -87,6 +95,10 @@ class Rows:
     def judge_paths(self, scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
         """Judges tables, see `sensors.judge_tables`."""
         return sensors.judge_tables(scorer, paths)
+
+    def files(self, out: Path) -> list[Path]:
+        """Returns none."""
+        return []
 
     def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""
@@ -106,9 +118,13 @@ class Sound:
         """Judges recordings, see `sound.judge_recordings`."""
         return sound.judge_paths(scorer, paths)
 
+    def files(self, out: Path) -> list[Path]:
+        """Returns `NAME_files.csv`."""
+        return [out.with_name(f"{out.stem}_files.csv")]
+
     def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes `NAME_files.csv` with one row per recording, see `sound.write_files`."""
-        path = out.with_name(f"{out.stem}_files.csv")
+        (path,) = self.files(out)
         sound.write_files(path, judged.detail)
         return [f"one row per file in {path}"]
 
@@ -131,6 +147,10 @@ class Arrays:
         raise UserError(
             f"{scorer.words.kind} cannot be read from files: expected arrays, passed to the scorer in Python"
         )
+
+    def files(self, out: Path) -> list[Path]:
+        """Returns none."""
+        return []
 
     def write_files(self, out: Path, judged: JudgedPaths) -> list[str]:
         """Writes nothing."""

@@ -12,6 +12,7 @@ import numpy as np
 from ganomaly_jax.core import calls, sealed_folder, validation
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, lazy, sources, splits
+from ganomaly_jax.data.images.value_range import Range
 from ganomaly_jax.runs import layout, lock, resolution, run_folder
 from ganomaly_jax.scoring import build, calibration, groups, scorer
 from ganomaly_jax.scoring.scorer import Scorer
@@ -27,6 +28,7 @@ def recalibrate(
     threshold: float | None = None,
     review: float | None = None,
     by: groups.GroupSource | None = None,
+    value_range: Range | None = None,
 ) -> Scorer:
     """Recomputes the threshold of a detector and writes it back atomically.
 
@@ -43,6 +45,7 @@ def recalibrate(
       review: the rate of the review band, 0 for none; None: as before.
       by: groups that get thresholds of their own: a CSV file with the columns path and group, or one name per image of
         the data (of the run's own data if there is no other); None: the groups stay, unless there are new normal items.
+      value_range: what floating-point images mean to a detector of integer pixels, as in calling a `Scorer`.
 
     Returns:
       The scorer as written.
@@ -59,7 +62,7 @@ def recalibrate(
     calls.expect((*calls.NUMBER, type(None)), "a number", **rules, review=review)
     settings = _threshold_settings(false_positive_rate, quantile, tail, threshold)
     with lock.held("recalibrate", workdir):
-        return _recalibrate(Path(workdir), source, arrays, settings, review, by)
+        return _recalibrate(Path(workdir), source, arrays, settings, review, by, value_range)
 
 
 def _recalibrate(
@@ -69,8 +72,9 @@ def _recalibrate(
     settings: dict[str, Any],
     review: float | None,
     by: groups.GroupSource | None,
+    value_range: Range | None,
 ) -> Scorer:
-    detector = scorer.load(workdir)
+    detector = scorer.load(workdir).with_range(value_range)
     items = detector.words.items
     evaluate = dataclasses.replace(detector.config.evaluate, **settings)
     if review is not None:
@@ -110,7 +114,8 @@ def _recalibrate(
             names = groups.of_images(by, run.dataset.paths, run.config.data.source)[run.split.calibration]
             detector = _grouped(detector, scores, names)
     _check_groups(detector)
-    detector = dataclasses.replace(detector, provenance=detector.provenance | {scorer.RECALIBRATED: True})
+    provenance = detector.provenance | {scorer.RECALIBRATED: True}
+    detector = dataclasses.replace(detector, provenance=provenance, value_range=None)
     detector.save(workdir / layout.DETECTOR if sealed_folder.exists(workdir / layout.DETECTOR) else workdir)
     return detector
 

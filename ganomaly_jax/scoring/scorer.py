@@ -25,6 +25,8 @@ from ganomaly_jax.core.progress import track
 from ganomaly_jax.data import modalities
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images import modality as images_modality
+from ganomaly_jax.data.images import value_range as value_range_module
+from ganomaly_jax.data.images.value_range import Range
 from ganomaly_jax.data.modality import InputSpec, Modality
 from ganomaly_jax.data.rows.tables import as_text
 from ganomaly_jax.data.words import Words
@@ -34,40 +36,12 @@ from ganomaly_jax.scoring import adapters, inference
 from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
+from ganomaly_jax.scoring.judgement import Judgement
 
 # The largest amount of raw pixels held at once for large images.
 _BLOCK_BYTES = 2**26
 # Key of `Scorer.provenance`: the threshold was set again after the training.
 RECALIBRATED = "recalibrated"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Judgement:
-    """Holds scores, p-values and verdicts of n items."""
-
-    scores: np.ndarray
-    """[n] float32, higher is more anomalous; NaN for an invalid item."""
-    p_values: np.ndarray
-    """[n] float32 above 0 up to 1; NaN for an invalid item."""
-    verdicts: list[str]
-    """n words, see `calibration.verdicts`."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class JudgedPaths:
-    """Holds the judgement of all items in some files."""
-
-    names: list[str]
-    """The name of each item: a file, or a file and a place in it."""
-    judged: Judgement
-    reasons: list[str]
-    """Why each verdict is `invalid`; empty for other verdicts."""
-    notes: list[str] = dataclasses.field(default_factory=list)
-    """Sentences for the user."""
-    detail: Any = None
-    """Further results, which only code of the same modality reads."""
-    times: list[str] | None = None
-    """The time of each item as text, empty where it is not known; None: of none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,6 +74,8 @@ class Scorer:
     """The threshold of residual maps, see `residual_map.threshold`."""
     feature_names: tuple[str, ...] = ()
     """The names of the last axis of the inputs if it has any, such as the sensors of rows."""
+    value_range: Range | None = None
+    """What floating-point images mean to a detector of integer pixels, where a call does not say; not stored."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -119,7 +95,7 @@ class Scorer:
     @property
     def spec(self) -> InputSpec:
         """Returns the specification of the inputs that a call accepts."""
-        return InputSpec(self.input_shape, *self.pixels, self.config.data, self.feature_names)
+        return InputSpec(self.input_shape, *self.pixels, self.config.data, self.feature_names, self.value_range)
 
     @property
     def block(self) -> int:
@@ -143,7 +119,8 @@ class Scorer:
         """Converts raw items to inputs of the network. Pure.
 
         The dtype determines the scaling: items of the training dtype are scaled as in training, other uint8 and uint16
-        images by the range of their dtype, and other floating point is expected in [-1, 1] already.
+        images by the range of their dtype, and other floating point is expected in [-1, 1] already: no value is looked
+        at here.
 
         Args:
           x: [B, *input_shape].
@@ -183,40 +160,62 @@ class Scorer:
     def _everywhere(self) -> dict[str, Any]:
         return jax.device_put(self.variables, sharding.replicated(self._mesh))
 
-    def function(self) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
+    def function(
+        self, value_range: Range | None = None
+    ) -> tuple[Callable[[dict[str, Any], Array], Array], dict[str, Any]]:
         """Returns the pure scoring function and its variables.
 
         The function works under jit, vmap, grad, scan and shard_map. It does not validate values.
 
+        Args:
+          value_range: what floating-point images mean to a detector of integer pixels, such as (0, 1); None: (-1, 1).
+
         Returns:
           (fn, variables), where `fn(variables, x)` returns the scores [B] float32 of raw items x [B, *input_shape].
         """
-        return (lambda variables, x: self.outputs(variables, x)["score"]), self.variables
+        span = value_range_module.checked(value_range, self.dtype) or value_range_module.UNIT
 
-    def __call__(self, images: Any) -> np.ndarray:
+        def score(variables: dict[str, Any], x: Array) -> Array:
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            return self.outputs(variables, value_range_module.scaled(x, span) if floating else x)["score"]
+
+        return score, self.variables
+
+    def with_range(self, value_range: Range | None) -> Scorer:
+        """Returns a scorer that takes floating-point images to be in `value_range`; itself for None.
+
+        Raises:
+          UserError: it is no range, or the detector was not trained on integer pixels.
+        """
+        found = value_range_module.checked(value_range, self.dtype)
+        return self if found is None else dataclasses.replace(self, value_range=found)
+
+    def __call__(self, images: Any, value_range: Range | None = None) -> np.ndarray:
         """Scores images, rows, windows or waveforms.
 
         Args:
           images: an array [B, H, W, C] or [B, H, W] of images, see `unit` for its values, or a sequence of image files;
             other sizes are resized as in training. For sensors rows [B, D] or windows [B, T, D]; for sound waveforms
             [B, T] or recordings.
+          value_range: what floating-point images mean to a detector of integer pixels: (0, 1) or (-1, 1), for example.
+            None: an image with a negative value is in [-1, 1], and one in [0, 1] is refused, since it could be either.
 
         Returns:
           [B] float32, higher is more anomalous; NaN for an invalid item.
 
         Raises:
-          UserError: the number of channels or the dtype does not fit, floating point is out of range, or there are no
-            items.
+          UserError: the number of channels or the dtype does not fit, floating point is out of range or could be in
+            either range, or there are no items.
         """
-        return self.judge(images).scores
+        return self.judge(images, value_range=value_range).scores
 
-    def judge(self, images: Any, progress: bool = False) -> Judgement:
+    def judge(self, images: Any, progress: bool = False, value_range: Range | None = None) -> Judgement:
         """Computes scores, p-values and verdicts of items as in a call, or read on demand; may show progress.
 
         Raises:
           UserError: as in a call.
         """
-        blocks, total = self.modality.blocks(images, self.spec, self.block)
+        blocks, total = self.modality.blocks(images, self.with_range(value_range).spec, self.block)
         return self._judged(self._tracked(blocks, total, progress))
 
     def _tracked(self, blocks: Iterable[np.ndarray], total: int, progress: bool) -> Iterable[np.ndarray]:

@@ -19,7 +19,8 @@ from ganomaly_jax.data.rows import folders as row_folders
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
 from ganomaly_jax.scoring import inference
-from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
+from ganomaly_jax.scoring.judgement import JudgedPaths, Judgement
+from ganomaly_jax.scoring.scorer import Scorer
 
 # Points of the path along which gradients are integrated: few enough for every row of a live stream.
 STEPS = 32

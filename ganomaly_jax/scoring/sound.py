@@ -22,7 +22,8 @@ from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images.modality import Images
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.adapters import WholeDetector
-from ganomaly_jax.scoring.scorer import JudgedPaths, Judgement, Scorer
+from ganomaly_jax.scoring.judgement import JudgedPaths, Judgement
+from ganomaly_jax.scoring.scorer import Scorer
 
 NOT_FINITE = WORDS.not_finite
 

@@ -86,22 +86,79 @@ def test_predict_scores_what_it_can(workdir, tmp_path, capsys):
     assert "empty.png" in printed
 
 
-def test_predict_of_good_files_writes_into_the_run(workdir, folder, capsys):
-    assert main.main(["predict", "--workdir", str(workdir), str(folder / "good" / "000.png")]) == 0
-    with (workdir / "predictions.csv").open(encoding="utf-8") as file:
+def own_results(workdir):
+    """The bytes of the files that `train` and `evaluate` of the test set have written."""
+    return {
+        path: path.read_bytes() for path in (*workdir.glob("*.*"), *(workdir / "pictures").rglob("*")) if path.is_file()
+    }
+
+
+def test_predict_of_other_data_leaves_the_run_as_it_is(workdir, folder, capsys):
+    before, call = own_results(workdir), ["predict", "--workdir", str(workdir), str(folder / "good" / "000.png")]
+    assert main.main(call) == 0
+    out = workdir / "predictions" / "000.csv"
+    with out.open(encoding="utf-8") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "good" / "000.png")]
-    assert "rows in" in capsys.readouterr().out
+    assert f"rows in {out}" in capsys.readouterr().out
+    assert main.main(call) == 2
+    assert capsys.readouterr().err.startswith(f"ganomaly: {out} exists, and nothing is overwritten unasked: add --over")
+    out.write_text("")
+    assert main.main([*call, "--overwrite"]) == 0
+    assert out.stat().st_size
+    several = [str(folder / "good" / f"00{i}.png") for i in (1, 2)]
+    assert main.main(["predict", "--workdir", str(workdir), *several]) == 0
+    assert (workdir / "predictions" / "good.csv").exists()
+    assert own_results(workdir) == before
+    assert main.main(["compare", str(workdir), str(workdir)]) == 0
+
+
+def test_predict_of_nothing_leaves_nothing(workdir, tmp_path, capsys):
+    before = own_results(workdir)
+    assert main.main(["predict", "--workdir", str(workdir), "nosuchdir"]) == 3
+    printed = capsys.readouterr().out
+    assert "nosuchdir: no such file" in printed
+    assert "nothing could be scored, so no rows are written" in printed
+    assert not (workdir / "predictions" / "nosuchdir.csv").exists()
+    out = tmp_path / "reasons.csv"
+    assert main.main(["predict", "--workdir", str(workdir), "nosuchdir", "--out", str(out)]) == 3
+    assert "no such file" in out.read_text()
+    assert own_results(workdir) == before
+
+
+@pytest.mark.parametrize("verb", ["explain", "check", "pack"])
+def test_no_verb_overwrites_unasked(verb, workdir, folder, tmp_path, capsys):
+    out = tmp_path / ("out.array_record" if verb == "pack" else "out")
+    out.write_text("precious")
+    call = {
+        "explain": ["explain", str(folder / "good" / "000.png"), "--workdir", str(workdir), "--out", str(out)],
+        "check": ["check", str(folder), "--json", str(out)],
+        "pack": ["pack", str(folder), str(out)],
+    }[verb]
+    assert main.main(call) == 2
+    assert f"{out} exists, and nothing is overwritten unasked: add --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "precious"
 
 
 def test_a_folder_of_one_class_alone(workdir, tmp_path, capsys):
     """Anomalous images only: AUROC is not defined, and says so."""
     save(blobs(2, 5), tmp_path / "set" / "train" / "good")
     save(blobs(6, 5, anomalous=True), tmp_path / "set" / "test" / "bad")
-    assert main.main(["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set")]) == 0
+    before, call = own_results(workdir), ["evaluate", "--workdir", str(workdir), "--data", str(tmp_path / "set")]
+    assert main.main(call) == 0
     printed = capsys.readouterr().out
     assert "AUROC not defined" in printed
     assert "no normal images" in printed
-    assert "NaN" not in (workdir / "metrics.json").read_text()
+    made = workdir / "evaluations" / "set"
+    assert json.loads((made / "metrics.json").read_text())["auroc"] is None
+    assert {path.name for path in made.iterdir()} == {"metrics.json", "predictions.csv", "pictures", "report.html"}
+    assert f"report in {made / 'report.html'}" in printed
+    assert own_results(workdir) == before
+    assert main.main(call) == 2
+    assert "add --overwrite, or name another place by --out" in capsys.readouterr().err
+    assert main.main([*call, "--out", str(tmp_path / "other")]) == 0
+    assert (tmp_path / "other" / "predictions.csv").read_bytes() == (made / "predictions.csv").read_bytes()
+    assert own_results(workdir) == before
+    assert main.main(["compare", str(made), str(made)]) == 2  # one class only
 
 
 def test_a_damaged_detector_has_its_own_exit_code(workdir, tmp_path, capsys):

@@ -362,7 +362,7 @@ def test_types_that_are_not_those_of_the_training(trained):
     scorer, one = trained[1], blobs(2, 3)
     unit = one.astype(np.float32) / 127.5 - 1
     assert_scores_close(scorer, one, scorer(unit), scorer(one))
-    with pytest.raises(UserError, match=r"from 0 to .*expected \[-1, 1\].*trained on uint8"):
+    with pytest.raises(UserError, match=r"from 0 to .*expected \[-1, 1\].*trained on integer"):
         scorer(np.concatenate([one.astype(np.float32), one.astype(np.float32) * 0]))
     floating = dataclasses.replace(scorer, dtype="float32", low=0.0, high=255.0)
     assert_scores_close(scorer, one, floating(one.astype(np.float32)), scorer(one))

@@ -322,7 +322,7 @@ def test_the_command_trains_on_tables_and_predicts(labelled, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "not used as sensors because of their names: time" in said and "windows" in said and "images" not in said
     assert main.main(["predict", "--workdir", workdir, str(tested)]) == 0
-    with (tmp_path / "run" / "predictions.csv").open() as file:
+    with (tmp_path / "run" / "predictions" / f"{tested.stem}.csv").open() as file:
         predicted = list(csv.DictReader(file))
     assert len(predicted) == 400 - 7 and predicted[0]["path"] == f"{tested}:8"
     assert main.main(["evaluate", "--workdir", workdir]) == 0

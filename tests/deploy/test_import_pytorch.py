@@ -160,7 +160,9 @@ def test_the_command(normals, tmp_path, capsys):
     assert main.main(["import", str(tmp_path / "netG.pth"), "--data", str(tmp_path / "good"), *run]) == 0
     assert "32x32x3" in capsys.readouterr().out
     assert main.main(["predict", str(tmp_path / "good" / "00.png"), *run]) == 0
-    assert main.main(["predict", str(tmp_path / "good" / "00.png"), *run]) == 0  # what it wrote harms no detector
+    assert (
+        main.main(["predict", str(tmp_path / "good" / "00.png"), *run, "--overwrite"]) == 0
+    )  # no harm to the detector
 
 
 def test_what_cannot_be_scored_is_refused(normals, tmp_path):

@@ -314,7 +314,7 @@ def test_rows_that_are_missing_at_the_end_are_noticed(trained, pictures, tmp_pat
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["IMAGES", "--engine", "ray"], "expected --out DIR"),
+        (["IMAGES", "--engine", "ray", "--overwrite"], "--overwrite is not for --engine ray"),
         (["IMAGES", "--workers", "2"], "belong to --engine ray"),
         (["IMAGES", "--engine", "ray", "--out", "IMAGES/000.png"], "000.png is a file"),
         (["IMAGES", "--engine", "ray", "--out", "NEW", "--workers", "-1"], "--workers -1"),

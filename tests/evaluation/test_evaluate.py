@@ -30,10 +30,10 @@ def rows(path):
 def test_metrics_follow_from_the_predictions(workdir, arrays):
     # 40 of the 200 normal images and all 40 anomalous ones: the split of the training.
     found = evaluate(workdir, arrays=arrays)
-    written = json.loads((workdir / "metrics.json").read_text())
+    written = json.loads((folder := workdir / "evaluations" / "arrays").joinpath("metrics.json").read_text())
     assert written["n_normal"] == 200
     assert written["n_anomalous"] == 40
-    predictions = rows(workdir / "predictions.csv")
+    predictions = rows(folder / "predictions.csv")
     labels = np.array([int(row["label"]) for row in predictions])
     scores = np.array([row["score"] for row in predictions]).astype(np.float32)  # what was written, to the bit
     assert abs(written["auroc"] - roc_auc_score(labels, scores)) < 1e-6
@@ -44,8 +44,8 @@ def test_metrics_follow_from_the_predictions(workdir, arrays):
     np.testing.assert_array_equal(flagged, scores > written["threshold"])
     assert abs(written["true_positive_rate"] - flagged[labels == 1].mean()) < 1e-6
     for name in ("roc.png", "roc.csv", "precision_recall.png", "histogram.png", "examples.png", "losses.png"):
-        assert (workdir / "pictures" / name).stat().st_size > 100, name
-    assert found.page == workdir / "report.html"
+        assert (folder / "pictures" / name).stat().st_size > 100, name
+    assert (found.folder, found.page) == (folder, folder / "report.html")
     assert "base64" in found.page.read_text(encoding="utf-8")
 
 
@@ -53,11 +53,10 @@ def test_metrics_follow_from_the_predictions(workdir, arrays):
 def test_without_a_library_of_the_report_there_is_a_sentence_in_its_place(workdir, arrays, monkeypatch, library):
     monkeypatch.setitem(sys.modules, library, None)
     html.environment.cache_clear()
-    (workdir / "report.html").unlink(missing_ok=True)
     found = evaluate(workdir, arrays=arrays)
-    assert found.page is None and not (workdir / "report.html").exists()
+    assert found.page is None and not (found.folder / "report.html").exists()
     assert f"report.html need {library.partition('.')[0]}: pip install" in found.metrics["warnings"][-1]
-    assert (workdir / "metrics.json").exists() and (workdir / "predictions.csv").exists()
+    assert (found.folder / "metrics.json").exists() and (found.folder / "predictions.csv").exists()
 
 
 def test_a_coin_is_called_a_coin(workdir, arrays):
@@ -75,7 +74,7 @@ def test_normals_that_look_different_are_noticed(workdir):
 def test_one_class_only_is_not_defined_rather_than_nan(workdir):
     found = evaluate(workdir, arrays=(blobs(31, 5), np.zeros(31, np.int64)))
     assert found.metrics["auroc"] is None
-    assert "NaN" not in (workdir / "metrics.json").read_text()
+    assert "NaN" not in (found.folder / "metrics.json").read_text()
     assert any("undefined: the test set has no anomalous" in sentence for sentence in found.metrics["warnings"])
 
 
@@ -83,11 +82,11 @@ def test_nan_pixels_are_counted_and_in_no_figure(workdir):
     images = np.concatenate([blobs(20, 5), blobs(20, 6, anomalous=True)]).astype(np.float32) / 127.5 - 1
     clean = evaluate(workdir, arrays=(images, np.repeat([0, 1], 20))).metrics
     images[[0, 25]] = np.nan
-    found = evaluate(workdir, arrays=(images, np.repeat([0, 1], 20)))
+    found = evaluate(workdir, arrays=(images, np.repeat([0, 1], 20)), overwrite=True)
     assert found.metrics["n_invalid"] == 2
     assert found.metrics["n_normal"] == found.metrics["n_anomalous"] == 19
     assert abs(found.metrics["auroc"] - clean["auroc"]) < 0.1
-    predictions = rows(workdir / "predictions.csv")
+    predictions = rows(found.folder / "predictions.csv")
     assert predictions[0]["verdict"] == predictions[25]["verdict"] == "invalid"
     assert predictions[0]["score"] == ""
     assert "NaN" in predictions[0]["reason"]
@@ -95,10 +94,10 @@ def test_nan_pixels_are_counted_and_in_no_figure(workdir):
 
 def test_another_rate_gives_another_threshold(workdir, arrays):
     strict = evaluate(workdir, arrays=arrays).metrics["threshold"]
-    loose = evaluate(workdir, arrays=arrays, false_positive_rate=0.5).metrics
+    loose = evaluate(workdir, arrays=arrays, false_positive_rate=0.5, out=workdir / "loose").metrics
     assert loose["threshold"] < strict
     with pytest.raises(UserError, match="between 0 and 1"):
-        evaluate(workdir, arrays=arrays, false_positive_rate=1.5)
+        evaluate(workdir, arrays=arrays, false_positive_rate=1.5, overwrite=True)
 
 
 def test_worst_misses_have_their_picture(workdir, arrays):

@@ -77,8 +77,9 @@ def two_lines():
 
 def test_a_bias_is_found_and_said(workdir, two_lines):
     images, labels, names = two_lines
-    found = evaluate(workdir, arrays=(images, labels), by=[*names[:-1], ""]).metrics["groups"]
-    assert json.loads((workdir / "metrics.json").read_text())["groups"] == found
+    evaluation = evaluate(workdir, arrays=(images, labels), by=[*names[:-1], ""])
+    found = evaluation.metrics["groups"]
+    assert json.loads((evaluation.folder / "metrics.json").read_text())["groups"] == found
     a, b = found["rows"]
     assert (a["group"], a["n_normal"], a["n_anomalous"]) == ("A", 80, 20)
     assert b["n_anomalous"] == 19
@@ -89,7 +90,7 @@ def test_a_bias_is_found_and_said(workdir, two_lines):
     assert b["false_positive_rate"][0] > 0.5 > a["false_positive_rate"][0]
     assert "highest in B, " in found["gaps"][0]
     assert "chance is unlikely" in found["gaps"][0]
-    page = (workdir / "report.html").read_text(encoding="utf-8")
+    page = (evaluation.folder / "report.html").read_text(encoding="utf-8")
     assert "Results by group" in page
     assert "chance is unlikely" in page
     assert "in no group" in page
@@ -104,11 +105,12 @@ def test_groups_with_their_own_threshold_keep_their_rate(workdir, two_lines):
     own = {name: calibration.of_group(made.calibration, name, made.config.evaluate) for name in "AB"}
     assert own["B"].threshold > own["A"].threshold
     images, labels, lines = two_lines
-    found = evaluate(workdir, arrays=(images, labels), by=lines).metrics["groups"]
+    evaluation = evaluate(workdir, arrays=(images, labels), by=lines)
+    found = evaluation.metrics["groups"]
     for row in found["rows"]:
         assert row["threshold"] == own[row["group"]].threshold
         assert row["false_positive_rate"][0] < 0.2
-    with (workdir / "predictions.csv").open(encoding="utf-8") as file:
+    with (evaluation.folder / "predictions.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for row, name in zip(rows, lines, strict=True):
         assert (row["verdict"] == "anomalous") == (float(row["p_value"]) <= 0.05)

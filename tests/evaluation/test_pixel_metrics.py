@@ -109,12 +109,12 @@ def mvtec(tmp_path):
 
 def test_masks_in_the_layout_of_mvtec_are_measured(trained, mvtec, tmp_path):
     shutil.copytree(trained[0], tmp_path / "run")
-    values = evaluate(tmp_path / "run", str(mvtec)).metrics
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["aupro_30"] == values["aupro_30"]
+    folder, values = tmp_path / "run" / "evaluations" / mvtec.name, evaluate(tmp_path / "run", str(mvtec)).metrics
+    assert json.loads((folder / "metrics.json").read_text())["aupro_30"] == values["aupro_30"]
     assert values["n_masks"] == 10
     assert values["pixel_auroc"] > 0.8
     assert 0.4 < values["aupro_30"] <= 1
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "AUPRO" in page
     shutil.rmtree(mvtec / "ground_truth")
-    assert "n_masks" not in evaluate(tmp_path / "run", str(mvtec)).metrics
+    assert "n_masks" not in evaluate(tmp_path / "run", str(mvtec), overwrite=True).metrics

@@ -72,7 +72,7 @@ def test_contributions_add_up_to_the_difference_of_the_scores(trained):
     assert np.abs(difference).min() > 0
     grey = np.zeros((16, 16, 1), np.float32)
     other = attribution.integrated_gradients(scorer, x, grey)
-    np.testing.assert_allclose(other.baseline_scores, scorer(grey[None])[0], rtol=1e-4)
+    np.testing.assert_allclose(other.baseline_scores, scorer(grey[None], value_range=(-1, 1))[0], rtol=1e-4)
     difference = other.scores - other.baseline_scores
     np.testing.assert_allclose(other.values.sum((1, 2, 3)), difference, atol=0.02 * np.abs(difference).max())
     same = attribution.integrated_gradients(scorer, x[:1], x[0])
@@ -177,15 +177,16 @@ def test_the_command_explains_one_image(workdir, files, capsys):
 def test_predict_draws_the_anomalous_ones(workdir, files, tmp_path, capsys):
     run = ["predict", str(files), "--workdir", str(workdir), "--maps"]
     assert main.main(run) == 3
-    written = sorted(path.name for path in (workdir / "maps").iterdir())
+    maps = workdir / "predictions" / f"{files.name}_maps"
+    written = sorted(path.name for path in maps.iterdir())
     scorer = ganomaly_jax.load(workdir)
     judged = scorer.judge_files(sorted(files.iterdir()))[0]
     anomalous = [i for i in np.argsort(-judged.scores) if judged.verdicts[i] == "anomalous"]
     assert written == [f"{place:04}_{i:02}.png" for place, i in enumerate(anomalous, 1)]
     assert len(written) >= 5
     assert f"{len(written)} pictures in" in capsys.readouterr().out
-    assert main.main([*run, "--most-maps", "2"]) == 3  # those of before are gone
-    assert [path.name for path in sorted((workdir / "maps").iterdir())] == written[:2]
+    assert main.main([*run, "--most-maps", "2", "--overwrite"]) == 3  # those of before are gone
+    assert [path.name for path in sorted(maps.iterdir())] == written[:2]
     assert f"of {len(anomalous)}" in capsys.readouterr().out
     assert main.main([*run, "--most-maps", "0", "--out", str(tmp_path / "rows.csv")]) == 3
     assert len(list((tmp_path / "rows_maps").iterdir())) == len(anomalous)

@@ -53,8 +53,8 @@ def test_a_run_on_rows_with_a_summed_score_scores_as_it_did():
 
 def test_a_run_is_evaluated_again(images, arrays):
     before = json.loads((images / "metrics.json").read_text())
-    gj.evaluate(images, arrays=arrays)
-    after = json.loads((images / "metrics.json").read_text())
+    after = gj.evaluate(images, arrays=arrays).metrics
+    assert json.loads((images / "metrics.json").read_text()) == before
     for name in ("n_normal", "n_anomalous", "seed", "step", "threshold"):
         assert after[name] == before[name], name
     assert after["auroc"] == pytest.approx(before["auroc"], abs=1e-3)
@@ -70,7 +70,7 @@ def test_the_command_predicts_with_it(images, tmp_path, capsys):
     table.write_text("\n".join(lines) + "\n")
     shutil.copytree(GOLDEN / "rows", tmp_path / "rows")
     assert main.main(["predict", "--workdir", str(tmp_path / "rows"), str(table)]) == 0
-    with (tmp_path / "rows" / "predictions.csv").open(newline="") as file:
+    with (tmp_path / "rows" / "predictions" / f"{table.stem}.csv").open(newline="") as file:
         found = [float(row["score"]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(found, wanted["scores"], rtol=1e-4, atol=1e-3)
 

@@ -300,9 +300,9 @@ def test_from_files_to_maps(tmp_path, arrays, capsys):
     assert json.loads((out / "metrics.json").read_text())["n_masks"] == 10
     assert main.main(["recalibrate", "--workdir", str(out), "--quantile", "0.01"]) == 0
     assert main.main(["predict", "--workdir", str(out), "--maps", "--most-maps", "1", str(data / "test")]) == 0
-    with (out / "predictions.csv").open(newline="") as file:
+    with (out / "predictions" / "test.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 20
-    assert len(list((out / "maps").glob("*.png"))) == 1
+    assert len(list((out / "predictions" / "test_maps").glob("*.png"))) == 1
 
 
 def test_scores_that_are_fitted_are_fitted_on_tiles(trained, arrays):

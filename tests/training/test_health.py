@@ -13,7 +13,7 @@ from tests.training.test_trainer import assert_same_bits, final, quiet
 
 from ganomaly_jax.core import validation
 from ganomaly_jax.core.errors import StoppedError, UserError
-from ganomaly_jax.evaluation import evaluate
+from ganomaly_jax.evaluation import evaluate, predictions
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import curve_plots
 from ganomaly_jax.runs import checkpoint, diagnostics, history
@@ -246,7 +246,7 @@ def test_the_evaluation_and_the_report_tell_of_it(trained, arrays, tmp_path, mon
     )
     monkeypatch.setattr(evaluate, "_report", lambda *_: None)
     monkeypatch.setattr(evaluate.run_folder, "write_json", lambda path, values: None)
-    monkeypatch.setattr(evaluate, "write_predictions", lambda *_: None)
+    monkeypatch.setattr(predictions, "write", lambda *_: None)
     found = evaluate.evaluate(workdir, arrays=arrays).metrics
     assert said[0] in found["warnings"]
     assert set(found["health"]) == set(diagnostics.CURVES)

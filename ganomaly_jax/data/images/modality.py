@@ -16,7 +16,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import datasets, modality, splits, words
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.formats import arrays
-from ganomaly_jax.data.images import decode, files, preprocess, sources, tiling
+from ganomaly_jax.data.images import decode, files, preprocess, sources, tiling, value_range
 from ganomaly_jax.data.lazy import LazyImages
 from ganomaly_jax.data.modality import InputSpec, Resolved, Scaling
 from ganomaly_jax.data.splits import Split
@@ -270,14 +270,8 @@ def _as_pixels(given: Any, spec: InputSpec) -> np.ndarray:
             "this detector was trained on (a single image is image[None]; other sizes are resized, other numbers of "
             "channels are not converted)"
         )
-    if x.dtype.kind == "f" and x.dtype != spec.dtype:
-        x = x.astype(np.float32)
-        # NaN passes: such an image gets the verdict `invalid`.
-        if spec.dtype != "float32" and (np.abs(x) > 1).any():
-            raise UserError(
-                f"floating-point images from {np.nanmin(x):g} to {np.nanmax(x):g}: expected [-1, 1]. This detector "
-                f"was trained on {spec.dtype} images: pass such images, or scale by 2 * (x - low) / (high - low) - 1"
-            )
+    if x.dtype.kind == "f":
+        x = x.astype(np.float32) if spec.dtype == "float32" else value_range.to_unit(x, spec.value_range)
     elif x.dtype.kind == "u" and spec.dtype == "float32":
         raise UserError(
             f"images of type {x.dtype}: expected floating point from {spec.low:g} to {spec.high:g}, as in training: "
