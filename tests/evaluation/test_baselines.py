@@ -213,6 +213,23 @@ def test_rarity_is_the_p_value_within_and_falls_on_beyond():
     np.testing.assert_allclose(combination.COMBINE["maximum"](np.array([[0.1], [0.3]])), [1.0])
 
 
+def test_combinations_with_and_without_the_detector_by_hand():
+    random = np.random.default_rng(0)
+    reference, test = ({name: random.normal(size=n) for name in ("detector", "a", "b")} for n in (20, 7))
+    rarities = [combination.rarity(reference[name], test[name]) for name in reference]
+    own = [combination.rarity_of_reference(reference[name]) for name in reference]
+    on_calibration, on_test = dict(reference), dict(test)
+    baselines._combine(("maximum", "mean"), on_calibration, on_test)
+    for way in ("maximum", "mean"):
+        combine = combination.COMBINE[way]
+        for made, rows in ((on_test, rarities), (on_calibration, own)):
+            np.testing.assert_array_equal(made[way], combine(np.stack(rows)))
+            np.testing.assert_array_equal(made[f"{way}_without_detector"], combine(np.stack(rows[1:])))
+    two = {name: reference[name] for name in ("detector", "a")}
+    baselines._combine(("mean",), two, {name: test[name] for name in two})
+    assert list(two) == ["detector", "a", "mean"]  # without the detector there would be nothing to combine
+
+
 @pytest.mark.parametrize("way", config.COMBINATIONS)
 def test_a_combination_keeps_the_promised_rate(way):
     """Of four scores, two of them dependent, 99 calibration items each; 400 times 50 fresh normal items."""

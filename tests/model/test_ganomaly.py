@@ -109,6 +109,13 @@ def test_steps_share_one_trace_and_stay_finite(tiny):
         chex.assert_tree_all_finite((state, losses))
 
 
+def test_widths_and_sizes_of_maps_by_hand():
+    assert networks._widths((256, 128, 3), 8) == [8, 16, 32, 64, 128]  # images double until the smaller side is 4
+    assert networks._map_sizes((64, 32, 3)) == [(64, 32), (32, 16), (16, 8), (8, 4)]
+    assert networks._widths((256, 5), 4) == [4, 8, 16, 32, 32, 32]  # windows as far as eightfold
+    assert networks._map_sizes((5,)) == [(), (), ()] and networks._widths((5,), 4) == [4, 8]
+
+
 def test_the_losses_reach_their_own_network_only(tiny):
     detector, state, _ = tiny
     x = batch(16)
