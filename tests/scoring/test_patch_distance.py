@@ -204,5 +204,5 @@ def test_rows_have_no_patches(tmp_path):
     settings.evaluate.score, settings.data.kind = "patches_medium", "rows"
     settings.train.batch_size, settings.train.epochs = 8, 1
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
-    with pytest.raises(UserError, match="are for images"):
+    with pytest.raises(UserError, match="patches_medium is for images"):
         train(settings, tmp_path, arrays=rows, log=lambda line: None)
