@@ -1,6 +1,7 @@
 """The summary of a sweep by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def summary_of(aurocs):
                 "protocol": "a: b; c",
                 "true_positive_rate": 0.5,
             }
-            found[members[-1].name] = None if auroc is None else Evaluation(values, None, [])
+            found[members[-1].name] = None if auroc is None else Evaluation(values, Path(), None, [])
     return sweep_summary.summarise(members, found)
 
 
