@@ -276,6 +276,22 @@ def test_the_page_runs_nothing_but_its_own_script(served):
         assert f"{kind}-src '{html.digest(inline)}'" in policy
 
 
+def test_the_interface_as_a_page(served):
+    status, headers, body = served.ask("GET", "/docs")
+    page, policy = body.decode(), headers["Content-Security-Policy"]
+    assert status == 200 and (page, policy) == deploy_page.docs(openapi.document())
+    assert "<script" not in page and "script-src" not in policy and policy.startswith("default-src 'none'; ")
+    assert not re.search(r"(?:src|href)=.(?:https?:)?//", page)  # it works where there is no network
+    for inline in re.findall("<style>(.*?)</style>", page, re.DOTALL):
+        assert html.digest(inline) in policy
+    for path, operations in openapi.document()["paths"].items():
+        for operation in operations.values():
+            assert f"<code>{path}</code>" in page and operation["summary"] in page
+            assert all(f"<th>{answer}</th>" in page for answer in operation["responses"])
+    assert "Authorization: Bearer TOKEN" not in page
+    assert "Authorization: Bearer TOKEN" in deploy_page.docs(openapi.document(with_token=True))[0]
+
+
 def test_before_it_is_ready_and_after_it_broke(scorer, monkeypatch, capsys):
     go = threading.Event()
     monkeypatch.setattr(batching, "warm_up", lambda *given: go.wait(30) and 1 / 0)

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.served import Served, png, wait_for
 from tests.support import blobs
 
-from ganomaly_jax.deploy import http_app
+from ganomaly_jax.deploy import http_app, http_gate
 from ganomaly_jax.report import explanation
 from ganomaly_jax.scoring import attribution
 
@@ -152,3 +152,33 @@ def test_a_busy_server_is_asked_again(page, served, tmp_path):
     finally:
         served.state.inside -= LIMITS.queue
     assert cards(page, 1)[0].text.splitlines()[1] == "normal"
+
+
+def test_a_token_is_asked_for_once(browser, trained, tmp_path):
+    token = "0123456789abcdef"
+    app = http_app.application(trained[1], LIMITS, access=http_gate.Access(token=token.encode()))
+    running = Served(app, LIMITS)
+    try:
+        running.until_ready()
+        browser.get(f"http://127.0.0.1:{running.port}/")
+        field = browser.find_element("css selector", "#key input")
+        assert not field.is_displayed()
+        chosen(browser, tmp_path, one=png(blobs(1, 5)[0]), two=png(blobs(1, 5)[0]))
+        for given in ("a wrong one", token):
+            wait_for(field.is_displayed)
+            assert field.accessible_name.strip() == "This server asks for a token:"
+            field.send_keys(given, "\n")
+        assert [card.text.splitlines()[1] for card in cards(browser, 2)] == ["normal", "normal"]
+        assert not field.is_displayed() and not browser.execute_script("return document.cookie || localStorage.length")
+        browser.get_log("browser")  # the 401s
+    finally:
+        running.close()
+
+
+def test_the_interface_is_readable(browser, served):
+    browser.get(f"http://127.0.0.1:{served.port}/docs")
+    shown = browser.find_element("tag name", "main").text
+    assert "/score" in shown and "Retry after the seconds in Retry-After." in shown
+    wide = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    assert browser.execute_script(wide)
+    assert not browser.get_log("browser")  # such as what the page's own policy forbids
