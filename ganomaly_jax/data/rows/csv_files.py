@@ -16,6 +16,7 @@ from ganomaly_jax.data.rows.dialects import Dialect
 
 # Cells that are converted to numbers at once: as text they take about ten times the memory.
 _BLOCK_CELLS = 2**19
+_FIRST_ROWS = 64
 # Rows that tell what separates the columns.
 _SAMPLE = 20
 
@@ -92,8 +93,10 @@ def _read(
                 f"{name}: the first line holds numbers only: expected a line with the names of the columns before them"
             )
         growing = columns.begin(name, names, wanted, left_out, label)
-        size = max(1, _BLOCK_CELLS // len(names))
+        # Until a number tells the decimal mark, each is converted twice: most files tell in their first rows.
+        size = min(_FIRST_ROWS, max(1, _BLOCK_CELLS // len(names)))
         while block := list(itertools.islice(lines, size)):
+            size = max(1, _BLOCK_CELLS // len(names))
             rows = [row for row in block if row]
             _refuse_ragged(name, rows, growing.rows, names, separator)
             columns.add(growing, rows)

@@ -99,7 +99,9 @@ def _with_texts(
 ) -> tuple[list[Column], Dialect]:
     """Returns all columns in order, those of text converted, and how the numbers in these are written."""
     growing = columns.begin(name, [names[k] for k in texts], wanted, left_out, label)
-    columns.add(growing, list(zip(*texts.values(), strict=True)))
+    rows = list(zip(*texts.values(), strict=True))
+    for block in (rows[:64], rows[64:]):  # the first mostly tell the decimal mark
+        columns.add(growing, block)
     converted, dialect = columns.finished(growing, stated, "")
     known = found | dict(zip(texts, converted, strict=True))
     return [known[k] for k in range(len(names))], dialect
