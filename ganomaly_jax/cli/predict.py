@@ -16,6 +16,7 @@ from ganomaly_jax.core.printable import printable, show
 from ganomaly_jax.runs import layout, outputs
 
 if TYPE_CHECKING:
+    from ganomaly_jax.core.config import Config
     from ganomaly_jax.scoring.judgement import Judgement
     from ganomaly_jax.scoring.scorer import Scorer
 
@@ -34,6 +35,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--out", help="where to write the rows: a file, with ray a folder (default: predictions/NAME in the workdir)"
     )
     arguments.add_overwrite(parser)
+    parser.add_argument("--csv", metavar="WORDS", default="", help=arguments.CSV)
+    parser.add_argument(
+        "--spreadsheet-safe",
+        action="store_true",
+        help="mark names that a spreadsheet would take for formulas as text, with an apostrophe",
+    )
     parser.add_argument(
         "--groups", metavar="FILE", help="CSV with the columns path,group, for thresholds set by recalibrate --groups"
     )
@@ -68,6 +75,8 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 
     scorer = scoring_scorer.load(args.workdir)
     out = Path(args.out) if args.out else outputs.predictions_file(args.workdir, args.paths)
+    if args.csv:
+        scorer = dataclasses.replace(scorer, config=_with_csv(scorer, args.csv))
     judging, drawing = scoring_modalities.of(scorer), report_modalities.of(scorer)
     if args.groups and not judging.grouped:
         raise UserError(f"--groups is for images, not for {scorer.words.kind}")
@@ -86,7 +95,8 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     if not args.out and counts["invalid"] == len(found.names):
         show(f"{_words(counts)}; nothing could be scored, so no rows are written (--out FILE writes the reasons)")
         return exit_codes.INCOMPLETE
-    predictions.write(out, found.names, [None] * len(found.names), judged, found.reasons)
+    unknown = [None] * len(found.names)
+    predictions.write(out, found.names, unknown, judged, found.reasons, found.times, args.spreadsheet_safe)
     for note in judging.write_files(out, found):
         show(f"note: {note}")
     show(f"{_words(counts)}; rows in {out}")
@@ -96,9 +106,16 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     return exit_codes.INCOMPLETE if counts["invalid"] else exit_codes.DONE
 
 
+def _with_csv(scorer: Scorer, words: str) -> Config:
+    """Returns the detector's configuration with another `data.csv`."""
+    if not scorer.feature_names:
+        raise UserError(f"--csv is for tables of sensors, not for {scorer.words.kind}")
+    return dataclasses.replace(scorer.config, data=dataclasses.replace(scorer.config.data, csv=words))
+
+
 def _on_ray(args: argparse.Namespace) -> int:
-    if args.groups or args.maps:
-        raise UserError("--groups and --maps are not for --engine ray; use the local engine")
+    if args.groups or args.maps or args.csv or args.spreadsheet_safe:
+        raise UserError("--groups, --maps, --csv and --spreadsheet-safe are not for --engine ray; use the local engine")
     if args.overwrite:
         raise UserError("--overwrite is not for --engine ray, which resumes its own results: name another --out")
     from ganomaly_jax.deploy import ray_engine

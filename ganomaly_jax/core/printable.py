@@ -39,6 +39,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line, max(len(line) * 10, 3)) for line in text.split("\n"))
 
 
+def spreadsheet_safe(cell: str) -> str:
+    """Returns a cell of a table as text that no spreadsheet takes for a formula: with an apostrophe where it would."""
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
+
+
 def show(text: str, file: TextIO | None = None) -> None:
     """Prints lines of text, in which names from outside may be, at once.
 

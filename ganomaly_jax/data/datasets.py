@@ -34,6 +34,9 @@ class Layout(Protocol):
     def hashed(self) -> tuple[np.ndarray, ...]:
         """Returns arrays that are part of the content hash, besides items, labels and parts."""
 
+    def times_of(self, chosen: np.ndarray) -> list[str] | None:
+        """Returns the times of the items at `chosen` [n] as text, empty where one is not known; None: of none."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
@@ -72,6 +75,10 @@ class Dataset:
     def feature_names(self) -> tuple[str, ...]:
         """Returns the names of the last axis of `images`, empty if it has none."""
         return () if self.layout is None else self.layout.feature_names
+
+    def times_of(self, chosen: np.ndarray) -> list[str] | None:
+        """Returns the times of the items at `chosen` [n] as text, see `Layout`."""
+        return None if self.layout is None else self.layout.times_of(chosen)
 
 
 def from_arrays(

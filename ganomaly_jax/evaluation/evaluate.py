@@ -220,7 +220,7 @@ def evaluate_run(
         names = scoring_groups.of_images(by, this.dataset.paths, this.config.data.source)[this.split.test]
     judged = scorer.judge(images, progress=True) if judged is None else judged
     labels = this.split.labels
-    paths = [this.dataset.paths[i] for i in this.split.test]
+    paths, times = [this.dataset.paths[i] for i in this.split.test], this.dataset.times_of(this.split.test)
     values = _metrics(this, scorer, judged, labels)
     values |= pixel_metrics.figures(scorer, images, paths, labels)
     values |= _baseline_metrics(workdir, this, scorer, judged, images, own)
@@ -234,7 +234,7 @@ def evaluate_run(
     values["warnings"] += diagnostics.problems(records, scorer.config.model.latent_size)
     run_folder.write_json(out / layout.METRICS, values)
     reasons = [scorer.words.not_finite if verdict == calibration.INVALID else "" for verdict in judged.verdicts]
-    predictions.write(out / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons)
+    predictions.write(out / layout.PREDICTIONS, paths, labels.tolist(), judged, reasons, times)
     misses = _misses(this, scorer, judged, labels)
     written = _report(workdir, out, this, scorer, judged, labels, misses, values)
     return Evaluation(values, out, written, misses)

@@ -10,17 +10,24 @@ from pathlib import Path
 
 from ganomaly_jax.core import atomic_files
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import spreadsheet_safe
 from ganomaly_jax.runs import layout
 from ganomaly_jax.scoring.judgement import Judgement
 
 
 def write(
-    path: Path, paths: Sequence[str], labels: Sequence[int | None], judged: Judgement, reasons: Sequence[str]
+    path: Path,
+    paths: Sequence[str],
+    labels: Sequence[int | None],
+    judged: Judgement,
+    reasons: Sequence[str],
+    times: Sequence[str] | None = None,
+    safe: bool = False,
 ) -> None:
     """Writes a table of predictions, such as predictions.csv.
 
     The columns are path, label (0 normal, 1 anomalous, empty if unknown), score, p_value, verdict and reason (of the
-    verdict `invalid`, for which score and p_value are empty).
+    verdict `invalid`, for which score and p_value are empty), and time, if times are known.
 
     Args:
       path: the file to write.
@@ -28,20 +35,24 @@ def write(
       labels: [n] 0, 1, or None if unknown.
       judged: the judgement of the n items.
       reasons: [n] why a verdict is `invalid`; empty for other verdicts.
+      times: [n] the times of the items, empty where one is not known; None: of none.
+      safe: whether text that a spreadsheet would take for a formula is marked as text.
 
     Raises:
       UserError: the file cannot be written.
     """
     text = io.StringIO()
-    # File names may hold bytes that are not valid text.
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("path", "label", "score", "p_value", "verdict", "reason"))
-    for name, label, score, p_value, verdict, reason in zip(
-        paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True
+    rows.writerow(("path", "label", "score", "p_value", "verdict", "reason", *([] if times is None else ["time"])))
+    words = spreadsheet_safe if safe else str
+    for i, (name, label, score, p_value, verdict, reason) in enumerate(
+        zip(paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True)
     ):
         numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
-        shown = name.encode("utf-8", "backslashreplace").decode("utf-8")
-        rows.writerow((shown, "" if label is None else label, *numbers, verdict, reason))
+        # File names may not be valid text; a carriage return would end the row, since Python does not quote it.
+        shown = name.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
+        time = [] if times is None else [times[i]]
+        rows.writerow((words(shown), "" if label is None else label, *numbers, verdict, words(reason), *time))
     atomic_files.write_text(path, text.getvalue())
 
 

@@ -172,7 +172,7 @@ class Rows(Sensors):
     def examples(self, path: Path, tested: Tested) -> None:
         """Draws scores and some sensors over time, of the longest recordings, those with anomalous rows first."""
         run, scorer = tested.run, tested.scorer
-        own, known = layout.of(run.dataset).spans[run.split.test], layout.of(run.dataset).times
+        own = layout.of(run.dataset).spans[run.split.test]
 
         def order(k: int) -> tuple[int, int]:
             here = own[:, 0] == k
@@ -187,7 +187,7 @@ class Rows(Sensors):
             if x.ndim == 3:
                 x, x_hat = x[:, -1], x_hat[:, -1]
             name = run.dataset.paths[run.split.test[at[0]]].rpartition(":")[0]
-            times = () if known is None else known[run.split.test[at]].text()
+            times = run.dataset.times_of(run.split.test[at]) or ()
             scores, labels = tested.judged.scores[at], tested.labels[at]
             series.append(sensor_plots.Series(name, own[at, 2], x, x_hat, scores, labels, times))
         figures.timeline(path, series, scorer.feature_names, scorer.threshold)

@@ -332,6 +332,30 @@ def test_the_command_trains_on_tables_and_predicts(labelled, tmp_path, capsys):
     assert main.main(["train", str(tmp_path / "data"), "--workdir", workdir + "2", "--config.train.flip=1"]) == 2
 
 
+def test_a_table_of_another_country_is_predicted_with_its_times(trained, labelled, tmp_path, capsys):
+    workdir, scorer = trained
+    x = np.round(labelled[0][-20:], 3)
+    path = tmp_path / "=cmd|' day.csv"
+    lines = [";".join(("Zeit", *COLUMNS))]
+    for i, row in enumerate(x):
+        lines.append(";".join((f"12.05.2024 10:{i:02}", *(f"{v:.3f}".replace(".", ",") for v in row))))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    words = ["predict", "--workdir", str(workdir), str(path), "--out", str(tmp_path / "rows.csv"), "--overwrite"]
+    # By themselves 50,123 and the like may be thousands.
+    if scorer.input_shape == (4,):
+        path.write_text("\n".join([lines[0], "12.05.2024 10:00;50,123;51,234;52,345;53,456"]), encoding="utf-8")
+        assert main.main(words) == 2
+        assert "state it with" in capsys.readouterr().err
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert main.main([*words, "--csv", "semicolon,decimal-comma"]) == 0
+    assert "is read as separated by semicolons, decimal comma" in capsys.readouterr().out
+    with (tmp_path / "rows.csv").open() as file:
+        predicted = list(csv.DictReader(file))
+    first = 20 - len(predicted)
+    assert [row["time"] for row in predicted] == [f"2024-05-12T10:{i:02}:00" for i in range(first, 20)]
+    np.testing.assert_allclose([float(row["score"]) for row in predicted], scorer(x), rtol=1e-4, atol=1e-6)
+
+
 def test_what_is_a_sensor_is_said(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("Time,a,label,b,site\n1,2.5,0,,x\n2,3e1,1,NaN,y\n")

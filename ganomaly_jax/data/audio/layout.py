@@ -33,6 +33,10 @@ class SoundLayout:
         """Returns the positions of the windows, which are part of the content hash."""
         return (self.spans,)
 
+    def times_of(self, chosen: np.ndarray) -> None:
+        """Returns None: recordings have no times."""
+        return None
+
 
 def of(dataset: Dataset) -> SoundLayout:
     """Returns the layout of a data set of sound.

@@ -38,6 +38,10 @@ class RowLayout:
         """Returns the positions of the rows, which are part of the content hash."""
         return (self.spans,)
 
+    def times_of(self, chosen: np.ndarray) -> list[str] | None:
+        """Returns the times of the last rows of the items at `chosen` [n] as text; None if they are not known."""
+        return None if self.times is None else self.times[chosen].text()
+
 
 def of(dataset: Dataset) -> RowLayout:
     """Returns the layout of a data set of rows.
