@@ -15,6 +15,7 @@ from ganomaly_jax.core.config import (
     SCORES,
     SOUND_SCALES,
     Config,
+    Data,
     Loss,
     Sound,
     input_shape,
@@ -25,6 +26,15 @@ from ganomaly_jax.core.config import (
 from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
 
+MOST_TILES = 2**14
+"""Largest number of tiles that an image is cut into; a program for more takes minutes to compile."""
+# The smallest and largest sizes of networks.
+_SIZES = {
+    "model.latent_size": (1, 2**16),
+    "model.features": (1, 2**14),
+    "model.extra_layers": (0, 64),
+    "model.embedding_size": (1, 2**16),
+}
 # Keys that only one detector uses; with another they would be ignored silently.
 _ONLY_OF = {
     "ganomaly": (*(f"loss.{field.name}" for field in dataclasses.fields(Loss)), "model.embedding_size"),
@@ -59,7 +69,9 @@ def check(config: Config) -> None:
         else:
             expected = "16, 32, 64, 128, 256, or 0 for automatic; larger images are cut into tiles by data.tile"
             refuse_unless(side in (0, 16, 32, 64, 128, 256), f"data.{name}", expected)
-    refuse_unless(config.data.channels >= 0, "data.channels", "a number of channels, or 0 for those of the data")
+    refuse_unless(
+        0 <= config.data.channels <= 2**20, "data.channels", "up to 1,048,576 channels, or 0 for those of the data"
+    )
     _check_sound(config.data.sound)
     refuse_unless(
         config.data.window == 0 or 4 <= config.data.window <= 4096,
@@ -87,8 +99,8 @@ def check(config: Config) -> None:
     refuse_unless(0 <= config.model.noise < float("inf"), "model.noise", "a standard deviation of 0 or more")
     refuse_unless(0 <= config.model.mask < 1, "model.mask", "a share from 0 to below 1")
     _check_own(config)
-    for path, least in (("model.latent_size", 1), ("model.features", 1), ("model.extra_layers", 0)):
-        refuse_unless(flatten(to_dict(config))[path] >= least, path, f"at least {least}")
+    for path, (least, most) in _SIZES.items():
+        refuse_unless(least <= flatten(to_dict(config))[path] <= most, path, f"from {least} to {most:,}")
     refuse_unless(config.model.dtype in ("float32", "bfloat16"), "model.dtype", "'float32' or 'bfloat16'")
     refuse_unless(
         config.model.network == "original", "model.network", "'original'; 'anomalib' is for imported weights only"
@@ -126,7 +138,6 @@ def check(config: Config) -> None:
     for path in ("loss.adversarial", "loss.contextual", "loss.encoder", "loss.contrast"):
         refuse_unless(flatten(to_dict(config))[path] >= 0, path, "0 or more")
     refuse_unless(config.loss.temperature > 0, "loss.temperature", "more than 0")
-    refuse_unless(config.model.embedding_size >= 1, "model.embedding_size", "at least 1")
     refuse_unless(0 <= config.optimizer.average < 1, "optimizer.average", "from 0 to below 1")
     rate = config.evaluate.false_positive_rate
     refuse_unless(0 < rate < 1, "evaluate.false_positive_rate", "a rate between 0 and 1")
@@ -140,13 +151,30 @@ def check(config: Config) -> None:
     refuse_unless(len(set(classes)) == len(classes) and "" not in classes, "members.classes", "different names")
 
 
+def check_stored(config: Config) -> None:
+    """Checks the values of a detector's configuration, as `check`; it may be of an imported network.
+
+    Raises:
+      UserError: as `check`.
+    """
+    if config.model.network == "anomalib":
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, network="original"))
+    check(config)
+
+
 def check_shape(config: Config) -> None:
-    """Checks that the score can be computed for inputs of the resolved shape.
+    """Checks that the score can be computed for inputs of the resolved shape, and the number of their tiles.
 
     Raises:
       UserError: it cannot; names the score, and what would work.
     """
-    shape, names = input_shape(config.data), score_parts(config)
+    shape, names, tiles = input_shape(config.data), score_parts(config), _tile_count(config.data)
+    if tiles > MOST_TILES:
+        raise UserError(
+            f"data.tile={config.data.tile}, data.overlap={config.data.overlap:g}: an image of {config.data.height} x "
+            f"{config.data.width} pixels becomes {tiles:,} tiles, expected at most {MOST_TILES:,}: larger tiles, less "
+            "overlap, or smaller images"
+        )
     of_images = [name for name in names if name.startswith(("patches", "components")) or features.of_score(name)[0]]
     if of_images and len(shape) != 3:
         raise UserError(
@@ -161,6 +189,14 @@ def check_shape(config: Config) -> None:
             f"these have {' x '.join(map(str, shape))} = {math.prod(shape):,}; expected smaller ones, a shorter "
             "data.window, or another score, such as pixel or multiscale"
         )
+
+
+def _tile_count(data: Data) -> int:
+    """Returns the number of tiles of an image of the resolved size; 0 without tiles."""
+    if not data.tile:
+        return 0
+    step = max(data.tile - round(data.overlap * data.tile if data.overlap < 1 else data.overlap), 1)
+    return math.prod(-(-(side - data.tile) // step) + 1 for side in (data.height, data.width))
 
 
 def _combines(word: str) -> bool:

@@ -18,6 +18,7 @@ workdir/
   update.json       of an update: what was decided, and why
   candidate/        of an update: the new detector, until it is accepted
   refused/          of an update: the new detector, where it was not
+  .ganomaly-lock    while a process writes to the folder: who it is, see `lock`
   spool/            events of `monitor` that wait for their receivers
 """
 

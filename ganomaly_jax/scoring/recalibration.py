@@ -80,7 +80,7 @@ def _recalibrate(
     if review is not None:
         evaluate = dataclasses.replace(evaluate, review=review)
     resolved = dataclasses.replace(detector.config, evaluate=evaluate)
-    validation.check(resolved)
+    validation.check_stored(resolved)
     if source or arrays is not None:
         dataset, chosen = _normals(detector, source, arrays)
         scores = detector(lazy.select(dataset.images, chosen))

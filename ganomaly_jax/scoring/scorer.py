@@ -32,7 +32,7 @@ from ganomaly_jax.data.rows.tables import as_text
 from ganomaly_jax.data.words import Words
 from ganomaly_jax.parallel import sharding
 from ganomaly_jax.runs import layout, sealed_pytree, sweep
-from ganomaly_jax.scoring import adapters, inference
+from ganomaly_jax.scoring import adapters, detector_meta, inference
 from ganomaly_jax.scoring import calibration as scoring_calibration
 from ganomaly_jax.scoring.adapters import Adapter
 from ganomaly_jax.scoring.calibration import Calibration
@@ -313,19 +313,7 @@ class Scorer:
           UserError: the folder cannot be written.
         """
         calls.expect(calls.PATH, "the folder to write, as in scorer.save('detector')", directory=directory)
-        meta = {
-            "format": 1,
-            "config": config_values.to_dict(self.config),
-            "dtype": self.dtype,
-            "low": self.low,
-            "high": self.high,
-            "calibration": dataclasses.asdict(self.calibration),
-            "residual_max": self.residual_max,
-            "map_threshold": self.map_threshold,
-            "provenance": self.provenance,
-            **({"columns": self.feature_names} if self.feature_names else {}),
-        }
-        sealed_pytree.write(directory, self.variables, meta)
+        sealed_pytree.write(directory, self.variables, detector_meta.to_dict(self))
 
 
 def load(directory: str | os.PathLike[str]) -> Scorer:
@@ -368,24 +356,10 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
         raise _unusable(folder, error) from error
     validation.check_score(settings)  # features may have to be registered first
     try:
-        if np.dtype(meta["dtype"]).kind not in "uf":
-            raise ValueError(f"pixels of type {meta['dtype']}")
-        scorer = Scorer(
-            detector=adapters.from_config(settings),
-            variables=jax.device_put(variables),
-            config=settings,
-            dtype=str(np.dtype(meta["dtype"])),
-            low=_range(meta["low"]),
-            high=_range(meta["high"]),
-            calibration=Calibration(**meta["calibration"]),
-            residual_max=meta["residual_max"],
-            # Older detectors store only the quantile of the differences on one scale, which is seldom smaller.
-            map_threshold=meta.get("map_threshold", meta["residual_max"]),
-            provenance=meta["provenance"],
-            feature_names=tuple(map(str, meta.get("columns", ()))),
-        )
-        if len(scorer.feature_names) not in (0, scorer.input_shape[-1]):
-            raise ValueError(f"{len(scorer.feature_names)} names of features for {scorer.input_shape}")
+        stored = detector_meta.from_dict(meta)
+        detector_meta.check_scores(variables["calibration"])
+        fields = {field.name: getattr(stored, field.name) for field in dataclasses.fields(stored)}
+        scorer = Scorer(adapters.from_config(stored.config), jax.device_put(variables), **fields)
         # Traces the program without computing anything, so that shapes that do not fit are reported now and not at the
         # first image.
         item = jax.ShapeDtypeStruct((1, *scorer.input_shape), jnp.dtype(scorer.dtype))
@@ -396,10 +370,6 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
 
 
 def _unusable(folder: Path, error: Exception) -> UserError:
-    what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    what = f"{kind}{error}".splitlines()[0][:200]
     return UserError(f"{folder} is not a detector that this version can use ({what}); write it again")
-
-
-def _range(stored: Any) -> float | tuple[float, ...]:
-    """Converts a stored `low` or `high` to a number, or to one per feature."""
-    return tuple(map(float, stored)) if isinstance(stored, list) else float(stored)

@@ -1,6 +1,7 @@
 """The scoring function as a file: it gives the live scores, without this package, or it is not there at all."""
 
-import json  # noqa: I001
+import hashlib  # noqa: I001
+import json
 import random
 import shutil
 import subprocess
@@ -98,6 +99,73 @@ def test_an_export_runs_inside_another_program(trained, exported):
     x = jnp.asarray(blobs(12, 3)).reshape(3, 4, 16, 16, 1)
     scores = jax.jit(lambda x: jax.lax.map(lambda one: score(one)["score"], x))(x)
     assert_scores_close(trained[1], blobs(12, 3), scores.reshape(-1), trained[1](blobs(12, 3)))
+
+
+def sealed(folder, change):
+    """Changes the manifest of an export, its own hash being right."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    export._write_manifest(folder, manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda m: m.update(format=2), "format"),
+        (lambda m: m.update(kind="else"), "kind"),
+        (lambda m: m.update(program="../score.stablehlo"), "program"),
+        (lambda m: m.update(weights=None), "weights"),
+        (lambda m: m.update(threshold="0"), "threshold"),
+        (lambda m: m.update(threshold=True), "threshold"),
+        (lambda m: m.pop("threshold"), "threshold"),
+        (lambda m: m["input"].update(low=9e9), "range"),
+        (lambda m: m["input"].update(low=[0.0, 0.0]), "range"),
+        (lambda m: m["input"].update(high="x"), "range"),
+        (lambda m: m["input"].update(shape=[]), "manifest"),
+        (lambda m: m["input"].update(shape=["b", 2**40]), "input"),
+        (lambda m: m["files"]["score.stablehlo"].update(size=-1), "files"),
+        (lambda m: m["files"]["score.stablehlo"].update(size=3), "has more than 3 bytes"),
+        (lambda m: m["files"].clear(), "score.stablehlo"),
+        (lambda m: m.update(arrays={"a": {"shape": [2**50]}}), "arrays"),
+        (lambda m: m.update(input=3), "manifest"),
+    ],
+)
+def test_manifests_that_make_no_sense_are_refused(exported, tmp_path, change, what):
+    folder = shutil.copytree(exported[0], tmp_path / "copy")
+    sealed(folder, change)
+    with pytest.raises(ValueError, match=what):
+        export_runtime.load(folder)
+
+
+def test_an_export_that_is_replaced_while_it_is_read_is_read_again(exported, tmp_path, monkeypatch):
+    folder = shutil.copytree(exported[0], tmp_path / "copy")
+    read, calls = export_runtime._read, []
+
+    def replaced(folder, name, most):
+        calls.append(name)
+        if len(calls) == 2:  # the manifest has been read, the program not yet
+            program = folder / "score.stablehlo"
+            program.write_bytes(program.read_bytes() + b"another")
+            sealed(
+                folder,
+                lambda m: m["files"]["score.stablehlo"].update(
+                    size=program.stat().st_size, sha256=hashlib.sha256(program.read_bytes()).hexdigest()
+                ),
+            )
+        return read(folder, name, most)
+
+    monkeypatch.setattr(export_runtime, "_read", replaced)
+    manifest, content = export_runtime._contents(folder)
+    assert content["score.stablehlo"].endswith(b"another")
+    assert manifest["files"]["score.stablehlo"]["size"] == len(content["score.stablehlo"])
+
+
+def test_weights_that_claim_more_than_they_have_are_refused(exported, tmp_path):
+    folder = shutil.copytree(exported[0], tmp_path / "copy")
+    np.savez_compressed(folder / "weights.npz", a=np.zeros(10**6, np.float32))
+    content = (folder / "weights.npz").read_bytes()
+    with pytest.raises(ValueError, match="claims more bytes than it has"):
+        export_runtime._weights(content, {"a": {"shape": [10**6], "dtype": "float32"}}, folder)
 
 
 def test_no_altered_export_loads(exported, tmp_path):

@@ -146,6 +146,7 @@ def test_scores_are_those_of_pytorch(anomalib, extra, normals, tmp_path):
     assert loaded.threshold == np.sort(scorer(normals[:40]))[-1]
     x, x_hat = loaded.reconstruct(normals[:3])
     assert np.abs(x).max() <= 1 and np.abs(x_hat).max() <= 1 and np.ptp(x_hat) > 0
+    assert ganomaly_jax.recalibrate(tmp_path / "run", quantile=0.5).threshold < loaded.threshold
     export.export(loaded, tmp_path / "export")
     with pytest.raises(UserError, match="already holds a run"):
         ganomaly_jax.import_pytorch(file, normals, tmp_path / "run")

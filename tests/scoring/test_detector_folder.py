@@ -97,43 +97,125 @@ sys.exit(str(found) if found else 0)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
-def other_config(meta):
-    meta["config"]["model"]["latent_size"] = 5
+def set_in(*path):
+    """Returns a function that sets a value in the metadata, or deletes it."""
+
+    def change(meta):
+        *parents, name, value = path
+        for parent in parents:
+            meta = meta[parent]
+        if value is DELETED:
+            del meta[name]
+        else:
+            meta[name] = value
+
+    return change
 
 
-def huge_config(meta):
-    meta["config"]["model"]["features"] = 10**9
+DELETED = object()
+# What is changed in meta.json, the hashes being right, and a part of the sentence that refuses it.
+CHANGES = [
+    (("config", "model", "latent_size", 5), "generate shape (4, 4, 8, 5)"),
+    (("config", "model", "latent_size", 10**12), "model.latent_size"),
+    (("config", "model", "features", 10**9), "model.features=1000000000: expected from 1 to 16,384"),
+    (("config", "model", "extra_layers", 10**6), "model.extra_layers"),
+    (("config", "model", "__class__", "os.system"), "unknown configuration key: model.__class__"),
+    (("config", "model", "latent_size", "8"), "model.latent_size is '8', expected a int"),
+    (("config", "train", "flip", 1), "train.flip is 1, expected a bool"),
+    (("config", "data", "channels", 2**40), "data.channels"),
+    (("config", "data", "height", 2**20), "data.height"),
+    (("config", []), "config is [], expected a dict"),
+    (("low", "__import__('os').system('true')"), "low is"),
+    (("low", 300.0), "low is not below high"),
+    (("low", [0.0, 1.0]), "low has 2 values, expected a number"),
+    (("high", None), "high is None, expected a finite number"),
+    (("dtype", "O8"), "dtype is 'O8'"),
+    (("dtype", ["u1"]), "dtype is ['u1'], expected a str"),
+    (("format", 2), "its format is 2, this version reads 1"),
+    (("format", DELETED), "its format is None"),
+    (("calibration", DELETED), "calibration is missing"),
+    (("calibration", "threshold", "high"), "calibration.threshold is 'high', expected a finite number"),
+    (("calibration", "threshold", True), "calibration.threshold is True"),
+    (("calibration", "threshold", 10**400), "calibration.threshold is 1000"),
+    (("calibration", "rate", 2.0), "calibration.rate is 2"),
+    (("calibration", "review", 1e9), "calibration.review is above"),
+    (("calibration", "groups", {"a": [2.0, 1.0]}), "not sorted"),
+    (("calibration", "groups", {"a": []}), "or none"),
+    (("calibration", "extra", 1), "calibration.'extra' is unknown"),
+    (("residual_max", None), "residual_max is None"),
+    (("provenance", 3), "provenance is 3, expected a dict"),
+    (("columns", ["a", "b"]), "columns has 2 names of features, its inputs have 1"),
+    (("columns", [3]), "a name in columns is 3"),
+    (("code", "x"), "'code' is unknown"),
+]
 
 
-def unknown_key(meta):
-    meta["config"]["model"]["__class__"] = "os.system"
-
-
-def code_for_a_number(meta):
-    meta["low"] = "__import__('os').system('true')"
-
-
-def no_type(meta):
-    meta["dtype"] = "O8"
-
-
-def no_calibration(meta):
-    del meta["calibration"]
-
-
-CHANGES = [other_config, huge_config, unknown_key, code_for_a_number, no_type, no_calibration]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_stranger_s_folder_with_right_hashes_is_refused_in_a_sentence(folder, change):
+@pytest.mark.parametrize(("change", "what"), CHANGES, ids=[what for _, what in CHANGES])
+def test_a_stranger_s_folder_with_right_hashes_is_refused_in_a_sentence(folder, change, what):
     meta = json.loads((folder / "meta.json").read_text())
-    change(meta)
+    set_in(*change)(meta)
     (folder / "meta.json").write_text(json.dumps(meta))
     sealed_folder.seal(folder)
     with pytest.raises(UserError, match="not a detector that this version can use") as caught:
         ganomaly_jax.load(folder)
-    assert "\n" not in str(caught.value)
+    assert what in str(caught.value) and "\n" not in str(caught.value)
     assert main.main(["predict", "--workdir", str(folder), "x.png"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"threshold": ', '"threshold": 0.0, "threshold": '),
+        ('"residual_max": ', '"residual_max": NaN, "x": '),
+        ('"residual_max": ', '"residual_max": 1e999, "x": '),
+    ],
+)
+def test_metadata_that_is_no_strict_json_is_damage(folder, old, new):
+    text = (folder / "meta.json").read_text()
+    assert old in text
+    (folder / "meta.json").write_text(text.replace(old, new, 1))
+    sealed_folder.seal(folder)
+    with pytest.raises(DamagedError, match="ValueError"):
+        ganomaly_jax.load(folder)
+
+
+def test_metadata_without_end_is_not_read(folder):
+    with (folder / "meta.json").open("ab") as file:
+        file.write(b" " * sealed_folder.LARGEST_JSON)
+    sealed_folder.seal(folder)
+    with pytest.raises(DamagedError, match=r"'meta\.json' has more than 16 MiB"):
+        ganomaly_jax.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "side", "what"),
+    [
+        (16, 15.0, 16384, "267,944,161 tiles, expected at most 16,384"),
+        (16, 0.0, 4096, "65,536 tiles"),
+        (16, -1.0, 64, "data.overlap"),
+        (16, 16.0, 64, "data.overlap"),
+        (7, 0.25, 64, "data.tile"),
+        (256, 0.25, 64, "data.height"),
+        (-16, 0.25, 64, "data.tile"),
+    ],
+)
+def test_tiles_that_make_no_sense_are_refused(folder, tile, overlap, side, what):
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["config"]["data"] |= {"tile": tile, "overlap": overlap, "height": side, "width": side}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    sealed_folder.seal(folder)
+    with pytest.raises(UserError, match="not a detector") as caught:
+        ganomaly_jax.load(folder)
+    assert what in str(caught.value)
+
+
+def test_calibration_scores_are_checked(folder):
+    variables, meta = sealed_pytree.read(folder)
+    scores = variables["calibration"]
+    for wrong in (scores[::-1], scores.astype(np.float64), scores[None], np.full_like(scores, np.nan)):
+        sealed_pytree.write(folder, variables | {"calibration": np.ascontiguousarray(wrong)}, meta)
+        with pytest.raises(UserError, match="expected n sorted finite float32"):
+            ganomaly_jax.load(folder)
 
 
 def test_predict_writes_nothing_into_a_detector_folder(trained, tmp_path, capsys):
