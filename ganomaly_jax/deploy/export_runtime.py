@@ -108,7 +108,9 @@ def _manifest(raw: bytes) -> dict[str, Any]:
         "weights": manifest["weights"] in ("inside", "beside"),
         "files": all(type(size) is int and 0 <= size <= _LARGEST_FILE for size in sizes),
         "input": shape[0] == "b" and all(type(n) is int and 0 < n < 2**31 for n in shape[1:]),
-        "range": low.dtype.kind in "if" and low.shape == high.shape and bool(np.all(low < high)),
+        "range": {low.dtype.kind, high.dtype.kind} <= {"i", "f"}
+        and low.shape == high.shape
+        and bool(np.all(low < high)),
         "arrays": all(type(n) is int and 0 < n < 2**40 for n in dims),
         "threshold": type(manifest["threshold"]) in (int, float) and abs(manifest["threshold"]) < float("inf"),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import re
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ganomaly_jax.core import atomic_folders, sealed_folder
+from ganomaly_jax.core import atomic_folders, sealed_folder, strict_json
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.runs import sealed_pytree
 
@@ -47,7 +46,9 @@ def best(root: Path) -> int | None:
     found: list[tuple[float, int]] = []
     for step in steps(root):
         with suppress(OSError, ValueError, KeyError, TypeError):  # skip damaged ones
-            found.append((float(json.loads((_folder(Path(root), step) / sealed_pytree.META).read_bytes())[LOSS]), step))
+            found.append(
+                (float(strict_json.loads((_folder(Path(root), step) / sealed_pytree.META).read_bytes())[LOSS]), step)
+            )
     return min(found)[1] if found else None
 
 

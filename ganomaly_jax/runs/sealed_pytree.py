@@ -166,6 +166,8 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     def use(folder: Path, contents: dict[str, bytes]) -> tuple[Any, dict[str, Any]]:
         try:
             meta = strict_json.loads(contents[META])
+            if not isinstance(meta, dict):
+                raise ValueError(f"{META} is no object")
             # Each process reads for itself, as NumPy, whatever the devices were when it was written.
             with _orbax_context({jax.process_index()}):
                 metadata: Any = ocp.metadata(folder / ARRAYS, checkpointable_name=_STATE).metadata

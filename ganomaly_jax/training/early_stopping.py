@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
+from ganomaly_jax.core.errors import DamagedError
+
 # Key in a checkpoint's metadata. It and the keys below it are those of version 0.1.0, whose runs can be resumed.
 _META = "waiting"
 
@@ -42,6 +44,15 @@ class EarlyStopping:
 
     @staticmethod
     def from_meta(meta: dict[str, Any]) -> EarlyStopping:
-        """Returns the state in a checkpoint's metadata, or the initial state if there is none."""
-        entry = meta.get(_META, {})
-        return EarlyStopping(entry.get("smallest"), entry.get("step", 0), entry.get("looks", 0))
+        """Returns the state in a checkpoint's metadata, or the initial state if there is none.
+
+        Raises:
+          DamagedError: it is not one that `to_meta` returns.
+        """
+        match meta.get(_META, EarlyStopping().to_meta()[_META]):
+            case {"smallest": None | float() | int() as loss, "step": int(step), "looks": int(checks)}:
+                return EarlyStopping(loss, step, checks)
+            case other:
+                raise DamagedError(
+                    f"the state of early stopping in the checkpoint is {other!r:.100}; choose another one"
+                )

@@ -114,6 +114,37 @@ def test_what_json_or_orbax_cannot_read_is_damage_too(written, tmp_path, name):
         sealed_pytree.read(folder)
 
 
+@pytest.mark.parametrize("text", ["[]", "3", '{"a": 1, "a": 2}', '{"a": NaN}', "[" * 100_000])
+def test_meta_that_is_no_strict_json_object_is_damage(written, tmp_path, text):
+    folder = tmp_path / "00000007"
+    shutil.copytree(written, folder)
+    (folder / "meta.json").write_text(text)
+    sealed_folder.seal(folder)
+    with pytest.raises(DamagedError, match="is damaged: ValueError"):
+        sealed_pytree.read(folder)
+    assert checkpoint.best(tmp_path) is None
+
+
+def test_arrays_that_claim_more_than_their_files_are_refused(tmp_path):
+    """Compressed zeros: what is declared is never allocated."""
+    context = sealed_pytree.ocp.Context()
+    context.array.saving.use_compression = True
+    with context:
+        sealed_pytree.ocp.save(
+            tmp_path / "a" / "arrays", {"a": np.zeros(2**22, np.float32)}, checkpointable_name="state"
+        )
+    (tmp_path / "a" / "meta.json").write_text("{}")
+    sealed_folder.seal(tmp_path / "a")
+    with pytest.raises(DamagedError, match=r"its arrays claim 16,777,216 bytes, its files have \d{1,3}(,\d{3})?$"):
+        sealed_pytree.read(tmp_path / "a")
+
+
+def test_metadata_beyond_the_bound_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealed_folder, "LARGEST_JSON", 100)
+    with pytest.raises(UserError, match=r"meta.json would have 1\d\d bytes: expected at most 100"):
+        sealed_pytree.write(tmp_path / "a", small(), {"a": "x" * 100})
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("NOT_FOUND: a\nb"), KeyError("c"), RuntimeError(), FileNotFoundError("d")]
 )

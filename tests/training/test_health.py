@@ -12,7 +12,7 @@ from tests.support import TINY, blobs, tiny_config
 from tests.training.test_trainer import assert_same_bits, final, quiet
 
 from ganomaly_jax.core import validation
-from ganomaly_jax.core.errors import StoppedError, UserError
+from ganomaly_jax.core.errors import DamagedError, StoppedError, UserError
 from ganomaly_jax.evaluation import evaluate, predictions
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import curve_plots
@@ -126,6 +126,9 @@ def test_early_stopping():
     assert stopping.after(60, 0.39) == EarlyStopping(0.39, 60, 0)
     assert EarlyStopping.from_meta({}) == EarlyStopping()
     assert EarlyStopping.from_meta(stopping.to_meta()) == stopping
+    for wrong in (3, None, {}, {"smallest": "0", "step": 1, "looks": 0}, {"smallest": 0.5, "step": 1.5, "looks": 0}):
+        with pytest.raises(DamagedError, match="state of early stopping"):
+            EarlyStopping.from_meta({"waiting": wrong})
 
 
 def test_the_interval_of_checks():
