@@ -50,17 +50,34 @@ def to_dict(meta: Any) -> dict[str, Any]:
     }
 
 
+def config_of(values: Any) -> Config:
+    """Returns the configuration in stored metadata, of which format, keys and types are checked.
+
+    Raises:
+      UserError: one of them is another one.
+    """
+    values = _of_type(values, dict, "it")
+    if values.get("format") != FORMAT or isinstance(values["format"], bool):
+        raise UserError(f"its format is {values.get('format')!r:.50}, this version reads {FORMAT}")
+    _check_keys(values, _REQUIRED, _OPTIONAL, "")
+    defaults = config_values.flatten(config_values.to_dict(Config()))
+    stored = _of_type(values["config"], dict, "config")
+    for path, value in config_values.flatten(stored).items():
+        expected = type(defaults.get(path, value))
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise UserError(f"{path} is {value!r:.50}, expected a {expected.__name__}")
+    return config_values.from_dict(stored)
+
+
 def from_dict(values: Any) -> Meta:
     """Returns stored metadata, of which every value is checked; the inverse of `to_dict`.
 
     Raises:
       UserError: the format is another one, or an entry is missing, unknown, of another type or makes no sense.
     """
-    values = _of_type(values, dict, "it")
-    if values.get("format") != FORMAT or isinstance(values["format"], bool):
-        raise UserError(f"its format is {values.get('format')!r:.50}, this version reads {FORMAT}")
-    _check_keys(values, _REQUIRED, _OPTIONAL, "")
-    config = _config(_of_type(values["config"], dict, "config"))
+    config = config_of(values)
+    validation.check_stored(config)
+    validation.check_shape(config)
     dtype = _of_type(values["dtype"], str, "dtype")
     if dtype not in _DTYPES:
         raise UserError(f"dtype is {dtype!r:.50}, expected one of {', '.join(_DTYPES)}")
@@ -88,19 +105,6 @@ def from_dict(values: Any) -> Meta:
 
 
 _DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
-
-
-def _config(stored: dict[str, Any]) -> Config:
-    """Returns the stored configuration, whose values and sizes are checked as before a training."""
-    defaults = config_values.flatten(config_values.to_dict(Config()))
-    for path, value in config_values.flatten(stored).items():
-        expected = type(defaults.get(path, value))
-        if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"{path} is {value!r:.50}, expected a {expected.__name__}")
-    config = config_values.from_dict(stored)
-    validation.check_stored(config)
-    validation.check_shape(config)
-    return config
 
 
 def _calibration(stored: dict[str, Any]) -> Calibration:

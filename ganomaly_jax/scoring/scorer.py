@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ganomaly_jax.core import calls, config_values, sealed_folder, validation
+from ganomaly_jax.core import calls, sealed_folder, validation
 from ganomaly_jax.core import config as config_module
 from ganomaly_jax.core.config import Data
 from ganomaly_jax.core.errors import UserError
@@ -351,7 +351,7 @@ def load(directory: str | os.PathLike[str]) -> Scorer:
     variables, meta = sealed_pytree.read(folder)
     variables.setdefault("statistics", {})  # a checkpoint does not store an empty dict
     try:
-        settings = config_values.from_dict(meta["config"])
+        settings = detector_meta.config_of(meta)
     except Exception as error:
         raise _unusable(folder, error) from error
     validation.check_score(settings)  # features may have to be registered first
