@@ -18,7 +18,7 @@ from ganomaly_jax.evaluation import baselines, curves, group_metrics, pixel_metr
 from ganomaly_jax.evaluation import metrics as evaluation_metrics
 from ganomaly_jax.parallel import processes
 from ganomaly_jax.report import figures, modalities, run_report
-from ganomaly_jax.runs import diagnostics, history, layout, outputs, resolution, run_folder, sweep
+from ganomaly_jax.runs import diagnostics, history, layout, lock, outputs, resolution, run_folder, sweep
 from ganomaly_jax.runs.resolution import Run
 from ganomaly_jax.scoring import calibration, inference
 from ganomaly_jax.scoring import groups as scoring_groups
@@ -93,18 +93,19 @@ def evaluate(
     scorer = _at_rate(scoring_scorer.load(workdir), false_positive_rate)
     changes: dict[str, Any] = {k: v for k, v in (("baselines", baselines), ("combine", combine)) if v is not None}
     settings = dataclasses.replace(scorer.config, evaluate=dataclasses.replace(scorer.config.evaluate, **changes))
-    validation.check(settings)
+    validation.check_stored(settings)
     scorer = dataclasses.replace(scorer, config=settings)
     folder = workdir
     if out is not None or source or arrays is not None:
         folder = outputs.evaluation_folder(workdir, os.fspath(source)) if out is None else Path(out)
         outputs.refuse_existing([folder], overwrite)
-    scorer, this = scorer.with_range(value_range), _data(workdir, scorer, source, arrays, own)
-    if scorer.value_range is not None:
-        images = images_to_unit(this.dataset.images, scorer.value_range)
-        this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, images=images))
-        scorer = scorer.with_range(UNIT)
-    return evaluate_run(workdir, scorer, this, judged, by, own, folder)
+    with lock.held("evaluate", folder, create=True):
+        scorer, this = scorer.with_range(value_range), _data(workdir, scorer, source, arrays, own)
+        if scorer.value_range is not None:
+            unit = images_to_unit(this.dataset.images, scorer.value_range)
+            this = dataclasses.replace(this, dataset=dataclasses.replace(this.dataset, images=unit))
+            scorer = scorer.with_range(UNIT)
+        return evaluate_run(workdir, scorer, this, judged, by, own, folder)
 
 
 def judge_together(scorer: Scorer, run: Run) -> Judgement:
@@ -162,9 +163,9 @@ def evaluate_members(
         own = sources.read((settings or config.Config()).data, progress=True)
     _check_unchanged(workdir, own)
     evaluations: dict[str, Evaluation | None] = {}
-    with Progress(len(members), 0, "member") as progress:
-        for done, member in enumerate(members, 1):
-            folder = sweep.member_folder(workdir, member)
+    folders = [sweep.member_folder(workdir, member) for member in members]
+    with lock.held("evaluate", workdir, *folders), Progress(len(members), 0, "member") as progress:
+        for done, (member, folder) in enumerate(zip(members, folders, strict=True), 1):
             if sealed_folder.exists(folder / layout.DETECTOR):
                 scorer = _at_rate(scoring_scorer.load(folder), false_positive_rate)
                 evaluations[member.name] = evaluate_run(folder, scorer, resolution.resolve(scorer.config, own))
@@ -225,8 +226,7 @@ def evaluate_run(
     values |= pixel_metrics.figures(scorer, images, paths, labels)
     values |= _baseline_metrics(workdir, this, scorer, judged, images, own)
     if names is not None:
-        valid = np.isfinite(judged.scores)
-        seed = this.config.seed
+        valid, seed = np.isfinite(judged.scores), this.config.seed
         values["groups"] = group_metrics.figures(scorer, judged.scores[valid], labels[valid], names[valid], seed)
         judged = scoring_groups.judge_by(scorer, judged, names)
     records = list(history.read(workdir / layout.HISTORY))

@@ -56,6 +56,7 @@ def test_every_writer_is_refused_at_once_with_who_holds_it(trained, holder, tmp_
     child = holder(folder)
     words = (
         ["train", data, "--workdir", str(folder)],
+        ["evaluate", "--workdir", str(folder)],
         ["recalibrate", "--workdir", str(folder), "--quantile", "0.9"],
         ["recalibrate", "--workdir", str(folder / "detector"), "--quantile", "0.9"],
         ["update", "--workdir", data, "--data", data, "--out", str(folder)],
