@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import show
 
 # Seconds without a heartbeat after which the other processes end.
 _HEARTBEAT_S = 30
@@ -61,11 +62,10 @@ def initialize(address: str = "", processes: int = 0, index: int = -1, wait_s: i
 
     def give_up() -> None:
         which = f"the {processes} processes at {address}" if address else "the processes of this job"
-        print(
+        show(
             f"ganomaly: not all of {which} connected within {wait_s} s: check that process 0 is running, that its port "
             "is open, and that every process was started with the same address and number of processes",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
         _dismiss_watcher()
         os._exit(UserError.exit_code)
