@@ -105,7 +105,7 @@ def test_a_fourth_modality_is_one_class(spectra, tmp_path):
     assert scorer.input_shape == (BINS,) and "calibration spectra" in scorer.calibration.source
     found = gj.evaluate(tmp_path, arrays=data)
     assert found.metrics["auroc"] > 0.8 and found.metrics["items"] == "spectra"
-    assert json.loads((tmp_path / "metrics.json").read_text())["n_anomalous"] == 30
+    assert json.loads((found.folder / "metrics.json").read_text())["n_anomalous"] == 30
     assert found.page is not None and "spectra" in found.page.read_text()
     assert "spectra" not in modalities.named("images").words(config.Data()).items
 

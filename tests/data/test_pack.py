@@ -110,7 +110,8 @@ def test_the_command_names_what_it_leaves_out(tmp_path, capsys):
     assert len(found.images) == 6 and found.problems[0][0].endswith("002.png")
     assert np.bincount(found.labels).tolist() == [4, 2]
     (images / "good" / "002.png").unlink()
-    assert main.main(["pack", str(images), str(out), "--config.data.height=16", "--config.data.width=16"]) == 0
+    again = ["pack", str(images), str(out), "--overwrite", "--config.data.height=16", "--config.data.width=16"]
+    assert main.main(again) == 0
     assert not sources.load(small(out)).problems
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", out.name, out.name + ".json"]
 
