@@ -11,6 +11,9 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.printable import printable
 from ganomaly_jax.runs import layout
 
+# Bytes of a name at most, with room for an ending below the 255 that file systems take.
+_MOST = 200
+
 
 def name_of(sources: Sequence[str | os.PathLike[str]]) -> str:
     """Returns a name for the results of some data: that of the folder or file, or of the folder of several files."""
@@ -20,7 +23,8 @@ def name_of(sources: Sequence[str | os.PathLike[str]]) -> str:
     full = [os.path.abspath(text) for text in texts]
     common = full[0] if len(full) == 1 else os.path.commonpath(full)
     path = Path(common)
-    return (path.name if path.is_dir() else path.stem) or "root"
+    name = (path.name if path.is_dir() else path.stem) or "root"
+    return os.fsdecode(os.fsencode(name)[:_MOST])
 
 
 def predictions_file(workdir: str | os.PathLike[str], sources: Sequence[str | os.PathLike[str]]) -> Path:

@@ -26,6 +26,7 @@ def test_results_are_named_after_their_data(tmp_path, monkeypatch):
     assert outputs.name_of(["line.1/a.png", "day.csv"]) == tmp_path.name
     assert outputs.name_of(["."]) == tmp_path.name
     assert outputs.name_of(["/"]) == "root"
+    assert outputs.name_of(["x" * 255]) == "x" * 200
 
 
 def test_what_exists_is_refused_unless_asked(tmp_path):
