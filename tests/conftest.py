@@ -4,6 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ if jax.__version_info__ < (0, 11):  # An unknown flag would end the process.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="ganomaly-tests-"))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+# The same examples every time, few of them, and no time limit on a machine that is busy.
+hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    max_examples=25,
+    deadline=None,
+    database=None,
+    suppress_health_check=[*hypothesis.HealthCheck],
+)
+hypothesis.settings.load_profile("suite")
 
 from tests.support import TINY, blobs, tiny_config  # noqa: E402, I001
 

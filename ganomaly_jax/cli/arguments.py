@@ -12,7 +12,6 @@ from ganomaly_jax.cli import config_listing
 from ganomaly_jax.core import config_values, presets
 from ganomaly_jax.core.config import Config
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import show
 
 Overrides = Sequence[tuple[str, str]]
 """(key, value) of each `--config.KEY=VALUE`, in order."""
@@ -36,7 +35,7 @@ class _HelpConfig(argparse.Action):
     """Prints what `ganomaly config` prints, and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        show("\n".join(config_listing.everything()))
+        print("\n".join(config_listing.everything()))
         parser.exit()
 
 

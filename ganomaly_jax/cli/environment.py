@@ -6,8 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-from ganomaly_jax.core.printable import show
-
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -21,7 +19,7 @@ def restart_with_huge_pages() -> None:
     """
     if "GLIBC_TUNABLES" in os.environ or not _offers_huge_pages():
         return
-    show(f"memory in huge pages: GLIBC_TUNABLES={_HUGE_PAGES} (--no-huge-pages leaves it out)", sys.stderr)
+    print(f"memory in huge pages: GLIBC_TUNABLES={_HUGE_PAGES} (--no-huge-pages leaves it out)", file=sys.stderr)
     sys.stderr.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": _HUGE_PAGES})
 

@@ -58,10 +58,10 @@ def command() -> int:
             traceback.print_exc()
         else:
             why = printable(" ".join(str(error).split()) or type(error).__name__)
-            show(
+            print(
                 f"ganomaly: out of memory ({why}); what has been saved is intact. Raise the limit (`ulimit -v`, a "
                 "cgroup), or take a smaller --config.train.batch_size or fewer items at a time",
-                sys.stderr,
+                file=sys.stderr,
             )
             sys.stdout.flush()
             sys.stderr.flush()

@@ -9,7 +9,6 @@ from typing import Any
 from ganomaly_jax.cli import arguments
 from ganomaly_jax.core import exit_codes
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import show
 
 _MAX_BODY_MIB, _MAX_S = 1024, 3600
 _EVERYWHERE = ("", "0.0.0.0", "::")
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
         return http_app.application(scorer, limits, started, access, args.fixed_batch, args.access_log)
 
     def ready(address: str) -> None:
-        show(f"{args.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once")
+        print(f"{args.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once", flush=True)
         if token is None and args.host not in http_gate.LOOPBACK:
             http_log.say("no --token-file: whoever reaches this address may use the detector")
 

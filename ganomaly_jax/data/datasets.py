@@ -265,6 +265,8 @@ def _labels(labels: Any, classes: Sequence[str] | None, n: int, name: str) -> tu
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iuUS":
         raise UserError(f"{name}: labels of type {labels.dtype}: expected integers or words")
+    if classes is not None and np.ndim(classes) != 1:
+        raise UserError(f"{name}: class names of shape {np.shape(classes)}: expected a list of names")
     if labels.dtype.kind in "iu" and classes is not None:
         if labels.min() < 0 or labels.max() >= len(classes):
             raise UserError(f"{name}: labels {labels.min()} to {labels.max()} for {len(classes)} class names")

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ganomaly_jax.core.printable import printable, show
-
 # Seconds in which a failure that repeats is written once: who can cause one over and over could fill the disk.
 _EVERY_S = 10.0
 _MOST_CHARACTERS = 500
@@ -18,7 +16,7 @@ _said: dict[object, tuple[float, int]] = {}
 
 def say(line: str) -> None:
     """Writes a line to standard error."""
-    show(f"ganomaly: {printable(line, _MOST_CHARACTERS)}", sys.stderr)
+    print(f"ganomaly: {line[:_MOST_CHARACTERS]}", file=sys.stderr, flush=True)
 
 
 def seldom(kind: object, line: str) -> None:

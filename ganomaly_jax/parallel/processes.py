@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import show
 
 # Seconds without a heartbeat after which the other processes end.
 _HEARTBEAT_S = 30
@@ -62,10 +61,11 @@ def initialize(address: str = "", processes: int = 0, index: int = -1, wait_s: i
 
     def give_up() -> None:
         which = f"the {processes} processes at {address}" if address else "the processes of this job"
-        show(
+        print(
             f"ganomaly: not all of {which} connected within {wait_s} s: check that process 0 is running, that its port "
             "is open, and that every process was started with the same address and number of processes",
-            sys.stderr,
+            file=sys.stderr,
+            flush=True,
         )
         _dismiss_watcher()
         os._exit(UserError.exit_code)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ganomaly_jax.core import sealed_folder, strict_json
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import printable, show
+from ganomaly_jax.core.printable import printable
 from ganomaly_jax.runs import layout
 
 NAME = ".ganomaly-lock"
@@ -113,10 +113,10 @@ def _locked(path: Path, folder: Path) -> int:
             ) from None
         except OSError as error:
             if error.errno in _NO_LOCKS:
-                show(
+                print(
                     f"note: the file system of {folder} has no locks, so nothing stops a second process from writing "
                     "to it",
-                    sys.stderr,
+                    file=sys.stderr,
                 )
                 return descriptor
             _close(descriptor)

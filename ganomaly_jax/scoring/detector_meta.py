@@ -17,16 +17,6 @@ from ganomaly_jax.scoring.calibration import Calibration
 FORMAT = 1
 _REQUIRED = frozenset({"format", "config", "dtype", "low", "high", "calibration", "residual_max", "provenance"})
 _OPTIONAL = frozenset({"map_threshold", "columns"})
-_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
-# The types of values, as messages name them.
-_TYPES: dict[type, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +65,7 @@ def config_of(values: Any) -> Config:
     for path, value in config_values.flatten(stored).items():
         expected = type(defaults.get(path, value))
         if type(value) is not expected and not (expected is float and type(value) is int):
-            raise UserError(f"{path} is {value!r:.50}, expected {_TYPES[expected]}")
+            raise UserError(f"{path} is {value!r:.50}, expected a {expected.__name__}")
     return config_values.from_dict(stored)
 
 
@@ -112,6 +102,9 @@ def from_dict(values: Any) -> Meta:
         _of_type(values["provenance"], dict, "provenance"),
         tuple(_of_type(name, str, "a name in columns") for name in names),
     )
+
+
+_DTYPES = ("uint8", "uint16", "float16", "float32", "float64")
 
 
 def _calibration(stored: dict[str, Any]) -> Calibration:
@@ -172,7 +165,7 @@ def _number(value: Any, name: str) -> float:
 def _of_type(value: Any, kind: type, name: str) -> Any:
     """Returns a value of the type."""
     if type(value) is not kind:
-        raise UserError(f"{name} is {value!r:.50}, expected {_TYPES[kind]}")
+        raise UserError(f"{name} is {value!r:.50}, expected a {kind.__name__}")
     return value
 
 

@@ -18,7 +18,6 @@ from ganomaly_jax.streaming import (
     run_length,
     sensor_checks,
     watch,
-    watch_state,
 )
 from ganomaly_jax.streaming.watch import Line
 
@@ -63,31 +62,6 @@ def said(state, *rows):
 
 def scores(outputs):
     return {one.row: one.verdict["score"] for one in outputs if one.verdict}
-
-
-# Dialects and times
-
-
-def test_a_detector_of_a_plant_reads_the_stream_of_that_plant_with_its_times():
-    scorer = scorer_of()
-    scorer.config.data.csv = "semicolon,decimal-comma,thousands-point"
-    lines = ["a;Zeit;b", "1,5;12.05.2024 10:30;11", "2;12.05.2024 10:31;1.234", "x;12.05.2024 10:32;11"]
-    state = started(scorer)
-    found = watch.process(state, [Line(line.encode("utf-8")) for line in lines[:2]])
-    # As after a restart.
-    again = started(scorer)
-    watch_state.resume(again, json.loads(json.dumps(watch_state.to_dict(state), allow_nan=False)))
-    assert again.format.dialect == state.format.dialect and again.format.dialect.decimal == ","
-    found += watch.process(again, [Line(line.encode("utf-8")) for line in lines[2:]])
-    verdicts = [one.verdict for one in found if one.verdict]
-    assert [one["score"] for one in verdicts] == [12.5, 1236, None]
-    assert [one["time"] for one in verdicts] == [f"2024-05-12T10:{m}:00" for m in (30, 31, 32)]
-    alarm = next(event for one in found for event in one.events if event["event"] == "alarm")
-    unreadable = next(event for one in found for event in one.events if event["event"] == "value_unreadable")
-    assert (alarm["row"], alarm["time"]) == (2, "2024-05-12T10:31:00")
-    assert (unreadable["sensor"], unreadable["value"], unreadable["time"]) == ("a", "x", "2024-05-12T10:32:00")
-    (one,) = [one for one in said(started(scorer_of()), (1, 11)) if one.verdict]
-    assert "time" not in one.verdict
 
 
 # Windows

@@ -10,6 +10,7 @@ import gzip
 import math
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,16 +52,39 @@ def regular_file(path: Path) -> Path:
 
 
 def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
-    """Reads the array of an npy file, or the arrays of an npz file by name.
+    """Reads the array of an npy file, or the arrays of an npz file by name; other members are left out.
 
     Args:
       path: Path of the file.
       mapped: Whether to map an npy file into memory instead of reading it.
 
     Raises:
-      UserError: The path is not a regular file.
-      OSError, ValueError, zipfile.BadZipFile: The file cannot be read.
+      UserError: The path is not a regular file, or the file is damaged.
+      OSError: The file cannot be read.
     """
+    try:
+        found = _read(path, mapped)
+        held = found if isinstance(found, dict) else {"": found}
+        if not all(_is_text(array) for array in held.values()):
+            raise UserError(f"{shown(path)} is damaged: it holds numbers that are no characters as text")
+        return found
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # zipfile and NumPy raise almost anything for damaged files
+        detail = printable(" ".join(str(part) for part in error.args[:1])) or type(error).__name__
+        raise UserError(f"{shown(path)} cannot be read: {detail}") from None
+
+
+def _is_text(array: np.ndarray) -> bool:
+    """Returns whether an array is of numbers, or of words that Python can hold."""
+    if array.dtype.kind != "U" or not array.size:
+        return True
+    codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+    return int(codes.max()) <= sys.maxunicode
+
+
+def _read(path: Path, mapped: bool) -> np.ndarray | dict[str, Any]:
+    """Reads as `read`, but raises whatever NumPy and zipfile raise."""
     with open(regular_file(path), "rb") as file:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
             file.seek(0)
@@ -74,7 +98,8 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
             _refuse_too_large(path, _declared_members(members, path), False)
         file.seek(0)
         loaded = np.load(file, allow_pickle=False)
-        return {key: loaded[key] for key in loaded.files}
+        held = {key: loaded[key] for key in loaded.files}
+        return {key: array for key, array in held.items() if isinstance(array, np.ndarray)}
 
 
 def _declared_members(members: zipfile.ZipFile, path: Path) -> int:

@@ -180,7 +180,7 @@ def from_npz(held: dict[str, np.ndarray], settings: config.Data, name: str) -> D
     Raises:
       UserError: The names, shapes, types, labels or columns cannot be used.
     """
-    columns = tuple(map(str, held.get("columns", ())))
+    columns = tuple(map(str, np.atleast_1d(held.get("columns", ()))))
     if "rows" in held:
         return from_rows(held["rows"], held.get("labels"), columns, held.get("segments"), None, settings, name)
     if "x_train" not in held:
