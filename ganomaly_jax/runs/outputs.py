@@ -71,5 +71,5 @@ def refuse_existing(paths: Sequence[str | os.PathLike[str]], overwrite: bool, el
 def _open_folder(workdir: str | os.PathLike[str]) -> Path:
     """Returns the run's folder, or raises a UserError if it is a detector folder."""
     if (Path(workdir) / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{workdir} is a detector folder, which is sealed: name another place by --out")
+        raise UserError(f"{workdir} is a detector folder, which is sealed: expected --out, another place")
     return Path(workdir)
