@@ -204,7 +204,10 @@ def test_live_exported_and_hand_made_scores_are_the_same(trained, tmp_path):
     bands = np.asarray(spectrogram.function(made)(waves))
     low, high = np.array(scorer.low)[:, None], np.array(scorer.high)[:, None]
     patches = np.clip(2 * (bands - low) / (high - low) - 1, -1, 1)[..., None].astype(np.float32)
-    np.testing.assert_allclose(sound.of_patches(scorer)(patches), live, rtol=1e-4)
+    made = sound.of_patches(scorer)
+    np.testing.assert_allclose(made(patches), live, rtol=1e-4)
+    data = made.config.data
+    assert (data.kind, data.low, data.high, made.low, made.high) == ("images", -1, 1, -1, 1)
 
 
 def test_a_loaded_detector_is_the_same_and_takes_integers(trained):
