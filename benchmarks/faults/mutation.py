@@ -141,8 +141,11 @@ def sources_of(root: Path) -> dict[str, str]:
 
 
 def record(trees: list[Path], kept: Path, log: Log) -> dict[str, Any]:
-    """Returns what each test file reaches, from a recording if there is one; each file in a process of its own."""
-    recorded: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {}
+    """Returns what each test file reaches, from a whole recording if there is one; each in a process of its own."""
+    whole, unfinished = kept.with_suffix(".json"), kept.with_suffix(".part")
+    if whole.exists():
+        return dict(json.loads(whole.read_text()))
+    recorded: dict[str, Any] = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     files = sorted(path.relative_to(trees[0]).as_posix() for path in (trees[0] / "tests").glob("*/**/test_*.py"))
     left = [name for name in files if name not in recorded and not any(part in name for part in _WITHOUT)]
 
@@ -158,7 +161,8 @@ def record(trees: list[Path], kept: Path, log: Log) -> dict[str, Any]:
     for name, found, seconds in forks.each(map(job, left), trees):
         recorded[name] = found if isinstance(found, dict) else {"tests": {}, "fixtures": {}}
         log(f"{name}: {len(recorded[name]['tests'])} tests in {seconds:.0f} s")
-        kept.write_text(json.dumps(recorded))
+        unfinished.write_text(json.dumps(recorded))
+    unfinished.rename(whole)
     return recorded
 
 

@@ -16,7 +16,7 @@ from ganomaly_jax.core import progress
 from ganomaly_jax.core.errors import DamagedError, UserError
 from ganomaly_jax.data.images import files as image_files
 from ganomaly_jax.data.images import preprocess
-from ganomaly_jax.scoring import inference
+from ganomaly_jax.scoring import inference, sensors
 from ganomaly_jax.scoring import scorer as scoring_scorer
 
 
@@ -244,6 +244,11 @@ def test_other_sizes_are_resized_to_one_score_each(trained, monkeypatch):
     np.testing.assert_array_equal(scoring_scorer(large), expected)
     np.testing.assert_array_equal(scoring_scorer(large[:1]), scoring_scorer(small[:1]))
     assert_scores_close(scoring_scorer, small[:1], scoring_scorer(large[:1]), expected[:1])
+
+
+def test_pixels_have_no_sensors(trained):
+    with pytest.raises(UserError, match="which have no sensors"):
+        sensors.contributions(trained[1], blobs(3, 1))
 
 
 def test_no_images_have_no_maps(trained):

@@ -157,6 +157,12 @@ def test_what_cannot_be_is_refused(settings, scores, words):
         drift.start(settings, scores)
 
 
+@pytest.mark.parametrize("latents", [np.zeros((49, 3)), np.zeros(60), np.full((60, 3), np.nan), np.zeros((60, 3, 1))])
+def test_latents_that_cannot_be_are_refused(latents):
+    with pytest.raises(UserError, match="calibration latents of shape"):
+        drift.start(drift.Settings(ks=0, cusum=0), np.arange(100.0), latents)
+
+
 @pytest.mark.parametrize(
     "change", [{"seen": -1}, {"window": None}, {"limits": {"ks": 1.0}}, {"more": 1}, {"reference": []}]
 )

@@ -127,6 +127,18 @@ def test_a_state_is_used_by_one_monitor_at_a_time(tmp_path):
         assert held == {"format": saved_state.FORMAT, "watch": 3}
 
 
+def test_outputs_that_cannot_be_written_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--out .* cannot be written: "), monitor._output(str(tmp_path)):
+        pass
+    with monitor._output(str(tmp_path / "out.jsonl")) as file:
+        file.write("1\n")
+    with monitor._output(str(tmp_path / "out.jsonl")) as file:
+        file.write("2\n")
+    assert file.closed and (tmp_path / "out.jsonl").read_text() == "1\n2\n"
+    with monitor._output("") as file:
+        assert file is sys.stdout
+
+
 def test_output_beyond_the_last_save_is_cut_after_its_last_verdict(tmp_path):
     path = tmp_path / "out.jsonl"
     saved, kept = '{"row": 3, "verdict": "normal"}\n', '{"event": "x", "row": 4}\n{"row": 4, "verdict": "normal"}\n'

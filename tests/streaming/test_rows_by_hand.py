@@ -12,7 +12,9 @@ from ganomaly_jax.streaming import (
     alarms,
     compiled_step,
     drift,
+    inputs,
     modalities,
+    options,
     reference,
     row_parser,
     run_length,
@@ -175,6 +177,63 @@ def test_ranges_without_data_follow_from_the_scaling():
     assert found.runs.tolist() == [0, 0]
     images = SimpleNamespace(low=0, high=255, feature_names=())
     assert len(reference._ranges_from_scaling(images).low) == 0
+
+
+@pytest.fixture
+def found_items(monkeypatch):
+    """Makes `reference.learn` find these items; the score of an item is its first value."""
+
+    def set_to(items, has_latent=True):
+        made = SimpleNamespace(**vars(scorer_of()), detector=SimpleNamespace(has_latent=has_latent))
+        called = type("Called", (SimpleNamespace,), {"__call__": lambda self, x: np.asarray(x)[:, 0]})(**vars(made))
+        monkeypatch.setattr(reference, "_items_of_source", lambda *_: ((items, items), 1))
+        monkeypatch.setattr(reference, "_latents", lambda scorer, items: np.asarray(items) + 1)
+        return called
+
+    return set_to
+
+
+def test_what_is_learned_of_normal_data(found_items):
+    x = np.stack([np.arange(60.0), np.arange(60.0) + 10], axis=1)
+    x[7, 0] = np.nan
+    found = reference.learn(found_items(x), None, "normal.csv")
+    assert found.notes == () and found.scores.tolist() == np.delete(np.arange(60.0), 7).tolist()
+    np.testing.assert_array_equal(found.latents, x + 1)
+    for items, latent, words in ((x, False, "tiled images"), (x[: drift.MIN_SCORES - 1], True, "49 calibration items")):
+        found = reference.learn(found_items(items, latent), None, "normal.csv")
+        assert found.latents is None and len(found.scores) == len(items) - 1 and words in found.notes[0]
+    assert reference.learn(found_items(x[10 : 10 + drift.MIN_SCORES]), None, "normal.csv").latents is not None
+
+
+def test_normal_data_without_a_normal_item_are_refused(monkeypatch):
+    dataset = SimpleNamespace(classes=("good", "bad"), labels=np.array([1, 1, 0]), images=np.arange(3))
+    made = SimpleNamespace(**vars(scorer_of()), reading=lambda source: SimpleNamespace(abnormal="bad"))
+    monkeypatch.setattr(reference.sources, "read", lambda settings: dataset)
+    monkeypatch.setattr(reference.splits, "normal_classes", lambda dataset, abnormal: {"good"} - {abnormal})
+    (first, second), every = reference._items_of_source(made, "x.csv")
+    assert list(first) == list(second) == [2] and every == 1
+    dataset.labels = np.array([1, 1, 1])
+    with pytest.raises(UserError, match=r"--normals x\.csv: no normal items"):
+        reference._items_of_source(made, "x.csv")
+
+
+def test_defaults_change_nothing():
+    scorer = scorer_of()
+    plain = watch.Settings(scorer, step, NORMAL, sensor_checks.Settings())
+    assert (plain.top, plain.drift_step) == (3, 0) and options.Options("-").drift_step == 0
+    assert sensor_checks.Settings() == sensor_checks.Settings(5, 30) and alarms.State() == alarms.State(
+        3, 5, 60, (), 0, 0
+    )
+    assert [made.is_replayable for made in (inputs.Pipe, inputs.File, inputs.Folder)] == [False, True, True]
+
+
+def test_units_are_the_ratios_that_they_say():
+    told = sensor_checks.explain_out_of_range
+    base = np.array([10.0, 12, 11, 14])
+    for factor in (1000, 1 / 1000, 60, 1 / 60, 3.6, 1 / 3.6, 100, 1 / 100):
+        event, more = told(base * factor, 10.0, 10.0, 20.0)
+        assert event == "sensor_unit" and more["factor"] == pytest.approx(factor, rel=1e-9)
+        assert f"{factor:.0f}" in more["words"] or "1/" in more["words"] or factor < 1 or factor == 3.6
 
 
 def test_ranges_of_items_leave_out_what_is_missing_and_widen_what_never_changed():
