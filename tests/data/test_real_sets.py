@@ -78,8 +78,8 @@ def test_elpv(tmp_path, monkeypatch):
 
 def test_elpv_as_installed(monkeypatch):
     pytest.importorskip("elpv_dataset")
-    monkeypatch.setattr(sources, "_from_files", lambda items, *_: items)
-    items = image_sources._elpv("elpv", config.Data(), False)
+    monkeypatch.setattr(image_sources, "from_files", lambda items, *_: items)
+    items = image_sources._elpv("elpv", config.Data(), False, False)
     counts = [sum(name == wanted for _, name, _ in items) for wanted in ("0", "1/3", "2/3", "1")]
     assert counts == [1508, 295, 106, 715] and all(path.exists() for path, _, _ in items)
 
