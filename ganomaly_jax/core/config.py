@@ -17,10 +17,7 @@ from ganomaly_jax.core.section import section
 
 @section("data.sound")
 class Sound:
-    """How recordings are cut into windows, and windows become spectrograms.
-
-    A spectrogram has `data.height` frequency bands and `data.width` frames.
-    """
+    """How windows of recordings become spectrograms of `data.height` frequency bands and `data.width` frames."""
 
     rate: int = 0
     """Sampling rate in Hz that recordings are resampled to; 0: their own, the lowest if there are several.
@@ -79,17 +76,12 @@ class Data:
     stride: int = 1
     """Rows from the start of one window to the next."""
     columns: str = ""
-    """Names of the sensors, separated by commas; empty: all numeric columns.
+    """Names of the sensors, quoted as in a CSV file; empty: all numeric columns.
 
-    Names are quoted as in a CSV file. With `-` before each name: all columns but these. For arrays: the names of their
-    columns.
+    With `-` before each name: all columns but these. For arrays: the names of their columns.
     """
     csv: str = "auto"
-    """How CSV files are written, where they do not tell by themselves: `semicolon,decimal-comma`; `auto`: not known.
-
-    At most one of `comma`, `semicolon`, `tab`, `pipe` for what separates columns, one of `decimal-point`,
-    `decimal-comma`, and any of `thousands-comma`, `thousands-point`, `thousands-space`, `thousands-apostrophe`.
-    """
+    """How tables are written where they do not tell, as in docs/rows.md: `semicolon,decimal-comma`; `auto`: unknown."""
     missing: str = "refuse"
     """Treatment of missing sensor values: `refuse`, `last` or `mask`.
 
