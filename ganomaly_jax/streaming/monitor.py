@@ -225,24 +225,26 @@ def _resume(
 ) -> tuple[str, int, summary.Summary, list[streaming_watch.Line], int]:
     """Returns (id of the stream, its events, its summary, lines to process first, last row in the output)."""
     if not saved:
-        return secrets.token_hex(4), 0, summary.Summary(), [], 0
+        return secrets.token_hex(4), 0, summary.Summary(), [], -1
     with saved_state.usable(options.state):
         stream, events, written, so_far, first = saved_state.restore(watch, source, saved)
-    printed = _last_row(Path(options.out), written) if options.out else 0
-    if printed and not source.is_replayable:
+    printed = _last_row(Path(options.out), written) if options.out else -1
+    if printed > 0 and not source.is_replayable:
         # Rows from a pipe cannot be read again: they are missing in the windows, but counted.
-        watch.row, printed = max(watch.row, printed), 0
+        watch.row, printed = max(watch.row, printed), -1
     return stream, events, so_far, first, printed
 
 
 def _last_row(path: Path, written: int) -> int:
-    """Returns the row of the last verdict in the output beyond `written` bytes, 0 for none, and truncates what follows.
+    """Returns the row of the last verdict in the output beyond `written` bytes, and truncates what follows.
+
+    Without a verdict it is -1: what a header reports has the row 0.
 
     A kill may have left an incomplete line, or events of a row without its verdict: those rows are processed again.
     """
     if not path.exists() or path.stat().st_size <= written:
-        return 0
-    row = 0
+        return -1
+    row = -1
     with path.open("r+b") as file:
         file.seek(written)
         keep = written

@@ -546,6 +546,14 @@ def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):
     assert f"1 events in {queue} wait for {sink}, which is no --sink" in capsys.readouterr().err
 
 
+def test_a_sensor_that_the_header_lacks_is_reported_to_the_output_and_the_sinks(windowed, tmp_path, capsys):
+    source, sink = write(tmp_path / "rows.csv", plant(10, 3)[:, 1:], COLUMNS[1:]), tmp_path / "events.jsonl"
+    assert monitored(windowed[0], source, "--sink", str(sink), "--spool", str(tmp_path / "spool")) == 3
+    for lines in (capsys.readouterr().out.splitlines(), sink.read_text().splitlines()):
+        (event,) = [one for one in map(json.loads, lines) if "event" in one]
+        assert (event["event"], event["sensor"], event["row"]) == ("column_missing", "pressure", 0)
+
+
 # Views
 
 
