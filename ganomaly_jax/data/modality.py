@@ -160,9 +160,6 @@ class Modality(Protocol):
     def describe(self, dataset: Dataset) -> str:
         """Returns size, type and range of the items in a few words."""
 
-    def size(self, dataset: Dataset) -> str:
-        """Returns the size of an item in words."""
-
     # A mixture of data sets, which an update trains on.
 
     def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:

@@ -88,8 +88,7 @@ def check(settings: Config, scorer: Scorer | None = None, progress: bool = False
         if normal is not None:
             training_findings.scores(scorer, dataset, looked, normal, settings.data.source, findings)
     findings.sort(key=lambda finding: training_findings.WEIGHTS.index(finding.weight))
-    span = "fitted on the normal training items" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
-    kind = f"all become {modality.size(dataset)} of {dataset.images.dtype}, range {span}"
+    kind = f"all become {modality.describe(dataset)}"
     return Check(_table(dataset, looked, normal, headers), kind, findings, datasets.content_hash(dataset))
 
 

@@ -99,13 +99,9 @@ class Sound:
         )
 
     def describe(self, dataset: Dataset) -> str:
-        size = " x ".join(map(str, dataset.images.shape[1:]))
-        return f"{size} samples a window; each band scaled by the normal training windows"
-
-    def size(self, dataset: Dataset) -> str:
-        settings = layout.of(dataset).settings
-        size = " x ".join(map(str, dataset.images.shape[1:]))
-        return f"{size} samples, {settings.height} bands x {settings.width} frames"
+        settings, [samples] = layout.of(dataset).settings, dataset.images.shape[1:]
+        bands = f"{settings.height} bands x {settings.width} frames"
+        return f"{samples} samples a window, {bands}; each band scaled by the normal training windows"
 
     def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
         raise UserError(_NO_MIXTURE)

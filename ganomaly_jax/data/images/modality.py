@@ -140,10 +140,8 @@ class Images:
 
     def describe(self, dataset: Dataset) -> str:
         span = "fitted on normal training images" if dataset.low is None else f"{dataset.low:g} to {dataset.high:g}"
-        return f"{self.size(dataset)} pixels of {dataset.images.dtype}; range {span}"
-
-    def size(self, dataset: Dataset) -> str:
-        return " x ".join(map(str, dataset.images.shape[1:]))
+        size = " x ".join(map(str, dataset.images.shape[1:]))
+        return f"{size} pixels of {dataset.images.dtype}; range {span}"
 
     def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
         return dataset

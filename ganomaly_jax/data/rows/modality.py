@@ -97,11 +97,10 @@ class Rows:
         return found
 
     def describe(self, dataset: Dataset) -> str:
-        what = "sensors a row" if dataset.images.ndim == 2 else "(rows, sensors) a window"
-        return f"{self.size(dataset)} {what}; scaled by the normal training rows"
-
-    def size(self, dataset: Dataset) -> str:
-        return " x ".join(map(str, dataset.images.shape[1:]))
+        *rows, sensors = dataset.images.shape[1:]
+        named = f"{sensors} sensor{'s' if sensors > 1 else ''}"
+        size = f"{rows[0]} rows of {named} a window" if rows else f"{named} a row"
+        return f"{size}; scaled by the normal training rows"
 
     def as_part(self, dataset: Dataset, settings: config.Data, scaling: Scaling | None) -> Dataset:
         """Returns the data set with missing values replaced by the centre of the detector's scaling, if masked."""
