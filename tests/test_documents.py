@@ -48,7 +48,6 @@ def anchors(path):
 def commands(path):
     """Yields (words behind `ganomaly`, whether it is a whole command rather than inline code) of a page."""
     code = "\n".join(block for _, block in CODE.findall(text(path)))
-    code += "\n".join(re.findall(r"^    .*$", prose(path), re.MULTILINE))
     for line in code.replace("\\\n", " ").splitlines():
         for found in re.findall(r"(?:^|[\s/\"])ganomaly ((?:[a-z]|--).*)", line.partition("  #")[0]):
             found = re.split(r"\s(?:&&|\|)\s", found)[0]

@@ -3,14 +3,11 @@
 import csv  # noqa: I001
 import json
 import os
-import re
-import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -20,7 +17,6 @@ import pytest
 from PIL import Image
 from tests.support import blobs
 
-from ganomaly_jax.cli import arguments, main
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data import pack
@@ -324,34 +320,3 @@ def test_one_process_agrees_with_itself():
     assert processes.local_range(7) == range(7)
     with pytest.raises(KeyError):
         processes.run_on_primary(lambda: {}["absent"])
-
-
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "pods.md"
-
-
-def blocks():
-    """The indented and fenced pieces of docs/pods.md."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    indented = [textwrap.dedent(found) for found in re.findall(r"(?:^    .*\n|^\n(?=    ))+", text, re.MULTILINE)]
-    return indented + re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-
-
-def test_the_commands_of_the_document_are_understood():
-    """Every option is one of the command's, every key one of the configuration's."""
-    joined = [block.replace("\\\n", " ") for block in blocks()]
-    commands = [found for block in joined for found in re.findall(r"ganomaly (?:train|pack|predict) .*", block)]
-    manifest = next(block for block in joined if "kind: JobSet" in block)
-    listed = re.search(r"command: \[ganomaly, (.*?)\]\n", manifest, re.DOTALL)[1]
-    words = [word.split("#")[0].strip(' "\n') for word in re.sub(r"#.*", "", listed).split(",")]
-    told = [shlex.split(command.strip('"'), comments=True)[1:] for command in commands]
-    assert len(told) >= 7
-    for given in [*told, [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in words]]:
-        args, overrides = main.parse(given)
-        assert callable(args.run)
-        arguments.apply(config.Config(), overrides)
-
-
-def test_the_batch_file_is_one():
-    script = next(block for block in blocks() if "#SBATCH" in block).lstrip()
-    assert script.startswith("#!/bin/bash\n")
-    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
