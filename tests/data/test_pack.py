@@ -6,11 +6,14 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import chex
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from tests.support import blobs, tiny_config
 
@@ -405,3 +408,38 @@ def test_metadata_with_a_right_checksum_that_make_no_sense_are_refused(packed, t
     note.write_text(array_record.encode_metadata(said))
     with pytest.raises(DamagedError, match=f"not written by `ganomaly pack`: {'shape' if key == 'bytes' else key}"):
         sources.load(small(strange))
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    st.tuples(st.integers(1, 9), st.sampled_from([16, 32]), st.sampled_from([16, 32]), st.sampled_from([1, 3])),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+def test_what_is_packed_is_what_was_given(dtype, shape, seed, labelled):
+    """Pixels to the bit, labels, range and hash, whatever the type, the size and the number."""
+    random = np.random.default_rng(seed)
+    if dtype == np.float32:
+        images = random.integers(0, 2**32, shape, np.uint32).view(np.float32)
+        images = np.where(np.isfinite(images), images, np.float32(0))
+    else:
+        images = random.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+    held = {"images": images} | ({"labels": random.permutation(len(images)) % 2} if labelled else {})
+    if labelled:
+        held["labels"][0] = 0
+    with tempfile.TemporaryDirectory() as folder:
+        given_file, out = Path(folder, "x.npz"), Path(folder, "x.array_record")
+        np.savez(given_file, **held)
+        asked = {"height": shape[1], "width": shape[2]}
+        pack.pack(config.Data(source=str(given_file), **asked), out)
+        whole = sources.load(config.Data(source=str(given_file), **asked))
+        for stream in ("never", "always"):
+            found = sources.load(config.Data(source=str(out), stream=stream))
+            np.testing.assert_array_equal(found.images[:], images)
+            assert found.images.dtype == dtype
+            np.testing.assert_array_equal(found.labels, whole.labels)
+            assert (found.classes, found.normal, found.low, found.high) == (
+                *(whole.classes, whole.normal, whole.low, whole.high),
+            )
+            assert datasets.content_hash(found) == datasets.content_hash(whole)
