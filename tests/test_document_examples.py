@@ -98,6 +98,7 @@ def stated_in_readme(names):
     np.testing.assert_allclose(names["scores"], names["scorer"](names["images"]), rtol=1e-4)
     for name in ("scores", "p_values", "verdicts"):
         assert len(getattr(names["judged"], name)) == len(names["images"]) == 64
+    assert Path("runs/mine/predictions/NEW.csv").exists() and Path("runs/mine/maps/7.png").exists()
 
 
 def stated_in_python_api(names):
@@ -111,6 +112,13 @@ def stated_in_training(names):
     for name in documents.first_column("docs/training.md", "## What a run writes") - later:
         assert Path("runs/mine", name).exists(), name
     assert len(list(Path("runs/table/members").iterdir())) == 6  # 2 classes, 3 seeds
+
+
+def stated_in_evaluating(names):
+    for folder in ("runs/mine", "runs/mine/evaluations/LABELLED"):
+        for name in ("metrics.json", "predictions.csv", "pictures", "report.html"):
+            assert Path(folder, name).exists(), f"{folder}/{name}"
+    assert Path("runs/mine/predictions/NEW.csv").exists()
 
 
 def stated_in_export(names):
@@ -141,6 +149,7 @@ def stated_in_configuration(names):
 STATED = {
     "README.md": stated_in_readme,
     "docs/configuration.md": stated_in_configuration,
+    "docs/evaluating-and-comparing.md": stated_in_evaluating,
     "docs/export.md": stated_in_export,
     "docs/python-api.md": stated_in_python_api,
     "docs/rows.md": stated_in_rows,

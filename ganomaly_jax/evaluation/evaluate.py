@@ -282,7 +282,7 @@ def _data(workdir: Path, scorer: Scorer, source: str, arrays: Any, own: datasets
     test = np.arange(len(dataset.images)) if parts is None or not (parts == 1).any() else np.flatnonzero(parts == 1)
     labels = np.array([dataset.classes[i] not in normal for i in dataset.labels[test]], np.int64)
     none = np.array([], np.int64)
-    split = splits.Split(none, none, test, labels, f"all images of {source or 'the arrays'}")
+    split = splits.Split(none, none, test, labels, f"{len(test)} {scorer.words.items} of {source or 'the arrays'}")
     return Run(dataclasses.replace(settings, data=resolved), dataset, split, (), scorer.detector.network)
 
 
