@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -312,7 +313,8 @@ def _stream(place: Place) -> Opened:
 
 
 def _state(place: Place) -> Opened:
-    from ganomaly_jax.streaming import monitor
+    from ganomaly_jax.scoring import scorer as scoring_scorer
+    from ganomaly_jax.streaming import compiled_step, monitor
     from ganomaly_jax.streaming.options import Options
 
     source, state, out = (place.scratch / name for name in ("rows.csv", "state.json", "out.jsonl"))
@@ -320,8 +322,16 @@ def _state(place: Place) -> Opened:
     source.write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in values.tolist()))
     options = Options(str(source), once=True, out=str(out), state=str(state), poll=0.001, drift_every=1000)
 
+    scorer = scoring_scorer.load(place.rows)
+    step = compiled_step.compile_step(scorer, options.steps)
+
     def watched() -> int:
-        return monitor.monitor(str(place.rows), options, lambda line: None)
+        """Monitors the file with what does not depend on the state made once."""
+        with (
+            mock.patch.object(scoring_scorer, "load", lambda folder: scorer),
+            mock.patch.object(compiled_step, "compile_step", lambda *given: step),
+        ):
+            return monitor.monitor(str(place.rows), options, lambda line: None)
 
     def parse(data: bytes) -> Any:
         out.write_bytes(printed)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.faults import fuzz_mutators, fuzz_targets, fuzz_worker, fuzzing
 
 # Those of detectors take longer an input.
-SLOW = {"meta": 3, "state": 2, "http": 15, "export": 15}
+SLOW = {"meta": 3, "state": 8, "http": 15, "export": 15}
 EXTRAS = {"recordings": "soundfile", "packed": "array_record", "http": "prometheus_client", "export": "flatbuffers"}
 
 
