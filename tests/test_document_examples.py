@@ -87,6 +87,17 @@ def common(tmp_path_factory):
         yield folder
 
 
+def furnish(folder, world_folder, page):
+    """Links what is only read, and copies the runs that a page begins with."""
+    text = (documents.ROOT / page).read_text(encoding="utf-8")
+    for path in world_folder.iterdir():
+        if path.name != "runs":
+            (folder / path.name).symlink_to(path)
+    for path in (world_folder / "runs").iterdir():
+        if page not in WITHOUT_RUNS and f"runs/{path.name}" in text:
+            shutil.copytree(path, folder / "runs" / path.name)
+
+
 def listed(item):
     """Why an item is not executed, or None."""
     reasons = NOT_RUN.get(item.page, {})
@@ -160,10 +171,7 @@ STATED = {
 
 @pytest.mark.parametrize("page", [page for page in documents.pages() if not page.startswith("benchmarks")])
 def test_it_runs_as_it_stands(page, common, tmp_path, monkeypatch):
-    left_out = ("runs",) if page in WITHOUT_RUNS else ()
-    shutil.copytree(
-        common / "world", tmp_path, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*left_out)
-    )
+    furnish(tmp_path, common / "world", page)
     if page in MORE:
         MORE[page](tmp_path / "DIR")
     monkeypatch.chdir(tmp_path)
