@@ -50,6 +50,11 @@ def mutated_bytes(data: bytes, chance: random.Random) -> bytes:
     return bytes(found)
 
 
+def plain(data: bytes, chance: random.Random, change: Bytes) -> bytes:
+    """Changes bytes, whatever they are."""
+    return change(data)
+
+
 def image(data: bytes, chance: random.Random, change: Bytes) -> bytes:
     """Returns a changed image; the checksums of a PNG are right again, and sometimes its pixels are packed anew."""
     if not data.startswith(_PNG):

@@ -1,7 +1,4 @@
-"""What is fuzzed: every parser of the package as a function of bytes, with valid files and a way to change them.
-
-A parser ends in a value, or in the error of a user's mistake with a printable sentence. Anything else is a finding.
-"""
+"""What is fuzzed: every parser of the package that reads what strangers may have written."""
 
 from __future__ import annotations
 
@@ -19,68 +16,9 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.faults import fuzz_corpus, fuzz_http, fuzz_mutators
-from benchmarks.faults.fuzz_mutators import Mutator
-from ganomaly_jax.core.errors import DamagedError, UserError
-
-VALUE = "a value"
-
-
-class UnprintableError(AssertionError):
-    """A message for the user holds characters that act on a terminal."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a target works."""
-
-    scratch: Path
-    """A folder of its own, in memory if possible."""
-    images: Path
-    """The folder of a finished run on images."""
-    rows: Path
-    """The folder of a finished run on windows of sensors."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """A target that is ready."""
-
-    seeds: Sequence[bytes]
-    """Valid inputs."""
-    parse: Callable[[bytes], Any]
-    """Parses an input as the package does."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A parser."""
-
-    open: Callable[[Place], Opened]
-    mutate: Mutator
-    longest: int = 2**15
-    """Bytes of an input at most."""
-
-
-def outcome(opened: Opened, data: bytes) -> str:
-    """Returns `VALUE` or the sentence in which parsing ended; whatever else is raised goes through.
-
-    Raises:
-      UnprintableError: the sentence would act on a terminal.
-    """
-    try:
-        opened.parse(data)
-    except (UserError, DamagedError) as error:
-        said = str(error)
-        if not said or not said.replace("\n", "").isprintable():
-            raise UnprintableError(repr(said)) from error
-        return said
-    return VALUE
-
-
-def plain(data: bytes, chance: random.Random, change: fuzz_mutators.Bytes) -> bytes:
-    """Changes bytes, whatever they are."""
-    return change(data)
-
+from benchmarks.faults.fuzz_mutators import plain
+from benchmarks.faults.fuzz_target import Opened, Place, Target, written
+from ganomaly_jax.core.errors import UserError
 
 # Data
 
@@ -91,7 +29,7 @@ def _image_files(place: Place) -> Opened:
     from ganomaly_jax.data.images import decode, files
 
     def parse(data: bytes) -> Any:
-        decode.image_header(_written(place.scratch / "image", data))
+        decode.image_header(written(place.scratch / "image", data))
         for fit in ("stretch", "letterbox"):
             found = files.decode_file(io.BytesIO(data), 16, 32, fit)
             if isinstance(found, str):
@@ -109,7 +47,7 @@ def _source(name: Callable[[bytes], str], **settings: Any) -> Callable[[Place, S
         from ganomaly_jax.data import sources
 
         def parse(data: bytes) -> Any:
-            path = _written(place.scratch / name(data), data)
+            path = written(place.scratch / name(data), data)
             try:
                 found = sources.load(dataclasses.replace(config.Data(), source=str(path), **settings))
                 return found, found.images[np.arange(min(len(found.images), 4))]
@@ -180,7 +118,7 @@ def _mixture(place: Place) -> Opened:
     )
 
     def parse(data: bytes) -> Any:
-        return sources.load(config.Data(source=str(_written(place.scratch / mixture.NAME, data))))
+        return sources.load(config.Data(source=str(written(place.scratch / mixture.NAME, data))))
 
     return Opened(list(fuzz_corpus.documents(mixture.to_dict([part]))), parse)
 
@@ -216,13 +154,50 @@ def _stored_config(place: Place) -> Opened:
     from ganomaly_jax.runs import layout, run_folder
 
     def parse(data: bytes) -> Any:
-        _written(place.scratch / layout.CONFIG, data)
+        written(place.scratch / layout.CONFIG, data)
         found = run_folder.stored_config(place.scratch)
         assert found is not None
         validation.check(found)
         return found
 
     return Opened(list(fuzz_corpus.documents(config_values.to_dict(Config()))), parse)
+
+
+def _token(place: Place) -> Opened:
+    from ganomaly_jax.deploy import http_gate
+
+    path = place.scratch / "token"
+    path.touch(0o600)
+    return Opened(
+        [b"0123456789abcdef-_0123456789ABCDEF\n"], lambda data: http_gate.read_token(str(written(path, data)))
+    )
+
+
+# Runs
+
+
+def _history(place: Place) -> Opened:
+    from ganomaly_jax.runs import history, layout
+
+    content = (place.images / layout.HISTORY).read_bytes()
+    path = place.scratch / layout.HISTORY
+
+    def parse(data: bytes) -> Any:
+        found = list(history.read(written(path, data)))
+        with history.History(path, 3, 4, 2, ["contextual"]) as resumed:
+            resumed.add(np.ones((3, 1)), 1.0)
+        return found
+
+    return Opened([content], parse)
+
+
+def _predictions(place: Place) -> Opened:
+    from ganomaly_jax.evaluation import comparison
+
+    text = "path,label,score,p_value,verdict,reason\n"
+    text += "".join(f"{i}.png,{i % 2},{i / 9},0.{i + 1},normal,\n" for i in range(8))
+    first, second = (written(place.scratch / name, text.encode()) for name in ("first.csv", "second.csv"))
+    return Opened([text.encode()], lambda data: comparison.compare(first, written(second, data)))
 
 
 # Detectors
@@ -365,6 +340,9 @@ TARGETS: dict[str, Target] = {
     "mixture": Target(_mixture, fuzz_mutators.document),
     "commands": Target(_commands, plain, 2048),
     "config": Target(_stored_config, fuzz_mutators.document),
+    "token": Target(_token, plain, 512),
+    "history": Target(_history, plain, 4096),
+    "predictions": Target(_predictions, plain, 4096),
     "manifest": Target(_manifest, fuzz_mutators.document),
     "meta": Target(_meta, fuzz_mutators.document),
     "export": Target(_exported, fuzz_mutators.document),
@@ -372,9 +350,3 @@ TARGETS: dict[str, Target] = {
     "http": Target(_requests, _request, 2**15),
     "state": Target(_state, fuzz_mutators.document),
 }
-
-
-def _written(path: Path, data: bytes) -> Path:
-    """Writes a file and returns its path."""
-    path.write_bytes(data)
-    return path

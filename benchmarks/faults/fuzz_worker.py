@@ -88,14 +88,14 @@ def main() -> None:
 
         import jax
 
-        from benchmarks.faults import fuzz_mutators, fuzz_targets
+        from benchmarks.faults import fuzz_mutators, fuzz_target, fuzz_targets
 
         warnings.simplefilter("ignore")
         jax.config.update("jax_platforms", "cpu")
         target = fuzz_targets.TARGETS[given.target]
-        opened = target.open(fuzz_targets.Place(*map(Path, (given.scratch, given.images, given.rows))))
+        opened = target.open(fuzz_target.Place(*map(Path, (given.scratch, given.images, given.rows))))
         for data in opened.seeds:  # imports and compiles everything
-            fuzz_targets.outcome(opened, data)
+            fuzz_target.outcome(opened, data)
     for k, data in enumerate(opened.seeds):
         Path(given.corpus, f"seed-{k:03}").write_bytes(data)
     found, current = Found(Path(given.stats)), os.open(given.current, os.O_CREAT | os.O_RDWR)
@@ -108,8 +108,8 @@ def main() -> None:
         os.pwrite(current, data, 0)
         signal.setitimer(signal.ITIMER_PROF, given.limit)  # ends this process, whatever it is in
         try:
-            said = fuzz_targets.outcome(opened, data)
-            found.values += said == fuzz_targets.VALUE
+            said = fuzz_target.outcome(opened, data)
+            found.values += said == fuzz_target.VALUE
             if len(found.outcomes) < _OUTCOMES:
                 found.outcomes[shortened(said)] += 1
         except (Exception, SystemExit) as error:

@@ -47,14 +47,14 @@ class History:
         kept = []
         try:
             if path.exists():
-                for line in path.read_text(encoding="utf-8").splitlines():
+                for line in path.read_text("utf-8", "replace").splitlines():
                     try:
                         record = json.loads(line)
                         if record["step"] <= step:
                             kept.append(line)
                             self._checked = max(self._checked, record["step"] if "images" in record else 0)
-                    except (ValueError, KeyError, TypeError):
-                        continue  # truncated by a kill
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue  # truncated by a kill, or damaged
             atomic_files.write_text(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.faults import fuzz_mutators, fuzz_targets, fuzz_worker, fuzzing
+from benchmarks.faults import fuzz_mutators, fuzz_target, fuzz_targets, fuzz_worker, fuzzing
 
 # Those of detectors take longer an input.
 SLOW = {"meta": 3, "state": 8, "http": 15, "export": 15}
@@ -31,26 +31,26 @@ def opened(request, runs, tmp_path_factory):
     """(name, target, opened)."""
     if request.param in EXTRAS:
         pytest.importorskip(EXTRAS[request.param])
-    place = fuzz_targets.Place(tmp_path_factory.mktemp("scratch"), *(runs / name for name in fuzzing.RUNS))
+    place = fuzz_target.Place(tmp_path_factory.mktemp("scratch"), *(runs / name for name in fuzzing.RUNS))
     target = fuzz_targets.TARGETS[request.param]
     return request.param, target, target.open(place)
 
 
 def test_bytes_end_in_a_value_or_a_sentence(opened):
     name, target, parser = opened
-    assert fuzz_targets.VALUE in {fuzz_targets.outcome(parser, data) for data in parser.seeds}
+    assert fuzz_target.VALUE in {fuzz_target.outcome(parser, data) for data in parser.seeds}
 
     @settings(max_examples=SLOW.get(name, 30))
     @given(st.binary(max_size=200))
     def arbitrary(data):
-        fuzz_targets.outcome(parser, data)
+        fuzz_target.outcome(parser, data)
 
     @settings(max_examples=3 * SLOW.get(name, 30))
     @given(st.sampled_from(list(parser.seeds)), st.integers(0, 2**32))
     def changed(data, seed):
         chance = random.Random(seed)
         data = target.mutate(data, chance, lambda part: fuzz_mutators.mutated_bytes(part, chance))
-        fuzz_targets.outcome(parser, data[: target.longest])
+        fuzz_target.outcome(parser, data[: target.longest])
 
     signal.alarm(120)  # nothing may hang
     arbitrary()
@@ -60,13 +60,13 @@ def test_bytes_end_in_a_value_or_a_sentence(opened):
 
 def test_messages_that_would_act_on_a_terminal_are_findings():
     def parse(data):
-        raise fuzz_targets.DamagedError(data.decode())
+        raise fuzz_target.DamagedError(data.decode())
 
-    parser = fuzz_targets.Opened([], parse)
-    assert fuzz_targets.outcome(parser, b"two\nlines") == "two\nlines"
+    parser = fuzz_target.Opened([], parse)
+    assert fuzz_target.outcome(parser, b"two\nlines") == "two\nlines"
     for data in (b"", b"\x1b[2J"):
-        with pytest.raises(fuzz_targets.UnprintableError):
-            fuzz_targets.outcome(parser, data)
+        with pytest.raises(fuzz_target.UnprintableError):
+            fuzz_target.outcome(parser, data)
 
 
 def test_a_finding_is_known_by_its_place_and_keeps_its_input(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from ganomaly_jax.runs import history as runs_history
 from ganomaly_jax.runs.history import History
 
 
@@ -28,3 +29,12 @@ def test_a_line_of_fewer_steps_says_how_many(tmp_path):
         (20, 17.5, 6),
         (26, 23.5, 6),
     ]
+
+
+def test_a_history_with_damaged_lines_is_continued(tmp_path):
+    """What can be read stays; bytes that are no text and nesting without end are passed over."""
+    path = tmp_path / "history.jsonl"
+    held = [b'{"step": 2, "loss": 0.5}', b'{"step": 3, "lo\xff\xfess', b"[" * 100_000, b'{"step": [3]}']
+    path.write_bytes(b"\n".join([*held, b'{"step": 9, "loss": 0.1}\n']))
+    lines(path, 4, 2, every=2)
+    assert [(record["step"], record["loss"]) for record in runs_history.read(path)] == [(2, 0.5), (6, 5.5)]
