@@ -9,8 +9,10 @@ code is 1 where fewer than `--least` of the mutants are noticed.
 from __future__ import annotations
 
 import argparse
+import ast
 import collections
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -182,13 +184,20 @@ def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
     reasons = json.loads(REASONS.read_text()) if REASONS.exists() else {}
     rows = {one: _row(one, reasons) for one in drawn}
     report["mutants"] = list(rows.values())
-    before = _killers(options.earlier) if options.earlier else {}
-    jobs = list(_jobs(drawn, reach, options.budget, before))
+    before = _earlier(options.earlier) if options.earlier else {}
+    for one in drawn:
+        known = before.get(one.key, {})
+        if known.get("proof") and known["proof"] == proof(trees[0], one.module, one.mutant, known["test"]):
+            rows[one] |= {name: known[name] for name in ("outcome", "test", "said", "proof", "commit", "seconds")}
+    jobs = list(_jobs(drawn, reach, options.budget, {key: row["test"] for key, row in before.items()}))
     np.random.default_rng(0).shuffle(jobs)
     for stage in (0, 1):
         left = [job for job in jobs if job.name[0] == stage and rows[job.name[1]]["outcome"] != "killed"]
         for (_, one), found, seconds in _outcomes(left, trees, sources):
             _note(rows[one], found, seconds)
+            if rows[one]["outcome"] == "killed":
+                rows[one] |= {"proof": proof(trees[0], one.module, one.mutant, rows[one]["test"])}
+                rows[one] |= {"commit": machine["commit"]}
             log(f"{_progress(report)}: {rows[one]['outcome']} by {rows[one].get('test', '-')}: {one.key}")
             command.write(report, options.out, markdown)
     _control(rows, sources, reach, trees, log)
@@ -203,10 +212,23 @@ def _row(one: Drawn, reasons: Mapping[str, str]) -> dict[str, Any]:
     return at | change | {"outcome": "not reached", "tests": 0, "seconds": 0.0, "reason": reasons.get(one.key, "")}
 
 
-def _killers(path: str) -> dict[str, str]:
-    """Returns the test that killed a mutant in an earlier run, by its key."""
+def _earlier(path: str) -> dict[str, Any]:
+    """Returns what an earlier run says of the mutants that it killed, by their key."""
     rows = json.loads(Path(path).read_text())["mutants"]
-    return {" | ".join(row[name] for name in _KEY): row["test"] for row in rows if row["outcome"] == "killed"}
+    return {" | ".join(row[name] for name in _KEY): row for row in rows if row["outcome"] == "killed"}
+
+
+def proof(tree: Path, module: str, mutant: mutants.Mutant, test: str) -> str:
+    """Returns a hash of a mutant's function and of a test: while both are the same, it need not be killed again."""
+    path, name = tree / test.partition("::")[0], test.rpartition("::")[2].partition("[")[0]
+    if not path.is_file():
+        return ""
+    first, last = mutant.function or (1, None)
+    changed = (tree / "ganomaly_jax" / module).read_text(encoding="utf-8").splitlines()[first - 1 : last]
+    source = path.read_text(encoding="utf-8")
+    found = [part for part in ast.walk(ast.parse(source)) if getattr(part, "name", "") == name]
+    texts = ["\n".join(changed), *(ast.get_source_segment(source, part) or "" for part in found)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16] if found else ""
 
 
 def _jobs(drawn: Sequence[Drawn], reach: Reach, budget: float, before: Mapping[str, str]) -> Iterator[memory.Job]:
@@ -318,7 +340,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--least", type=float, default=0.95, help="share to be noticed (default: %(default)s)")
     parser.add_argument("--scratch", default="/tmp/mutation", help="copies, compiled programs (default: %(default)s)")
     parser.add_argument("--reach", help="a recording of which tests reach which lines (default: SCRATCH/reach.json)")
-    parser.add_argument("--earlier", help="an earlier NAME.json: the tests that killed a mutant then come first")
+    parser.add_argument("--earlier", help="an earlier NAME.json: what it killed comes first, or stays killed")
     options = parser.parse_args(argv)
     options.rooms = [room.strip() for room in options.rooms.split(",")]
     if not set(options.rooms) <= set(ROOMS):

@@ -18,6 +18,7 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.images.preprocess import to_unit
 from ganomaly_jax.evaluation import metrics
 from ganomaly_jax.model import networks
+from ganomaly_jax.model.autoencoder import DenoisingAutoencoder
 from ganomaly_jax.model.ganomaly import Ganomaly, from_config
 from ganomaly_jax.model.weights import reinitialize
 from ganomaly_jax.parallel import sharding
@@ -107,6 +108,18 @@ def test_steps_share_one_trace_and_stay_finite(tiny):
     for seed in range(3):
         state, losses = update(state, batch(16, seed))
         chex.assert_tree_all_finite((state, losses))
+
+
+@pytest.mark.parametrize("detector", [Ganomaly, DenoisingAutoencoder])
+def test_the_optimizer_is_adam_with_its_own_numbers(detector):
+    made = detector((16, 16, 1), 4, 4, learning_rate=0.1, beta1=0.6, beta2=0.8, epsilon=0.05).optimizer
+    params, gradients = jnp.zeros(1), (2.0, -1.0)
+    state, m, v = made.init(params), 0.0, 0.0
+    for i, g in enumerate(gradients, 1):
+        update, state = made.update(jnp.full(1, g), state, params)
+        m, v = 0.6 * m + 0.4 * g, 0.8 * v + 0.2 * g**2
+        step = m / (1 - 0.6**i) / (np.sqrt(v / (1 - 0.8**i)) + 0.05)
+        np.testing.assert_allclose(update, [-0.1 * step], rtol=1e-5)
 
 
 def test_widths_and_sizes_of_maps_by_hand():

@@ -76,6 +76,25 @@ def test_what_is_no_source_is_refused(tmp_path):
         inputs.open_lines(str(tmp_path / "rows.csv"), True)
 
 
+def test_the_longest_line_is_still_one(monkeypatch):
+    monkeypatch.setattr(inputs, "MAX_LINE", 4)
+    lines = inputs.LineBuffer()
+    for data in (b"abcd", b"\nabcde", b"f\ng", b"\n"):
+        lines.add(data)
+    assert [line.problem or line.text for line in lines.take()] == [b"abcd", "a line longer than 4 bytes", b"g"]
+
+
+def test_a_file_that_was_written_anew_before_its_first_read_after_a_restart(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("a\n1\n")
+    source = inputs.open_lines(str(path), False)
+    read_all(source)
+    again = inputs.open_lines(str(path), False)
+    assert again.seek(source.position()) == []
+    path.write_text("b\n2\n3\n")
+    assert read_all(again) == ["source_truncated", "b", "2", "3"]
+
+
 @pytest.fixture
 def waits(monkeypatch):
     """The seconds that a source would have slept."""
