@@ -146,10 +146,10 @@ def test_output_beyond_the_last_save_is_cut_after_its_last_verdict(tmp_path):
         path.write_text(saved + kept + rest)
         assert monitor._last_row(path, len(saved)) == 4
         assert path.read_text() == saved + kept, rest
-        assert monitor._last_row(path, len(saved + kept)) == 0
+        assert monitor._last_row(path, len(saved + kept)) == -1
     path.write_text(saved + '{"event": "y", "row": 5}\n')
-    assert monitor._last_row(path, len(saved)) == 0 and path.read_text() == saved
-    assert monitor._last_row(tmp_path / "none", 0) == 0
+    assert monitor._last_row(path, len(saved)) == -1 and path.read_text() == saved
+    assert monitor._last_row(tmp_path / "none", 0) == -1
 
 
 # Verdicts
