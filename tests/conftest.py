@@ -43,6 +43,7 @@ NUMBERS = {
     *("data/test_row_windows", "deploy/test_export", "deploy/test_http_app", "parallel/test_sharding"),
     *("model/test_autoencoder", "model/test_convolution", "model/test_corruption", "model/test_ganomaly"),
     *("model/test_parity", "model/test_relative_brightness", "runs/test_golden", "scoring/test_calibration"),
+    "scoring/test_properties",
     *("scoring/test_embedding", "scoring/test_patch_distance", "scoring/test_residual_scores", "scoring/test_scorer"),
     *("scoring/test_scores", "scoring/test_tiling", "training/test_autoencoder_runs"),
 }

@@ -189,7 +189,7 @@ def _add_words(growing: Growing, k: int, cells: Sequence[str], failed: Sequence[
     """Notes the cells of a column that are neither numbers nor missing."""
     if k not in growing.words:
         growing.words[k] = Words(growing.rows + failed[0] + 1, cells[failed[0]])
-        earlier = clock.Times(np.full(growing.rows, np.datetime64("NaT"), "datetime64[us]"))
+        earlier = clock.Times(np.full(growing.rows, np.datetime64("NaT", "us"), "datetime64[us]"))
         seen = any(np.isfinite(block[:, k]).any() for blocks in growing.numbers.values() for block in blocks)
         growing.times[k] = None if seen else [earlier]
     words = growing.words[k]
