@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 MOST = 200
@@ -52,3 +53,9 @@ def show(text: str, file: TextIO | None = None) -> None:
       file: Where to; None: standard output.
     """
     print(printable_lines(text), file=sys.stdout if file is None else file, flush=True)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Returns names for a sentence: the first `most`, and how many more there are."""
+    text = ", ".join(printable(name) or "(no name)" for name in names[:most])
+    return text + (f" and {len(names) - most} more" if len(names) > most else "")

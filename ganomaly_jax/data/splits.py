@@ -10,10 +10,13 @@ import numpy as np
 
 from ganomaly_jax.core import config, text_table
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import LONGEST, printable
+from ganomaly_jax.core.printable import LONGEST, listed, printable
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import ANOMALOUS_WORDS, CALIBRATION, NORMAL_WORDS, Dataset
 from ganomaly_jax.data.words import IMAGES, Words
+
+# Classes that a message lists: those of the usual benchmarks, and not each of a column that is no label.
+_MOST_CLASSES = 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,16 +105,16 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
     Raises:
       UserError: `abnormal` is not a class of the data set, is not given although it is needed, or no item is normal.
     """
-    listed = ", ".join(dataset.classes)
+    classes = listed(dataset.classes, _MOST_CLASSES)
     if abnormal and abnormal not in dataset.classes:
         near = difflib.get_close_matches(abnormal, dataset.classes, n=1, cutoff=0.0)
         hint = f"; the nearest is {near[0]!r}" if near else ""
-        raise UserError(f"data.abnormal={abnormal!r} is not a class of {dataset.name}, which has {listed}{hint}")
+        raise UserError(f"data.abnormal={abnormal!r} is not a class of {dataset.name}, which has {classes}{hint}")
     if abnormal:
         normal = frozenset(dataset.classes) - {abnormal}
     elif dataset.normal is None:
         raise UserError(
-            f"{dataset.name} has the classes {listed}, and which of them are anomalous is not said: "
+            f"{dataset.name} has the classes {classes}, and which of them are anomalous is not said: "
             f"--config.data.abnormal=NAME picks one, or name them with words that are understood "
             f"({', '.join(NORMAL_WORDS)}; {', '.join(ANOMALOUS_WORDS)})"
         )
@@ -119,7 +122,9 @@ def normal_classes(dataset: Dataset, abnormal: str) -> frozenset[str]:
         normal = dataset.normal
     present = [dataset.classes[label] for label in np.unique(dataset.labels)]
     if normal.isdisjoint(present):
-        raise UserError(f"{dataset.name} has no normal images, only {', '.join(present)}: training needs normal ones")
+        raise UserError(
+            f"{dataset.name} has no normal images, only {listed(present, _MOST_CLASSES)}: training needs normal ones"
+        )
     return normal
 
 

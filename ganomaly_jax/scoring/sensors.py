@@ -15,6 +15,7 @@ from jax import Array
 
 from ganomaly_jax.core import calls
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import listed
 from ganomaly_jax.data.rows import folders as row_folders
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.data.rows import tables
@@ -91,7 +92,7 @@ def judge_tables(scorer: Scorer, paths: Sequence[str | Path]) -> JudgedPaths:
 
 
 def _why(columns: Sequence[str], bad: np.ndarray) -> str:
-    return f"missing or infinite values: {tables.listed([columns[k] for k in np.flatnonzero(bad).tolist()])}"
+    return f"missing or infinite values: {listed([columns[k] for k in np.flatnonzero(bad).tolist()])}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

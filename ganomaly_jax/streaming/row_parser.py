@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import quoted
+from ganomaly_jax.core.printable import listed, quoted
 from ganomaly_jax.data.rows import clock, dialects
 from ganomaly_jax.data.rows.dialects import COMMA, MISSING, POINT, Dialect
-from ganomaly_jax.data.rows.tables import listed
 
 FORMATS = ("csv", "jsonl")
 _TIME_NAMES = (*clock.NAMES, "index")

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ganomaly_jax.data.rows import dialects, tables
+from ganomaly_jax.core.printable import listed
+from ganomaly_jax.data.rows import dialects
 from ganomaly_jax.data.rows import splits as row_splits
 from ganomaly_jax.scoring import calibration
 from ganomaly_jax.scoring.scorer import Scorer
@@ -226,9 +227,7 @@ def _invalid_reason(watch: Watch, x: np.ndarray) -> str:
     if np.isfinite(x).all():
         return ""
     bad = ~np.isfinite(x.reshape(-1, x.shape[-1])).all(0)
-    return (
-        f"missing or infinite values: {tables.listed([watch.format.sensors[k] for k in np.flatnonzero(bad).tolist()])}"
-    )
+    return f"missing or infinite values: {listed([watch.format.sensors[k] for k in np.flatnonzero(bad).tolist()])}"
 
 
 def _image(scorer: Scorer, path: bytes) -> tuple[np.ndarray | None, str]:

@@ -382,3 +382,11 @@ def test_finite_is_told_for_each_image():
 
 def test_data_needs_numpy_alone():
     assert not {name for name in vars(datasets) if name in ("jax", "jnp", "PIL", "Image")}
+
+
+def test_a_message_lists_no_more_classes_than_can_be_read():
+    many = make([f"leak {i}" for i in range(3000)])
+    for abnormal in ("", "leak"):
+        with pytest.raises(UserError, match="and 2980 more") as caught:
+            normal_classes(many, abnormal)
+        assert len(str(caught.value)) < 1000

@@ -294,3 +294,11 @@ def test_the_dialect_does_not_depend_on_the_order_of_rows_or_columns():
         for k, column in enumerate(found):
             wanted = [dialects.parsed(row[k], ",") for row in rows]
             np.testing.assert_array_equal(column.numbers, [np.nan if one is None else one[0] for one in wanted])
+
+
+def test_a_quote_that_swallows_lines_is_refused(read):
+    """Half of the rows would be gone, and the sensor left out as a column of words."""
+    for text in ("a,b\n" + '1,"2\n' * 6, 'a,b\n1,"2\n3,4\n'):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(text)
+    assert read('a,5" pipe\n1,2\n3,4\n').columns == ("a", '5" pipe')

@@ -84,7 +84,7 @@ def _read(
     with open(path, encoding=encoding, errors="replace" if encoding == "cp1252" else "strict", newline="") as file:
         separator = _separator(file, name, wanted, stated)
         file.seek(0)
-        lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
+        lines = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
         names = [one.strip() for one in next(lines, [])]
         if not names:
             raise UserError(f"{name} is empty: expected a line of names and then a line of numbers for each row")

@@ -9,6 +9,7 @@ import numpy as np
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import listed
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import Dataset
 from ganomaly_jax.data.lazy import Images, LazyImages
@@ -120,7 +121,7 @@ def scaled(dataset: Dataset, own: Split, settings: config.Config) -> tuple[Datas
         names = [name for name, still in zip(dataset.feature_names, constant, strict=True) if still]
         notes.append(
             f"note: {len(names)} of {len(dataset.feature_names)} sensors are constant in training and keep their unit: "
-            f"{tables.listed(names)}"
+            f"{listed(names)}"
         )
     size = int(np.prod(images.shape[1:]))
     if settings.model.latent_size >= size:
@@ -219,7 +220,7 @@ def _refuse_missing(dataset: Dataset, chosen: np.ndarray, settings: config.Data)
         what = "infinite" if infinite == counts.sum() else "missing or infinite"
         names = [dataset.feature_names[k] for k in np.flatnonzero(counts).tolist()]
         raise UserError(
-            f"{what} values of {tables.listed(names)} in the training or calibration rows, the first in "
+            f"{what} values of {listed(names)} in the training or calibration rows, the first in "
             f"{dataset.paths[first]}. In all of {dataset.name}: {'; '.join(dataset.notes) or 'no missing values'}. "
             "--config.data.missing=last repeats the last value, --config.data.missing=mask ignores missing values, and "
             "--config.data.columns=-NAME leaves a column out"

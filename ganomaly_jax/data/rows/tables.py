@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ganomaly_jax.core.errors import UserError
-from ganomaly_jax.core.printable import printable, quoted
+from ganomaly_jax.core.printable import listed, printable, quoted
 from ganomaly_jax.data.images.decode import shown
 from ganomaly_jax.data.rows import clock, csv_files, dialects, typed_columns
 from ganomaly_jax.data.rows.columns import INDICES, Column
@@ -209,12 +209,6 @@ def _is_other(name: str) -> bool:
 def _has_numbers(column: Column) -> bool:
     """Returns whether a column holds a number."""
     return bool((~np.isnan(column.numbers)).any())
-
-
-def listed(names: Sequence[str]) -> str:
-    """Returns names for a sentence: at most eight, and how many more there are."""
-    text = ", ".join(printable(name) or "(no name)" for name in names[:8])
-    return text + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _labels(path: str, column: Column) -> np.ndarray:

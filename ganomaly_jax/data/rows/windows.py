@@ -15,6 +15,7 @@ import numpy as np
 
 from ganomaly_jax.core import config
 from ganomaly_jax.core.errors import UserError
+from ganomaly_jax.core.printable import listed
 from ganomaly_jax.data import lazy
 from ganomaly_jax.data.datasets import NORMAL_WORDS, Dataset, normal_by_words, plain_word
 from ganomaly_jax.data.images.decode import shown
@@ -147,7 +148,7 @@ def from_rows(
         raise UserError(f"data.columns={settings.columns!r}: an array has no names to leave out")
     columns = tuple(columns) or wanted or tuple(f"sensor_{i}" for i in range(x.shape[-1]))
     if len(columns) != x.shape[-1]:
-        raise UserError(f"{name} has {x.shape[-1]} columns, got {len(columns)} names: {tables.listed(columns)}")
+        raise UserError(f"{name} has {x.shape[-1]} columns, got {len(columns)} names: {listed(columns)}")
     n = len(x)
     labels = _words(labels, n, name)
     parts = None if parts is None else _checked(parts, n, f"{name}: parts")
@@ -241,7 +242,7 @@ def made(
     here = normal if not settings.abnormal else frozenset(classes) - {settings.abnormal}
     labels = _labels(words, classes, here, offsets[at[:, 0]] + at[:, 1], offsets[at[:, 0]] + at[:, 2])
     if normal is not None and (extra := sorted(set(classes) - normal)) not in ([], ["1"]):
-        said.append(f"label {', '.join(sorted(normal & set(classes)))} is normal; anomalous: {tables.listed(extra)}")
+        said.append(f"label {', '.join(sorted(normal & set(classes)))} is normal; anomalous: {listed(extra)}")
     return Dataset(
         images=_cut(base, offsets[at[:, 0]] + at[:, 1], settings),
         labels=labels,
