@@ -1,5 +1,6 @@
 """Rows of sensors by hand: how windows form, what is missing, which faults are named, with a detector that adds up."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -109,6 +110,14 @@ def test_a_verdict_names_the_highest_contributions():
     [_, both] = said(started(scorer_of(), top=2), (60, 50), (1, 15))
     assert both.verdict["top"] == [["b", 15], ["a", 1]] and both.verdict["others"] == 0
     assert [(e["event"], e["state"], e["since"], "score" in e) for e in both.events] == [("alarm", "ends", 1, False)]
+
+
+def test_a_score_that_is_not_finite_is_said_of_the_score():
+    state = started(scorer_of())
+    unusable = compiled_step.StepOutput(np.array([np.nan]), np.array([np.nan]), None, None)
+    state.settings = dataclasses.replace(state.settings, step=lambda x: unusable)
+    [one] = said(state, (1, 11))
+    assert (one.verdict["verdict"], one.verdict["reason"]) == ("invalid", "the score is not finite")
 
 
 def test_lines_of_json_have_no_other_numbers():
