@@ -34,6 +34,8 @@ class Mutant:
       after: what stands there instead.
       statement: first and last line of the statement around it, without the statements inside.
       function: first and last line of the outermost function around it; None outside, where it acts on import.
+      source: the line where it begins, without its indentation.
+      column: where it begins in `source`.
     """
 
     operator: str
@@ -42,6 +44,8 @@ class Mutant:
     after: str
     statement: tuple[int, int]
     function: tuple[int, int] | None
+    source: str
+    column: int
 
     @property
     def line(self) -> int:
@@ -84,7 +88,9 @@ class _Finder:
         assert node.end_lineno is not None and node.end_col_offset is not None
         place = (node.lineno, node.col_offset, node.end_lineno, node.end_col_offset)
         before = ast.get_source_segment(self._source, node) or ""
-        self._found.append(Mutant(operator, place, before, after, self._lines, self._function))
+        line = self._source.splitlines()[node.lineno - 1]
+        where = line.strip(), node.col_offset - (len(line) - len(line.lstrip()))
+        self._found.append(Mutant(operator, place, before, after, self._lines, self._function, *where))
 
     def _replace(self, operator: str, node: ast.expr, new: ast.expr) -> None:
         self._add(operator, node, f"({ast.unparse(ast.fix_missing_locations(new))})")

@@ -51,10 +51,15 @@ class Drawn:
     @property
     def key(self) -> str:
         """Returns what names it also after lines have moved."""
-        return " | ".join((self.module, self.mutant.operator, *map(_short, (self.mutant.before, self.mutant.after))))
+        one = self.mutant
+        return _key((self.module, one.operator, _short(one.before), _short(one.after), one.source, one.column))
 
 
-_KEY = ("module", "operator", "before", "after")
+_KEY = ("module", "operator", "before", "after", "source", "column")
+
+
+def _key(values: Sequence[Any]) -> str:
+    return " | ".join(map(str, values))
 
 
 def _short(text: str, most: int = 160) -> str:
@@ -209,13 +214,14 @@ def run(options: argparse.Namespace, log: Log) -> dict[str, Any]:
 def _row(one: Drawn, reasons: Mapping[str, str]) -> dict[str, Any]:
     at = {"module": one.module, "line": one.mutant.line, "operator": one.mutant.operator}
     change = {"before": _short(one.mutant.before), "after": _short(one.mutant.after)}
+    change |= {"source": one.mutant.source, "column": one.mutant.column}
     return at | change | {"outcome": "not reached", "tests": 0, "seconds": 0.0, "reason": reasons.get(one.key, "")}
 
 
 def _earlier(path: str) -> dict[str, Any]:
     """Returns what an earlier run says of the mutants that it killed, by their key."""
     rows = json.loads(Path(path).read_text())["mutants"]
-    return {" | ".join(row[name] for name in _KEY): row for row in rows if row["outcome"] == "killed"}
+    return {_key([row[name] for name in _KEY]): row for row in rows if row["outcome"] == "killed"}
 
 
 def proof(tree: Path, module: str, mutant: mutants.Mutant, test: str) -> str:
