@@ -224,7 +224,7 @@ def markdown(report: Mapping[str, Any], picture: str = "") -> str:
     return "\n".join(lines)
 
 
-_SHADES = ("#2166ac", "#92c5de", "#e0823d", "#f6c9a0", "#5aae61", "#9970ab", "#c2a5cf")
+_SHADES = ("#2166ac", "#92c5de", "#e0823d", "#f6c9a0", "#5aae61", "#9970ab", "#c2a5cf", "#b2182b")
 
 
 def picture(report: Mapping[str, Any], path: Path) -> str:
