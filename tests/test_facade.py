@@ -68,7 +68,7 @@ MISTAKES = {
     ),
     "a folder in place of arrays": (
         lambda run, scorer: gj.train(gj.Config(), "W", "photos"),
-        "arrays='photos': expected arrays; a folder or file is config.data.source = 'photos'",
+        "arrays='photos': expected arrays; for a folder or file set config.data.source = 'photos'",
     ),
     "check": (lambda run, scorer: gj.check("photos"), "config.data.source = 'photos'; gj.check(config)"),
     "check with": (lambda run, scorer: gj.check(gj.Config(), run), "expected a gj.Scorer, as in gj.check("),
@@ -92,7 +92,7 @@ MISTAKES = {
     "recalibrate to": (lambda run, scorer: gj.recalibrate(run, tail="0.1"), "tail is '0.1': expected a number"),
     "update": (lambda run, scorer: gj.update(run, np.zeros(3), "W"), "source is of type ndarray"),
     "a file that is not there": (lambda run, scorer: scorer("nothing.png"), "nothing.png does not exist"),
-    "one image": (lambda run, scorer: scorer(np.zeros((16, 16, 1), np.uint8)), "a single image is image[None]"),
+    "one image": (lambda run, scorer: scorer(np.zeros((16, 16, 1), np.uint8)), "pass a single image as image[None]"),
     "no images": (lambda run, scorer: scorer(gj.Config()), "Config: expected images as an array"),
     "arrays as files": (lambda run, scorer: scorer.judge_files(np.zeros(3)), "arrays are for judge"),
     "explain": (lambda run, scorer: gj.explain(run, "a.png"), "gj.explain(gj.load('runs/mine'), 'a.png')"),

@@ -18,8 +18,8 @@ Overrides = Sequence[tuple[str, str]]
 
 RUN = "folder of a finished run"
 RUN_OR_DETECTOR = "folder of a finished run, or a detector folder"
-CSV = "how tables are written where they do not tell, such as semicolon,decimal-comma (default: as in training)"
-FLOATS = "what floating-point images mean to a detector of integer pixels, such as 0,1 or =-1,1"
+CSV = "format of ambiguous tables, such as semicolon,decimal-comma (default: as in training)"
+FLOATS = "range of floating-point images, for a detector of integer pixels, such as 0,1 or =-1,1"
 _PREFIX = "--config."
 
 
@@ -87,7 +87,7 @@ def add_huge_pages(parser: argparse.ArgumentParser) -> None:
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Adds `--overwrite`."""
-    parser.add_argument("--overwrite", action="store_true", help="overwrite results that exist")
+    parser.add_argument("--overwrite", action="store_true", help="overwrite existing results")
 
 
 def add_value_range(parser: argparse.ArgumentParser, text: str) -> None:

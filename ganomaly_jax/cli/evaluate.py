@@ -29,7 +29,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--workdir", required=True, help=arguments.RUN)
     parser.add_argument("--data", default="", metavar="DATA", help="other labelled data to test on")
     parser.add_argument(
-        "--out", metavar="DIR", help="folder for the results (default: the workdir; with --data its evaluations/NAME)"
+        "--out",
+        metavar="DIR",
+        help="folder for the results (default: the workdir; with --data, evaluations/NAME in it)",
     )
     arguments.add_overwrite(parser)
     arguments.add_value_range(parser, arguments.FLOATS)

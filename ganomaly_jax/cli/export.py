@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         default="inside",
         help="inside the program, or beside it in weights.npz (default: %(default)s)",
     )
-    arguments.add_value_range(parser, "take float32 in this range in place of integer pixels, such as 0,1 or =-1,1")
+    arguments.add_value_range(parser, "accept float32 in this range instead of integer pixels, such as 0,1 or =-1,1")
     parser.add_argument(
         "--check", nargs="+", metavar="PATH", help="images to compare export and detector on (default: the run's own)"
     )

@@ -60,12 +60,12 @@ def command() -> int:
             why = printable(" ".join(str(error).split()) or type(error).__name__)
             print(
                 f"ganomaly: out of memory ({why}); what has been saved is intact. Raise the limit (`ulimit -v`, a "
-                "cgroup), or take a smaller --config.train.batch_size or fewer items at a time",
+                "cgroup), or use a smaller --config.train.batch_size or fewer items at a time",
                 file=sys.stderr,
             )
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(exit_codes.USAGE)  # an orderly end needs memory, and aborts or waits without
+            os._exit(exit_codes.USAGE)  # an orderly exit needs memory; without it, it aborts or hangs
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -73,7 +73,7 @@ def command() -> int:
         last.daemon = True
         try:
             last.start()
-        except RuntimeError:  # there is no memory for another thread
+        except RuntimeError:  # no memory for another thread
             os._exit(code)
     return code
 

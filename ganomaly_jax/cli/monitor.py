@@ -50,7 +50,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--sink", action="append", dest="sinks", metavar="TO", help="file or http(s) address; repeatable"
     )
     alarms.add_argument(
-        "--sink-timeout", type=float, metavar="S", help="seconds for a whole delivery to an address (%(default)s)"
+        "--sink-timeout",
+        type=float,
+        metavar="S",
+        help="deadline for each delivery to an address, seconds (%(default)s)",
     )
     alarms.add_argument(
         "--spool",

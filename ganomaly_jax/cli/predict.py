@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ganomaly_jax.scoring.judgement import Judgement
     from ganomaly_jax.scoring.scorer import Scorer
 
-# Most rows of the table of verdicts on the terminal; the file has them all.
+# Maximum number of verdicts shown on the terminal; the file contains all of them.
 _ROWS = 20
 
 
@@ -32,14 +32,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--workdir", required=True, help=arguments.RUN_OR_DETECTOR)
     parser.add_argument(
-        "--out", help="where to write the rows: a file, with ray a folder (default: predictions/NAME in the workdir)"
+        "--out", help="file to write the rows to, or folder with ray (default: predictions/NAME in the workdir)"
     )
     arguments.add_overwrite(parser)
     parser.add_argument("--csv", metavar="WORDS", default="", help=arguments.CSV)
     parser.add_argument(
         "--spreadsheet-safe",
         action="store_true",
-        help="mark names that a spreadsheet would take for formulas as text, with an apostrophe",
+        help="mark names that a spreadsheet would interpret as formulas as text, with an apostrophe",
     )
     parser.add_argument(
         "--groups", metavar="FILE", help="CSV with the columns path,group, for thresholds set by recalibrate --groups"
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     for note in found.notes:
         show(f"note: {note}")
     if not args.out and counts["invalid"] == len(found.names):
-        show(f"{_words(counts)}; nothing could be scored, so no rows are written (--out FILE writes the reasons)")
+        show(f"{_words(counts)}; nothing could be scored, so no file was written (--out FILE writes the reasons)")
         return exit_codes.INCOMPLETE
     unknown = [None] * len(found.names)
     predictions.write(out, found.names, unknown, judged, found.reasons, found.times, args.spreadsheet_safe)
@@ -109,15 +109,15 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
 def _with_csv(scorer: Scorer, words: str) -> Config:
     """Returns the detector's configuration with another `data.csv`."""
     if not scorer.feature_names:
-        raise UserError(f"--csv is for tables of sensors, not for {scorer.words.kind}")
+        raise UserError(f"--csv applies to tables of sensors, not to {scorer.words.kind}")
     return dataclasses.replace(scorer.config, data=dataclasses.replace(scorer.config.data, csv=words))
 
 
 def _on_ray(args: argparse.Namespace) -> int:
     if args.groups or args.maps or args.csv or args.spreadsheet_safe:
-        raise UserError("--groups, --maps, --csv and --spreadsheet-safe are not for --engine ray; use the local engine")
+        raise UserError("--engine ray supports no --groups, --maps, --csv or --spreadsheet-safe; use the local engine")
     if args.overwrite:
-        raise UserError("--overwrite is not for --engine ray, which resumes its own results: name another --out")
+        raise UserError("--engine ray supports no --overwrite: it resumes its own results; choose another --out")
     from ganomaly_jax.deploy import ray_engine
 
     out = args.out or str(outputs.predictions_file(args.workdir, args.paths).with_suffix(""))
@@ -131,7 +131,7 @@ def _on_ray(args: argparse.Namespace) -> int:
         log=lambda line: show(f"ganomaly: {line}", sys.stderr),
     )
     if found.kept:
-        show(f"{found.kept} of {found.parts} parts were scored already")
+        show(f"{found.kept} of {found.parts} parts had already been scored")
     show(f"{_words(found.counts)}; rows in {found.parts} Parquet files in {out}")
     return exit_codes.INCOMPLETE if found.counts["invalid"] else exit_codes.DONE
 

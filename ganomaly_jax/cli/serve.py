@@ -25,10 +25,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME",
-        help="also accept requests to this name or address, beside this machine's own; * for any; may be repeated",
+        help="also accept requests for this host name or address; * for any; repeatable",
     )
     parser.add_argument(
-        "--token-file", metavar="FILE", help="ask for the token in this file, as Authorization: Bearer (default: none)"
+        "--token-file", metavar="FILE", help="require the token in this file, as Authorization: Bearer (default: none)"
     )
     parser.add_argument(
         "--max-body", type=float, default=16, metavar="MIB", help="largest request body (default: %(default)s)"
@@ -37,7 +37,11 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "--max-pixels", type=int, default=64_000_000, metavar="N", help="pixels of the largest image (%(default)s)"
     )
     parser.add_argument(
-        "--max-files", type=int, default=32, metavar="N", help="most files in one form (default: %(default)s)"
+        "--max-files",
+        type=int,
+        default=32,
+        metavar="N",
+        help="maximum files in a form (default: %(default)s)",
     )
     parser.add_argument(
         "--max-batch", type=int, default=64, metavar="N", help="images scored together (default: %(default)s)"
@@ -45,14 +49,14 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--fixed-batch",
         action="store_true",
-        help="pad every batch to --max-batch, so that no score depends on the load, not even in its last bit",
+        help="pad every batch to --max-batch, so that scores are bit-identical under any load",
     )
     parser.add_argument(
         "--max-connections",
         type=int,
         default=512,
         metavar="N",
-        help="connections open at a time (default: %(default)s)",
+        help="maximum open connections (default: %(default)s)",
     )
     parser.add_argument(
         "--queue", type=int, default=128, metavar="N", help="requests accepted at a time (default: %(default)s)"
@@ -62,10 +66,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         type=int,
         default=8,
         metavar="N",
-        help="images of more than 4 million pixels accepted at a time (default: %(default)s)",
+        help="images of more than 4 million pixels in progress (default: %(default)s)",
     )
     parser.add_argument(
-        "--header-timeout", type=float, default=10, metavar="S", help="seconds for headers to arrive (%(default)s)"
+        "--header-timeout", type=float, default=10, metavar="S", help="time limit for headers, in seconds (%(default)s)"
     )
     parser.add_argument(
         "--body-timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive (%(default)s)"
@@ -77,7 +81,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="S",
         help="seconds after SIGTERM in which it is not ready but still answers (default: %(default)s)",
     )
-    parser.add_argument("--access-log", action="store_true", help="write a line for every answer")
+    parser.add_argument("--access-log", action="store_true", help="log every response")
     arguments.add_huge_pages(parser)
     return parser
 
@@ -117,7 +121,7 @@ def run(args: argparse.Namespace, overrides: arguments.Overrides) -> int:
     def ready(address: str) -> None:
         print(f"{args.workdir} at {address}, {scorer.input_shape} at most {limits.batch} at once", flush=True)
         if token is None and args.host not in http_gate.LOOPBACK:
-            http_log.say("no --token-file: whoever reaches this address may use the detector")
+            http_log.say("no --token-file: anyone who can reach this address can use the detector")
 
     cut_off = http_process.serve(make, limits, args.host, args.port, args.drain, ready)
     http_log.say(f"{cut_off} requests were cut off" if cut_off else "all requests were answered")

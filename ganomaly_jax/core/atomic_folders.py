@@ -1,7 +1,7 @@
 """Folders that are replaced atomically. Uses the standard library only.
 
 A folder is written under a temporary name beside its target and then renamed; leftovers of killed processes are removed
-by the next writer. A process that reads a folder locks it (shared), so that its files stay until it has read them.
+by the next writer. Readers hold a shared lock on a folder, so its files remain until they have been read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def check_free_space(folder: Path, size: int) -> None:
 
 @contextmanager
 def _unless_unsupported() -> Iterator[None]:
-    """Ignores errors that mean that this file system does not support an operation."""
+    """Ignores errors of operations that the file system does not support."""
     try:
         yield
     except OSError as error:
@@ -53,12 +53,12 @@ def temporary_folder_path(parent: Path, name: str) -> Path:
 
 @contextmanager
 def temporary_folder(parent: Path, name: str = "") -> Iterator[Path]:
-    """Creates a folder in `parent`, locked while this process lives, and removes it at the end if it is still there.
+    """Creates a locked folder in `parent` and removes it at the end if it still exists.
 
     Args:
       parent: existing folder.
-      name: name that other processes derive as well (see `temporary_folder_path`), which no other writer may use at the
-        same time; by default a random one.
+      name: name from which other processes derive the same path (see `temporary_folder_path`); only one writer may use
+        it at a time. By default a random one.
 
     Yields:
       The path of the new folder.
@@ -100,7 +100,7 @@ def _locked(folder: Path) -> Iterator[bool | None]:
 
 
 def _remove_unless_read(folder: Path) -> None:
-    """Removes a hidden folder; one that a process is reading gets a name under which the next writer removes it."""
+    """Removes a hidden folder; one that is being read is renamed so that the next writer removes it."""
     with suppress(OSError), _locked(folder) as locked:
         if locked is False:
             folder.rename(temporary_folder_path(folder.parent, secrets.token_hex(8)))
@@ -175,7 +175,7 @@ def _exchange(first: Path, second: Path) -> None:
 
 
 def delete(directory: Path) -> None:
-    """Deletes a folder such that it vanishes from under its name at once.
+    """Deletes a folder, whose name becomes free at once.
 
     Raises:
       UserError: it cannot be deleted.

@@ -1,4 +1,4 @@
-"""Checks of the arguments of public functions: a wrong type is one sentence that shows the right call."""
+"""Checks of the arguments of public functions; the message for a wrong type shows a correct call."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def expect_folder(workdir: Any, call: str) -> None:
 
 
 def _described(value: Any) -> str:
-    """Returns a value for a message: itself if it is short and plain, else its type."""
+    """Returns a value as shown in a message: itself if it is short and simple, otherwise its type."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if value is None or (isinstance(value, (str, int, float)) and len(repr(value)) <= _SHOWN):

@@ -81,7 +81,7 @@ class Data:
     With `-` before each name: all columns but these. For arrays: the names of their columns.
     """
     csv: str = "auto"
-    """How tables are written where they do not tell, as in docs/rows.md: `semicolon,decimal-comma`; `auto`: unknown."""
+    """Format of ambiguous tables, such as `semicolon,decimal-comma` (docs/rows.md); `auto`: unknown."""
     missing: str = "refuse"
     """Treatment of missing sensor values: `refuse`, `last` or `mask`.
 

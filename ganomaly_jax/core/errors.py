@@ -10,7 +10,7 @@ class UserError(ValueError):
     exit_code = exit_codes.USAGE
 
     def __init__(self, message: str) -> None:
-        """Creates the error; control characters and line ends, which only names have, are escaped."""
+        """Creates the error; control characters and line ends, which only names contain, are escaped."""
         super().__init__(printable(message, max(len(message) * 10, LONGEST)))
 
 

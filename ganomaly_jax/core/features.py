@@ -1,4 +1,4 @@
-"""The extractors of features that scores can use, by name: the built-in one, and those that a program registers."""
+"""Names of the feature extractors that scores can use: the built-in one and registered ones."""
 
 from __future__ import annotations
 
@@ -32,14 +32,15 @@ def register_features(name: str, function: Callable[[Any, Any], Any], variables:
     """Registers a function from images to feature maps, so that scores can use it.
 
     Afterwards `evaluate.score` may name NAME_patches, the distance of the map's vectors to the nearest ones of training
-    images, and NAME_angle, the angle of the mean vector to the nearest ones. Of several maps the last one is for the
-    angle and the others, brought to the size of the first, are joined for the patches. A detector stores the variables
-    but not the function: register it again before the detector is loaded in another program. An export holds both.
+    images, and NAME_angle, the angle of the mean vector to the nearest ones. Of several maps, the last one
+    is used for the angle; the others are resized to the first and concatenated for the patches. A detector stores the
+    variables but not the function: register it again before loading the detector in another program. An export contains
+    both.
 
     Args:
       name: a lower-case word.
       function: `function(variables, x)`, pure and traceable by JAX, which returns a map [B, h, w, F], or a sequence of
-        maps, for images x [B, H, W, C] float32 in [-1, 1], those of the detector's size. An image's map must not depend
+        maps, for images x [B, H, W, C] float32 in [-1, 1] of the detector's size. The map of an image must not depend
         on the other images.
       variables: pytree of arrays.
 
@@ -49,7 +50,7 @@ def register_features(name: str, function: Callable[[Any, Any], Any], variables:
     if not re.fullmatch("[a-z][a-z0-9]*", name):
         raise UserError(f"features {name!r}: expected a word of lower-case letters and digits, such as 'resnet'")
     if any(score.startswith(name) for score in SCORES):
-        raise UserError(f"features {name!r}: scores of this name exist; choose another")
+        raise UserError(f"features {name!r}: this name is taken; choose another")
     _registered[name] = Extractor(function, lambda: {} if variables is None else variables)
 
 
@@ -69,7 +70,7 @@ def all_scores() -> tuple[str, ...]:
 
 
 def of_score(score: str) -> tuple[str, str]:
-    """Returns the extractor and the kind of a part of a score, such as ("efficientnet", "patches"); else two ""."""
+    """Returns extractor and kind of a part of a score, such as ("efficientnet", "patches"); otherwise ("", "")."""
     name, _, kind = score.rpartition("_")
     return (name, kind) if name in names() and kind in KINDS else ("", "")
 

@@ -24,7 +24,7 @@ def free_memory() -> int | None:
 
 
 def check_address_space() -> None:
-    """Checks that `ulimit -v` leaves room for JAX, whose threads otherwise abort the process without a word.
+    """Checks that `ulimit -v` leaves room for JAX, whose threads otherwise abort the process silently.
 
     Raises:
       UserError: it does not.
@@ -35,14 +35,14 @@ def check_address_space() -> None:
     needed = 7 * 2**28 + cores * 2**27
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise UserError(
-            f"`ulimit -v` allows {limit / 1e9:.2f} GB of address space: JAX and its threads on {cores} CPU cores take "
-            f"{needed / 1e9:.2f} GB. Raise it (ulimit -v {-(-needed // 1024)} or unlimited), or limit the memory in "
-            "use instead, by a cgroup (systemd-run -p MemoryMax=2G)"
+            f"`ulimit -v` allows {limit / 1e9:.2f} GB of address space: JAX and its threads on {cores} CPU cores need "
+            f"{needed / 1e9:.2f} GB. Raise it (ulimit -v {-(-needed // 1024)} or unlimited), or limit memory "
+            "with a cgroup instead (systemd-run -p MemoryMax=2G)"
         )
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Returns whether an error says that there is no more memory, or no more room for a thread."""
+    """Returns whether an error means that there is no memory left, or none for another thread."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     texts = ("can't start new thread", "RESOURCE_EXHAUSTED", "Out of memory", "cannot allocate memory")

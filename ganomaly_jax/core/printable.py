@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TextIO
 
 MOST = 200
-"""Characters of a printed name at most."""
+"""Maximum length of a printed name."""
 LONGEST = 4096
-"""The same for a path or a sentence."""
+"""Maximum length of a printed path or sentence."""
 
 
 def printable(name: str, most: int = MOST) -> str:
@@ -20,7 +20,7 @@ def printable(name: str, most: int = MOST) -> str:
 
     Args:
       name: Any text.
-      most: Characters of the result at most, from 3; of longer text the middle is left out.
+      most: Maximum length of the result, at least 3; the middle of longer text is omitted.
     """
     if not name.isprintable():
         name = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
@@ -36,21 +36,21 @@ def quoted(name: str, most: int = MOST) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Returns text of any length with everything escaped that `printable` escapes, except line ends."""
+    """Returns text of any length, escaped as by `printable` except for line ends."""
     return "\n".join(printable(line, max(len(line) * 10, 3)) for line in text.split("\n"))
 
 
 def spreadsheet_safe(cell: str) -> str:
-    """Returns a cell of a table as text that no spreadsheet takes for a formula: with an apostrophe where it would."""
+    """Returns a cell with an apostrophe in front if a spreadsheet would interpret it as a formula."""
     return f"'{cell}" if cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def show(text: str, file: TextIO | None = None) -> None:
-    """Prints lines of text, in which names from outside may be, at once.
+    """Prints lines of text, which may contain untrusted names, immediately.
 
     Args:
       text: One or several lines; see `printable_lines` for what is escaped.
-      file: Where to; None: standard output.
+      file: The output; None: standard output.
     """
     print(printable_lines(text), file=sys.stdout if file is None else file, flush=True)
 

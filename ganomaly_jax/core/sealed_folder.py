@@ -1,7 +1,7 @@
 """Folders that are verified by checksums when they are read. Uses the standard library only.
 
 A sealed folder holds `manifest.json`, which lists the sha256 and the size of every other file. The functions of
-`atomic_folders` put it in the place of another.
+`atomic_folders` replace one folder by another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ganomaly_jax.core.errors import DamagedError, UserError
 MANIFEST = "manifest.json"
 LARGEST_JSON = 2**24
 """Largest size in bytes of the manifest and of a file that is read as a whole, such as `meta.json`."""
-# How often a folder is read that other processes replace meanwhile, and how deep its folders may be in one another.
+# Attempts to read a folder that other processes replace meanwhile, and the maximum nesting of its folders.
 _ATTEMPTS, _DEEPEST = 20, 16
 T = TypeVar("T")
 _State = dict[str, tuple[int, ...]]
@@ -49,22 +49,22 @@ def verify(directory: Path) -> None:
     """Checks every file of a sealed folder against its manifest.
 
     Raises:
-      DamagedError: as `read`; so is the other error.
+      DamagedError: as `read`.
       UserError: the folder does not exist or cannot be read.
     """
     read(directory, lambda folder, contents: None)
 
 
 def read(directory: Path, use: Callable[[Path, dict[str, bytes]], T], small: Sequence[str] = ()) -> T:
-    """Verifies a sealed folder and reads it, as one of the versions that other processes put in its place.
+    """Verifies and reads a sealed folder in a single version, even if other processes replace it.
 
-    The folder is opened once. It is locked meanwhile, so that a process that replaces it leaves its files in place,
-    and read again if it was replaced or its files changed nevertheless.
+    The folder is opened once and locked, so that a process that replaces it leaves its files in place. It is read again
+    if it was replaced or its files have changed nevertheless.
 
     Args:
       directory: the folder.
       use: called with the path of the opened folder and the contents of the files in `small`. It may be called several
-        times, and its result counts only if the files are those that were verified, before and after.
+        times; a result counts only if the files were the verified ones before and after.
       small: names of files of at most `LARGEST_JSON` bytes, whose verified bytes are handed to `use`.
 
     Returns:
@@ -72,7 +72,7 @@ def read(directory: Path, use: Callable[[Path, dict[str, bytes]], T], small: Seq
 
     Raises:
       DamagedError: a file is missing, extra, altered or truncated; the message names it.
-      UserError: the folder does not exist or cannot be read, or is replaced all the time.
+      UserError: the folder does not exist or cannot be read, or is replaced continually.
     """
     directory = Path(directory)
     for _ in range(_ATTEMPTS):
@@ -88,7 +88,7 @@ def read(directory: Path, use: Callable[[Path, dict[str, bytes]], T], small: Seq
                 continue
             if _is_unchanged(descriptor, verified) and (path == alias or _is_current(directory, descriptor)):
                 return result
-    raise UserError(f"{directory} changed while it was read, {_ATTEMPTS} times in a row; try again when it is at rest")
+    raise UserError(f"{directory} changed while it was read, {_ATTEMPTS} times in a row; try again later")
 
 
 @contextmanager
@@ -122,7 +122,7 @@ def _is_current(directory: Path, descriptor: int) -> bool:
 
 
 def exists(directory: Path, name: str = "") -> bool:
-    """Returns True if there is such a folder, or a file `name` in it, even if it is just being replaced."""
+    """Returns whether the folder, or a file `name` in it, exists, even while it is being replaced."""
     places = (directory, atomic_folders.replaced_path(directory), directory)
     return any((place / name).exists() for place in places)
 
@@ -179,7 +179,7 @@ def _is_unchanged(descriptor: int, verified: _State) -> bool:
 
 
 def _state(descriptor: int) -> _State:
-    """Returns what changes whenever a file is written, for each file of an opened folder; empty for links and pipes."""
+    """Returns, for each file of an opened folder, values that change with every write; empty for links and pipes."""
     states: _State = {}
     for name, info in _walk(descriptor):
         regular = stat.S_ISREG(info.st_mode)
@@ -190,7 +190,7 @@ def _state(descriptor: int) -> _State:
 def _walk(descriptor: int, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, os.stat_result]]:
     """Yields relative path and status of everything but folders in an opened folder."""
     if depth > _DEEPEST:
-        raise OSError(errno.ELOOP, f"more than {_DEEPEST} folders in one another", prefix[:50])
+        raise OSError(errno.ELOOP, f"folders nested more than {_DEEPEST} deep", prefix[:50])
     with os.scandir(descriptor) as entries:
         names = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     for name, info in names:

@@ -1,4 +1,4 @@
-"""Sections of the configuration: dataclasses that refuse unknown names and values of another type when they are set."""
+"""Sections of the configuration: dataclasses that refuse unknown names and values of the wrong type."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _EXPECTED = {"int": "a whole number", "float": "a number", "bool": "True or Fals
 
 
 class UnknownSettingError(UserError, AttributeError):
-    """A setting does not exist; an `AttributeError` as well, which `hasattr`, `copy` and `pickle` rely on."""
+    """A setting does not exist. Also an `AttributeError`, on which `hasattr`, `copy` and `pickle` rely."""
 
 
 def unknown(path: str) -> UnknownSettingError:
-    """Returns the error for a setting that does not exist, which names the most similar one."""
+    """Returns the error for an unknown setting, which names the most similar one."""
     leaf = path.rpartition(".")[2]
     same = [known for known in _PATHS if known.rpartition(".")[2] == leaf]
     near = (same or difflib.get_close_matches(path, _PATHS, n=1, cutoff=0.0))[0]
@@ -35,7 +35,7 @@ def section(path: str) -> Callable[[type[_T]], type[_T]]:
     """Returns a decorator that makes a dataclass a section of the configuration.
 
     Args:
-      path: where the section is, such as `data.sound`; empty for the configuration itself.
+      path: path of the section, such as `data.sound`; empty for the configuration itself.
     """
     prefix = f"{path}." if path else ""
 
@@ -60,15 +60,15 @@ def section(path: str) -> Callable[[type[_T]], type[_T]]:
 
 
 def _checked(path: str, kind: str, value: Any) -> Any:
-    """Returns a value as a plain Python one of the type of its setting; NumPy's numbers and paths are converted.
+    """Converts a value, such as a NumPy number or a path, to the Python type of its setting.
 
     Raises:
-      UserError: it is of another type.
+      UserError: the value has another type.
     """
     if kind not in _EXPECTED:
         if type(value).__name__ == kind:
             return value
-        raise UserError(f"{path}={value!r} is a section: expected a {kind}, or set its values, config.{path}.NAME")
+        raise UserError(f"{path}={value!r} is a section: expected a {kind}, or set its values as config.{path}.NAME")
     boolean = isinstance(value, bool) or type(value).__name__ == "bool"  # also NumPy's, which is not imported here
     if kind == "bool" and boolean:
         return bool(value)

@@ -1,4 +1,4 @@
-"""JSON from files that anyone may have written: no repeated keys, no NaN, no infinity."""
+"""JSON from untrusted files: no repeated keys, no NaN, no infinity."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def loads(content: bytes | str) -> Any:
       content: the document, of a size that the caller has bounded.
 
     Raises:
-      ValueError: it is not JSON, an object repeats a key, a number is not finite, or it is nested too deeply.
+      ValueError: it is not JSON, an object repeats a key, a number is not finite, or nested too deeply.
     """
     try:
         return json.loads(content, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("nested too deeply") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in pairs:
         if name in values:
-            raise ValueError(f"the key {name[:50]!r} is there twice")
+            raise ValueError(f"duplicate key {name[:50]!r}")
         values[name] = value
     return values
 
@@ -37,5 +37,5 @@ def _refuse(name: str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:30]} is too large for a number")
+        raise ValueError(f"{text[:30]} is too large")
     return number

@@ -27,7 +27,7 @@ from ganomaly_jax.core.config_values import flatten, to_dict
 from ganomaly_jax.core.errors import UserError
 
 MOST_TILES = 2**14
-"""Largest number of tiles that an image is cut into; a program for more takes minutes to compile."""
+"""Largest number of tiles of an image; a program for more takes minutes to compile."""
 # The smallest and largest sizes of networks.
 _SIZES = {
     "model.latent_size": (1, 2**16),
@@ -166,14 +166,14 @@ def check_shape(config: Config) -> None:
     """Checks that the score can be computed for inputs of the resolved shape, and the number of their tiles.
 
     Raises:
-      UserError: it cannot; names the score, and what would work.
+      UserError: it cannot; the message names the score and what would work.
     """
     shape, names, tiles = input_shape(config.data), score_parts(config), _tile_count(config.data)
     if tiles > MOST_TILES:
         raise UserError(
             f"data.tile={config.data.tile}, data.overlap={config.data.overlap:g}: an image of {config.data.height} x "
-            f"{config.data.width} pixels becomes {tiles:,} tiles, expected at most {MOST_TILES:,}: larger tiles, less "
-            "overlap, or smaller images"
+            f"{config.data.width} pixels becomes {tiles:,} tiles, expected at most {MOST_TILES:,}; use larger tiles, "
+            "less overlap or smaller images"
         )
     of_images = [name for name in names if name.startswith(("patches", "components")) or features.of_score(name)[0]]
     if of_images and len(shape) != 3:
@@ -232,8 +232,8 @@ def check_score(config: Config) -> None:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"{setting}: {name!r} is not a score, the nearest is {near!r}; expected one or several of "
-                f"{', '.join(known)}, joined by +. Scores of registered features exist once "
-                "ganomaly_jax.register_features was called"
+                f"{', '.join(known)}, joined by +. Scores of custom features must first be "
+                "registered with ganomaly_jax.register_features"
             )
         if name.startswith("embedding") and config.model.detector != "ganomaly":
             raise UserError(

@@ -35,7 +35,7 @@ class Layout(Protocol):
         """Returns arrays that are part of the content hash, besides items, labels and parts."""
 
     def times_of(self, chosen: np.ndarray) -> list[str] | None:
-        """Returns the times of the items at `chosen` [n] as text, empty where one is not known; None: of none."""
+        """Returns the times of the items at `chosen` [n] as text, empty if unknown; None if all are unknown."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

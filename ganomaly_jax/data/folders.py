@@ -45,7 +45,7 @@ def layout(
     found, others = scan_folder(root, endings)
     top, folders = _grouped(found, root, 0)
     if not found or not (top or folders):
-        files = f"{others} other file{'s' if others > 1 else ''}; a file of arrays (npz, npy) is given by its own name"
+        files = f"{others} other file{'s' if others > 1 else ''}; to use an array file (npz, npy), name the file itself"
         held = f"it holds {files}" if others else "it is empty"
         raise UserError(f"no {what} in {shown(root)}: {held}; expected {' '.join(sorted(endings))}")
     if not folders:

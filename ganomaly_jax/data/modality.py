@@ -44,7 +44,7 @@ class InputSpec:
     feature_names: tuple[str, ...] = ()
     """Names of the last axis, where the modality names them."""
     value_range: tuple[float, float] | None = None
-    """(black, white) of floating-point images given to a detector of integer pixels, if it is known."""
+    """(black, white) of floating-point images given to a detector of integer pixels, if known."""
 
     @property
     def pixels(self) -> tuple[str, Any, Any]:

@@ -99,7 +99,7 @@ def _of_arrays(given: Any, settings: config.Data, name: str, shared: bool) -> Da
     """Makes a data set of arrays of the modality that accepts them."""
     if isinstance(given, (str, os.PathLike)):
         path = os.fspath(given)
-        raise UserError(f"arrays={path!r}: expected arrays; a folder or file is config.data.source = {path!r}")
+        raise UserError(f"arrays={path!r}: expected arrays; for a folder or file set config.data.source = {path!r}")
     modality = modalities.of_arrays(given, settings)
     return modality.prepared(modality.from_arrays(given, settings, name), settings, shared)
 

@@ -76,7 +76,7 @@ def score_batch(
       scorer: the detector.
       batch: images as decoded (`images.decoded`).
       mapped: for each image whether its maps are requested.
-      pad: the number of images that it is padded to; 0: as few as there is a program for.
+      pad: number of images to pad the batch to; 0: the smallest compiled batch size.
 
     Returns:
       One result per image, or the error of an image that cannot be used.
@@ -116,7 +116,7 @@ async def serve_jobs(
     Args:
       scorer: the detector.
       jobs: queue of jobs.
-      most: images in a batch at most.
+      most: maximum batch size.
       note: called with the size of each batch.
       pad: as in `score_batch`; batches are then as large as they can be.
     """

@@ -56,8 +56,8 @@ def export(
       out: the folder to create; an earlier export there is replaced.
       weights: `inside` the program, or `beside` it in a file of their own (StableHLO only).
       form: `stablehlo`, for the platforms cpu, cuda and tpu; or `onnx` (extra `onnx`).
-      value_range: for a detector of integer pixels: the program takes float32 in this range, such as (0, 1), in their
-        place. The manifest says so.
+      value_range: for a detector of integer pixels: the program takes float32 in this range, such as (0, 1), instead.
+        The manifest states it.
       images: images for the self-check, as for a call of the scorer. By default image files of the run's test set that
         still exist; generated images fill up to 64.
 
@@ -125,7 +125,7 @@ def input_type(live: scoring_scorer.Scorer) -> np.dtype[Any]:
 
 
 def outputs(live: scoring_scorer.Scorer, variables: dict[str, Any], x: Any) -> dict[str, Any]:
-    """Computes `Scorer.outputs` of what the program takes: raw pixels, or floats in `live.value_range`."""
+    """Computes `Scorer.outputs` of raw pixels, or of floats in `live.value_range`."""
     return live.outputs(variables, scaled(x, live.value_range) if live.value_range else x)
 
 

@@ -3,7 +3,7 @@
 score, manifest = load()  # by default from the folder of this file
 score(x)  # x: raw pixels [b, H, W, C] of manifest["input"] -> {"score": [b], "p_value": [b]}, float32
 
-The type has to be that of manifest["input"], which also says the range. Scores above manifest["threshold"] are
+The type must be that of manifest["input"], which also states the range. Scores above manifest["threshold"] are
 anomalous; images with NaN or infinite pixels have the score NaN.
 """
 
@@ -22,7 +22,7 @@ _LARGEST_MANIFEST, _LARGEST_FILE = 2**24, 2**36
 
 
 def load(folder: str | Path = Path(__file__).parent) -> tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]:
-    """Loads an export; one that is replaced while it is read is read again, as one version.
+    """Loads an export in a single version, even if it is replaced while it is read.
 
     Args:
       folder: folder of the export, by default that of this file.
@@ -31,7 +31,7 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Callable[[Any], di
       (score, manifest), see above.
 
     Raises:
-      ValueError: a file was altered, or the manifest is not one that this loader can use.
+      ValueError: a file was altered, or the manifest is not supported by this loader.
       OSError: a file is missing or cannot be read.
     """
     manifest, content = _contents(folder)
@@ -48,8 +48,8 @@ def _checked(x: Any, wanted: dict[str, Any]) -> Any:
     found = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     if found != wanted["dtype"]:
         raise ValueError(
-            f"x is {found}: this program takes {wanted['dtype']} from {wanted['low']} to {wanted['high']}. Convert it, "
-            "or export the detector with a value_range to take floating point"
+            f"x is {found}: this program expects {wanted['dtype']} from {wanted['low']} to {wanted['high']}. Convert "
+            "x, or export the detector with value_range to use floating point"
         )
     return x
 
@@ -70,7 +70,7 @@ def _contents(folder: str | Path) -> tuple[dict[str, Any], dict[str, bytes]]:
             if _read(folder, "manifest.json", _LARGEST_MANIFEST) == raw:
                 what = error if isinstance(error, (ValueError, OSError)) else f"manifest.json: {error!r}"
                 raise ValueError(f"{folder} is damaged: {what}") from None
-    raise ValueError(f"{folder} changed while it was read, 10 times in a row; try again when it is at rest")
+    raise ValueError(f"{folder} changed while it was read, 10 times in a row; try again later")
 
 
 def _read(folder: str | Path, name: str, most: int) -> bytes:
@@ -88,7 +88,7 @@ def _manifest(raw: bytes) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            raise ValueError("manifest.json repeats a key")
+            raise ValueError("manifest.json has a duplicate key")
         return values
 
     try:
@@ -116,16 +116,16 @@ def _manifest(raw: bytes) -> dict[str, Any]:
     }
     for name, valid in checks.items():
         if not valid:
-            raise ValueError(f"manifest.json: {name} is not what this loader can use")
+            raise ValueError(f"manifest.json: {name} is not supported by this loader")
     return manifest
 
 
 def _weights(content: bytes, declared: dict[str, Any], folder: str | Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of weights.npz, which has to hold those that the manifest declares, uncompressed."""
+    """Returns the arrays of weights.npz, which must be those that the manifest declares, uncompressed."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         members = file.zip.infolist()
         if sum(member.file_size for member in members) > len(content):
-            raise ValueError(f"{folder} is damaged: weights.npz claims more bytes than it has")
+            raise ValueError(f"{folder} is damaged: weights.npz claims more bytes than it contains")
         weights = dict(file)
     found = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in weights.items()}
     if found != declared:

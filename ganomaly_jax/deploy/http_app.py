@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _LATENCIES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _LARGE_RETRY_S = 5
-# Images of one form that are in memory together.
+# Images of a form that are in memory at the same time.
 _TOGETHER = 8
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -54,7 +54,7 @@ class _State:
         self.jobs: asyncio.Queue[batching.Job] = asyncio.Queue()
         self.decoders = ThreadPoolExecutor(image_files.WORKERS, "decode")
         self.large = 0
-        """Large images in progress: they have one thread of their own, so that no small one waits for them."""
+        """Large images in progress: they have a thread of their own, so small ones never wait for them."""
         self.large_decoder = ThreadPoolExecutor(1, "decode-large")
         kept = self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -91,7 +91,7 @@ def application(
 
     Args:
       scorer: a detector of images.
-      limits: the most that the server accepts.
+      limits: the limits of the server.
       started: called once requests are accepted.
       access: who may use it.
       fixed_batch: whether every batch is padded to `limits.batch` images, so that scores do not depend on the load.
@@ -129,14 +129,14 @@ def application(
         if uploads[0].name is None:
             return JSONResponse(shown[0])
         named = [{"name": upload.name, **result} for upload, result in zip(uploads, shown, strict=True)]
-        # ASCII: the names are the client's, and may hold characters that control a terminal.
+        # ASCII: the names come from clients and may contain terminal escapes.
         return Response(json.dumps({"results": named}), media_type="application/json")
 
     async def explained(request: Request) -> Response:
         _, (found, *others) = await _answers(state, request, mapped=True)
         assert isinstance(found, batching.Answer) and not others
         if found.verdict == INVALID:
-            raise RefusedError(422, "NaN or infinite pixels: there is nothing to explain")
+            raise RefusedError(422, "NaN or infinite pixels cannot be explained")
         png = await asyncio.get_running_loop().run_in_executor(state.decoders, _png, scorer, found)
         return Response(png, media_type="image/png")
 
@@ -257,7 +257,7 @@ async def _work(state: _State) -> None:
 async def _answers(
     state: _State, request: Request, mapped: bool
 ) -> tuple[list[http_body.Upload], list[batching.Answer | RefusedError]]:
-    """Returns the files in a request, and the answer of the detector to each or why it has none.
+    """Returns the files in a request, each with its result or the reason why it has none.
 
     Raises:
       RefusedError: no image was scored, or `mapped` and there are several.
@@ -265,14 +265,12 @@ async def _answers(
     if state.error or not state.compiled:
         raise RefusedError(503, state.why_not, retry_s=1)
     if state.inside >= state.limits.queue:
-        raise RefusedError(
-            429, f"{state.inside} images are in work, the most that may be: ask again in a second", retry_s=1
-        )
+        raise RefusedError(429, f"{state.inside} requests are in progress, the maximum: retry in a second", retry_s=1)
     state.inside += 1
     try:
         uploads = await http_body.read(state.limits, request)
         if mapped and len(uploads) > 1:
-            raise RefusedError(422, f"{len(uploads)} files: expected one, since the answer is one picture")
+            raise RefusedError(422, f"{len(uploads)} files: expected one, because the response is a single picture")
         turn, found = asyncio.Lock(), []
         for begin in range(0, len(uploads), _TOGETHER):
             asked = [_answer(state, upload.content, mapped, turn) for upload in uploads[begin : begin + _TOGETHER]]
@@ -291,13 +289,13 @@ async def _answers(
 
 
 async def _answer(state: _State, content: bytes, mapped: bool, turn: asyncio.Lock) -> batching.Answer:
-    """Returns the answer of the detector to one image.
+    """Returns the result for one image.
 
     Args:
       state: that of the application.
       content: the image file.
       mapped: whether its maps are requested.
-      turn: held while a large image is decoded, of which a form has one at a time.
+      turn: lock held while a large image is decoded; a form decodes one at a time.
 
     Raises:
       RefusedError: the image was not scored.
@@ -310,7 +308,7 @@ async def _answer(state: _State, content: bytes, mapped: bool, turn: asyncio.Loc
         async with turn:
             if state.large >= state.limits.large:
                 raise RefusedError(
-                    429, f"{state.large} large images are in work, the most that may be: ask again soon", _LARGE_RETRY_S
+                    429, f"{state.large} large images are in progress, the maximum: retry later", _LARGE_RETRY_S
                 )
             state.large += 1
             try:
@@ -330,14 +328,14 @@ async def _answer(state: _State, content: bytes, mapped: bool, turn: asyncio.Loc
 def _decode_small(
     content: bytes, read: Callable[[io.BytesIO], image_files.Decoded], most: int
 ) -> image_files.Decoded | None:
-    """Decodes an image; None if it is large and has to be decoded elsewhere.
+    """Decodes an image, or returns None if it is large and must be decoded in the thread for large ones.
 
     Raises:
       RefusedError: it has too many pixels.
     """
     size = decode.image_size(io.BytesIO(content))
     if size and size[0] * size[1] > most:
-        raise RefusedError(413, f"an image of {size[1]} x {size[0]} pixels: at most {most:,} are taken")
+        raise RefusedError(413, f"the image has {size[1]} x {size[0]} pixels: expected at most {most:,}")
     return None if size and size[0] * size[1] > decode.LARGE else read(io.BytesIO(content))
 
 

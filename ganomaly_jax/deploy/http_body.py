@@ -1,4 +1,4 @@
-"""Bodies of requests to `ganomaly serve`: the bytes of one file, or a form with several. Nothing goes to the disk."""
+"""Bodies of requests to `ganomaly serve`: the bytes of one file, or a form with several. Nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ganomaly_jax.deploy.http_limits import Limits, RefusedError
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-# Fields of a form that are not files, which are ignored, and the bytes of one.
+# Maximum number and size of form fields that are not files; they are ignored.
 _FIELDS, _FIELD_BYTES = 32, 4096
 _USAGE = "expected the bytes of one image file (curl --data-binary @image.png), or a form (curl -F file=@image.png)"
 
@@ -27,7 +27,7 @@ class Upload:
 
 
 async def read(limits: Limits, request: Request) -> list[Upload]:
-    """Reads the files in the body of a request and never holds more than the limit.
+    """Reads the files in the body of a request, holding no more than the limit.
 
     Returns:
       One file without a name, or at least one with a name.
@@ -39,12 +39,12 @@ async def read(limits: Limits, request: Request) -> list[Upload]:
 
     coded = request.headers.get("content-encoding", "identity")
     if coded.lower() != "identity":
-        raise RefusedError(415, f"a body coded as {coded[:50]!r}: {_USAGE}")
+        raise RefusedError(415, f"content encoding {coded[:50]!r}: {_USAGE}")
     if int(request.headers.get("content-length", 0)) > limits.body:
         raise _too_long(limits)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("multipart/") and kind != "multipart/form-data":
-        raise RefusedError(415, f"a body of type {kind[:50]!r}: {_USAGE}")
+        raise RefusedError(415, f"content type {kind[:50]!r}: {_USAGE}")
     try:
         async with asyncio.timeout(limits.body_s):
             if kind == "multipart/form-data":
@@ -53,9 +53,9 @@ async def read(limits: Limits, request: Request) -> list[Upload]:
             async for part in _parts(limits, request):
                 body += part
     except TimeoutError:
-        raise RefusedError(408, f"the body was not here after {limits.body_s:g} s") from None
+        raise RefusedError(408, f"the body did not arrive within {limits.body_s:g} s") from None
     except ClientDisconnect:
-        raise RefusedError(400, "the body broke off") from None
+        raise RefusedError(400, "the body is incomplete") from None
     if not body:
         raise RefusedError(400, f"no body: {_USAGE}")
     return [Upload(bytes(body))]
@@ -81,8 +81,8 @@ async def _form(limits: Limits, request: Request) -> list[Upload]:
     async def whole() -> AsyncGenerator[bytes, None]:
         async for part in _parts(limits, request):
             yield part
-        if not ended:  # the parser would leave out the last file, or take a part of it
-            raise RefusedError(400, "a form that broke off: its last boundary is missing")
+        if not ended:  # the parser would omit or truncate the last file
+            raise RefusedError(400, "the form is incomplete: its last boundary is missing")
 
     parser = MultiPartParser(
         request.headers, whole(), max_files=limits.files, max_fields=_FIELDS, max_part_size=_FIELD_BYTES
@@ -92,20 +92,20 @@ async def _form(limits: Limits, request: Request) -> list[Upload]:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise RefusedError(400, f"a form that cannot be read: {error.message}") from None
+        raise RefusedError(400, f"the form cannot be read: {error.message}") from None
     except (RefusedError, ClientDisconnect, TimeoutError):
         raise
-    except Exception as error:  # what the parser makes of bytes that are no form depends on its version
-        raise RefusedError(400, f"a form that cannot be read: {type(error).__name__}") from None
+    except Exception as error:  # the parser's errors for invalid forms depend on its version
+        raise RefusedError(400, f"the form cannot be read: {type(error).__name__}") from None
     files = []
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.append(Upload(await value.read(), value.filename or ""))
             await value.close()  # one copy at a time
     if not files:
-        raise RefusedError(400, "a form without a file: expected curl -F file=@image.png, with the @")
+        raise RefusedError(400, "the form contains no file: expected curl -F file=@image.png, with the @")
     return files
 
 
 def _too_long(limits: Limits) -> RefusedError:
-    return RefusedError(413, f"more than {limits.body:,} bytes, which is what is taken at most")
+    return RefusedError(413, f"more than {limits.body:,} bytes, the maximum")

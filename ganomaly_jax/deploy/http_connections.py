@@ -1,7 +1,7 @@
-"""Connections of `ganomaly serve`: accepts them, at most so many, and closes those that keep it waiting.
+"""Connections of `ganomaly serve`: accepts a limited number and closes those that keep the server waiting.
 
-Uvicorn speaks HTTP on each of them. It would also accept them, but without a bound, without a limit on the time for
-headers, and asyncio answers a lack of file descriptors with thousands of tracebacks a second.
+Uvicorn handles HTTP on each connection. If it also accepted them, there would be no limit on their number or on the
+time for headers, and asyncio would log thousands of tracebacks a second when file descriptors run out.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from ganomaly_jax.deploy.http_limits import Limits
 if TYPE_CHECKING:
     import uvicorn
 
-# Files that the process needs beside its connections.
+# File descriptors needed in addition to the connections.
 _OTHER_FILES = 128
-# Accepted in one turn of the event loop, so that others have theirs.
+# Connections accepted in one turn of the event loop.
 _AT_ONCE = 64
-# Of the connections at their bound, this share is closed together: finding them takes a look at all.
+# Share of the connections closed together at the limit, since finding them means checking all.
 _SHARE = 16
-# Seconds in which the first request of a connection may be on its way.
+# Seconds in which the first request of a connection may still be arriving.
 _FRESH_S = 0.2
-# Seconds of rest where the system has no more file descriptors, or all connections are in use.
+# Seconds to wait when file descriptors have run out or all connections are in use.
 _REST_S = 0.1
-# Seconds between the end of listening and that of idle connections: who has connected says what is wanted.
+# Seconds from the end of listening to that of idle connections, in which connected clients may send requests.
 _SETTLE_S, _DOOR_S = 0.2, 0.001
 _Phase = tuple[str, object]
 _TOO_SLOW = (
@@ -40,7 +40,7 @@ _TOO_SLOW = (
 
 
 def check_files(limits: Limits) -> None:
-    """Sees to it that the process may open as many files as it may have connections, and some more.
+    """Raises the limit on open files, if necessary, to that on connections and some more.
 
     Raises:
       UserError: the system does not allow it.
@@ -58,7 +58,7 @@ def check_files(limits: Limits) -> None:
 
 
 class Connections:
-    """Accepts the connections of one server and watches over them."""
+    """Accepts and monitors the connections of a server."""
 
     def __init__(self, listener: socket.socket, limits: Limits) -> None:
         """Creates it for a listening socket; `watch` begins to accept."""
@@ -75,9 +75,9 @@ class Connections:
         return self.server.server_state.connections
 
     async def watch(self) -> None:
-        """Closes the connections that keep the server waiting too long. Uvicorn calls it every second.
+        """Closes connections that keep the server waiting too long. Uvicorn calls it every second.
 
-        The first call begins to accept: then the application has started.
+        The first call, when the application has started, begins to accept connections.
         """
         if not self._listening:
             self._listening = True
@@ -110,7 +110,7 @@ class Connections:
             asyncio.get_running_loop().add_reader(self.listener, self._accept)
 
     def _rest(self) -> None:
-        """Accepts nothing for a moment, in which clients wait in the queue of the system."""
+        """Pauses accepting for a moment; clients wait in the system's queue."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self.listener)
         loop.call_later(_REST_S, self._listen)
@@ -122,9 +122,9 @@ class Connections:
             return
         for _ in range(_AT_ONCE):
             try:
-                # The bound first: a client that waits for a place waits in the queue of the system.
+                # The limit is checked first: a client without a place waits in the system's queue.
                 if len(self._open) + self._arriving >= self.limits.connections and not self._make_room():
-                    # Those that are arriving can soon be told from those in use.
+                    # Arriving requests can soon be distinguished from active ones.
                     return None if self._arriving else self._rest()
                 accepted = accept(self.listener)
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -139,7 +139,7 @@ class Connections:
             task.add_done_callback(self.server.server_state.tasks.discard)
 
     async def _hand_over(self, accepted: socket.socket) -> None:
-        """Lets Uvicorn speak HTTP on a connection."""
+        """Hands a connection to Uvicorn."""
         server = self.server
 
         def protocol() -> asyncio.Protocol:
@@ -158,8 +158,8 @@ class Connections:
     def _make_room(self) -> bool:
         """Closes the connections that have waited longest for their clients, and returns whether there were any.
 
-        So whoever sends a request gets a place, however many connections are kept open by others. One that waits for
-        the answer to its request is never closed.
+        A client that sends a request therefore gets a place, however many idle connections others keep open.
+        Connections that wait for a response are never closed.
         """
         gone = [protocol for protocol in self._open if _is_gone(protocol)]
         if gone:
@@ -176,12 +176,12 @@ class Connections:
         for _, _, protocol in waiting[: max(1, len(waiting) // _SHARE)]:
             protocol.transport.abort()
             self._open.discard(protocol)
-        what = f"{self.limits.connections} connections are open, the most"
-        http_log.seldom("full", f"{what}: those idle longest are closed, others wait")
+        what = f"{self.limits.connections} connections are open, the maximum"
+        http_log.seldom("full", f"{what}: the longest idle are closed, new ones wait")
         return bool(waiting)
 
     def _look(self, now: float) -> None:
-        """Notes what each connection does, and since when."""
+        """Records the state of each connection, and since when."""
         found = {}
         for protocol in self._open:
             phase = _phase(protocol)
@@ -199,10 +199,10 @@ def accept(listener: socket.socket) -> socket.socket:
 
 
 def _phase(protocol: Any) -> _Phase:
-    """Returns what a connection does, and its last request.
+    """Returns the state of a connection and its last request.
 
-    `head`: it waits for a request, `work`: it waits for the answer of the application, `rest`: the client is still
-    sending what nobody reads, or does not take the answer.
+    `head`: waiting for a request; `work`: waiting for the response of the application; `rest`: the client is still
+    sending unread data, or does not read the response.
     """
     import h11
 
@@ -214,12 +214,12 @@ def _phase(protocol: Any) -> _Phase:
 
 
 def _is_gone(protocol: Any) -> bool:
-    """Returns whether a connection is closed, and only the event loop has yet to say so."""
+    """Returns whether a connection is closed although the event loop has not reported it yet."""
     return bool(protocol.transport.is_closing() and not protocol.transport.get_write_buffer_size())
 
 
 def _say_goodbye(protocol: Any) -> None:
-    """Closes a connection that waits for a request; who has sent a part of one is told why."""
+    """Closes a connection that waits for a request; a client that has sent part of one is told why."""
     if protocol.conn.trailing_data[0]:
         protocol.transport.write(_TOO_SLOW)
     protocol.transport.close()

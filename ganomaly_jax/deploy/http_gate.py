@@ -1,4 +1,4 @@
-"""What every request to `ganomaly serve` passes first: its framing, host and token; and its id in answer and log."""
+"""Checks the framing, host and token of every request to `ganomaly serve`, and adds its id to response and log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANY = "*"
 PROBES = frozenset({"/healthz", "/readyz"})
 """Paths for load balancers and orchestrators, which need neither a host nor a token."""
 PUBLIC = PROBES | {"/", "/docs", "/openapi.json"}
-"""Paths without a token: the same for everybody, and no secret."""
+"""Paths without a token: public, and the same for every client."""
 
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,253}")
@@ -39,12 +39,12 @@ _FEWEST, _MOST = 16, 1024
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who may use the server."""
+    """Access rules of the server."""
 
     hosts: frozenset[str] = LOOPBACK
-    """Names and addresses accepted in `Host`, beside the address that the client has connected to; `*` is all."""
+    """Names accepted in `Host`, in addition to the address the client is connected to; `*` is any."""
     token: bytes | None = dataclasses.field(default=None, repr=False)
-    """What `Authorization: Bearer` must hold for all but `PUBLIC`; None: nothing is asked for."""
+    """Token that `Authorization: Bearer` must contain, except for `PUBLIC` paths; None: no token."""
 
 
 LOCAL = Access()
@@ -62,7 +62,7 @@ def allowed_hosts(names: Iterable[str]) -> frozenset[str]:
         bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
         if name != ANY and (not _NAME.fullmatch(bare) or (":" in bare and not _is_address(bare))):
             raise UserError(
-                f"--allow-host {name!r}: expected a name or an address without scheme, port and path, such as "
+                f"--allow-host {name!r}: expected a name or address without scheme, port or path, such as "
                 "detector.example, or * for any"
             )
         found.add(_normal(bare))
@@ -70,10 +70,10 @@ def allowed_hosts(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_token(path: str) -> bytes:
-    """Reads the token of a file that holds nothing else.
+    """Reads the token in a file, which must contain nothing else.
 
     Raises:
-      UserError: the file cannot be read, others may read or change it, or it holds no token.
+      UserError: the file cannot be read, is accessible to others, or does not contain a token.
     """
     try:
         # A named pipe is opened without waiting for its writer, and then refused.
@@ -82,7 +82,7 @@ def read_token(path: str) -> bytes:
             if not stat.S_ISREG(info.st_mode):
                 raise UserError(f"--token-file {path}: not a regular file")
             if info.st_uid not in (0, os.geteuid()):
-                raise UserError(f"--token-file {path}: it belongs to another user; expected one of your own, or root's")
+                raise UserError(f"--token-file {path}: belongs to another user; expected your own or root's")
             if info.st_mode & (stat.S_IRWXO | stat.S_IWGRP):
                 raise UserError(
                     f"--token-file {path}: others may read or change it (mode {stat.S_IMODE(info.st_mode):04o}); "
@@ -100,22 +100,22 @@ def read_token(path: str) -> bytes:
 
 
 _EXPECTED = (
-    f"expected {_FEWEST} to {_MOST} letters, digits or ._~+/- in one line, such as those that "
-    "`python -c 'import secrets; print(secrets.token_urlsafe(32))'` prints"
+    f"expected {_FEWEST} to {_MOST} letters, digits or ._~+/- on one line, such as the output of "
+    "`python -c 'import secrets; print(secrets.token_urlsafe(32))'`"
 )
 
 
 def gate(app: ASGIApp, access: Access, closing: Callable[[], bool], count: Callable[[int], None], log: bool) -> ASGIApp:
-    """Wraps an application: refuses what must not reach it, and completes every answer.
+    """Wraps an application: refuses invalid requests and adds headers to every response.
 
-    Every answer carries the id of its request, in `X-Request-ID`: the client's, if it is well formed, or a new one.
+    Every response has an `X-Request-ID`: the client's, if it is well formed, or a new one.
 
     Args:
       app: the application; finds the id in `scope["request_id"]`.
       access: who may use it.
-      closing: whether answers are to tell clients to close their connections.
+      closing: returns whether responses should tell clients to close their connections.
       count: called with the status of each request that is refused here.
-      log: whether each answer is logged.
+      log: whether each response is logged.
     """
     from starlette.datastructures import Headers, MutableHeaders
 
@@ -131,9 +131,9 @@ def gate(app: ASGIApp, access: Access, closing: Callable[[], bool], count: Calla
             if message["type"] == "http.response.start":
                 made = MutableHeaders(scope=message)
                 made["X-Request-ID"], made["X-Content-Type-Options"] = scope["request_id"], "nosniff"
-                # A body that a refusal leaves unread is read and discarded: closing would reset a client that is still
-                # sending, which would then never see why. Only one that has stopped sending is cut off, and one whose
-                # body may end elsewhere for a proxy before this server.
+                # The unread body of a refused request is read and discarded: closing would reset a client that is still
+                # sending before it sees the reason. Only clients that have stopped sending are cut off, and those with
+                # ambiguous framing.
                 if closing() or message["status"] == 408 or (refused is not None and refused.status == 400):
                     made["Connection"] = "close"
                 if log:
@@ -151,18 +151,18 @@ def gate(app: ASGIApp, access: Access, closing: Callable[[], bool], count: Calla
 
 
 def _refused(scope: Scope, headers: Headers, access: Access) -> RefusedError | None:
-    """Returns why a request is refused, None if it is not."""
+    """Returns why a request is refused, or None."""
     if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] != "1.1"):
-        # To a proxy in front of this server the body may end elsewhere, and what follows be another request.
-        return RefusedError(400, "Transfer-Encoding with Content-Length, or in HTTP/1.0: expected one of them")
+        # A proxy may see the body end elsewhere, and what follows as another request (request smuggling).
+        return RefusedError(400, "Transfer-Encoding with Content-Length, or in HTTP/1.0: expected only one of them")
     path = scope["path"]
     if path not in PROBES and not _is_host(headers.get("host", ""), scope, access.hosts):
         shown = headers.get("host", "")[:100].encode("ascii", "backslashreplace").decode()
         return RefusedError(
-            421, f"host {shown!r}: not a name of this server; to accept it: ganomaly serve --allow-host NAME"
+            421, f"host {shown!r}: not a name of this server; accept it with ganomaly serve --allow-host NAME"
         )
     if access.token is not None and path not in PUBLIC and not _is_authorised(headers, access.token):
-        return RefusedError(401, "no token, or a wrong one: expected the header Authorization: Bearer TOKEN")
+        return RefusedError(401, "missing or wrong token: expected the header Authorization: Bearer TOKEN")
     return None
 
 
@@ -176,8 +176,8 @@ def _answer(refused: RefusedError) -> ASGIApp:
 def _is_host(value: str, scope: Scope, hosts: frozenset[str]) -> bool:
     """Returns whether a `Host` is one of this server's.
 
-    A page of another site reaches a server that only its visitor can reach by giving its own name that server's address
-    (DNS rebinding). The browser then sends that name, never the address: so the address is accepted.
+    By DNS rebinding, a web site gives its own name the address of a server that only its visitor can reach. The browser
+    then sends that name, never the address, so addresses are accepted.
     """
     if ANY in hosts:
         return True
@@ -202,7 +202,7 @@ def _is_address(name: str) -> bool:
 
 
 def _normal(name: str) -> str:
-    """Returns a name or an address as it is compared."""
+    """Returns a name or an address in normalised form."""
     return ipaddress.ip_address(name).compressed if _is_address(name) else name.lower().removesuffix(".")
 
 

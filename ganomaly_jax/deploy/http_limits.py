@@ -10,7 +10,7 @@ from ganomaly_jax.data.images import decode
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The most that the server accepts."""
+    """The limits of the server."""
 
     body: int = 16 * 2**20
     """Bytes of the body of a request."""
@@ -19,7 +19,7 @@ class Limits:
     batch: int = 64
     """Images scored together."""
     queue: int = 128
-    """Requests in progress, each of which may hold a body. Others are told to retry."""
+    """Requests in progress, each of which may hold a body. Further ones are told to retry."""
     body_s: float = 30.0
     """Seconds within which a body must arrive."""
     header_s: float = 10.0
@@ -27,32 +27,32 @@ class Limits:
     connections: int = 512
     """Open connections. Beyond it, those idle longest are closed."""
     large: int = 8
-    """Images of more than `decode.LARGE` pixels in progress, which wait for one thread. Others are told to retry."""
+    """Images of more than `decode.LARGE` pixels in progress, which share one thread. Further ones are told to retry."""
     files: int = 32
     """Files in a form."""
 
 
 DEFAULT = Limits()
-"""Those of the command without options."""
+"""The default limits of the command."""
 
 
 class RefusedError(Exception):
-    """A request is answered with an error: an HTTP status and a sentence."""
+    """A request is refused with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str, retry_s: int | None = None) -> None:
-        """Creates the error; `retry_s` are the seconds after which the client may try again, if that makes sense."""
+        """Creates the error; `retry_s` is the number of seconds after which the client may retry, if it may."""
         super().__init__(message)
         self.status, self.retry_s = status, retry_s
 
 
 def check(limits: Limits) -> None:
-    """Checks that limits make sense.
+    """Checks the limits.
 
     Raises:
-      UserError: one does not.
+      UserError: a limit is out of range.
     """
     for name in ("body", "pixels", "queue", "body_s", "header_s", "connections", "large", "files"):
         if not getattr(limits, name) > 0:
             raise UserError(f"limit {name} {getattr(limits, name)}: expected more than 0")
     if limits.pixels > decode.MAX_PIXELS:
-        raise UserError(f"limit pixels {limits.pixels:,}: expected at most {decode.MAX_PIXELS:,}, what is ever decoded")
+        raise UserError(f"limit pixels {limits.pixels:,}: expected at most {decode.MAX_PIXELS:,}")

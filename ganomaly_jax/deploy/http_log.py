@@ -1,4 +1,4 @@
-"""The log of `ganomaly serve`: a failure is one line on standard error, and one that repeats is counted."""
+"""The log of `ganomaly serve`: one line on standard error per failure; repeated ones are counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Seconds in which a failure that repeats is written once: who can cause one over and over could fill the disk.
+# Seconds in which a repeated failure is logged once, so that clients cannot fill the disk.
 _EVERY_S = 10.0
 _MOST_CHARACTERS = 500
 _said: dict[object, tuple[float, int]] = {}
@@ -20,10 +20,10 @@ def say(line: str) -> None:
 
 
 def seldom(kind: object, line: str) -> None:
-    """Writes a line unless one of its kind was written in the last 10 s; the next one says how many were left out.
+    """Writes a line unless one of its kind was written in the last 10 s; the next one states how many were omitted.
 
     Args:
-      kind: what is counted as the same; there must be few of them.
+      kind: key of messages counted together; there must be few of them.
       line: the line.
     """
     now = time.monotonic()
@@ -32,7 +32,7 @@ def seldom(kind: object, line: str) -> None:
         _said[kind] = last, left_out + 1
         return
     _said[kind] = now, 0
-    say(f"{line} ({left_out:,} more like it since)" if left_out else line)
+    say(f"{line} ({left_out:,} similar ones omitted)" if left_out else line)
 
 
 class Handler(logging.Handler):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import uvicorn
     from starlette.applications import Starlette
 
-# Seconds that a request in work may take beyond the time for its body, once nothing new is accepted.
+# Seconds that a request in progress may take beyond the time for its body during shutdown.
 _LAST_S = 10
 
 
@@ -32,8 +32,8 @@ def serve(
     """Serves an application over HTTP until SIGTERM or SIGINT; a second signal ends it at once.
 
     Args:
-      make: makes the application, given what it calls when it has started (`http_app.application`).
-      limits: what a request may take.
+      make: creates the application, given a callback for when it has started (`http_app.application`).
+      limits: the limits of the server.
       host, port: where to listen; port 0: a free one.
       drain_s: seconds after the signal in which it reports that it is not ready, and still answers.
       ready: called with the address once requests are accepted.
@@ -58,7 +58,7 @@ def serve(
         if shared.draining:
             server.should_exit = server.force_exit = True
         shared.draining = True
-        http_log.say(f"draining, {shared.inside} in work")
+        http_log.say(f"draining; requests in progress: {shared.inside}")
         loop.call_later(drain_s, connections.leave)
 
     app = make(started)
@@ -76,7 +76,7 @@ def serve(
 
 
 def prepare(app: Starlette, limits: Limits, connections: http_connections.Connections) -> uvicorn.Server:
-    """Returns Uvicorn's server, the same whatever else is installed; run it with no sockets: `connections` accepts.
+    """Returns Uvicorn's server, independent of optional packages; run it without sockets, as `connections` accepts.
 
     It uses h11, which limits headers to 16 KiB, the event loop of asyncio, and no websockets.
 

@@ -15,7 +15,7 @@ def document(with_token: bool = False) -> dict[str, Any]:
     """Returns the OpenAPI 3.1 document: the file `openapi.json` with the version of this package.
 
     Args:
-      with_token: whether the server asks for a token; the document then says where.
+      with_token: whether the server requires a token; the document then states where.
     """
     found: dict[str, Any] = json.loads(resources.files(__package__).joinpath("openapi.json").read_text("utf-8"))
     found["info"]["version"] = __version__

@@ -1,4 +1,4 @@
-"""The pages of `ganomaly serve`: one to drop images on, with their scores, verdicts and maps, and the API's."""
+"""The pages of `ganomaly serve`: one to drop images on, with their scores, verdicts and maps, and an API reference."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def page() -> tuple[str, str]:
     """Renders the page to drop images on.
 
     Returns:
-      The HTML, and its Content-Security-Policy: the page may run its own script, use its own style and talk to its own
-      server, nothing else.
+      The HTML, and its Content-Security-Policy: the page may only run its own script, use its own style and connect to
+      its own server.
 
     Raises:
       MissingError: jinja2 is not installed.
@@ -25,10 +25,10 @@ def page() -> tuple[str, str]:
 
 
 def docs(document: dict[str, Any]) -> tuple[str, str]:
-    """Renders an OpenAPI document as a page for people; result as that of `page`, but it has no script at all."""
+    """Renders an OpenAPI document as a page without scripts; returns the same as `page`."""
 
     def follow(part: dict[str, Any]) -> dict[str, Any]:
-        """Returns a part of the document, or the one that it refers to."""
+        """Returns a part of the document, resolving a reference."""
         if "$ref" not in part:
             return part
         found = document

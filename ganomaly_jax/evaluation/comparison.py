@@ -42,7 +42,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
 
     Args:
       first: the folder of an evaluated run, one of its `evaluations/NAME`, or a table of predictions.
-      second: another one, likewise.
+      second: the other one, likewise.
 
     Returns:
       The comparison.
@@ -60,7 +60,7 @@ def compare(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> Co
         example = min(larger.keys() - shared)
         raise UserError(
             f"the two runs were tested on different images: {len(a)} in {first}, {len(b)} in {second}, "
-            f"{len(shared)} in both ({example} is only in {where}). Test both on the same images: "
+            f"{len(shared)} in both ({example} is only in {where}). Evaluate both on the same images: "
             f"ganomaly evaluate --workdir W --data DIR, then compare their {layout.EVALUATIONS}/DIR"
         )
     paths = sorted(shared)

@@ -37,7 +37,7 @@ class Evaluation:
     metrics: dict[str, Any]
     """The contents of metrics.json."""
     folder: Path
-    """The folder that it was written to."""
+    """The folder with the results."""
     page: Path | None
     """`report.html`; None if matplotlib or jinja2 is not installed, or nothing could be scored."""
     misses: list[figures.Case]
@@ -60,8 +60,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a run and writes metrics.json, predictions.csv, pictures and report.html.
 
-    The evaluation on the run's own test set is written to the run's folder, one on other data to its folder
-    `evaluations/NAME`, named after the data (`arrays` for arrays).
+    Results on the run's own test set are written to the run's folder, those on other data to `evaluations/NAME` in it,
+    named after the data (`arrays` for arrays).
 
     Scores use running statistics, so that each depends on its own item alone. Nothing is chosen on the test data.
 
@@ -77,7 +77,7 @@ def evaluate(
       combine: how they are combined, as in `evaluate.combine`; None: as configured.
       out: another folder for the results.
       overwrite: whether results of other data, or in `out`, may be overwritten.
-      value_range: what floating-point images mean to a detector of integer pixels, as in calling a `Scorer`.
+      value_range: range of floating-point images for a detector of integer pixels, as in calling a `Scorer`.
 
     Returns:
       The evaluation.

@@ -35,8 +35,8 @@ def write(
       labels: [n] 0, 1, or None if unknown.
       judged: the judgement of the n items.
       reasons: [n] why a verdict is `invalid`; empty for other verdicts.
-      times: [n] the times of the items, empty where one is not known; None: of none.
-      safe: whether text that a spreadsheet would take for a formula is marked as text.
+      times: [n] the times of the items, empty if unknown; None if all are unknown.
+      safe: whether to mark text that a spreadsheet would interpret as a formula.
 
     Raises:
       UserError: the file cannot be written.
@@ -49,7 +49,7 @@ def write(
         zip(paths, labels, judged.scores.tolist(), judged.p_values.tolist(), judged.verdicts, reasons, strict=True)
     ):
         numbers = ("", "") if not math.isfinite(score) else (f"{score:.9g}", f"{p_value:.6g}")
-        # File names may not be valid text; a carriage return would end the row, since Python does not quote it.
+        # File names may be invalid text; a carriage return, which Python does not quote, would end the row.
         shown = name.encode("utf-8", "backslashreplace").decode("utf-8").replace("\r", "\\r")
         time = [] if times is None else [times[i]]
         rows.writerow((words(shown), "" if label is None else label, *numbers, verdict, words(reason), *time))
@@ -66,12 +66,12 @@ def read(source: Path) -> dict[str, tuple[int, float]]:
       {path: (label, score)}; the score of an invalid item is NaN.
 
     Raises:
-      UserError: there is no such table, it has rows without a label, or a path twice.
+      UserError: there is no such table, or it has rows without a label or duplicate paths.
     """
     path = source if source.is_file() else source / layout.PREDICTIONS
     if not path.is_file():
         if (source / layout.MEMBERS).is_dir():
-            raise UserError(f"{source} holds several members: name one, such as {source}/members/NAME")
+            raise UserError(f"{source} contains several members; name one, such as {source}/members/NAME")
         raise UserError(
             f"no {layout.PREDICTIONS} in {source}: expected the --workdir of a run, after `ganomaly evaluate`, one of "
             f"its {layout.EVALUATIONS}/NAME, or a table of predictions"
@@ -86,7 +86,7 @@ def read(source: Path) -> dict[str, tuple[int, float]]:
                         "`ganomaly evaluate`, on the test set or with --data"
                     )
                 if row["path"] in predictions:
-                    raise UserError(f"{path} has {row['path']} twice: images cannot be matched by path")
+                    raise UserError(f"{path} has {row['path']} twice, so images cannot be matched by path")
                 predictions[row["path"]] = (int(row["label"]), float(row["score"]) if row["score"] else math.nan)
     except UserError:
         raise

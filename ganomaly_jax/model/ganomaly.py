@@ -85,7 +85,7 @@ class Ganomaly:
             self._check_rows()
         elif len(self.shape) != 3 or any(side not in networks.SIDES for side in self.shape[:2]) or self.shape[2] < 1:
             raise UserError(
-                f"shape {tuple(self.shape)}: expected (height, width, channels) with height and width out of "
+                f"shape {tuple(self.shape)}: expected (height, width, channels) with height and width in "
                 f"{', '.join(map(str, networks.SIDES))} and at least one channel; resize the images"
             )
         for name, least in (("latent_size", 1), ("features", 1), ("extra_layers", 0), ("batch_norm_group", 0)):

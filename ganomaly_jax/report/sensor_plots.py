@@ -40,7 +40,7 @@ class Series:
     labels: np.ndarray
     """[n] int, 0 normal and 1 anomalous."""
     times: Sequence[str] = ()
-    """[n] the time of that row as text; empty: not known."""
+    """[n] the time of that row as text; empty if unknown."""
 
 
 def most_different(x: np.ndarray, x_hat: np.ndarray, most: int = MOST) -> np.ndarray:

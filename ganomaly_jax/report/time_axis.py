@@ -15,14 +15,14 @@ _TICKS = 5
 
 
 def label(ax: Axes, rows: Sequence[int] | np.ndarray, times: Sequence[str]) -> None:
-    """Labels the x axis with times where they are known, otherwise with the numbers of the rows.
+    """Labels the x axis with times if they are known, otherwise with row numbers.
 
-    The scale stays that of rows, so that a gap in time is not drawn as one.
+    The scale remains that of rows, so gaps in time are not visible.
 
     Args:
       ax: the axes, whose x values are rows.
       rows: [n] rows in ascending order.
-      times: [n] the time of each as text, ISO 8601 or a number; empty where it is not known.
+      times: [n] the time of each as text, ISO 8601 or a number; empty if unknown.
     """
     known = [(int(row), time) for row, time in zip(rows, times, strict=True) if time]
     if not known:

@@ -20,8 +20,8 @@ _SHORT = {"adversarial": "adv", "contextual": "con", "encoder": "enc", "generato
 class History:
     """Writer of `history.jsonl`: a line every few steps with their mean losses, and lines of diagnostics.
 
-    When a run resumes, lines beyond its step are removed. A line of losses that averages fewer than `every` steps says
-    how many, under `steps`.
+    When a run resumes, lines beyond its step are removed. A line of losses that averages fewer than `every` steps
+    gives their number as `steps`.
 
     Args:
       path: the file; None to write nothing.

@@ -1,7 +1,8 @@
-"""The lock of a folder that a process writes to: a second process is refused at once, with who holds the lock.
+"""The lock of a folder that a process writes to: a second process is refused at once and told who holds the lock.
 
-The lock is `flock` on a file in the folder, which the system releases when a process ends, however it ends. The file
-says who holds it, and is removed at the end. Processes that only read, such as `predict` and `serve`, take no lock.
+The lock is `flock` on a file in the folder; the system releases it when the process ends for any reason. The file
+contains who holds the lock and is removed at the end. Processes that only read, such as `predict` and `serve`, take no
+lock.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ os.register_at_fork(after_in_child=_close_all)
 def held(verb: str, *folders: str | os.PathLike[str], create: bool = False) -> Iterator[None]:
     """Holds the locks of folders while the context lasts; a thread may hold a lock several times.
 
-    On a file system without locks a note is printed to standard error, and the work goes on.
+    On a file system without locks, a note is printed to standard error and the work continues.
 
     Args:
-      verb: what this process does, for the message that another one gets.
+      verb: the verb of this process, for the message to other processes.
       *folders: the folders, each that of a run or a detector. One that does not exist is not locked.
       create: create the folders that do not exist; those that are empty at the end are removed again.
 
@@ -65,7 +66,7 @@ def held(verb: str, *folders: str | os.PathLike[str], create: bool = False) -> I
                     stack.enter_context(_held(verb, folder))
             except OSError as error:
                 raise UserError(
-                    f"{folder} cannot be written: {error.strerror or error}; choose another folder or free some space"
+                    f"{folder} cannot be written: {error.strerror or error}; choose another folder or free up space"
                 ) from error
         yield
 
@@ -114,8 +115,8 @@ def _locked(path: Path, folder: Path) -> int:
         except OSError as error:
             if error.errno in _NO_LOCKS:
                 print(
-                    f"note: the file system of {folder} has no locks, so nothing stops a second process from writing "
-                    "to it",
+                    f"note: the file system of {folder} has no locks, so nothing prevents a second process from "
+                    "writing to it",
                     file=sys.stderr,
                 )
                 return descriptor
@@ -130,7 +131,7 @@ def _close(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Returns who holds a lock, from the content of its file."""
+    """Returns the owner of a lock, from the content of its file."""
     try:
         holder = strict_json.loads(os.pread(descriptor, 4096, 0))
         verb, pid, host, since = (printable(str(holder[name])) for name in ("verb", "pid", "host", "since"))
@@ -140,7 +141,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _path(folder: Path) -> Path:
-    """Returns the file of a folder's lock; a detector folder is sealed, and has it in or with its run's folder."""
+    """Returns the lock file of a folder; that of a sealed detector folder is in or next to its run's folder."""
     folder = Path(os.path.realpath(folder))
     if not (folder / sealed_folder.MANIFEST).exists():
         return folder / NAME

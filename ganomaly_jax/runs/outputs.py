@@ -1,4 +1,4 @@
-"""Where the results of other data than a run's own go, and the rule that nothing is overwritten unasked."""
+"""Locations of results on other data than a run's own, and the check that none are overwritten."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.printable import printable
 from ganomaly_jax.runs import layout
 
-# Bytes of a name at most, with room for an ending below the 255 that file systems take.
+# Maximum size of a name in bytes, leaving room for an extension within the 255 of file systems.
 _MOST = 200
 
 
 def name_of(sources: Sequence[str | os.PathLike[str]]) -> str:
-    """Returns a name for the results of some data: that of the folder or file, or of the folder of several files."""
+    """Returns a name for the results on some data: that of the folder or file, or of the folder of several files."""
     texts = [os.fspath(source) for source in sources]
     if len(texts) == 1 and ":" in texts[0] and not os.path.exists(texts[0]):  # such as tfds:mnist
         return texts[0].replace(":", "_").replace(os.sep, "_")
@@ -55,7 +55,7 @@ def refuse_existing(paths: Sequence[str | os.PathLike[str]], overwrite: bool, el
     Args:
       paths: the files and folders that are to be written; a folder that is empty does not count.
       overwrite: whether they may be overwritten.
-      elsewhere: the option that names another place.
+      elsewhere: the option that sets another location.
 
     Raises:
       UserError: one of them exists.
@@ -63,13 +63,13 @@ def refuse_existing(paths: Sequence[str | os.PathLike[str]], overwrite: bool, el
     for path in map(Path, paths):
         if not overwrite and os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(
-                f"{printable(str(path))} exists, and nothing is overwritten unasked: add --overwrite, or name another "
-                f"place by {elsewhere}"
+                f"{printable(str(path))} already exists: add --overwrite to replace it, or choose another "
+                f"location with {elsewhere}"
             )
 
 
 def _open_folder(workdir: str | os.PathLike[str]) -> Path:
     """Returns the run's folder, or raises a UserError if it is a detector folder."""
     if (Path(workdir) / sealed_folder.MANIFEST).exists():
-        raise UserError(f"{workdir} is a detector folder, which is sealed: expected --out, another place")
+        raise UserError(f"{workdir} is a detector folder, which is sealed; choose another location with --out")
     return Path(workdir)

@@ -30,7 +30,7 @@ from ganomaly_jax.core.errors import DamagedError, UserError
 ARRAYS = "arrays"
 META = "meta.json"
 _STATE = "state"
-# Bytes that arrays may claim beyond what their files have: the smallest ones are compressed.
+# Bytes that arrays may claim beyond the size of their files, since the smallest ones are compressed.
 _SLACK = 2**20
 
 
@@ -147,7 +147,7 @@ def _seal_and_move(folder: Path, target: Path, text: str) -> None:
 
 
 def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
-    """Reads an artefact, bit for bit as written, and in one version if another process replaces it meanwhile.
+    """Reads an artefact, bit for bit as written, in a single version even if another process replaces it.
 
     Args:
       directory: the artefact.
@@ -159,7 +159,7 @@ def read(directory: Path, like: Any = None) -> tuple[Any, dict[str, Any]]:
     Raises:
       DamagedError: a file is missing, extra, altered or truncated; the message names it.
       UserError: the folder does not exist or cannot be read, or its arrays differ from those of `like`; the message
-        says which. Nothing is allocated for arrays that differ, or that are larger than the folder.
+        names them. No memory is allocated for arrays that differ or that are larger than the folder.
     """
     directory = Path(directory)
 
@@ -197,7 +197,7 @@ def _check_sizes(folder: Path, metadata: Any) -> None:
     )
     stored = sum(path.stat().st_size for path in (folder / ARRAYS).rglob("*") if path.is_file())
     if declared > stored + _SLACK:
-        raise ValueError(f"its arrays claim {declared:,} bytes, its files have {stored:,}")
+        raise ValueError(f"its arrays claim {declared:,} bytes, but its files contain {stored:,}")
 
 
 # Trees. On disk: nested dicts, so that no container type of Flax, Optax or this package is part of the format.

@@ -1,4 +1,4 @@
-"""The metadata of a stored detector, `meta.json`: what it holds, and the checks of what anyone may have written."""
+"""The metadata of a stored detector, `meta.json`: its contents, and the checks of untrusted values."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def to_dict(meta: Any) -> dict[str, Any]:
 
 
 def config_of(values: Any) -> Config:
-    """Returns the configuration in stored metadata, of which format, keys and types are checked.
+    """Returns the configuration in stored metadata after checking format, keys and types.
 
     Raises:
-      UserError: one of them is another one.
+      UserError: one of them is wrong.
     """
     values = _of_type(values, dict, "it")
     if values.get("format") != FORMAT or isinstance(values["format"], bool):
-        raise UserError(f"its format is {values.get('format')!r:.50}, this version reads {FORMAT}")
+        raise UserError(f"its format is {values.get('format')!r:.50}, but this version reads {FORMAT}")
     _check_keys(values, _REQUIRED, _OPTIONAL, "")
     defaults = config_values.flatten(config_values.to_dict(Config()))
     stored = _of_type(values["config"], dict, "config")
@@ -70,10 +70,10 @@ def config_of(values: Any) -> Config:
 
 
 def from_dict(values: Any) -> Meta:
-    """Returns stored metadata, of which every value is checked; the inverse of `to_dict`.
+    """Returns stored metadata after checking every value; the inverse of `to_dict`.
 
     Raises:
-      UserError: the format is another one, or an entry is missing, unknown, of another type or makes no sense.
+      UserError: the format is unknown, or an entry is missing, unknown, of the wrong type or out of range.
     """
     config = config_of(values)
     validation.check_stored(config)
@@ -88,7 +88,7 @@ def from_dict(values: Any) -> Meta:
     if not np.all(np.asarray(low) < np.asarray(high)):
         raise UserError("low is not below high")
     if len(names) not in (0, shape[-1]):
-        raise UserError(f"columns has {len(names)} names of features, its inputs have {shape[-1]}")
+        raise UserError(f"columns has {len(names)} names of features, but its inputs have {shape[-1]}")
     residual_max = _number(values["residual_max"], "residual_max")
     return Meta(
         config,
@@ -142,7 +142,7 @@ def _scores(stored: Any) -> list[float]:
     """Returns the sorted scores of a group."""
     scores = [_number(score, "a score in calibration.groups") for score in _of_type(stored, list, "calibration.groups")]
     if not scores or scores != sorted(scores):
-        raise UserError("calibration.groups holds scores that are not sorted, or none")
+        raise UserError("calibration.groups has unsorted scores or none")
     return scores
 
 

@@ -1,7 +1,7 @@
 """Distances of an image's features from those of training images. JAX, pure once fitted.
 
 As in PatchCore, vectors of neighbouring positions are averaged, maps of several strides are joined, and each vector is
-compared with the nearest one of a bank of training images that is chosen to cover them all.
+compared with the nearest one in a bank of vectors of training images, chosen to cover them all.
 
 Differs from PatchCore: the maps are scaled to the same total variance before they are joined, the score is the mean
 over positions instead of the maximum, and at most about 8 positions along a side are compared.
@@ -25,7 +25,7 @@ from ganomaly_jax.model import extractors
 from ganomaly_jax.scoring import latent_statistics, patch_distance
 
 _PLACES = 8
-# So many images are computed at a time: more do not fit a processor's cache.
+# Images computed at a time: more do not fit into a processor's cache.
 _AT_ONCE = 16
 _LEAST = 1e-12
 
@@ -53,7 +53,7 @@ def maps(name: str, variables: Any, x: Array) -> tuple[Maps, Array]:
 
 
 def _computed(function: Callable[[Any, Array], Any], variables: Any, x: Array) -> Maps:
-    """Applies an extractor's function to some images at a time, in an export, whose batch is symbolic, to each."""
+    """Applies an extractor's function to a few images at a time, or to each in an export with a symbolic batch."""
 
     def one(image: Array) -> Maps:
         found = function(variables, image[None])
@@ -83,7 +83,7 @@ def drawn(
       name: as in `maps`.
       variables: as in `maps`.
       x: as in `maps`.
-      count: the number of all training images; so many positions per image are drawn that about
+      count: number of training images; the number of positions drawn per image is such that about
         `patch_distance.CANDIDATES` are kept.
       random: the generator.
 
@@ -98,7 +98,7 @@ def drawn(
 
 
 def fit(vectors: list[np.ndarray], means: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Fits what `patches` and `angle` compare with, to the results of `drawn` for normal images.
+    """Fits the references of `patches` and `angle` to the results of `drawn` for normal images.
 
     Args:
       vectors: [n, F] float32 of each map.

@@ -1,4 +1,4 @@
-"""What scoring returns: scores, p-values and verdicts of items."""
+"""The results of scoring: scores, p-values and verdicts of items."""
 
 from __future__ import annotations
 
@@ -34,4 +34,4 @@ class JudgedPaths:
     detail: Any = None
     """Further results, which only code of the same modality reads."""
     times: list[str] | None = None
-    """The time of each item as text, empty where it is not known; None: of none."""
+    """The time of each item as text, empty if unknown; None if all are unknown."""

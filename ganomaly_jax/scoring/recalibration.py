@@ -45,7 +45,7 @@ def recalibrate(
       review: the rate of the review band, 0 for none; None: as before.
       by: groups that get thresholds of their own: a CSV file with the columns path and group, or one name per image of
         the data (of the run's own data if there is no other); None: the groups stay, unless there are new normal items.
-      value_range: what floating-point images mean to a detector of integer pixels, as in calling a `Scorer`.
+      value_range: range of floating-point images for a detector of integer pixels, as in calling a `Scorer`.
 
     Returns:
       The scorer as written.

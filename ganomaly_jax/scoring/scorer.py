@@ -75,7 +75,7 @@ class Scorer:
     feature_names: tuple[str, ...] = ()
     """The names of the last axis of the inputs if it has any, such as the sensors of rows."""
     value_range: Range | None = None
-    """What floating-point images mean to a detector of integer pixels, where a call does not say; not stored."""
+    """Default range of floating-point images for a detector of integer pixels; not stored."""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -119,8 +119,8 @@ class Scorer:
         """Converts raw items to inputs of the network. Pure.
 
         The dtype determines the scaling: items of the training dtype are scaled as in training, other uint8 and uint16
-        images by the range of their dtype, and other floating point is expected in [-1, 1] already: no value is looked
-        at here.
+        images by the range of their dtype, and other floating-point images are expected in [-1, 1]; values are
+        not checked here.
 
         Args:
           x: [B, *input_shape].
@@ -168,7 +168,7 @@ class Scorer:
         The function works under jit, vmap, grad, scan and shard_map. It does not validate values.
 
         Args:
-          value_range: what floating-point images mean to a detector of integer pixels, such as (0, 1); None: (-1, 1).
+          value_range: range of floating-point images for a detector of integer pixels, such as (0, 1); None: (-1, 1).
 
         Returns:
           (fn, variables), where `fn(variables, x)` returns the scores [B] float32 of raw items x [B, *input_shape].
@@ -185,7 +185,7 @@ class Scorer:
         """Returns a scorer that takes floating-point images to be in `value_range`; itself for None.
 
         Raises:
-          UserError: it is no range, or the detector was not trained on integer pixels.
+          UserError: it is not a range, or the detector was not trained on integer pixels.
         """
         found = value_range_module.checked(value_range, self.dtype)
         return self if found is None else dataclasses.replace(self, value_range=found)
@@ -197,15 +197,15 @@ class Scorer:
           images: an array [B, H, W, C] or [B, H, W] of images, see `unit` for its values, or a sequence of image files;
             other sizes are resized as in training. For sensors rows [B, D] or windows [B, T, D]; for sound waveforms
             [B, T] or recordings.
-          value_range: what floating-point images mean to a detector of integer pixels: (0, 1) or (-1, 1), for example.
-            None: an image with a negative value is in [-1, 1], and one in [0, 1] is refused, since it could be either.
+          value_range: range of floating-point images for a detector of integer pixels, such as (0, 1) or (-1, 1).
+            None: an image with a negative value is in [-1, 1]; one in [0, 1] is ambiguous and refused.
 
         Returns:
           [B] float32, higher is more anomalous; NaN for an invalid item.
 
         Raises:
-          UserError: the number of channels or the dtype does not fit, floating point is out of range or could be in
-            either range, or there are no items.
+          UserError: the number of channels or the dtype does not fit, floating-point images are out of range or
+            ambiguous, or there are no items.
         """
         return self.judge(images, value_range=value_range).scores
 

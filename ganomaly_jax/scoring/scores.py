@@ -211,7 +211,7 @@ def _training_samples(
 ) -> dict[str, Any]:
     """Returns what the parts are fitted to: outputs of the detector, patches by size, `exposed` images, and features.
 
-    `variables` has those of the detector, and those of each extractor under its name.
+    `variables` contains those of the detector, and those of each extractor under its name.
     """
     used = tuple(sorted({output for word, output in _USES if any(name.startswith(word) for name in names)}))
     cut = {size: share for size, share in patch_distance.SHARES.items() if f"patches_{size}" in names}

@@ -1,4 +1,4 @@
-"""A queue of events on disk, of one monitor, bounded in number and bytes.
+"""A queue of a monitor's events on disk, bounded in number and bytes.
 
 A folder holds one file for each event, `NUMBER-ID.json` in order of their numbers, until it is delivered. `refused/`
 holds those that the receiver rejected. While the disk cannot be written, events are held in memory, up to a bound.
@@ -26,7 +26,7 @@ REFUSED = "refused"
 RECEIVER = "receiver.txt"
 _FILE = re.compile(r"(\d{12})-([0-9A-Za-z-]{1,100})\.json", re.ASCII)
 _NEAR, _FAR = 0.8, 0.5
-# Shares of a bound at which it is said to be near, and below which that may be said again.
+# Shares of a bound at which a warning is logged, and below which it may be logged again.
 
 Log = Callable[[str], None]
 
@@ -36,7 +36,7 @@ class Limits:
     """Bounds of a queue; a million bytes is a MB.
 
     Attributes:
-      events: undelivered events. When they are full, new events are dropped.
+      events: undelivered events. When the queue is full, new events are dropped.
       size: bytes of the undelivered events.
       for_alarms: share of both that is kept for alarms: other events are dropped before any alarm.
       refused: events in `refused/`. When it is full, the oldest are deleted.
@@ -121,7 +121,7 @@ class Queue:
                 return True
             share = 1.0 if event.get("event") == "alarm" else 1 - self.limits.for_alarms
             if not self._has_room(len(data), share):
-                return self._drop(f"is full with {self._filling()}")
+                return self._drop(f"is full ({self._filling()})")
             entry = Entry(self._next, name, len(data), data)
             if not self._write(entry):
                 if self._held >= self.limits.in_memory * share:
@@ -156,7 +156,7 @@ class Queue:
             self._forget_first()
 
     def refuse_first(self) -> None:
-        """Moves the first event to `refused/`, and deletes the oldest ones there if they are too many.
+        """Moves the first event to `refused/`, and deletes the oldest ones there if there are too many.
 
         Raises:
           OSError: it cannot be moved; it stays in the queue.
@@ -175,12 +175,12 @@ class Queue:
                 (self.folder / REFUSED / oldest.file).unlink(missing_ok=True)
                 if not self.deleted:
                     self._log(
-                        f"{self.folder / REFUSED} is full with {len(self._refused):,} events: the oldest are deleted"
+                        f"{self.folder / REFUSED} is full ({len(self._refused):,} events): the oldest are deleted"
                     )
                 self.deleted += 1
 
     def write_held(self) -> int:
-        """Writes the events that are held in memory, as far as possible; returns how many are left there."""
+        """Writes the events held in memory as far as possible; returns the number that remain."""
         with self._changing:
             for entry in self._entries if self._held else ():
                 if entry.data is not None and not self._write_held(entry):
@@ -188,13 +188,13 @@ class Queue:
             return self._held
 
     def close(self) -> int:
-        """Writes what is held in memory and unlocks the folder; returns the number of events lost with the memory."""
+        """Writes the events held in memory and unlocks the folder; returns the number of lost events."""
         lost = self.write_held()
         os.close(self._lock)
         return lost
 
     def _write(self, entry: Entry) -> bool:
-        """Writes an event to its file; returns False, and says so once, if that fails."""
+        """Writes an event to its file; returns False, and logs it once, if that fails."""
         try:
             atomic_files.write_text(self.folder / entry.file, (entry.data or b"").decode())
         except UserError as error:  # a full disk must not end the monitor
@@ -231,11 +231,11 @@ class Queue:
         return len(self._entries) < self.limits.events * share and self._size + size <= self.limits.size * share
 
     def _filling(self) -> str:
-        """Returns what is in the queue, in words."""
+        """Returns a description of the contents of the queue."""
         return f"{len(self._entries):,} events, {self._size / 1e6:.1f} MB"
 
     def _drop(self, why: str) -> bool:
-        """Counts an event that is dropped and says the first of several; returns False."""
+        """Counts a dropped event and logs the first of several; returns False."""
         if not self._full:
             self._log(f"the queue of {self.receiver} {why}: new events are dropped until there is room, alarms last")
         self._full += 1
@@ -243,12 +243,12 @@ class Queue:
         return False
 
     def _say_if_near(self) -> None:
-        """Says that the bound is near, once until there is much room again."""
+        """Logs that the bound is near, once until there is ample room again."""
         if not self._near and self._share() >= _NEAR:
             self._near = True
             self._log(
                 f"the queue of {self.receiver} holds {self._filling()}, of {self.limits.events:,} events and "
-                f"{self.limits.size / 1e6:g} MB at most: soon new events will be dropped, alarms last"
+                f"{self.limits.size / 1e6:g} MB at most: new events will soon be dropped, alarms last"
             )
 
 
@@ -289,7 +289,7 @@ def waiting_elsewhere(spool: Path, opened: Collection[Path]) -> list[tuple[Path,
                 continue
             if entries := _scan(folder):
                 receiver = "another receiver"
-                with contextlib.suppress(OSError):  # queues of earlier versions do not say
+                with contextlib.suppress(OSError):  # queues of earlier versions do not name it
                     receiver = printable((folder / RECEIVER).read_text("utf-8", "replace").strip())
                 found.append((folder, len(entries), receiver))
     return found

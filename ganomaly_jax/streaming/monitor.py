@@ -103,8 +103,8 @@ class _Run:
     """Everything that the loop uses.
 
     Attributes:
-      known: what the stream is compared with, as stored in the state: a restart needs no training data.
-      events: events of the stream so far, which makes their ids unique.
+      known: reference values of the stream as stored in the state, so a restart needs no training data.
+      events: number of events so far, which makes their ids unique.
       printed: row up to which the output is already written, by a run that was killed after its last save.
     """
 
@@ -159,7 +159,7 @@ def _run_loop(run: _Run, first: list[streaming_watch.Line], stopping: list[int])
 
 
 def _process(run: _Run, lines: list[streaming_watch.Line]) -> list[streaming_watch.RowOutput]:
-    """Returns the outputs of lines, and says once how the rows are written, if that is unusual."""
+    """Returns the outputs of lines, and logs the format of the rows once if it is unusual."""
     before = run.watch.format.dialect
     outputs = streaming_watch.process(run.watch, lines)
     words = dialects.describe(run.watch.format.dialect)
@@ -238,7 +238,7 @@ def _resume(
 def _last_row(path: Path, written: int) -> int:
     """Returns the row of the last verdict in the output beyond `written` bytes, and truncates what follows.
 
-    Without a verdict it is -1: what a header reports has the row 0.
+    Without a verdict it is -1, since events of the header have the row 0.
 
     A kill may have left an incomplete line, or events of a row without its verdict: those rows are processed again.
     """
@@ -323,7 +323,7 @@ def _open_sinks(
     stack: contextlib.ExitStack,
     log: Log,
 ) -> list[streaming_sinks.Sink]:
-    """Opens the sinks, and says where events wait for receivers that are not among them."""
+    """Opens the sinks, and logs where events wait for receivers that are not among them."""
     is_detector = (Path(workdir) / sealed_folder.MANIFEST).exists()
     if options.spool:
         spool = Path(options.spool)
@@ -339,8 +339,8 @@ def _open_sinks(
         sinks.append(streaming_sinks.Sink(receiver, spool, log, options.sink_timeout))
     for folder, events, name in event_queue.waiting_elsewhere(spool, {sink.queue.folder for sink in sinks}):
         log(
-            f"{events:,} events in {folder} wait for {name}, which is no --sink of this start: name it again, or "
-            "move the files into the queue of another one before its monitor starts"
+            f"{events:,} events in {folder} wait for {name}, which is not a --sink of this run: add it again, or "
+            "move the files into the queue of another sink before its monitor starts"
         )
     return sinks
 

@@ -24,7 +24,7 @@ class Options:
     time: str = ""
     """Name of the column that holds the time; empty: one called `time`."""
     csv: str = ""
-    """How the rows are written, as `data.csv`; empty: as those of the training, where they do not tell themselves."""
+    """Format of ambiguous rows, as in `data.csv`; empty: as in training."""
     poll: float = 0.1
     """Seconds between reads of the source."""
     normals: str = ""
@@ -50,7 +50,7 @@ class Options:
     sinks: tuple[str, ...] = ()
     """Files and http(s) addresses that get the events."""
     sink_timeout: float = 10.0
-    """Seconds that the delivery of an event to an address may take, from the connection to the end of the answer."""
+    """Deadline in seconds for delivering an event to an address, from connecting to the end of the response."""
     spool: str = ""
     """Folder in which undelivered events wait; empty: beside the state."""
     live: bool = False

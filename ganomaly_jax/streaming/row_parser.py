@@ -26,15 +26,15 @@ _PLAIN = Dialect(",", POINT)
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """Format of the lines, as far as it is known.
+    """Format of the lines as far as it is known.
 
     Attributes:
       sensors: the detector's sensors.
       kind: one of `FORMATS`; empty until the first line.
       time: column of the time; empty for the first column with a usual name.
       header: names in the CSV header.
-      stated: how CSV is written, where the lines do not tell.
-      dialect: how CSV is written, from the header on.
+      stated: format of CSV where the lines are ambiguous.
+      dialect: format of CSV, known from the header on.
     """
 
     sensors: tuple[str, ...]
@@ -111,7 +111,7 @@ def _text(line: bytes, is_first: bool) -> str:
       UserError: the first line is UTF-16.
     """
     if is_first and (line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line):
-        raise UserError("the first line is UTF-16: expected UTF-8, as from `iconv -f UTF-16 -t UTF-8`")
+        raise UserError("the first line is UTF-16: expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`")
     try:
         return line.decode()
     except UnicodeDecodeError:  # as of files, see data.rows.csv_files
@@ -119,7 +119,7 @@ def _text(line: bytes, is_first: bool) -> str:
 
 
 def _separator(fmt: Format, header: str) -> str:
-    """Returns what separates the columns: the separator in the header that finds the most sensors."""
+    """Returns the separator in the header that finds the most sensors."""
     sensors, scores = set(fmt.sensors), {}
     for mark in dialects.separators_in(header):
         found = len(set(dialects.split(header, mark)) & sensors)
@@ -216,7 +216,7 @@ def _number(name: str, cell: Any, dialect: Dialect, unreadable: list[tuple[str, 
 
 
 def _clock_cell(fmt: Format, cells_by_name: dict[str, Any]) -> Any:
-    """Returns the cell that holds the time: of `fmt.time`, of the first usual name, or the first that is a time."""
+    """Returns the cell with the time: that of `fmt.time`, of the first usual name, or the first that is a time."""
     if fmt.time:
         return cells_by_name.get(fmt.time)
     sensors = set(fmt.sensors)
@@ -228,7 +228,7 @@ def _clock_cell(fmt: Format, cells_by_name: dict[str, Any]) -> Any:
 
 
 def _time(cell: Any) -> tuple[float | None, str | float | None]:
-    """Returns a time in seconds (UTC without a zone) and as the output shows it: of a number, or a form of `clock`."""
+    """Parses a number or a form of `clock`; returns the time in seconds (UTC without a zone) and as shown."""
     if isinstance(cell, bool):
         return None, None
     try:

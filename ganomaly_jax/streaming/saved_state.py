@@ -1,4 +1,4 @@
-"""The state file of a monitor: locked, bounded, written atomically, and read as something that may be anything."""
+"""The state file of a monitor: locked, bounded, written atomically, and checked when it is read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ganomaly_jax.streaming.watch import Line, Watch
 
 FORMAT = 1
 MAX_BYTES = 2**26
-"""Bytes of a state at most, 64 MiB: a window of a million values, or the names of half a million images."""
+"""Maximum size of a state, 64 MiB: a window of a million values, or the names of half a million images."""
 
 
 @contextlib.contextmanager
 def locked(path: str) -> Iterator[dict[str, Any]]:
-    """Locks the state file and yields what it holds, empty if it does not exist.
+    """Locks the state file and yields its contents, empty if it does not exist.
 
     Raises:
       UserError: another monitor uses it, it cannot be written, or it is not a state.
@@ -47,7 +47,7 @@ def locked(path: str) -> Iterator[dict[str, Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Returns what the state file holds, empty if it does not exist.
+    """Returns the contents of the state file, empty if it does not exist.
 
     Raises:
       UserError: it cannot be read, is too large, or is not JSON of this format.
@@ -57,7 +57,7 @@ def read(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a file")
         if status.st_size > MAX_BYTES:
-            raise ValueError(f"it has {status.st_size:,} bytes, more than the {MAX_BYTES:,} of any state")
+            raise ValueError(f"it has {status.st_size:,} bytes, expected at most {MAX_BYTES:,}")
         held = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         if not isinstance(held, dict) or held.get("format") != FORMAT:
             raise ValueError("another format")
@@ -83,7 +83,7 @@ def write(path: str, values: dict[str, Any]) -> None:
     if len(text) > MAX_BYTES:
         raise UserError(
             f"--state {path} was not saved: it would have {len(text):,} bytes, more than {MAX_BYTES:,}; move images "
-            "that were scored out of the folder"
+            "that have been scored out of the folder"
         )
     with atomic_files.replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -92,7 +92,7 @@ def write(path: str, values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def usable(path: str) -> Iterator[None]:
-    """Completes the UserError for a state that cannot be used by the file and what to do."""
+    """Adds the file and advice to the UserError for a state that cannot be used."""
     try:
         with stored.reading("monitor"):
             yield
@@ -109,7 +109,7 @@ def restore(
 
     Args:
       watch: the state, modified in place.
-      source: the source, which may be of another kind than before; then it is read from its beginning.
+      source: the source; one of another kind than before is read from its beginning.
       saved: what `read` returned.
 
     Returns:

@@ -21,7 +21,7 @@ RING_ROWS = 20
 """Consecutive rows far outside the range before a change of range or unit is reported."""
 HASHES = 256
 CLOCK_ROWS = 20
-"""Consecutive late rows, in order among themselves, after which the clock was set back and is followed."""
+"""Consecutive late rows, in order among themselves, after which the clock counts as set back."""
 _RANGE_MARGIN = 0.5
 # Fraction of its width by which the normal range is extended on either side.
 _MIN_FACTOR = 1.5
@@ -278,7 +278,7 @@ def _event(event: str, sensor: str, state: str, **more: Any) -> Event:
 
 
 _COUNTS = {"missing": stored.MOST, "same": stored.MOST, "far": stored.MOST, "told": len(_RANGE_EVENTS) - 1}
-# Of each array of counts, the largest that there can be.
+# The largest possible value of each array of counts.
 
 
 def to_dict(health: Health) -> dict[str, Any]:

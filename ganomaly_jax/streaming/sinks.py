@@ -1,7 +1,7 @@
 """Delivery of events to files and webhooks, through a queue on disk, in a thread of its own.
 
-An event is in the queue until it is delivered, so that none is lost while the receiver is down or the monitor
-restarts; scoring never waits for it. Events are delivered at least once, in order, each with an `id`: after a crash an
+An event stays in the queue until it is delivered, so none is lost while the receiver is down or the monitor restarts;
+scoring never waits for deliveries. Events are delivered at least once, in order, each with an `id`: after a crash an
 event may be delivered again with the same id. Standard library only.
 """
 
@@ -30,7 +30,7 @@ TIMEOUT = 10.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """Seconds before the next try; doubled after each that failed."""
 _REASONS = 10
-# Different reasons that are reported while a receiver takes nothing.
+# Maximum number of different reasons reported while a receiver accepts nothing.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Receiver:
     """Where events go.
 
     Attributes:
-      name: what messages call it; nothing secret.
-      key: what its queue is named after; a new password does not change it.
+      name: its name in messages, without secrets.
+      key: identifies its queue; independent of the password.
       deliver: called with the event's bytes, its id and seconds; raises RefusedError or DeliveryError.
     """
 
@@ -70,12 +70,12 @@ def receiver(target: str) -> Receiver:
 
 
 def _can_be_file(target: str) -> bool:
-    """Returns True for a file, and for a new name in an existing folder."""
+    """Returns True for a file, or a new name in an existing folder."""
     try:
         return not stat.S_ISDIR(os.stat(target).st_mode)
     except FileNotFoundError:
         return bool(os.path.basename(target)) and os.path.isdir(os.path.dirname(target) or ".")
-    except (OSError, ValueError):  # a name that is too long, or no text
+    except (OSError, ValueError):  # a name that is too long or invalid text
         return False
 
 
@@ -129,7 +129,7 @@ class Sink:
                 continue
             try:
                 self._take(entry)
-            except Exception as error:  # of whatever kind: without its thread a sink would fall silent
+            except Exception as error:  # any kind: without its thread a sink would silently stop
                 reason = str(error) if isinstance(error, DeliveryError) else f"fails: {printable(str(error))}"
                 if reason not in self._reasons and len(self._reasons) < _REASONS:
                     self._reasons.add(reason)
@@ -139,11 +139,11 @@ class Sink:
                 self._wait = min(2 * self._wait, LONGEST_WAIT)
 
     def _take(self, entry: event_queue.Entry) -> None:
-        """Delivers the first event of the queue and takes it from there."""
+        """Delivers the first event of the queue and removes it."""
         try:
             data = self.queue.read(entry)
         except FileNotFoundError:
-            self._log(f"{self.queue.folder / entry.file} was deleted before it was delivered")
+            self._log(f"{self.queue.folder / entry.file} was deleted before delivery")
             self.queue.remove_first()
             return
         try:
@@ -159,34 +159,34 @@ class Sink:
         else:
             self.queue.remove_first()
             if self._reasons:
-                self._log(f"{self.name} takes events again")
+                self._log(f"{self.name} accepts events again")
         self._wait = self._first_wait
         self._reasons.clear()
 
     def drain(self, until: float) -> None:
-        """Waits until everything is delivered, or `time.monotonic()` is `until`; then no delivery begins any more."""
+        """Waits until everything is delivered or `time.monotonic()` reaches `until`, after which no delivery begins."""
         while len(self.queue) and time.monotonic() < until:
             self._stop.wait(0.05)
         self._stop.set()
         self._wake.set()
 
     def close(self) -> int:
-        """Ends the thread after the delivery that it may be in; returns the number of undelivered events."""
+        """Ends the thread after its current delivery; returns the number of undelivered events."""
         self._stop.set()
         self._wake.set()
         self._thread.join(self._timeout + 1)
         left, lost = len(self.queue), self.queue.close()
         if lost:
-            self._log(f"{lost:,} events for {self.name} are lost: they were held in memory, and the disk is full")
+            self._log(f"{lost:,} events for {self.name} are lost: they were held in memory because the disk is full")
         if left - lost:
             self._log(
                 f"{left - lost:,} events for {self.name} are waiting in {self.queue.folder}; "
-                "the next start with this --sink delivers them"
+                "the next run with this --sink delivers them"
             )
         if self.queue.dropped:
-            self._log(f"{self.queue.dropped:,} events for {self.name} were dropped, since the queue was full")
+            self._log(f"{self.queue.dropped:,} events for {self.name} were dropped because the queue was full")
         if self.queue.deleted:
-            self._log(f"{self.queue.deleted:,} rejected events were deleted, since there were too many of them")
+            self._log(f"{self.queue.deleted:,} rejected events were deleted because there were too many")
         return left
 
 
@@ -200,7 +200,7 @@ def close_all(sinks: Sequence[Sink], wait: float) -> None:
 
 
 def _is_event(data: bytes) -> bool:
-    """Returns False for a file that a power failure or somebody else left incomplete."""
+    """Returns False for the incomplete file of an event, for example after a power failure."""
     try:
         return isinstance(json.loads(data), dict)
     except (ValueError, RecursionError):
@@ -213,7 +213,7 @@ def _append(path: Path, data: bytes) -> None:
     Raises:
       DeliveryError: it cannot be written.
     """
-    # Without O_NONBLOCK, a named pipe that nobody reads would hold the sink.
+    # Without O_NONBLOCK, a named pipe without a reader would block the sink.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         with open(os.open(path, flags, 0o666), "wb", 0) as file:
@@ -235,5 +235,5 @@ def _is_broken(path: Path, size: int) -> bool:
     try:
         with path.open("rb") as file:
             return size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
-    except OSError:  # a file that may be written only
+    except OSError:  # a write-only file
         return False

@@ -1,4 +1,4 @@
-"""Strict reading of the values of a stored state: JSON from a file that anybody may have changed."""
+"""Strict reading of the values of a stored state, which may have been changed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.core.printable import printable
 
 MOST = 2**53
-"""Largest count; beyond it floats, and other readers of JSON, are no longer exact."""
+"""Largest count; beyond it, floats and other JSON readers are no longer exact."""
 
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turns whatever is wrong with a stored value inside the context into a UserError that names `what`."""
+    """Converts errors in stored values inside the context to a UserError that names `what`."""
     try:
         yield
     except UserError:
@@ -98,7 +98,7 @@ def counts(value: Any, size: int, least: int = 0, most: int = MOST) -> np.ndarra
 
 
 def to_json(values: np.ndarray) -> list[Any]:
-    """Returns numbers as JSON has them; those that are not finite, which it has not, as null."""
+    """Returns numbers for JSON; those that are not finite become null."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 

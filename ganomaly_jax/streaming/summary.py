@@ -29,7 +29,7 @@ class Bin:
       count: number of scores in `total`.
       anomalous: number of anomalous verdicts.
       drift: highest progress of each drift test.
-      time: time of the last row as text; empty if it is not known.
+      time: time of the last row as text; empty if unknown.
     """
 
     first: int
@@ -163,7 +163,7 @@ def _bin(values: Any) -> Bin:
 
 
 def _event(values: Any) -> dict[str, Any]:
-    """Returns an event after checking what the live view and the plot use of it."""
+    """Returns an event after checking the values that the live view and the plot use."""
     stored.count(values["row"])
     if stored.text(values["event"]) == "alarm":
         stored.count(values["since"])
@@ -173,7 +173,7 @@ def _event(values: Any) -> dict[str, Any]:
 
 
 def _verdict(values: Any) -> dict[str, Any]:
-    """Returns a verdict after checking what the live view uses of it."""
+    """Returns a verdict after checking the values that the live view uses."""
     stored.count(values["row"])
     stored.text(values["verdict"])
     if values["score"] is not None:

@@ -128,7 +128,7 @@ def start(
     clock: str = "",
     csv: str = "",
 ) -> Watch:
-    """Returns the state before the first row; `csv` says how the lines are written, as `data.csv` does by default."""
+    """Returns the state before the first row; `csv` is the format of the lines, by default that of `data.csv`."""
     scorer = settings.scorer
     d = len(scorer.feature_names)
     return Watch(

@@ -74,7 +74,7 @@ def resume(watch: Watch, values: Mapping[str, Any]) -> None:
 
 
 def _dialect(form: Mapping[str, Any]) -> Dialect:
-    """Restores how CSV is written. A state of version 0.2.0 does not say: its lines were separated by commas."""
+    """Restores the format of CSV. A state of version 0.2.0 has none: its lines are separated by commas."""
     held = Dialect(*(stored.text(form.get("csv", _PLAIN)[name]) for name in _PLAIN))
     separators = _SEPARATORS if form["header"] else ("", *_SEPARATORS)
     if held.separator not in separators or held.decimal not in _DECIMALS or set(held.thousands) - set(_THOUSANDS):
@@ -90,7 +90,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 
 def _same_tests(one: drift.State, other: drift.State) -> bool:
-    """Returns True if two states are of the same tests, whatever has been seen."""
+    """Returns True if two states are of the same tests, regardless of the items seen."""
     fixed = ("settings", "reference", "limits", "between", "features", "bandwidth")
     return all(getattr(one, name) == getattr(other, name) for name in fixed)
 

@@ -1,7 +1,7 @@
 """Posts events to an http(s) address, directly or through a proxy. Uses the standard library only.
 
-An event is delivered when the answer has a status of 2xx and is complete. Redirects are never followed: after 301, 302
-or 303 a client asks again without the event, and the answer to that would pass for a delivery.
+An event is delivered when the response has a status of 2xx and is complete. Redirects are never followed: after 301,
+302 or 303, clients repeat the request without the event, and its response would count as a delivery.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ganomaly_jax.core.printable import printable
 
 PORTS = {"http": 80, "https": 443}
 MAX_ANSWER = 2**16
-"""Bytes of an answer that are read at most."""
+"""Maximum number of bytes read of a response."""
 ABOUT_THE_EVENT = (400, 409, 413, 422)
-"""Statuses that reject this event for good; all others concern the receiver and may pass."""
+"""Statuses that reject an event for good; all others concern the receiver and may be temporary."""
 
 
 class RefusedError(Exception):
@@ -41,7 +41,7 @@ class DeliveryError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """A checked http(s) address. What may be secret is not in its `repr`.
+    """A checked http(s) address, whose `repr` contains no secrets.
 
     Attributes:
       scheme: `http` or `https`.
@@ -69,13 +69,13 @@ class Address:
 
     @property
     def origin(self) -> str:
-        """Returns `scheme://host:port`, all of the address that is ever printed."""
+        """Returns `scheme://host:port`, the only part of the address that is printed."""
         return f"{self.scheme}://{self.netloc}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Webhook:
-    """An address and the way to it.
+    """An address and how it is reached.
 
     Attributes:
       address: the receiver.
@@ -93,10 +93,10 @@ def parse(url: str, option: str = "--sink") -> Address:
 
     Args:
       url: http(s) URL, which may contain `user:password@`.
-      option: what to call it in messages.
+      option: its name in messages.
 
     Raises:
-      UserError: no request can be sent to it. The message shows the scheme alone, since the rest may be secret.
+      UserError: the address is invalid. The message shows only the scheme, since the rest may be secret.
     """
 
     def refused(why: str) -> UserError:
@@ -155,7 +155,7 @@ def _authorization(parts: SplitResult) -> str:
 def connect_through(address: Address) -> Webhook:
     """Returns the address with the proxy that the environment names for it.
 
-    As `urllib` and curl have it: `http_proxy` and `https_proxy`, in either case, except for the hosts in `no_proxy`.
+    As in `urllib` and curl: `http_proxy` and `https_proxy`, in either case, except for the hosts in `no_proxy`.
 
     Raises:
       UserError: the proxy's own address is invalid.
@@ -165,7 +165,7 @@ def connect_through(address: Address) -> Webhook:
     if url and not urllib.request.proxy_bypass(address.netloc):
         proxy = parse(url if "://" in url else f"http://{url}", name)
         if proxy.scheme != "http":
-            raise UserError(f"{name} {proxy.origin}: expected http://HOST:PORT, a proxy to which one speaks plain HTTP")
+            raise UserError(f"{name} {proxy.origin}: expected a plain HTTP proxy, http://HOST:PORT")
     return Webhook(address, proxy, ssl.create_default_context() if address.scheme == "https" else None)
 
 
@@ -176,7 +176,7 @@ def post(webhook: Webhook, data: bytes, name: str, timeout: float) -> None:
       webhook: the receiver.
       data: the event, JSON.
       name: its id.
-      timeout: seconds for everything together: look-up, connection, sending and the whole answer.
+      timeout: seconds for lookup, connection, sending and the complete response together.
 
     Raises:
       RefusedError: the receiver rejects this event for good.
@@ -185,19 +185,19 @@ def post(webhook: Webhook, data: bytes, name: str, timeout: float) -> None:
     try:
         _deliver(webhook, data, name, time.monotonic() + timeout)
     except TimeoutError:
-        raise DeliveryError(f"gave no complete answer within {timeout:g} s (--sink-timeout)") from None
+        raise DeliveryError(f"did not respond completely within {timeout:g} s (--sink-timeout)") from None
     except http.client.RemoteDisconnected:
-        raise DeliveryError("closed the connection without an answer") from None
+        raise DeliveryError("closed the connection without a response") from None
     except http.client.HTTPException as error:
         raise DeliveryError(
-            f"gives an answer that is no valid HTTP ({printable(f'{type(error).__name__}: {error}')})"
+            f"sent an invalid HTTP response ({printable(f'{type(error).__name__}: {error}')})"
         ) from None
     except OSError as error:
         raise DeliveryError(f"cannot be reached: {printable(str(error))}") from None
 
 
 def _deliver(webhook: Webhook, data: bytes, name: str, until: float) -> None:
-    """Connects, posts and reads the answer by the deadline `until` of `time.monotonic`."""
+    """Connects, posts and reads the response by the deadline `until` of `time.monotonic`."""
     address, proxy = webhook.address, webhook.proxy
     nearest = proxy or address
     headers = {"Content-Type": "application/json", "Idempotency-Key": name, "User-Agent": "ganomaly"}
@@ -210,7 +210,7 @@ def _deliver(webhook: Webhook, data: bytes, name: str, until: float) -> None:
             if proxy is not None:
                 status = _ask(plain, until, address, "CONNECT", f"{address.in_brackets}:{address.port}", None, ours)[1]
                 if status // 100 != 2:
-                    raise DeliveryError(f"cannot be reached: the proxy {proxy.origin} answers HTTP {status}")
+                    raise DeliveryError(f"cannot be reached: the proxy {proxy.origin} responded with HTTP {status}")
             plain.settimeout(_left(until))
             sock = webhook.tls.wrap_socket(plain, server_hostname=address.host)
         elif proxy is not None:
@@ -220,16 +220,16 @@ def _deliver(webhook: Webhook, data: bytes, name: str, until: float) -> None:
             if status in ABOUT_THE_EVENT:
                 raise RefusedError(f"HTTP {status}")
             if status // 100 == 3:
-                raise DeliveryError(f"answers HTTP {status}{_moved(answer.getheader('Location'), address)}")
+                raise DeliveryError(f"responded with HTTP {status}{_moved(answer.getheader('Location'), address)}")
             if status // 100 != 2:
-                raise DeliveryError(f"answers HTTP {status}")
+                raise DeliveryError(f"responded with HTTP {status}")
             body = answer.read(MAX_ANSWER)
             if answer.length and len(body) < MAX_ANSWER:
-                raise DeliveryError(f"answers HTTP {status}, but the answer breaks off after {len(body)} bytes")
+                raise DeliveryError(f"responded with HTTP {status}, but the response ends after {len(body)} bytes")
 
 
 def _moved(location: str | None, address: Address) -> str:
-    """Returns where a redirect points, without what may be secret in it, and what to do."""
+    """Returns the target of a redirect, without possible secrets, and what to do."""
     if not location:
         return " without a Location"
     try:
@@ -239,7 +239,7 @@ def _moved(location: str | None, address: Address) -> str:
     own = address.path.partition("?")[0]
     path = parts.path.replace(own, "/...") if len(own) > 1 else parts.path
     shown = SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], path, "", "").geturl()
-    return f" with Location {printable(shown)}; redirects are not followed: give --sink the address itself"
+    return f" with Location {printable(shown)}; redirects are not followed; pass the final address to --sink"
 
 
 def _ask(
@@ -251,26 +251,26 @@ def _ask(
     data: bytes | None,
     headers: dict[str, str],
 ) -> tuple[http.client.HTTPResponse, int]:
-    """Sends a request on a connected socket and returns the head of the answer, and its status."""
+    """Sends a request on a connected socket and returns the head of the response and its status."""
     stream = _Timed(sock, until)
     connection = http.client.HTTPConnection(address.host, address.port)
     connection.sock = stream
     connection.request(method, path, data, headers)
     answer = connection.getresponse()
     if stream.ended:  # http.client takes the end of the connection for the end of the head
-        raise DeliveryError("gives an answer that breaks off in its head")
+        raise DeliveryError("sent a response with incomplete headers")
     return answer, answer.status
 
 
 class _Timed(io.RawIOBase):
-    """What `http.client` uses of a socket, with one deadline for all of it: a timeout alone is for each byte."""
+    """The part of a socket that `http.client` uses, with an overall deadline instead of a timeout for each read."""
 
     def __init__(self, sock: socket.socket, until: float) -> None:
         """Wraps a socket."""
         self._sock, self._until, self.ended = sock, until, False
 
     def close(self) -> None:
-        """Does nothing: `http.client` closes its socket before it reads the rest of an answer."""
+        """Does nothing: `http.client` closes its socket before it reads the rest of a response."""
 
     def sendall(self, data: Any) -> None:
         """Sends all of `data`."""
@@ -280,7 +280,7 @@ class _Timed(io.RawIOBase):
             rest = rest[self._sock.send(rest) :]
 
     def makefile(self, _: str) -> io.BufferedReader:
-        """Returns a file to read the answer from."""
+        """Returns a file to read the response from."""
         return io.BufferedReader(self)
 
     def readable(self) -> bool:
@@ -288,7 +288,7 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Reads what has come, after waiting for it."""
+        """Waits for data and reads it."""
         self._sock.settimeout(_left(self._until))
         size = self._sock.recv_into(buffer)
         self.ended = self.ended or not size
@@ -304,7 +304,7 @@ def _left(until: float) -> float:
 
 
 def _connect(address: Address, until: float) -> socket.socket:
-    """Returns a connected socket. Every address of the host gets its share of the time that is left."""
+    """Returns a connected socket. The remaining time is shared between the addresses of the host."""
     problem: OSError = OSError("the host has no address")
     found = _look_up(address, until)
     for i, (family, kind, protocol, _, where) in enumerate(found):
@@ -324,7 +324,7 @@ def _connect(address: Address, until: float) -> socket.socket:
 
 
 def _look_up(address: Address, until: float) -> list[Any]:
-    """Returns the results of `getaddrinfo`, which knows no timeout and therefore gets a thread."""
+    """Returns the results of `getaddrinfo`, run in a thread because it has no timeout."""
     found: queue.SimpleQueue[list[Any] | Exception] = queue.SimpleQueue()
 
     def ask() -> None:

@@ -47,12 +47,12 @@ class EarlyStopping:
         """Returns the state in a checkpoint's metadata, or the initial state if there is none.
 
         Raises:
-          DamagedError: it is not one that `to_meta` returns.
+          DamagedError: it is not a result of `to_meta`.
         """
         match meta.get(_META, EarlyStopping().to_meta()[_META]):
             case {"smallest": None | float() | int() as loss, "step": int(step), "looks": int(checks)}:
                 return EarlyStopping(loss, step, checks)
             case other:
                 raise DamagedError(
-                    f"the state of early stopping in the checkpoint is {other!r:.100}; choose another one"
+                    f"the state of early stopping in the checkpoint is {other!r:.100}; choose another checkpoint"
                 )

@@ -220,7 +220,7 @@ def narrow_range(dataset: Dataset, looked: Looked, settings: Config, found: list
 
 
 def reading(dataset: Dataset, found: list[Finding]) -> None:
-    """Adds the notes on how the source was read, and on what of it is not used."""
+    """Adds notes on how the source was read and on unused parts of it."""
     found += [Finding(NOTE, dataset.modality, note, "check that this is intended") for note in dataset.notes]
 
 

@@ -73,7 +73,7 @@ def train(
 
 @contextlib.contextmanager
 def locked(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Holds the lock of a run's folder, which is created, in process 0; a collective.
+    """Creates a run's folder and holds its lock in process 0; a collective.
 
     Raises:
       UserError: another training, update or evaluation writes to the folder.

@@ -101,7 +101,7 @@ def test_predict_of_other_data_leaves_the_run_as_it_is(workdir, folder, capsys):
         assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "good" / "000.png")]
     assert f"rows in {out}" in capsys.readouterr().out
     assert main.main(call) == 2
-    assert capsys.readouterr().err.startswith(f"ganomaly: {out} exists, and nothing is overwritten unasked: add --over")
+    assert capsys.readouterr().err.startswith(f"ganomaly: {out} already exists: add --over")
     out.write_text("")
     assert main.main([*call, "--overwrite"]) == 0
     assert out.stat().st_size
@@ -117,7 +117,7 @@ def test_predict_of_nothing_leaves_nothing(workdir, tmp_path, capsys):
     assert main.main(["predict", "--workdir", str(workdir), "nosuchdir"]) == 3
     printed = capsys.readouterr().out
     assert "nosuchdir: no such file" in printed
-    assert "nothing could be scored, so no rows are written" in printed
+    assert "nothing could be scored, so no file was written" in printed
     assert not (workdir / "predictions" / "nosuchdir.csv").exists()
     out = tmp_path / "reasons.csv"
     assert main.main(["predict", "--workdir", str(workdir), "nosuchdir", "--out", str(out)]) == 3
@@ -135,7 +135,7 @@ def test_no_verb_overwrites_unasked(verb, workdir, folder, tmp_path, capsys):
         "pack": ["pack", str(folder), str(out)],
     }[verb]
     assert main.main(call) == 2
-    assert f"{out} exists, and nothing is overwritten unasked: add --overwrite" in capsys.readouterr().err
+    assert f"{out} already exists: add --overwrite" in capsys.readouterr().err
     assert out.read_text() == "precious"
 
 
@@ -154,7 +154,7 @@ def test_a_folder_of_one_class_alone(workdir, tmp_path, capsys):
     assert f"report in {made / 'report.html'}" in printed
     assert own_results(workdir) == before
     assert main.main(call) == 2
-    assert "add --overwrite, or name another place by --out" in capsys.readouterr().err
+    assert "add --overwrite to replace it, or choose another location with --out" in capsys.readouterr().err
     assert main.main([*call, "--out", str(tmp_path / "other")]) == 0
     assert (tmp_path / "other" / "predictions.csv").read_bytes() == (made / "predictions.csv").read_bytes()
     assert own_results(workdir) == before

@@ -119,7 +119,7 @@ def test_sizes_and_depths_are_bounded(tmp_path, monkeypatch):
     with pytest.raises(DamagedError, match=r"'manifest.json' has more than 1 MiB"):
         sealed_folder.verify(tmp_path / "a")
     (tmp_path / "a" / "/".join("d" * 40)).mkdir(parents=True)
-    with pytest.raises(UserError, match="more than 16 folders in one another"):
+    with pytest.raises(UserError, match="folders nested more than 16 deep"):
         sealed_folder.verify(tmp_path / "a")
 
 

@@ -37,13 +37,13 @@ def refused(path, match):
 def test_idx_dimensions_are_few(tmp_path, dimensions):
     path = tmp_path / "train-images.idx3-ubyte"
     path.write_bytes(bytes([0, 0, 8, dimensions]) + b"\xff" * 4 * dimensions)
-    refused(path, f"header says {dimensions} dimensions: expected 1 to 8")
+    refused(path, f"header claims {dimensions} dimensions: expected 1 to 8")
 
 
 def test_an_idx_header_does_not_promise_more_than_the_file(tmp_path):
     head = struct.pack(">BBBB3I", 0, 0, 8, 3, 2**31, 2**10, 2**10)
     (tmp_path / "train-images.idx3-ubyte").write_bytes(head)
-    refused(tmp_path / "train-images.idx3-ubyte", "truncated or altered: its header says 2147483648 x 1024 x 1024")
+    refused(tmp_path / "train-images.idx3-ubyte", "truncated or altered: its header claims 2147483648 x 1024 x 1024")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(head))
     refused(tmp_path / "train-images-idx3-ubyte.gz", "truncated or altered")
 
@@ -51,7 +51,10 @@ def test_an_idx_header_does_not_promise_more_than_the_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (header((10**7, 32, 32)) + bytes(100), "header says 10000000 x 32 x 32 values of 1 bytes, 100 bytes are there"),
+        (
+            header((10**7, 32, 32)) + bytes(100),
+            "10000000 x 32 x 32 values of 1 bytes, but there are 100 bytes",
+        ),
         (header((2**40, 2**20)) + bytes(100), "truncated or altered"),
         (header((-1, -100)) + bytes(100), "truncated or altered"),
         (header((2,) * 60) + bytes(100), "truncated or altered"),
@@ -86,9 +89,9 @@ def test_what_expands_a_hundred_times_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "_SUSPECT_BYTES", 2**20)
     shape = (2048, 32, 32)
     bomb = npz(tmp_path / "bomb.npz", {"images.npy": header(shape) + bytes(2**21)})
-    refused(bomb, "would expand from 0 to 2 MiB, more than 100 times")
+    refused(bomb, "would expand from 0 to 2 MiB, by more than a factor of 100")
     packed = tmp_path / "train-images-idx3-ubyte.gz"
     packed.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *shape) + bytes(2**21)))
-    refused(packed, "more than 100 times")
+    refused(packed, "by more than a factor of 100")
     np.savez(tmp_path / "plain.npz", images=np.zeros(shape, np.uint8))
     assert sources.load(config.Data(source=str(tmp_path / "plain.npz"))).images.shape == (*shape, 1)

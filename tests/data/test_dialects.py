@@ -86,12 +86,15 @@ def test_encodings(read, encoding):
             "a;b\n1.234;5\n2.345;6\n",
             r"column 'a' holds '1.234' in row 1, which may be 1.234 or 1234.*data.csv=semicolon,",
         ),
-        ("a;b\n5;1,234\n", r"column 'b' holds '1,234' in row 1, .*semicolon,decimal-comma \(of predict .*--csv\)"),
-        ('a,b\n1,"1,000"\n', r"holds '1,000' in row 1, which may be 1000 or 1, .*data.csv=comma,decimal-point or"),
+        (
+            "a;b\n5;1,234\n",
+            r"column 'b' holds '1,234' in row 1, .*semicolon,decimal-comma \(--csv for predict",
+        ),
+        ('a,b\n1,"1,000"\n', r"holds '1,000' in row 1, which may be 1000 or 1; .*data.csv=comma,decimal-point or"),
         ("a;b\n1,5;2.5\n", "column 'b' '2.5' .row 1. and column 'a' '1,5' .row 1. have different decimal marks"),
         ("a;b\n1,5;2\n2.5;3\n", "column 'a' '2.5' .row 2. and column 'a' '1,5' .row 1. have different decimal marks"),
-        ("a;b|c\n1;2|3\n", "separated by semicolons or pipes: state it with --config.data.csv=semicolon or"),
-        ("a;b\n1,5;2\n3,5\n", "row 2 has 1 values, the header 2, where semicolons separate columns"),
+        ("a;b|c\n1;2|3\n", "separated by semicolons or pipes: state which with --config.data.csv=semicolon or"),
+        ("a;b\n1,5;2\n3,5\n", "row 2 has 1 values, the header 2, separated by semicolons"),
         (
             "a;b\n1,5;12 bar\n1,5;13 bar\n",
             "column 'b' holds text with digits, such as '12 bar' in row 1.*columns=-NAME",
@@ -211,10 +214,10 @@ def test_a_column_of_times_is_the_time_axis(read, text, times):
 
 def test_times_that_cannot_be_read_and_times_of_day_are_named(read):
     table = read("time,a\n5/6/24,1\n5/7/24,2\n")
-    assert table.times is None and "time holds '5/6/24', which is no time: expected ISO 8601" in table.notes[-1]
+    assert table.times is None and "time holds '5/6/24', which is not a time: expected ISO 8601" in table.notes[-1]
     table = read("Datum;Uhrzeit;a\n01.02.2024;10:30;1\n02.02.2024;10:31;2\n")
     assert table.columns == ("a",) and table.times.text()[0] == "2024-02-01T00:00:00"
-    assert "because they hold words: Uhrzeit ('10:30')" in table.notes[1]
+    assert "because they contain words: Uhrzeit ('10:30')" in table.notes[1]
 
 
 def test_items_keep_the_times_of_their_last_rows(tmp_path):

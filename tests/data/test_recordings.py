@@ -118,5 +118,5 @@ def test_a_rate_that_no_recorder_has_is_refused(tmp_path, rate):
     (tmp_path / "a.wav").write_bytes(content)
     with pytest.raises(UserError, match=r"sampling rate|libsndfile"):
         sources.load(config.Data(source=str(tmp_path / "a.wav")))
-    with pytest.raises(UserError, match=f"a sampling rate of {rate} Hz: expected 1 to 10,000,000"):
+    with pytest.raises(UserError, match=f"sampling rate {rate} Hz: expected 1 to 10,000,000"):
         recordings.from_array(machine(0, 0.5), rate, "the array")

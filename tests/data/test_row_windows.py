@@ -300,7 +300,7 @@ def test_columns_are_taken_by_name_and_a_missing_one_is_refused(trained, labelle
     assert_scores_close(scorer, scorer.as_input(x), found.judged.scores, scorer(x))
     assert found.names[-1] == f"{mixed}:40"
     lacking = write(tmp_path / "lacking.csv", x[:, :3], ["pressure", "flow", "levels"])
-    with pytest.raises(UserError, match=r"no column 'level'.*nearest is 'levels'"):
+    with pytest.raises(UserError, match=r"no column 'level'.*closest is 'levels'"):
         sensors.judge_tables(scorer, [lacking])
     more = write(tmp_path / "more.csv", np.c_[x, x[:, :1]], [*COLUMNS, "speed"])
     found = sensors.judge_tables(scorer, [more, lacking])
@@ -346,7 +346,7 @@ def test_a_table_of_another_country_is_predicted_with_its_times(trained, labelle
     if scorer.input_shape == (4,):
         path.write_text("\n".join([lines[0], "12.05.2024 10:00;50,123;51,234;52,345;53,456"]), encoding="utf-8")
         assert main.main(words) == 2
-        assert "state it with" in capsys.readouterr().err
+        assert "state which with" in capsys.readouterr().err
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert main.main([*words, "--csv", "semicolon,decimal-comma"]) == 0
     assert "is read as separated by semicolons, decimal comma" in capsys.readouterr().out
@@ -364,14 +364,14 @@ def test_what_is_a_sensor_is_said(tmp_path):
     assert table.columns == ("a",) and table.labels.tolist() == ["0", "1"]
     assert table.notes == (
         "a.csv: not used as sensors because of their names: Time",
-        "a.csv: not used as sensors because they hold words: site ('x')",
+        "a.csv: not used as sensors because they contain words: site ('x')",
         "a.csv: not used as sensors because they are empty: b",
         "a.csv: the time of a row is Time",
     )
     assert tables.read(path, ["b", "a"]).columns == ("b", "a")
     assert tables.read(path, left_out=["b"]).columns == ("a",)
     for text, match in (
-        ("1,2\n3,4\n", "first line holds numbers only"),
+        ("1,2\n3,4\n", "first line contains only numbers"),
         ("a,b\n1,2\n3\n", "row 2 has 1 values, the header 2"),
         ("a,b\n1,2\n1,ERR\n", "column 'b' holds 'ERR' in row 2"),
         ("a,a\n1,2\n", "several columns are called a:"),

@@ -273,7 +273,7 @@ def test_idx(tmp_path):
         read(tmp_path / "set", abnormal="3")
     cut = tmp_path / "set" / "train-images-idx3-ubyte"
     cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"truncated or altered: its header says 40 x 32 x 32"):
+    with pytest.raises(UserError, match=r"truncated or altered: its header claims 40 x 32 x 32"):
         read(tmp_path / "set", abnormal="3")
     packed = tmp_path / "set.gz" / "train-images-idx3-ubyte.gz"
     whole = packed.read_bytes()

@@ -104,7 +104,7 @@ def test_more_than_may_wait_is_told_to_come_again(served, held):
         waiting = [pool.submit(served.ask, "POST", "/score", body) for _ in range(LIMITS.queue)]
         wait_for(lambda: served.state.inside == LIMITS.queue)
         refused = served.ask("POST", "/score", body)
-        assert "6 images are in work" in error(refused, 429) and refused[1]["Retry-After"] == "1"
+        assert "6 requests are in progress" in error(refused, 429) and refused[1]["Retry-After"] == "1"
         assert served.ask("GET", "/healthz")[0] == 200  # it still answers those who look after it
         held.set()
         assert {answer.result()[0] for answer in waiting} == {200}
@@ -134,9 +134,9 @@ def test_an_error_of_the_device_is_one_answer(served, monkeypatch, capsys):
         (png(blobs(1, 1)[0])[:-40], {}, 422, "damaged image"),
         (b"\x89PNG" + bytes(LIMITS.body), {}, 413, "more than 20,000 bytes"),
         (iter([bytes(15_000), bytes(15_000)]), {}, 413, "more than 20,000 bytes"),
-        (png(np.zeros((101, 100, 1), np.uint8)), {}, 413, "100 x 101 pixels: at most 10,000"),
+        (png(np.zeros((101, 100, 1), np.uint8)), {}, 413, "100 x 101 pixels: expected at most 10,000"),
         (b"--a", {"Content-Type": "multipart/mixed; boundary=a"}, 415, "expected the bytes"),
-        (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "coded as 'gzip'"),
+        (b"\x1f\x8b", {"Content-Encoding": "gzip"}, 415, "content encoding 'gzip'"),
     ],
 )
 def test_bad_bodies(served, body, headers, status, wanted):

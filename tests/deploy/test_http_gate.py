@@ -75,7 +75,7 @@ def test_the_address_that_a_client_is_connected_to_is_ours():
 @pytest.mark.parametrize("name", ["http://a", "a/b", "a:80", "", "*.example", "a b"])
 def test_hosts_that_are_none_are_refused(name, capsys):
     assert main.main(["serve", "--workdir", "x", "--allow-host", name]) == 2
-    assert "expected a name or an address without scheme" in capsys.readouterr().err
+    assert "expected a name or address without scheme" in capsys.readouterr().err
 
 
 def test_a_token_is_asked_for_where_it_is_said(served):
@@ -163,7 +163,7 @@ def test_what_repeats_is_counted(capsys, monkeypatch):
     monkeypatch.setattr(http_log.time, "monotonic", lambda: next(times))
     for i in range(4):
         http_log.seldom(object, f"line {i}")
-    assert capsys.readouterr().err == "ganomaly: line 0\nganomaly: line 3 (2 more like it since)\n"
+    assert capsys.readouterr().err == "ganomaly: line 0\nganomaly: line 3 (2 similar ones omitted)\n"
 
 
 def test_libraries_write_lines_without_tracebacks(capsys):

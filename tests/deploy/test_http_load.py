@@ -67,7 +67,7 @@ def test_idle_connections_take_no_place_from_requests(served, capsys):
             assert served.ask("POST", "/score", BODY)[0] == 200
         assert len(served.server.server_state.connections) <= LIMITS.connections
         assert sockets[0].recv(100) == b""  # the first was closed for a later one
-    said = "20 connections are open, the most: those idle longest are closed, others wait"
+    said = "20 connections are open, the maximum: the longest idle are closed, new ones wait"
     assert capsys.readouterr().err == f"ganomaly: {said}\n"
 
 
@@ -162,7 +162,7 @@ def test_small_images_do_not_wait_for_large_ones(served, monkeypatch):
             for _ in range(image_files.WORKERS + 1):
                 assert served.ask("POST", "/score", BODY)[0] == 200
             status, headers, said = served.ask("POST", "/score", kept.getvalue())
-            assert status == 429 and headers["Retry-After"] == "5" and b"2 large images are in work" in said
+            assert status == 429 and headers["Retry-After"] == "5" and b"2 large images are in progress" in said
         finally:
             go.set()
         assert [answer.result()[0] for answer in held] == [200, 200]
@@ -223,8 +223,8 @@ def test_a_form_with_files(served, monkeypatch):
         ([], {}, 400, "expected curl -F file=@image.png, with the @"),
         ([("a", b"x")] * 13, {}, 400, "Maximum number of files is 12"),
         ([("a", bytes(1_600_000))] * 2, {}, 413, "more than 3,000,000 bytes"),
-        ([("a", BODY)], {"end": b"--limit\r\nContent-Disp"}, 400, "broke off"),
-        ([("a", BODY), ("b", BODY[:50])], {"end": b""}, 400, "broke off"),
+        ([("a", BODY)], {"end": b"--limit\r\nContent-Disp"}, 400, "incomplete"),
+        ([("a", BODY), ("b", BODY[:50])], {"end": b""}, 400, "incomplete"),
     ],
 )
 def test_bad_forms(served, files, change, status, wanted):

@@ -67,7 +67,11 @@ def test_a_verb_that_ends_in_order(trained):
             assert b" 200 " in slow.recv(5000)
         assert process.wait(30) == 0
         said = process.stderr.read()
-        assert "draining, 1 in work" in said and "all requests were answered" in said and "Traceback" not in said
+        assert (
+            "draining; requests in progress: 1" in said
+            and "all requests were answered" in said
+            and "Traceback" not in said
+        )
 
 
 def test_told_to_end_under_load_it_loses_nothing(trained):

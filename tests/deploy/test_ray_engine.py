@@ -270,7 +270,7 @@ def test_parts_that_are_missing_or_cut_short_are_scored_again(
     assert main.main(call) == 3
     assert without_a_cluster == [[*range(11)], [3, 8]]
     first, kept, second = capsys.readouterr().out.splitlines()
-    assert kept == "9 of 11 parts were scored already"
+    assert kept == "9 of 11 parts had already been scored"
     assert first == second and second.endswith(f"2 invalid; rows in 11 Parquet files in {out}")
     check_same(rows_of(out), expected)
     assert (out / "part-000007.parquet").stat().st_mtime_ns == before
@@ -314,7 +314,7 @@ def test_rows_that_are_missing_at_the_end_are_noticed(trained, pictures, tmp_pat
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["IMAGES", "--engine", "ray", "--overwrite"], "--overwrite is not for --engine ray"),
+        (["IMAGES", "--engine", "ray", "--overwrite"], "--engine ray supports no --overwrite"),
         (["IMAGES", "--workers", "2"], "belong to --engine ray"),
         (["IMAGES", "--engine", "ray", "--out", "IMAGES/000.png"], "000.png is a file"),
         (["IMAGES", "--engine", "ray", "--out", "NEW", "--workers", "-1"], "--workers -1"),

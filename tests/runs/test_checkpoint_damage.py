@@ -135,7 +135,7 @@ def test_arrays_that_claim_more_than_their_files_are_refused(tmp_path):
         )
     (tmp_path / "a" / "meta.json").write_text("{}")
     sealed_folder.seal(tmp_path / "a")
-    with pytest.raises(DamagedError, match=r"its arrays claim 16,777,216 bytes, its files have \d{1,3}(,\d{3})?$"):
+    with pytest.raises(DamagedError, match=r"claim 16,777,216 bytes, but its files contain \d{1,3}(,\d{3})?$"):
         sealed_pytree.read(tmp_path / "a")
 
 

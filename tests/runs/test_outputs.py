@@ -37,6 +37,6 @@ def test_what_exists_is_refused_unless_asked(tmp_path):
     (tmp_path / "link").symlink_to("nowhere")
     outputs.refuse_existing([tmp_path / "new", empty], overwrite=False)
     for path in (file, full, tmp_path / "link"):
-        with pytest.raises(UserError, match="exists, and nothing is overwritten unasked: add --overwrite, or"):
+        with pytest.raises(UserError, match="already exists: add --overwrite to replace it, or"):
             outputs.refuse_existing([empty, path], overwrite=False)
         outputs.refuse_existing([path], overwrite=True)

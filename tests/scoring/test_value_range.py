@@ -21,7 +21,9 @@ def test_floats_in_0_to_1_score_as_the_pixels_they_stand_for(trained, pixels):
     """They were taken as [-1, 1], and scored less than half."""
     scorer, floats = trained[1], (pixels / 255).astype(np.float32)
     expected = scorer(pixels)
-    with pytest.raises(gj.UserError, match=r"could be in \[0, 1\] or in \[-1, 1\]: say which, value_range=\(0, 1\) or"):
+    with pytest.raises(
+        gj.UserError, match=r"in \[0, 1\] or in \[-1, 1\]: state the range with value_range=\(0, 1\) or"
+    ):
         scorer(floats)
     for given in (floats, floats.astype(np.float64), floats[..., 0]):
         assert_scores_close(scorer, pixels, scorer(given, value_range=(0, 1)), expected)
@@ -39,7 +41,7 @@ def test_each_image_is_looked_at_alone(trained, pixels):
     scorer, floats = trained[1], (pixels / 127.5 - 1).astype(np.float32)
     clear = scorer(floats)
     mixed = np.concatenate([floats, (pixels[:1] / 255).astype(np.float32)])
-    with pytest.raises(gj.UserError, match="image 5 of floating point has values from 0"):
+    with pytest.raises(gj.UserError, match="floating-point image 5 has values from 0"):
         scorer(mixed)
     np.testing.assert_array_equal(scorer(mixed[:5]), clear)
     with pytest.raises(gj.UserError, match="image 0 "):
@@ -106,12 +108,12 @@ def test_an_export_says_the_range_and_refuses_other_types(trained, pixels, tmp_p
     gj.export(scorer, tmp_path / "pixels")
     score, manifest = export_runtime.load(tmp_path / "pixels")
     assert [manifest["input"][name] for name in ("dtype", "low", "high")] == ["uint8", 0, 255]
-    with pytest.raises(ValueError, match=r"x is float32: this program takes uint8 from 0\.0 to 255\.0"):
+    with pytest.raises(ValueError, match=r"x is float32: this program expects uint8 from 0\.0 to 255\.0"):
         score(floats)
     gj.export(scorer, tmp_path / "floats", value_range=(0, 1))
     score, manifest = export_runtime.load(tmp_path / "floats")
     assert [manifest["input"][name] for name in ("dtype", "low", "high")] == ["float32", 0, 1]
     assert_scores_close(scorer, pixels, score(floats)["score"], scorer(pixels))
-    with pytest.raises(ValueError, match="x is uint8: this program takes float32 from 0"):
+    with pytest.raises(ValueError, match="x is uint8: this program expects float32 from 0"):
         score(pixels)
     assert json.loads((tmp_path / "floats" / "manifest.json").read_text())["self_check"]["images"] == 64

@@ -543,7 +543,7 @@ def test_events_go_to_a_file_once_each(windowed, tmp_path, capsys):
     (queue / "000000000000-s-1-0.json").write_text('{"id": "s-1-0"}\n')
     other = ["--sink", str(tmp_path / "other.jsonl"), "--spool", str(tmp_path / "spool")]
     monitored(windowed[0], source, *other)
-    assert f"1 events in {queue} wait for {sink}, which is no --sink" in capsys.readouterr().err
+    assert f"1 events in {queue} wait for {sink}, which is not a --sink" in capsys.readouterr().err
 
 
 def test_a_sensor_that_the_header_lacks_is_reported_to_the_output_and_the_sinks(windowed, tmp_path, capsys):

@@ -49,7 +49,7 @@ def test_rows_are_read_as_they_are_written(text, stated, values):
 
 
 def test_a_header_that_may_be_split_in_two_ways_is_stated():
-    with pytest.raises(UserError, match=r"semicolons or pipes: state it with .*--csv"):
+    with pytest.raises(UserError, match=r"semicolons or pipes: state which with .*--csv"):
         parsed("a;x|b")
     assert parsed("a;x|b", "pipe")[1].header == ("a;x", "b")
 

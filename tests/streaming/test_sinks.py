@@ -107,14 +107,14 @@ def test_a_queue_is_bounded_and_keeps_room_for_alarms(tmp_path, limits):
     assert [sink.put(f"s-{i}-0", {"event": "alarm"}) for i in (11, 12)] == [True, False]
     said = [line for line in said if "is shut" not in line]
     assert len(said) == 2
-    assert "holds 8 events" in said[0] and "soon new events will be dropped, alarms last" in said[0]
-    assert "is full with 9 events" in said[1] and "until there is room, alarms last" in said[1]
+    assert "holds 8 events" in said[0] and "new events will soon be dropped, alarms last" in said[0]
+    assert "is full (9 events" in said[1] and "until there is room, alarms last" in said[1]
     held.open.set()
     log = []
     sink.queue._log = sink._log = log.append
     assert delivered(sink) == 0 and len(held.got) == 10
     assert "the queue of held has room again; 3 events were dropped" in log
-    assert "3 events for held were dropped, since the queue was full" in log
+    assert "3 events for held were dropped because the queue was full" in log
 
 
 def test_rejected_events_are_bounded_the_oldest_go_first(tmp_path):
@@ -131,7 +131,7 @@ def test_rejected_events_are_bounded_the_oldest_go_first(tmp_path):
         assert delivered(sink) == 0
     assert files(sink, "refused") == ["000000000003-s-3-0.json", "000000000004-s-9-0.json"]
     assert [line for line in said if "is full" in line] == [
-        f"{sink.queue.folder / 'refused'} is full with 2 events: the oldest are deleted"
+        f"{sink.queue.folder / 'refused'} is full (2 events): the oldest are deleted"
     ] * 2
     assert sum("s-1-0: HTTP 400; the event is kept in" in line for line in said) == 1
     assert "2 rejected events were deleted" in "".join(said)
@@ -257,7 +257,7 @@ def test_no_error_ends_the_thread_of_a_sink(tmp_path):
         "it fails: disk",
         "it fails: odd",
         "it fails: \\x1b[2J",
-        "it takes events again",
+        "it accepts events again",
     ]
 
 

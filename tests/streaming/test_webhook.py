@@ -142,17 +142,17 @@ def test_an_event_is_delivered_with_a_complete_answer(answer):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (b"", "without an answer"),
-        (b"HTTP/1.1 2", "no valid HTTP"),
-        (b"SSH-2.0-OpenSSH\r\n", "no valid HTTP"),
-        (b"HTTP/1.1 200", "breaks off in its head"),
-        (b"HTTP/1.1 200 OK\r\nContent-Len", "breaks off in its head"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf", "breaks off after 4 bytes"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nha", "no valid HTTP"),
-        (b"HTTP/1.1 500 Oh\r\nContent-Length: 50\r\n\r\nhalf", "answers HTTP 500"),
-        (b"HTTP/1.1 103 Early\r\n\r\n", "answers HTTP 103"),
-        (b"HTTP/1.1 405 Not Allowed\r\n\r\n", "answers HTTP 405"),  # of the receiver, not of the event
-        (b"HTTP/1.1 410 Gone\r\n\r\n", "answers HTTP 410"),
+        (b"", "without a response"),
+        (b"HTTP/1.1 2", "invalid HTTP"),
+        (b"SSH-2.0-OpenSSH\r\n", "invalid HTTP"),
+        (b"HTTP/1.1 200", "incomplete headers"),
+        (b"HTTP/1.1 200 OK\r\nContent-Len", "incomplete headers"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhalf", "ends after 4 bytes"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nha", "invalid HTTP"),
+        (b"HTTP/1.1 500 Oh\r\nContent-Length: 50\r\n\r\nhalf", "responded with HTTP 500"),
+        (b"HTTP/1.1 103 Early\r\n\r\n", "responded with HTTP 103"),
+        (b"HTTP/1.1 405 Not Allowed\r\n\r\n", "responded with HTTP 405"),  # of the receiver, not of the event
+        (b"HTTP/1.1 410 Gone\r\n\r\n", "responded with HTTP 410"),
         (b"HTTP/1.1 301 Moved\r\n\r\n", "HTTP 301 without a Location"),
         (b"HTTP/1.1 301 Moved\r\nLocation: //[x\r\n\r\n", "HTTP 301 with an invalid Location"),
     ],
@@ -183,7 +183,7 @@ def test_a_receiver_that_drips_does_not_hold_a_sink(answer):
             said = failure(f"http://127.0.0.1:{port}/", 0.2)
         finally:
             end.set()
-    assert said == "gave no complete answer within 0.2 s (--sink-timeout)"
+    assert said == "did not respond completely within 0.2 s (--sink-timeout)"
 
 
 def test_a_receiver_that_takes_the_connection_and_no_more():
@@ -309,8 +309,8 @@ def test_user_and_password_are_sent_and_never_said(tmp_path):
     header = "Authorization: Basic " + base64.b64encode("m@e:p\xe4ss".encode()).decode()
     assert len(got) == 2 and all(header in one for one in got)
     assert said == [
-        f"http://127.0.0.1:{port} answers HTTP 401; events wait in {sink.queue.folder}",
-        f"http://127.0.0.1:{port} takes events again",
+        f"http://127.0.0.1:{port} responded with HTTP 401; events wait in {sink.queue.folder}",
+        f"http://127.0.0.1:{port} accepts events again",
     ]
     for shown in (webhook.parse("http://m:pw@h/"), webhook.connect_through(webhook.parse("http://m:pw@h/"))):
         assert "pw" not in repr(shown) and base64.b64encode(b"m:pw").decode() not in repr(shown)
@@ -344,7 +344,7 @@ def test_a_proxy_that_refuses_or_cannot_be(no_proxies):
     with receiving(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n") as (port, got):
         no_proxies.setenv("https_proxy", f"127.0.0.1:{port}")
         said = failure("https://u:p@alarms.example/")
-    assert said == f"cannot be reached: the proxy http://127.0.0.1:{port} answers HTTP 407"
+    assert said == f"cannot be reached: the proxy http://127.0.0.1:{port} responded with HTTP 407"
     assert got[0].startswith("CONNECT alarms.example:443 HTTP/1.1\r\n") and "Authorization" not in got[0]
     for wrong in ("https://me:secret@h:1", "http://me:secret@h:99999", "socks5://me:secret@h"):
         no_proxies.setenv("https_proxy", wrong)

@@ -26,8 +26,8 @@ BLOCK, _CONTEXT = 2**20, 512
 # leave the largest possible number.
 _CUT = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = 0xFFFFFF00
-# Highest sampling rate in Hz, ten times that of ultrasound. Spectrograms take memory in proportion to it, whatever the
-# length of a recording.
+# Highest sampling rate in Hz, ten times that of ultrasound. The memory of spectrograms is proportional to it, whatever
+# the length of a recording.
 _HIGHEST = 10_000_000
 # Size, relative to full scale, from which integer samples count as clipped.
 _FULL = 0.9999
@@ -130,7 +130,7 @@ def from_array(values: np.ndarray, rate: int, name: str) -> Recording:
 def _check_rate(rate: int) -> None:
     """Checks a sampling rate in Hz, or raises a UserError."""
     if not 1 <= rate <= _HIGHEST:
-        raise UserError(f"a sampling rate of {rate} Hz: expected 1 to {_HIGHEST:,}")
+        raise UserError(f"sampling rate {rate} Hz: expected 1 to {_HIGHEST:,}")
 
 
 def as_float(values: Any, name: str) -> np.ndarray:

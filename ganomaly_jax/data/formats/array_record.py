@@ -194,7 +194,7 @@ def open_shard(path: Path) -> Shard:
     wrong = _wrong(metadata)
     if wrong:
         raise DamagedError(
-            f"{beside} was not written by `ganomaly pack`: {wrong} is not as expected; pack the images again"
+            f"{beside} was not written by `ganomaly pack`: unexpected value of {wrong}; pack the images again"
         )
     if size != metadata["bytes"]:
         raise DamagedError(
@@ -205,9 +205,9 @@ def open_shard(path: Path) -> Shard:
 
 
 def _wrong(metadata: dict[str, Any]) -> str:
-    """Returns the first key of metadata whose value cannot be that of a shard, empty if there is none.
+    """Returns the first key of the metadata with an impossible value; empty if there is none.
 
-    A right checksum says that they are as written, not who wrote them.
+    A valid checksum shows that the metadata are undamaged, not who wrote them.
     """
 
     def words(value: Any) -> bool:

@@ -27,14 +27,14 @@ from ganomaly_jax.data.images.decode import shown
 ENDINGS = (".npz", ".npy")
 IDX = re.compile(r"(.*)(train|test|t10k)-images[-.]idx3-ubyte(\.gz)?")
 MAX_BYTES = 2**34
-"""Bytes of the arrays of a file at most."""
+"""Maximum size of the arrays of a file in bytes."""
 MAX_MEMBERS = 1000
-"""Arrays in an npz file at most."""
+"""Maximum number of arrays in an npz file."""
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _MAX_DIMENSIONS = 8
-# Deflate makes nothing smaller than this.
+# The largest compression factor of Deflate.
 _MAX_COMPRESSION = 1032
-# Above this many bytes, data that were compressed more than so many times are taken for an attack on the memory.
+# Above this size, data with a larger compression factor are treated as an attack on memory.
 _SUSPECT_BYTES, _SUSPECT_COMPRESSION = 2**28, 100
 
 
@@ -52,7 +52,7 @@ def regular_file(path: Path) -> Path:
 
 
 def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
-    """Reads the array of an npy file, or the arrays of an npz file by name; other members are left out.
+    """Reads the array of an npy file, or the arrays of an npz file by name; other members are ignored.
 
     Args:
       path: Path of the file.
@@ -66,7 +66,7 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
         found = _read(path, mapped)
         held = found if isinstance(found, dict) else {"": found}
         if not all(_is_text(array) for array in held.values()):
-            raise UserError(f"{shown(path)} is damaged: it holds numbers that are no characters as text")
+            raise UserError(f"{shown(path)} is damaged: its text contains invalid characters")
         return found
     except (UserError, OSError):
         raise
@@ -76,7 +76,7 @@ def read(path: Path, mapped: bool = False) -> np.ndarray | dict[str, Any]:
 
 
 def _is_text(array: np.ndarray) -> bool:
-    """Returns whether an array is of numbers, or of words that Python can hold."""
+    """Returns whether an array holds numbers, or text that is valid in Python."""
     if array.dtype.kind != "U" or not array.size:
         return True
     codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
@@ -84,7 +84,7 @@ def _is_text(array: np.ndarray) -> bool:
 
 
 def _read(path: Path, mapped: bool) -> np.ndarray | dict[str, Any]:
-    """Reads as `read`, but raises whatever NumPy and zipfile raise."""
+    """Reads like `read`, but raises the errors of NumPy and zipfile."""
     with open(regular_file(path), "rb") as file:
         if file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX:
             file.seek(0)
@@ -103,7 +103,7 @@ def _read(path: Path, mapped: bool) -> np.ndarray | dict[str, Any]:
 
 
 def _declared_members(members: zipfile.ZipFile, path: Path) -> int:
-    """Returns the bytes that the arrays of an npz file take, from their headers alone.
+    """Returns the total size in bytes of the arrays of an npz file, from their headers alone.
 
     Raises:
       UserError: There are too many members, or a header does not fit the file.
@@ -118,9 +118,9 @@ def _declared_members(members: zipfile.ZipFile, path: Path) -> int:
     for info in infos:
         name = f"{shown(path)}: member {printable(info.filename)!r}"
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{name} is compressed in a way that NumPy does not write")
+            raise UserError(f"{name} uses a compression method that NumPy does not write")
         if info.file_size > _MAX_COMPRESSION * (info.compress_size + 1):
-            raise UserError(f"{name} is damaged: it would have {info.file_size} bytes, more than the file can hold")
+            raise UserError(f"{name} is damaged: it claims {info.file_size} bytes, more than the file can contain")
         with members.open(info) as file:
             if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
                 total += info.file_size  # read as bytes
@@ -131,7 +131,7 @@ def _declared_members(members: zipfile.ZipFile, path: Path) -> int:
 
 
 def _declared(file: IO[bytes], name: str, size: int) -> int:
-    """Returns the bytes of the array in an npy file, from its header alone.
+    """Returns the size in bytes of the array in an npy file, from its header alone.
 
     Args:
       file: The file at its beginning.
@@ -153,27 +153,27 @@ def _declared(file: IO[bytes], name: str, size: int) -> int:
     declared = math.prod(shape) * kind.itemsize
     if min(shape, default=0) < 0 or file.tell() + declared != size:
         raise UserError(
-            f"{name} is truncated or altered: its header says {_text(shape)} values of {kind.itemsize} bytes, "
-            f"{size - file.tell()} bytes are there"
+            f"{name} is truncated or altered: its header claims {_text(shape)} values of {kind.itemsize} bytes, "
+            f"but there are {size - file.tell()} bytes"
         )
     return declared
 
 
 def _refuse_too_large(path: Path, size: int, mapped: bool) -> None:
-    """Raises a UserError if arrays of so many bytes are not to be read; mapped ones take no memory."""
+    """Raises a UserError if arrays of this size cannot be read; mapped ones take no memory."""
     if size > MAX_BYTES:
         raise UserError(f"{shown(path)} holds arrays of {size / 2**30:.0f} GiB: expected {MAX_BYTES >> 30} GiB at most")
     whole = path.stat().st_size
     if size > max(_SUSPECT_BYTES, _SUSPECT_COMPRESSION * whole):
         raise UserError(
-            f"{shown(path)} would expand from {whole / 2**20:.0f} to {size / 2**20:.0f} MiB, more than "
-            f"{_SUSPECT_COMPRESSION} times: refused above {_SUSPECT_BYTES >> 20} MiB; store such arrays uncompressed"
+            f"{shown(path)} would expand from {whole / 2**20:.0f} to {size / 2**20:.0f} MiB, by more "
+            f"than a factor of {_SUSPECT_COMPRESSION}: refused above {_SUSPECT_BYTES >> 20} MiB; store it uncompressed"
         )
     free = memory.free_memory()
     if free is not None and size > free and not mapped:
         raise UserError(
             f"{shown(path)} holds arrays of {size / 2**20:.0f} MiB, {free / 2**20:.0f} MiB of memory are free: "
-            "pack the data, which are then read on demand (`ganomaly pack`), or use a part of them"
+            "pack the data with `ganomaly pack`, to have them read on demand, or use a part of them"
         )
 
 
@@ -254,7 +254,7 @@ def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
         if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES:
             raise UserError(f"{shown(path)} is not an idx file: it begins with {head!r}")
         if not 1 <= head[3] <= _MAX_DIMENSIONS:
-            raise UserError(f"{shown(path)}: its header says {head[3]} dimensions: expected 1 to {_MAX_DIMENSIONS}")
+            raise UserError(f"{shown(path)}: its header claims {head[3]} dimensions: expected 1 to {_MAX_DIMENSIONS}")
         shape = np.frombuffer(file.read(4 * head[3]), ">u4").tolist()
         kind = np.dtype(_IDX_TYPES[head[2]])
         size = math.prod(shape) * kind.itemsize
@@ -275,5 +275,5 @@ def _read_idx(path: Path, mapped: bool = False) -> np.ndarray:
 def _truncated(path: Path, shape: Sequence[int], size: int) -> UserError:
     """Returns the error for an idx file whose content does not fit its header."""
     return UserError(
-        f"{shown(path)} is truncated or altered: its header says {_text(shape)} values, which take {size} bytes"
+        f"{shown(path)} is truncated or altered: its header claims {_text(shape)} values, which take {size} bytes"
     )

@@ -167,6 +167,6 @@ def load(path: Path, read: Callable[[config.Data], Dataset]) -> Dataset:
         data_datasets.check_unchanged(part.settings.source, part.content_hash, now, advice, since="the update")
         chosen = part.chosen
         if not len(chosen) or chosen.min() < 0 or chosen.max() >= len(dataset.images):
-            raise DamagedError(f"{path} cannot be read (no such items); repeat the update with another --out")
+            raise DamagedError(f"{path} cannot be read (missing items); repeat the update with another --out")
         datasets.append(dataset)
     return join(parts, datasets, shown(path), scaling)

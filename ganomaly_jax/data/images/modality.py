@@ -264,9 +264,8 @@ def _as_pixels(given: Any, spec: InputSpec) -> np.ndarray:
         x = x[..., None]
     if x.ndim != 4 or x.shape[-1] != channels or not x.size:
         raise UserError(
-            f"images of shape {x.shape}: expected [B, {height}, {width}, {channels}], B at least 1, the shape that "
-            "this detector was trained on (a single image is image[None]; other sizes are resized, other numbers of "
-            "channels are not converted)"
+            f"images of shape {x.shape}: expected [B, {height}, {width}, {channels}] with B at least 1, as in training "
+            "(pass a single image as image[None]; other sizes are resized, but channels are not converted)"
         )
     if x.dtype.kind == "f":
         x = x.astype(np.float32) if spec.dtype == "float32" else value_range.to_unit(x, spec.value_range)

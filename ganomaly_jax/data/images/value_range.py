@@ -1,8 +1,8 @@
-"""What floating-point images mean to a detector that was trained on integer pixels: the one rule for it.
+"""The range of floating-point images given to a detector that was trained on integer pixels.
 
-Floats carry no scale. `value_range=(low, high)` says which values are black and white. Without it, an image of floats
-is taken to be in [-1, 1] if one of its values is negative; one whose values all lie in [0, 1] could be either, and is
-refused. Each image is looked at alone, so that its score never depends on its batch.
+Floating-point images have no inherent scale. `value_range=(low, high)` states the values of black and white. Without
+it, an image with a negative value is taken to be in [-1, 1]; an image whose values all lie in [0, 1] is ambiguous and
+refused. Each image is checked on its own, so its score never depends on its batch.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.data.lazy import Images, LazyImages
 
 Range = tuple[float, float]
-"""(low, high): the values that mean black and white."""
+"""(low, high): the values of black and white."""
 UNIT: Range = (-1.0, 1.0)
 """The range of the networks' inputs."""
 
 
 def checked(value_range: Any, dtype: str) -> Range | None:
-    """Returns a range as two floats, None for None.
+    """Returns a range as two floats, or None for None.
 
     Args:
       value_range: the range that a caller gave, or None.
       dtype: type of the detector's training images.
 
     Raises:
-      UserError: it is no range, or the detector was trained on floating point, whose range it knows.
+      UserError: it is not a range, or the detector was trained on floats, whose range is known.
     """
     if value_range is None:
         return None
@@ -41,8 +41,8 @@ def checked(value_range: Any, dtype: str) -> Range | None:
         raise UserError(f"value_range={value_range!r}: expected two numbers, low < high, such as (0, 1) or (-1, 1)")
     if np.dtype(dtype).kind != "u":
         raise UserError(
-            f"value_range={value_range!r} is for detectors of integer pixels: this one was trained on {dtype}, and "
-            "takes values on the scale of its training data"
+            f"value_range={value_range!r} applies to detectors of integer pixels; this one was trained on {dtype} "
+            "and expects values on the scale of its training data"
         )
     return low, high
 
@@ -57,8 +57,8 @@ def to_unit(x: np.ndarray, value_range: Range | None) -> np.ndarray:
     """Returns floating-point images as float32 in [-1, 1], by the rule above.
 
     Args:
-      x: images `[B, H, W, C]` of any floating-point type. NaN passes: such an image gets the verdict `invalid`.
-      value_range: what the values mean, if that is known.
+      x: images `[B, H, W, C]` of any floating-point type. Images with NaN are accepted and get the verdict `invalid`.
+      value_range: the range of the values, if it is known.
 
     Raises:
       UserError: an image is out of range, or could be in either.
@@ -71,8 +71,8 @@ def to_unit(x: np.ndarray, value_range: Range | None) -> np.ndarray:
     if len(outside):
         i = outside[0]
         raise UserError(
-            f"image {i} of floating point has values from {lows[i]:g} to {highs[i]:g}: expected {_words((low, high))}. "
-            "This detector was trained on integer pixels: pass such images, or say what the values mean, "
+            f"floating-point image {i} has values from {lows[i]:g} to {highs[i]:g}: expected {_words((low, high))}. "
+            "This detector was trained on integer pixels: pass integer images, or state the range with "
             "value_range=(low, high)"
         )
     if value_range is not None:
@@ -81,8 +81,8 @@ def to_unit(x: np.ndarray, value_range: Range | None) -> np.ndarray:
     if len(unclear):
         i = unclear[0]
         raise UserError(
-            f"image {i} of floating point has values from {lows[i]:g} to {highs[i]:g}, which could be in [0, 1] or in "
-            "[-1, 1]: say which, value_range=(0, 1) or value_range=(-1, 1)"
+            f"floating-point image {i} has values from {lows[i]:g} to {highs[i]:g}, which could be in [0, 1] or in "
+            "[-1, 1]: state the range with value_range=(0, 1) or value_range=(-1, 1)"
         )
     return x
 

@@ -12,7 +12,7 @@ import numpy as np
 NAMES = ("time", "timestamp", "datetime", "date_time", "date")
 """Names, in lower case, of columns that hold times."""
 NUMBERED = NAMES[:3]
-"""Those whose numbers count as times."""
+"""Names of columns whose numbers count as times."""
 FORMS = "ISO 8601, YYYY-MM-DD HH:MM:SS, DD.MM.YYYY HH:MM"
 """Forms of times, for messages."""
 _ISO = re.compile(r"[0-9]{4}([-/])[0-9]{2}\1[0-9]{2}(?:[T ].*)?")
@@ -43,7 +43,7 @@ class Times:
 
 
 def joined(parts: Sequence[Times | None]) -> Times | None:
-    """Returns the times of consecutive recordings; None if one has none, or another kind than the first."""
+    """Joins the times of consecutive recordings; None if one has none, or of another kind than the first."""
     known = [part for part in parts if part is not None]
     kinds = {(part.values.dtype.kind, part.zoned) for part in known}
     if len(known) < len(parts) or len(kinds) != 1:

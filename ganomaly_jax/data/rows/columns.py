@@ -1,4 +1,4 @@
-"""Converts columns of text to numbers and times, block by block, and finds out how the numbers are written."""
+"""Converts columns of text to numbers and times, block by block, and detects the format of the numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Words:
     constant: bool = True
     """Whether all are the same."""
     digits: bool = False
-    """Whether one has a digit and is no time of day."""
+    """Whether one contains a digit and is not a time of day."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -39,7 +39,7 @@ class Column:
     numbers: np.ndarray
     """[N] float64, NaN where there is no number."""
     words: Words | None = None
-    """What is neither a number nor missing; None: nothing."""
+    """Cells that are neither numbers nor missing; None: there are none."""
     text: np.ndarray | None = None
     """[N] all cells as text; for the label only."""
     times: clock.Times | None = None
@@ -52,10 +52,7 @@ class Column:
 
 @dataclasses.dataclass(eq=False)
 class Growing:
-    """Columns of text of which more rows come.
-
-    Under each decimal mark that is possible so far, the numbers are kept.
-    """
+    """Columns of text that are read block by block; numbers are kept for every decimal mark that is still possible."""
 
     name: str
     """The table in messages."""
@@ -74,9 +71,9 @@ class Growing:
     words: dict[int, Words] = dataclasses.field(default_factory=dict)
     times: dict[int, list[clock.Times] | None] = dataclasses.field(default_factory=dict)
     only: dict[str, Found] = dataclasses.field(default_factory=dict)
-    """A number that is one with this decimal mark alone."""
+    """A cell that is a number only with this decimal mark."""
     either: dict[str, Found] = dataclasses.field(default_factory=dict)
-    """By its mark, a number whose value depends on the decimal mark."""
+    """By mark, a number whose value depends on the decimal mark."""
 
 
 def begin(name: str, names: Sequence[str], wanted: Collection[str], left_out: Collection[str], label: str) -> Growing:
@@ -176,8 +173,8 @@ def _add_numbers(growing: Growing, k: int, cells: Sequence[str], blocks: dict[st
             for name, row, cell in (growing.only[POINT], growing.only[COMMA])
         ]
         raise UserError(
-            f"{growing.name}: {' and '.join(shown)} have different decimal marks: expected the same everywhere; "
-            "--config.data.columns=-NAME leaves a column out"
+            f"{growing.name}: {' and '.join(shown)} have different decimal marks: expected the same one "
+            "everywhere; --config.data.columns=-NAME excludes a column"
         )
     if failed:
         _add_words(growing, k, cells, failed)
@@ -186,7 +183,7 @@ def _add_numbers(growing: Growing, k: int, cells: Sequence[str], blocks: dict[st
 
 
 def _add_words(growing: Growing, k: int, cells: Sequence[str], failed: Sequence[int]) -> None:
-    """Notes the cells of a column that are neither numbers nor missing."""
+    """Records the cells of a column that are neither numbers nor missing."""
     if k not in growing.words:
         growing.words[k] = Words(growing.rows + failed[0] + 1, cells[failed[0]])
         earlier = clock.Times(np.full(growing.rows, np.datetime64("NaT", "us"), "datetime64[us]"))
@@ -215,7 +212,7 @@ def _add_times(growing: Growing, k: int, cells: Sequence[str]) -> None:
 
 
 def _convert(cells: Sequence[str], decimal: str) -> tuple[np.ndarray, list[int], set[str]]:
-    """Returns a block of a column as numbers [n], the indices of cells that are none, and marks between thousands."""
+    """Returns a block of a column as numbers [n], the indices of other cells, and the thousands separators."""
     try:
         if decimal == POINT:
             return np.array(cells, np.float64), [], set()
@@ -235,7 +232,7 @@ def _convert(cells: Sequence[str], decimal: str) -> tuple[np.ndarray, list[int],
 
 
 def _compare(growing: Growing, k: int, cells: Sequence[str], point: np.ndarray, comma: np.ndarray) -> None:
-    """Notes the numbers of a block of a column that tell the decimal mark, and those that depend on it."""
+    """Records the numbers of a block that determine the decimal mark, and those that depend on it."""
     different = ~((point == comma) | (np.isnan(point) & np.isnan(comma)))
     for i in np.flatnonzero(different).tolist():
         found = (growing.names[k], growing.rows + i + 1, cells[i])
@@ -248,11 +245,11 @@ def _compare(growing: Growing, k: int, cells: Sequence[str], point: np.ndarray, 
 
 
 def finished(growing: Growing, stated: Dialect, separator: str) -> tuple[list[Column], Dialect]:
-    """Returns the columns, and how they are written.
+    """Returns the columns and their format.
 
     Args:
       growing: The columns after the last block.
-      stated: What is known from elsewhere about what the table leaves open.
+      stated: The format as far as it is known, for what is ambiguous in the table.
       separator: What separates the columns; empty for columns of other files.
 
     Raises:
@@ -281,9 +278,9 @@ def _decimal(growing: Growing, stated: Dialect, separator: str) -> str:
         return ""
     found = growing.either.get(COMMA) or growing.either[POINT]
     if stated.decimal and stated.separator in ("", separator):
-        # Thousands that were not there before may as well be another decimal mark.
+        # A thousands separator not seen before could also be a different decimal mark.
         if all(mark == stated.decimal or mark in stated.thousands for mark in growing.either):
             return stated.decimal
     elif separator in ("", ",") and COMMA not in growing.either:
-        return POINT  # as everywhere where a comma separates columns
+        return POINT  # as in any comma-separated file
     raise dialects.ambiguous(growing.name, *found, Dialect(separator))

@@ -1,4 +1,4 @@
-"""Reads CSV files with a header, however their columns are separated and their numbers are written."""
+"""Reads CSV files with a header and detects their separator, number format and encoding."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ganomaly_jax.data.rows import clock, columns, dialects
 from ganomaly_jax.data.rows.columns import Column
 from ganomaly_jax.data.rows.dialects import Dialect
 
-# Cells that are converted to numbers at once: as text they take about ten times the memory.
+# Cells converted to numbers at once: as text they take about ten times the memory.
 _BLOCK_CELLS = 2**19
 _FIRST_ROWS = 64
-# Rows that tell what separates the columns.
+# Rows from which the separator is detected.
 _SAMPLE = 20
 
 
@@ -32,10 +32,10 @@ def read(
       wanted: Names of the sensors; empty: not known.
       left_out: Names of columns that are not used.
       label: Name, in lower case, of the column that is kept as text.
-      stated: What `data.csv` says about what the file leaves open.
+      stated: The format in `data.csv`, for what is ambiguous in the file.
 
     Returns:
-      Names, columns, how they are written, and the encoding if it is unusual.
+      Names, columns, their format, and the encoding if it is unusual.
 
     Raises:
       UserError: The file is empty, its first line holds numbers, or rows differ in length.
@@ -55,7 +55,7 @@ def read(
 
 
 def _encoding(path: Path, name: str) -> str:
-    """Returns the encoding that the first bytes of a file tell, UTF-8 where they do not."""
+    """Returns the encoding according to the first bytes of a file, by default UTF-8."""
     with open(path, "rb") as file:
         head = file.read(4096)
     if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
@@ -87,13 +87,13 @@ def _read(
         lines = csv.reader(file, delimiter=separator, skipinitialspace=True, strict=True)
         names = [one.strip() for one in next(lines, [])]
         if not names:
-            raise UserError(f"{name} is empty: expected a line of names and then a line of numbers for each row")
+            raise UserError(f"{name} is empty: expected a line of names, then a line of numbers for each row")
         if all(_is_number(one) for one in names):
             raise UserError(
-                f"{name}: the first line holds numbers only: expected a line with the names of the columns before them"
+                f"{name}: the first line contains only numbers: expected a line with the column names before them"
             )
         growing = columns.begin(name, names, wanted, left_out, label)
-        # Until a number tells the decimal mark, each is converted twice: most files tell in their first rows.
+        # Until the decimal mark is known, each number is converted twice; most files reveal it in the first rows.
         size = min(_FIRST_ROWS, max(1, _BLOCK_CELLS // len(names)))
         while block := list(itertools.islice(lines, size)):
             size = max(1, _BLOCK_CELLS // len(names))
@@ -108,16 +108,16 @@ def _refuse_ragged(name: str, rows: Sequence[Sequence[str]], before: int, names:
         if len(row) != len(names):
             word = dialects.to_words(Dialect(separator))
             raise UserError(
-                f"{name}: row {before + i + 1} has {len(row)} values, the header {len(names)}, where {word}s separate "
-                f"columns: expected as many; {dialects.OPTION} states another separator ({dialects.FLAG})"
+                f"{name}: row {before + i + 1} has {len(row)} values, the header {len(names)}, separated by {word}s: "
+                f"expected the same number; set another separator with {dialects.OPTION} ({dialects.FLAG})"
             )
 
 
 def _separator(file: IO[str], name: str, wanted: Collection[str], stated: Dialect) -> str:
-    """Returns what separates the columns.
+    """Returns the separator of the columns.
 
-    Of the separators in the header it is the one that finds the most sensors, makes the most rows as long as the
-    header, and the most cells numbers, times or missing, in this order.
+    Of the separators in the header, it is the one that finds the most sensors, then gives the most rows as long as the
+    header, then the most cells that are numbers, times or missing.
     """
     header = file.readline()
     known, scores = set(wanted), {}
@@ -138,7 +138,7 @@ def _separator(file: IO[str], name: str, wanted: Collection[str], stated: Dialec
 
 
 def _sample(file: IO[str], mark: str) -> Iterator[list[str]]:
-    """Returns the header and the first rows, as they are with a separator."""
+    """Returns the header and the first rows, split by a separator."""
     rows = csv.reader(file, delimiter=mark, skipinitialspace=True)
     return itertools.islice((row for row in rows if row), 1 + _SAMPLE)
 

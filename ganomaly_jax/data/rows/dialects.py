@@ -1,7 +1,7 @@
-"""Describes how tables are written as text: what separates columns, and how numbers are written.
+"""Describes the format of tables in text: the separator of columns and the format of numbers.
 
-A file mostly tells by itself: `3,7` can only be a number with a decimal comma, `12.5` only one with a decimal point.
-`1,234` may be either, so that other numbers of the file decide. What they leave open is stated by `data.csv`.
+Most files are unambiguous: `3,7` can only contain a decimal comma, `12.5` only a decimal point. `1,234` may be either,
+so other numbers of the file decide. `data.csv` states what remains ambiguous.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 POINT, COMMA = ".", ","
 AUTO = "auto"
 OPTION = "--config.data.csv"
-FLAG = "of predict and monitor: --csv"
+FLAG = "--csv for predict and monitor"
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 _DECIMALS = {"decimal-point": POINT, "decimal-comma": COMMA}
 _THOUSANDS = {"thousands-comma": ",", "thousands-point": ".", "thousands-space": " ", "thousands-apostrophe": "'"}
@@ -38,14 +38,14 @@ _GROUPED = {
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """How a table is written; what is empty is not known."""
+    """The format of a table; empty fields are unknown."""
 
     separator: str = ""
     """Between columns."""
     decimal: str = ""
     """Decimal mark, a point or a comma."""
     thousands: str = ""
-    """The marks between thousands that occur: any of `,. '`."""
+    """The thousands separators that occur: any of `,. '`."""
 
 
 def of_words(text: str) -> Dialect:
@@ -72,7 +72,7 @@ def to_words(dialect: Dialect) -> str:
 
 
 def learnt(stated: str, seen: Dialect) -> str:
-    """Returns `data.csv` for files like one that was read: as before, unless that was written in an unusual way."""
+    """Returns `data.csv` for files like one that was read; unchanged unless the format is unusual."""
     if not describe(seen):
         return stated
     before = of_words(stated)
@@ -83,7 +83,7 @@ def learnt(stated: str, seen: Dialect) -> str:
 
 
 def describe(dialect: Dialect) -> str:
-    """Returns what is unusual about a dialect, such as `separated by semicolons, decimal comma`; empty for nothing."""
+    """Returns the unusual features of a dialect, such as `separated by semicolons, decimal comma`."""
     parts = [f"separated by {word}s" for word, mark in _SEPARATORS.items() if mark == dialect.separator != ","]
     parts += ["decimal comma"] if dialect.decimal == COMMA else []
     parts += [f"thousands separated by {w[10:]}s" for w, mark in _THOUSANDS.items() if mark in dialect.thousands]
@@ -91,7 +91,7 @@ def describe(dialect: Dialect) -> str:
 
 
 def parsed(cell: str, decimal: str) -> tuple[float, str] | None:
-    """Returns the number of a cell, and the mark between its thousands ("" without); None if it is no number.
+    """Returns the number in a cell and its thousands separator ("" without), or None if it is not a number.
 
     Args:
       cell: Text, with or without surrounding spaces. `true` and `false` are 1 and 0.
@@ -99,7 +99,7 @@ def parsed(cell: str, decimal: str) -> tuple[float, str] | None:
     """
     plain = cell.strip()
     if decimal == COMMA:
-        plain = plain.replace(POINT, "_.").replace(COMMA, POINT)  # no number has _. in it
+        plain = plain.replace(POINT, "_.").replace(COMMA, POINT)  # no number contains _.
     try:
         return float(plain), ""
     except ValueError:
@@ -116,7 +116,7 @@ def parsed(cell: str, decimal: str) -> tuple[float, str] | None:
 
 
 def number(cell: str, dialect: Dialect) -> float | None:
-    """Returns the number of a cell in a dialect, None if it is no number or its value depends on what is not known."""
+    """Returns the number in a cell in a dialect; None if it is not a number or is ambiguous."""
     if dialect.decimal:
         found = parsed(cell, dialect.decimal)
         return found[0] if found and found[1] in dialect.thousands else None
@@ -126,7 +126,7 @@ def number(cell: str, dialect: Dialect) -> float | None:
 
 
 def decimal_of(cells: Sequence[str]) -> str:
-    """Returns the decimal mark of the first cell that is a number with one of them alone; empty if none is."""
+    """Returns the decimal mark of the first cell that is a number with only one of them; empty if there is none."""
     for cell in cells:
         valid = [mark for mark in (POINT, COMMA) if parsed(cell, mark) is not None]
         if len(valid) == 1:
@@ -152,12 +152,12 @@ def best_separator(scores: Mapping[str, tuple[float, ...]], stated: Dialect, nam
     """Returns the separator with the highest score, the stated one among equals.
 
     Args:
-      scores: Score of each separator that is possible; none: the stated one, or a comma.
+      scores: Score of each possible separator; if empty, the stated one or a comma is returned.
       stated: What `data.csv` says.
       name: The table in messages.
 
     Raises:
-      UserError: Several are equal, and none is stated.
+      UserError: Several separators score highest, and none is stated.
     """
     best = [mark for mark in scores if scores[mark] == max(scores.values())] or [stated.separator or ","]
     if len(best) == 1:
@@ -166,7 +166,7 @@ def best_separator(scores: Mapping[str, tuple[float, ...]], stated: Dialect, nam
         return stated.separator
     words = [word for word, mark in _SEPARATORS.items() if mark in best]
     raise UserError(
-        f"{name}: columns may be separated by {' or '.join(f'{word}s' for word in words)}: state it with "
+        f"{name}: columns may be separated by {' or '.join(f'{word}s' for word in words)}: state which with "
         f"{' or '.join(f'{OPTION}={word}' for word in words)} ({FLAG})"
     )
 
@@ -179,6 +179,6 @@ def ambiguous(name: str, column: str, row: int, cell: str, dialect: Dialect) -> 
     readings = [(f"{found[0]:.15g}", f"{prefix}{word}") for word, found in values.items() if found]
     return UserError(
         f"{name}: column {quoted(column)} holds {quoted(cell)} in row {row}, which may be "
-        f"{' or '.join(value for value, _ in readings)}, and no number of the table tells: state it with "
+        f"{' or '.join(value for value, _ in readings)}; the table is ambiguous: state which with "
         f"{' or '.join(f'{OPTION}={words}' for _, words in readings)} ({FLAG})"
     )

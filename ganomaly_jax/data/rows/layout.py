@@ -26,7 +26,7 @@ class RowLayout:
     times: Times | None = None
     """Times of the last row of each item, if they are known."""
     csv: str = "auto"
-    """How the files are written, as `data.csv` says it."""
+    """The format of the files, as in `data.csv`."""
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from ganomaly_jax.data.rows.dialects import MISSING, Dialect
 
 ENDINGS = (".csv", ".parquet")
 LABEL = "label"
-# Names among which the nearest to a missing one is looked for.
+# Names that are searched for the closest match to a missing one.
 _NEAR = 1000
 
 
@@ -38,9 +38,9 @@ class Table:
     times: clock.Times | None = None
     """[N] times of the rows; None without a column of times."""
     dialect: Dialect = dataclasses.field(default_factory=Dialect)
-    """How the file is written."""
+    """The format of the file."""
     notes: tuple[str, ...] = ()
-    """Notes for the user on the form of the file and on columns that are not used as sensors, a sentence each."""
+    """Sentences for the user on the format of the file and on columns that are not sensors."""
 
 
 def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = (), stated: str = dialects.AUTO) -> Table:
@@ -54,11 +54,11 @@ def read(path: Path, wanted: Sequence[str] = (), left_out: Sequence[str] = (), s
       path: CSV file with a header, or Parquet file.
       wanted: Names of the sensors, in the order of the result, which may differ from that in the file; empty: all.
       left_out: Names of columns that are not used.
-      stated: `data.csv`: what is known about what the file leaves open.
+      stated: The format in `data.csv`, for what is ambiguous in the file.
 
     Raises:
-      UserError: The file does not exist or is not a table, a column is missing, appears twice, or holds something else
-        than numbers, or the value of a number depends on a decimal mark that is not known.
+      UserError: The file does not exist or is not a table, a column is missing, duplicated or not numeric, or a
+        number is ambiguous because the decimal mark is unknown.
     """
     name, form, encoding = shown(path), dialects.of_words(stated), ""
     try:
@@ -121,13 +121,13 @@ def _made(
             raise _lacks(path, one, list(held))
     chosen, notes = _chosen(name, held, wanted) if wanted else _sensors(path, name, held, left_out)
     if not chosen:
-        raise UserError(f"{path} has no column of numbers beside {listed(list(held))}: expected one for each sensor")
+        raise UserError(f"{path} has no numeric column besides {listed(list(held))}: expected one for each sensor")
     for one in chosen:
         words = held[one].words
         if words is not None:
             raise UserError(
                 f"{path}: column {quoted(one)} holds {quoted(words.text)} in row {words.row}: expected "
-                "numbers, or nothing where a value is missing; --config.data.columns=-NAME leaves a column out"
+                "numbers, or nothing where a value is missing; --config.data.columns=-NAME excludes a column"
             )
     times, said = _times(name, held, {*chosen, *left_out})
     label = next((one for one in names if one.lower() == LABEL and one not in left_out), None)
@@ -139,7 +139,7 @@ def _made(
 def _lacks(path: str, name: str, names: Sequence[str]) -> UserError:
     """Returns the error for a column that a table does not have."""
     near = difflib.get_close_matches(name, names[:_NEAR], n=1, cutoff=0.0)
-    return UserError(f"{path} has no column {quoted(name)}, but {listed(names)}; the nearest is {quoted(near[0])}")
+    return UserError(f"{path} has no column {quoted(name)}, only {listed(names)}; the closest is {quoted(near[0])}")
 
 
 def _chosen(name: str, held: dict[str, Column], wanted: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -149,7 +149,7 @@ def _chosen(name: str, held: dict[str, Column], wanted: Sequence[str]) -> tuple[
     others = [one for one, column in held.items() if one not in used and not _is_other(one) and _has_numbers(column)]
     if not others:
         return list(wanted), []
-    return list(wanted), [f"{name}: columns that are not used, since data.columns does not name them: {listed(others)}"]
+    return list(wanted), [f"{name}: columns not used because data.columns does not list them: {listed(others)}"]
 
 
 def _sensors(path: str, name: str, held: dict[str, Column], left_out: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -172,11 +172,11 @@ def _sensors(path: str, name: str, held: dict[str, Column], left_out: Sequence[s
         else:
             raise UserError(
                 f"{path}: column {quoted(one)} holds text with digits, such as {quoted(column.words.text)} in row "
-                f"{column.words.row}: expected numbers; --config.data.columns=-NAME leaves a column out"
+                f"{column.words.row}: expected numbers; --config.data.columns=-NAME excludes a column"
             )
     notes = []
     by_name = [one for one in held if one.lower() in INDICES and one not in out]
-    for what, names in (("because of their names", by_name), ("because they hold words", words)):
+    for what, names in (("because of their names", by_name), ("because they contain words", words)):
         notes += [f"{name}: not used as sensors {what}: {listed(names)}"] if names else []
     return chosen, [
         *notes,
@@ -195,7 +195,7 @@ def _times(name: str, held: dict[str, Column], used: set[str]) -> tuple[clock.Ti
         if one.lower() in clock.NUMBERED and column.words is None and _has_numbers(column):
             return clock.Times(column.numbers), [f"{name}: the time of a row is {printable(one)}"]
     return None, [
-        f"{name}: {printable(one)} holds {quoted(words.text)}, which is no time: expected {clock.FORMS}"
+        f"{name}: {printable(one)} holds {quoted(words.text)}, which is not a time: expected {clock.FORMS}"
         for one in by_name
         if (words := held[one].words) is not None
     ]

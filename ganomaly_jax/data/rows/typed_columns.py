@@ -1,4 +1,4 @@
-"""Takes columns of Parquet files and pandas data frames, whose values have types; text is converted as in CSV files."""
+"""Reads the typed columns of Parquet files and pandas data frames; text is converted as in CSV files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parquet(
     """Reads the names and the columns of a Parquet file; arguments as `csv_files.read`.
 
     Returns:
-      Names, columns, and how the numbers in columns of text are written.
+      Names, columns, and the format of numbers in columns of text.
 
     Raises:
       UserError: pyarrow is missing, or the table does not fit into memory.
@@ -97,10 +97,10 @@ def _with_texts(
     label: str,
     stated: Dialect,
 ) -> tuple[list[Column], Dialect]:
-    """Returns all columns in order, those of text converted, and how the numbers in these are written."""
+    """Returns all columns in order, those of text converted, and the format of their numbers."""
     growing = columns.begin(name, [names[k] for k in texts], wanted, left_out, label)
     rows = list(zip(*texts.values(), strict=True))
-    for block in (rows[:64], rows[64:]):  # the first mostly tell the decimal mark
+    for block in (rows[:64], rows[64:]):  # the first rows usually reveal the decimal mark
         columns.add(growing, block)
     converted, dialect = columns.finished(growing, stated, "")
     known = found | dict(zip(texts, converted, strict=True))

@@ -79,7 +79,7 @@ def load(path: Path, settings: config.Data) -> Dataset:
             first, wanted = table, table.columns
             notes += table.notes
         elif set(first.columns) != set(table.columns):
-            raise UserError(f"{shown(file)} has other columns than {shown(first.name)}")
+            raise UserError(f"{shown(file)} has different columns from {shown(first.name)}")
         labels = table.labels
         if word and labels is None:
             labels = np.full(len(table.values), word)
