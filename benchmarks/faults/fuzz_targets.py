@@ -1,4 +1,4 @@
-"""What is fuzzed: every parser of the package that reads what strangers may have written."""
+"""The targets of fuzzing: every parser of untrusted input in the package."""
 
 from __future__ import annotations
 
