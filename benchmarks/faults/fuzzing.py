@@ -38,6 +38,8 @@ _LIBRARIES = ("atheris", "jax", "numpy", "pillow", "soundfile", "array_record", 
 RUNS = ("images", "rows")
 """The folders of the two detectors."""
 _SUMS, _LARGEST = ("seconds", "cpu_s", "inputs", "values"), ("branches", "slowest", "start_mib", "peak_mib")
+# Outcomes of a target in the report, the most frequent ones.
+_LISTED = 20
 # Ends of a worker by a finding after which a target is given up.
 _MOST_STOPS = 20
 
@@ -92,6 +94,8 @@ def fuzz(name: str, seconds: float, options: argparse.Namespace, scratch: Path, 
             kinds[f"{kind} {entry['processes']}"] = finding
             log(f"  {name}: {kind}, exit code {code}")
     entry |= {key: round(entry[key], 2) for key in (*_LARGEST, "seconds", "cpu_s")}
+    entry["distinct_outcomes"] = len(entry["outcomes"])
+    entry["outcomes"] = dict(sorted(entry["outcomes"].items(), key=lambda item: -item[1])[:_LISTED])
     return entry | {"findings": list(kinds.values())}
 
 
@@ -121,7 +125,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     """Formats the report as a page."""
     machine, entries = report["machine"], report["targets"]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
-    total = {key: sum(entry[key] for entry in entries.values()) for key in ("seconds", "inputs")}
+    total = {key: sum(entry[key] for entry in entries.values()) for key in _SUMS}
     findings = [(name, finding) for name, entry in entries.items() for finding in entry["findings"]]
     lines = [
         "# Fuzzing: what parsers make of changed and arbitrary bytes",
@@ -129,7 +133,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{report['date']}, {machine['processor']}, {machine['cores']} cores, Python {machine['python']}; {versions}. "
         f"Seed {report['settings']['seed']}; an input hangs after {report['settings']['limit']:g} s of CPU time, and "
         f"explodes at {report['settings']['memory']:g} MiB. {total['inputs']:,} inputs in "
-        f"{total['seconds'] / 60:.0f} minutes, {len(findings)} findings.",
+        f"{total['seconds'] / 60:.0f} minutes, {total['cpu_s'] / 60:.0f} of them CPU time, {len(findings)} findings.",
         "",
         *command.table(
             "target | commit | minutes | CPU minutes | inputs | of them valid | distinct outcomes | branches | "
@@ -140,7 +144,12 @@ def markdown(report: Mapping[str, Any]) -> str:
         kinds = [finding["kind"] for finding in entry["findings"]]
         hangs, others = kinds.count("hang"), sum(kind in ("crash", "memory") for kind in kinds)
         cells = [name, entry["commit"] or "unknown", f"{entry['seconds'] / 60:.1f}", f"{entry['cpu_s'] / 60:.1f}"]
-        cells += [f"{entry['inputs']:,}", f"{entry['values']:,}", f"{len(entry['outcomes'])}", f"{entry['branches']}"]
+        cells += [
+            f"{entry['inputs']:,}",
+            f"{entry['values']:,}",
+            f"{entry['distinct_outcomes']}",
+            f"{entry['branches']}",
+        ]
         cells += [f"{entry['slowest']:.2f}", f"{entry['peak_mib'] - entry['start_mib']:.0f}"]
         lines.append(f"| {' | '.join([*cells, str(len(kinds) - hangs - others), str(hangs), str(others)])} |")
     lines += ["", "What did not hold:" if findings else "All of it held."] + [""] * bool(findings)

@@ -82,7 +82,7 @@ def test_a_finding_is_known_by_its_place_and_keeps_its_input(tmp_path):
 
 
 def test_the_page_counts_what_did_not_hold():
-    one = dict.fromkeys((*fuzzing._SUMS, *fuzzing._LARGEST), 1) | {"commit": "abc", "outcomes": {"a value": 1}}
+    one = dict.fromkeys((*fuzzing._SUMS, *fuzzing._LARGEST), 1) | {"commit": "abc", "distinct_outcomes": 1}
     findings = [{"kind": kind, "times": 2} for kind in ("KeyError at x.py:1", "hang", "memory")]
     report = {
         "date": "today", "machine": {"processor": "p", "cores": 2, "python": "3"}, "versions": {"jax": "1"},
