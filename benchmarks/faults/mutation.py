@@ -312,6 +312,12 @@ def _progress(report: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items()))
 
 
+def _share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Returns the share of the mutants that are killed, of those that are not marked as equivalent; 1 for none."""
+    counted = [row["outcome"] == "killed" for row in rows if not (row["reason"] or "").startswith("equivalent")]
+    return sum(counted) / len(counted) if counted else 1.0
+
+
 def markdown(report: Mapping[str, Any]) -> str:
     """Formats the report as a page."""
     rows = report["mutants"]
@@ -321,9 +327,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         "# Mutants and the tests that notice them",
         "",
         f"{report['date']}, commit {report['machine']['commit'] or 'unknown'}; seed {report['settings']['seed']}. "
-        f"{killed} of {len(rows)} killed ({killed / max(len(rows), 1):.1%})."
-        + " Not finished."
-        * (not report["finished"]),
+        f"{killed} of {len(rows)} killed ({killed / max(len(rows), 1):.1%}), {_share(rows):.1%} of those that are not "
+        "equivalent." + " Not finished." * (not report["finished"]),
     ]
     for name in ("operator", "module"):
         lines += ["", *command.table(f"{name} | killed | of")]
@@ -363,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def counted(options: argparse.Namespace, log: Log) -> None:
         rows = run(options, log)["mutants"]
-        enough.append(sum(row["outcome"] == "killed" for row in rows) >= options.least * len(rows))
+        enough.append(_share(rows) >= options.least)
 
     return command.main(arguments, counted, argv) or int(not all(enough))
 

@@ -13,6 +13,7 @@ from tests.support import blobs
 from ganomaly_jax import evaluate
 from ganomaly_jax.core.errors import UserError
 from ganomaly_jax.report import html
+from ganomaly_jax.runs import lock
 
 
 @pytest.fixture
@@ -47,6 +48,19 @@ def test_metrics_follow_from_the_predictions(workdir, arrays):
         assert (folder / "pictures" / name).stat().st_size > 100, name
     assert (found.folder, found.page) == (folder, folder / "report.html")
     assert "base64" in found.page.read_text(encoding="utf-8")
+
+
+def test_the_new_folder_of_an_evaluation_is_locked(workdir, arrays, tmp_path, monkeypatch):
+    module, seen = sys.modules["ganomaly_jax.evaluation.evaluate"], []
+    before = module._data
+
+    def data(*args, **kwargs):
+        seen.append((tmp_path / "new" / lock.NAME).exists())
+        return before(*args, **kwargs)
+
+    monkeypatch.setattr(module, "_data", data)
+    evaluate(workdir, arrays=arrays, out=tmp_path / "new")
+    assert seen == [True] and not (tmp_path / "new" / lock.NAME).exists()
 
 
 @pytest.mark.parametrize("library", ["matplotlib.figure", "jinja2"])
