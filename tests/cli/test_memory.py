@@ -33,7 +33,7 @@ def test_enough_addresses_or_no_limit_pass(monkeypatch):
         if passes:
             memory.check_address_space()
         else:
-            with pytest.raises(UserError, match=r"take 2\.15 GB"):
+            with pytest.raises(UserError, match=r"need 2\.15 GB"):
                 memory.check_address_space()
 
 

@@ -406,7 +406,8 @@ def test_metadata_with_a_right_checksum_that_make_no_sense_are_refused(packed, t
     n = len(said["labels"])
     said[key] = value * n if isinstance(value, list) and len(value) == 1 and key != "classes" else value
     note.write_text(array_record.encode_metadata(said))
-    with pytest.raises(DamagedError, match=f"not written by `ganomaly pack`: {'shape' if key == 'bytes' else key}"):
+    named = "shape" if key == "bytes" else key
+    with pytest.raises(DamagedError, match=f"not written by `ganomaly pack`: unexpected value of {named}"):
         sources.load(small(strange))
 
 

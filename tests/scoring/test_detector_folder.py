@@ -223,5 +223,5 @@ def test_predict_writes_nothing_into_a_detector_folder(trained, tmp_path, capsys
     shutil.copytree(trained[0] / "detector", folder)
     before = sorted(path.name for path in folder.iterdir())
     assert main.main(["predict", "--workdir", str(folder), "any.png"]) == 2
-    assert "expected --out" in capsys.readouterr().err
+    assert "with --out" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
