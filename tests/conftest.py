@@ -49,12 +49,21 @@ NUMBERS = {
 }
 
 
+# Files that take a minute or more: they come first, so that no process is left alone with one of them at the end.
+SLOW = (
+    *("parallel/test_pods", "scoring/test_tiling", "test_document_examples", "data/test_row_windows"),
+    *("parallel/test_sharding", "benchmark/test_faults", "training/test_update", "data/test_pack"),
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the tests of numbers."""
+    """Marks the tests of numbers, and puts slow files first."""
     here = Path(__file__).parent
+    names = {item.path: item.path.relative_to(here).with_suffix("").as_posix() for item in items}
     for item in items:
-        if item.path.relative_to(here).with_suffix("").as_posix() in NUMBERS:
+        if names[item.path] in NUMBERS:
             item.add_marker("numbers")
+    items.sort(key=lambda item: SLOW.index(name) if (name := names[item.path]) in SLOW else len(SLOW))
 
 
 @pytest.fixture(scope="session")
