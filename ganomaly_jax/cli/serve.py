@@ -12,6 +12,19 @@ from ganomaly_jax.core.errors import UserError
 
 _MAX_BODY_MIB, _MAX_S = 1024, 3600
 _EVERYWHERE = ("", "0.0.0.0", "::")
+# Options with a number: name, type, default, unit, help.
+_LIMITS: tuple[tuple[str, type, float, str, str], ...] = (
+    ("--max-body", float, 16, "MIB", "largest request body"),
+    ("--max-pixels", int, 64_000_000, "N", "pixels of the largest image"),
+    ("--max-files", int, 32, "N", "maximum files in a form"),
+    ("--max-batch", int, 64, "N", "images scored together"),
+    ("--max-connections", int, 512, "N", "maximum open connections"),
+    ("--queue", int, 128, "N", "requests accepted at a time"),
+    ("--large-queue", int, 8, "N", "images of more than 4 million pixels in progress"),
+    ("--header-timeout", float, 10, "S", "time limit for headers, in seconds"),
+    ("--body-timeout", float, 30, "S", "seconds for a body to arrive"),
+    ("--drain", float, 0, "S", "seconds after SIGTERM in which it is not ready but still answers"),
+)
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -30,56 +43,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--token-file", metavar="FILE", help="require the token in this file, as Authorization: Bearer (default: none)"
     )
-    parser.add_argument(
-        "--max-body", type=float, default=16, metavar="MIB", help="largest request body (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=int, default=64_000_000, metavar="N", help="pixels of the largest image (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-files",
-        type=int,
-        default=32,
-        metavar="N",
-        help="maximum files in a form (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--max-batch", type=int, default=64, metavar="N", help="images scored together (default: %(default)s)"
-    )
+    for name, kind, default, unit, text in _LIMITS:
+        parser.add_argument(name, type=kind, default=default, metavar=unit, help=f"{text} (default: %(default)s)")
     parser.add_argument(
         "--fixed-batch",
         action="store_true",
         help="pad every batch to --max-batch, so that scores are bit-identical under any load",
-    )
-    parser.add_argument(
-        "--max-connections",
-        type=int,
-        default=512,
-        metavar="N",
-        help="maximum open connections (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--queue", type=int, default=128, metavar="N", help="requests accepted at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--large-queue",
-        type=int,
-        default=8,
-        metavar="N",
-        help="images of more than 4 million pixels in progress (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--header-timeout", type=float, default=10, metavar="S", help="time limit for headers, in seconds (%(default)s)"
-    )
-    parser.add_argument(
-        "--body-timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive (%(default)s)"
-    )
-    parser.add_argument(
-        "--drain",
-        type=float,
-        default=0,
-        metavar="S",
-        help="seconds after SIGTERM in which it is not ready but still answers (default: %(default)s)",
     )
     parser.add_argument("--access-log", action="store_true", help="log every response")
     arguments.add_huge_pages(parser)
